@@ -1,0 +1,41 @@
+"""The errors a user can cause or meet, each with its exit code.
+
+Every message says what was got, what was expected and what to type next. Anything that is not an `RlxError` is a bug in rlx.
+
+Exit codes: 0 done; 1 a bug; 2 usage or configuration; 3 training became non-finite; 4 a checkpoint cannot be used;
+5 an environment failed; 6 the disk refused a write; 130 and 143 stopped by SIGINT and SIGTERM after saving.
+"""
+
+
+class RlxError(Exception):
+    exit_code = 1
+
+
+class ConfigError(RlxError, ValueError):
+    """The command line, a YAML file or a run directory asks for something that cannot be."""
+
+    exit_code = 2
+
+
+class NonFiniteError(RlxError, ArithmeticError):
+    """A loss or gradient is NaN or infinite; raised before the optimiser step that would have spread it."""
+
+    exit_code = 3
+
+
+class CheckpointError(RlxError, ValueError):
+    """A checkpoint is missing, damaged, foreign, or does not reproduce the environment it was taken from."""
+
+    exit_code = 4
+
+
+class EnvError(RlxError, RuntimeError):
+    """An environment raised, hung, or lost its worker process."""
+
+    exit_code = 5
+
+
+class StorageError(RlxError, OSError):
+    """The run directory cannot be written."""
+
+    exit_code = 6

@@ -1,0 +1,142 @@
+"""The contracts between the parts of a run, and the shape letters used everywhere.
+
+T time in a rollout, B parallel envs or a batch, A actions, N tree nodes or planner candidates, H planning horizon,
+K ensemble members, L sequence length, D features, E episodes that ended. Rollouts are time-major `[T, B, ...]`.
+The only clock is env steps; seconds end in `_s`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import gymnasium
+import torch
+from torch import Tensor
+
+Tree = Any
+"""A tensor, or a tuple, list or dict of trees; `()` is the empty memory of a feed-forward policy."""
+State = dict[str, Any]
+"""What `torch.load(weights_only=True)` can read back: tensors, numbers, strings, bytes, lists, tuples and dicts."""
+Metrics = Mapping[str, Tensor | float]
+Mode = Literal["train", "eval"]
+
+
+class Stateful(Protocol):
+    """Anything that affects the future of a run."""
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class PolicyOutput(NamedTuple):
+    action: Tensor  # [B, *]
+    carry: Tree  # [B, *]
+    extras: dict[str, Tensor]  # {name: [B, *]}, recorded in the rollout beside the action
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """What an algorithm may know of its environment beyond samples."""
+
+    id: str
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+
+
+@dataclass(kw_only=True)
+class Rollout:
+    """T steps of B parallel envs, with the true successor of every step.
+
+    `all_obs[t + 1]` is what the policy saw next. Where an episode ended at t that is the first observation of the next
+    episode, and the observation the step really led to is in `final_obs`; `next_obs` puts the two together. Storing them
+    apart keeps images from costing double.
+    """
+
+    all_obs: Tensor  # [T + 1, B, *]
+    action: Tensor  # [T, B, *], as the policy chose it, before clipping to the action space
+    reward: Tensor  # [T, B] float32
+    terminated: Tensor  # [T, B] bool: the successor is worth nothing
+    truncated: Tensor  # [T, B] bool: the episode was cut; bootstrap from the successor
+    is_first: Tensor  # [T, B] bool: obs[t] begins an episode
+    final_t: Tensor  # [E] long: where an episode ended
+    final_b: Tensor  # [E] long
+    final_obs: Tensor  # [E, *]
+    carry: Tree  # [B, *] the policy's memory before t = 0
+    extras: dict[str, Tensor] = field(default_factory=dict)  # {name: [T, B, *]}
+
+    @property
+    def obs(self) -> Tensor:
+        """[T, B, *] what the policy saw."""
+        return self.all_obs[:-1]
+
+    @property
+    def is_last(self) -> Tensor:
+        """[T, B] bool: the episode ended with this step, either way."""
+        return self.terminated | self.truncated
+
+    @property
+    def next_obs(self) -> Tensor:
+        """[T, B, *] the true successor of every step; never a reset observation."""
+        return self.to_next(self.all_obs, self.final_obs)
+
+    @property
+    def num_env_steps(self) -> int:
+        return self.reward.numel()
+
+    def to_next(self, of_all_obs: Tensor, of_final_obs: Tensor) -> Tensor:
+        """Arrange a function of `all_obs` [T + 1, B, *] and of `final_obs` [E, *] as one of `next_obs` [T, B, *]."""
+        out = of_all_obs[1:].clone()
+        out[self.final_t, self.final_b] = of_final_obs
+        return out
+
+
+@dataclass(kw_only=True)
+class Progress:
+    """The only clock an algorithm may read."""
+
+    total_env_steps: int
+    env_steps: int = 0
+    iteration: int = 0
+
+    @property
+    def fraction(self) -> float:
+        """Share of the budget that is spent, in [0, 1]."""
+        return min(1.0, self.env_steps / self.total_env_steps)
+
+    def advance(self, rollout: Rollout) -> tuple[int, int]:
+        """Count a rollout; returns the env steps before and after it."""
+        before = self.env_steps
+        self.env_steps += rollout.num_env_steps
+        self.iteration += 1
+        return before, self.env_steps
+
+    def state_dict(self) -> State:
+        return {"env_steps": self.env_steps, "iteration": self.iteration}
+
+    def load_state_dict(self, state: State) -> None:
+        self.env_steps, self.iteration = state["env_steps"], state["iteration"]
+
+
+class Policy(Protocol):
+    """Chooses actions. Memory is a value that is passed in and out, so evaluation cannot disturb training."""
+
+    def initial_carry(self, batch_size: int) -> Tree: ...
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Actions for obs [B, *]; must not change the policy, zeroes carry where is_first, and explores only in mode "train"."""
+        ...
+
+
+class Algorithm(Policy, Stateful, Protocol):
+    rollout_length: int
+    """Env steps per env that the algorithm wants between two updates, T."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        """Absorb the data and take zero or more gradient steps; the only method that changes the algorithm."""
+        ...
