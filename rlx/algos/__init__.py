@@ -1,0 +1,28 @@
+"""One file per algorithm, and the catalogue that names them. Importing this package does not import torch."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from rlx.algos.config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
+
+
+@dataclass(frozen=True)
+class AlgoInfo:
+    config: type[AlgoConfig]
+    target: str
+    """`module:Class`, imported only when a run is built."""
+    summary: str
+
+    def load(self) -> type[Any]:
+        module, name = self.target.split(":")
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+ALGORITHMS: dict[str, AlgoInfo] = {
+    "reinforce": AlgoInfo(ReinforceConfig, "rlx.algos.reinforce:Reinforce", "Monte-Carlo policy gradient, with or without a value baseline"),
+    "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
+    "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
+}

@@ -1,0 +1,86 @@
+"""Advantage actor-critic, synchronous.
+
+Mnih et al. 2016, https://arxiv.org/abs/1602.01783, algorithm S3 with all workers stepping together. Deviation: Adam instead of
+RMSProp; the advantage is GAE, whose default lambda = 1 is the paper's n-step return.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlx import ops
+from rlx.algos.config import A2CConfig
+from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.flat import FlatAdam
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+
+class A2C:
+    """Advantage actor-critic for discrete and continuous actions."""
+
+    def __init__(self, config: A2CConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.rollout_length = config.rollout_length
+        self.net = ActorCritic(
+            spec,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation.value,
+            log_std_init=config.log_std_init,
+            observation_clip=config.observation_clip if config.normalize_observation else None,
+        ).to(device)
+        self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+
+    def state_dict(self) -> State:
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        return PolicyOutput(self.net.act(obs, mode), carry, {})
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        config = self.config
+        learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
+        features = self.net.features(rollout.obs.flatten(0, 1))
+        params, value = self.net(features)
+        advantage = self._advantage(rollout, value.detach().view_as(rollout.reward))
+        target = value.detach() + advantage
+        log_prob, entropies = self.net.head.log_prob_and_entropy(params, rollout.action.flatten(0, 1))
+        policy_loss = -(log_prob * (ops.normalize(advantage) if config.normalize_advantage else advantage)).mean()
+        value_loss = 0.5 * (value - target).square().mean()
+        entropy = entropies.mean()
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        grad_norm = self.optimizer.step(loss, learning_rate)
+        if self.net.normalizer:  # last: acting and learning used the same scale
+            self.net.normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
+        return {
+            "loss/policy": policy_loss.detach(),
+            "loss/value": value_loss.detach(),
+            "update/entropy": entropy.detach(),
+            "update/grad_norm": grad_norm,
+            "update/explained_variance": ops.explained_variance(target - advantage, target),
+            "update/learning_rate": learning_rate,
+            "update/num_gradient_steps": 1.0,
+        }
+
+    @torch.no_grad()
+    def _advantage(self, rollout: Rollout, value: Tensor) -> Tensor:
+        """Advantages [T * B], from value [T, B]; only the last and the final observations still need a value."""
+        beyond = self.net.value(self.net.features(torch.cat((rollout.all_obs[-1], rollout.final_obs))))
+        last, final = beyond[: value.shape[1]], beyond[value.shape[1] :]
+        next_value = rollout.to_next(torch.cat((value, last.unsqueeze(0))), final)
+        return ops.gae(
+            rollout.reward,
+            value,
+            next_value,
+            rollout.terminated,
+            rollout.is_last,
+            discount=self.config.discount,
+            lam=self.config.gae_lambda,
+        ).flatten()

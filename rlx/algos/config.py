@@ -1,0 +1,197 @@
+"""The settings of every algorithm: dataclasses with their defaults and their rules.
+
+They live apart from the algorithms so that the command line can check and complete a setting without importing torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from rlx.errors import ConfigError
+
+
+class Activation(Enum):
+    tanh = "tanh"
+    relu = "relu"
+
+
+class Baseline(Enum):
+    none = "none"
+    value = "value"
+
+
+class Objective(Enum):
+    clip = "clip"
+    adaptive_kl = "adaptive_kl"
+
+
+def require(condition: bool, key: str, expected: str, got: Any) -> None:
+    """Raise a ConfigError about `key` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(f"{key} must be {expected}, got {got}")
+
+
+def require_divisible(total: int, divisor: int, message: str) -> None:
+    """Raise a ConfigError that names the nearest valid divisors unless `divisor` divides `total`."""
+    if total % divisor:
+        valid = [n for n in range(1, total + 1) if total % n == 0]
+        below, above = max(n for n in valid if n < divisor), min((n for n in valid if n > divisor), default=total)
+        raise ConfigError(f"{message}; nearest that divide it: {below} and {above}")
+
+
+@dataclass(kw_only=True)
+class AlgoConfig:
+    """What every algorithm of the policy-gradient family has."""
+
+    name: str = ""
+    """Which algorithm these settings are for; set by algo=NAME."""
+    rollout_length: int = 128
+    """Env steps per env between updates, T; at least 1."""
+    discount: float = 0.99
+    """Per-step gamma in [0, 1]."""
+    learning_rate: float = 3e-4
+    """Adam's step size at the start; above 0."""
+    anneal_learning_rate: bool = False
+    """Let the step size fall linearly to 0 over loop.total_env_steps."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this global norm; above 0."""
+    value_coef: float = 0.5
+    """Weight of the value loss; at least 0."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus; at least 0."""
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
+    """Widths of the hidden layers of the policy and of the value network."""
+    activation: Activation = Activation.tanh
+    """Non-linearity of the hidden layers."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of a continuous policy, the same in every state."""
+    normalize_observation: bool = False
+    """Shift and scale observations by their running mean and standard deviation, then clip to observation_clip."""
+    observation_clip: float = 10.0
+    """Bound on normalised observations, in standard deviations; above 0."""
+
+    def __post_init__(self) -> None:
+        require(self.rollout_length >= 1, "algo.rollout_length", "at least 1", self.rollout_length)
+        require(0.0 <= self.discount <= 1.0, "algo.discount", "within [0, 1]", self.discount)
+        require(0.0 < self.learning_rate < float("inf"), "algo.learning_rate", "above 0", self.learning_rate)
+        require(self.max_grad_norm > 0.0, "algo.max_grad_norm", "above 0", self.max_grad_norm)
+        require(self.value_coef >= 0.0, "algo.value_coef", "at least 0", self.value_coef)
+        require(self.entropy_coef >= 0.0, "algo.entropy_coef", "at least 0", self.entropy_coef)
+        require(all(n >= 1 for n in self.hidden_sizes), "algo.hidden_sizes", "positive widths, e.g. [64,64]", self.hidden_sizes)
+        require(abs(self.log_std_init) <= 20.0, "algo.log_std_init", "within [-20, 20]", self.log_std_init)
+        require(self.observation_clip > 0.0, "algo.observation_clip", "above 0", self.observation_clip)
+
+    def check_num_envs(self, num_envs: int) -> None:
+        """Raise a ConfigError if the settings do not fit a batch of `num_envs` environments."""
+
+    def unused_keys(self) -> dict[str, str]:
+        """Settings that have no effect under the others, each with the setting that would give it one."""
+        return {} if self.normalize_observation else {"observation_clip": "normalize_observation=true"}
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """Step size when `fraction` of the budget is spent."""
+        return self.learning_rate * (1.0 - fraction) if self.anneal_learning_rate else self.learning_rate
+
+
+@dataclass(kw_only=True)
+class ReinforceConfig(AlgoConfig):
+    name: str = "reinforce"
+    rollout_length: int = 32
+    """Env steps per env between two looks at which episodes have ended; at least 1."""
+    episodes_per_update: int = 16
+    """Complete episodes that a gradient step waits for; at least 1."""
+    baseline: Baseline = Baseline.value
+    """What is subtracted from the return: a learnt V(s), or nothing."""
+    normalize_advantage: bool = True
+    """Shift and scale returns-minus-baseline to zero mean and unit deviation per update; false is the plain estimator."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.episodes_per_update >= 1, "algo.episodes_per_update", "at least 1", self.episodes_per_update)
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        if self.baseline is Baseline.none:
+            unused["value_coef"] = "baseline=value"
+        return unused
+
+
+@dataclass(kw_only=True)
+class A2CConfig(AlgoConfig):
+    name: str = "a2c"
+    rollout_length: int = 5
+    """Env steps per env between updates, T; at least 1."""
+    gae_lambda: float = 1.0
+    """Trace decay of the advantage estimate in [0, 1]; 1 is the n-step return of the paper."""
+    normalize_advantage: bool = False
+    """Shift and scale advantages to zero mean and unit deviation per update."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(0.0 <= self.gae_lambda <= 1.0, "algo.gae_lambda", "within [0, 1]", self.gae_lambda)
+
+
+@dataclass(kw_only=True)
+class PPOConfig(AlgoConfig):
+    name: str = "ppo"
+    num_epochs: int = 4
+    """Passes over each rollout; at least 1."""
+    num_minibatches: int = 4
+    """Gradient steps per pass; must divide rollout_length * env.num_envs."""
+    gae_lambda: float = 0.95
+    """Trace decay of the advantage estimate in [0, 1]."""
+    objective: Objective = Objective.clip
+    """Clipped surrogate (eq. 7 of the paper) or surrogate with an adaptive KL penalty (eq. 8)."""
+    clip: float = 0.2
+    """Half-width of the probability-ratio interval, in (0, 1); the paper's epsilon. Used by objective=clip."""
+    kl_coef: float = 1.0
+    """Initial weight of the KL penalty, above 0; the paper's beta. Used by objective=adaptive_kl."""
+    kl_target: float = 0.01
+    """KL divergence per update that the penalty's weight is steered to, above 0; the paper's d_targ. Used by adaptive_kl."""
+    target_kl: float | None = None
+    """End the passes over a rollout when the mean approximate KL divergence of a pass exceeds this; null never does."""
+    value_clip: float | None = 0.2
+    """Bound on how far a value may move from the rollout's, in units of the (scaled) return; null does not bound it."""
+    normalize_advantage: bool = True
+    """Shift and scale advantages to zero mean and unit deviation per minibatch."""
+    recompute_advantage: bool = False
+    """Estimate advantages anew before each pass, from the current value function."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return, then clip to reward_clip."""
+    reward_clip: float = 10.0
+    """Bound on scaled rewards; above 0."""
+    shared_network: bool = False
+    """One network for policy and value instead of two."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_epochs >= 1, "algo.num_epochs", "at least 1", self.num_epochs)
+        require(self.num_minibatches >= 1, "algo.num_minibatches", "at least 1", self.num_minibatches)
+        require(0.0 <= self.gae_lambda <= 1.0, "algo.gae_lambda", "within [0, 1]", self.gae_lambda)
+        require(0.0 < self.clip < 1.0, "algo.clip", "within (0, 1)", self.clip)
+        require(self.kl_coef > 0.0, "algo.kl_coef", "above 0", self.kl_coef)
+        require(self.kl_target > 0.0, "algo.kl_target", "above 0", self.kl_target)
+        require(self.target_kl is None or self.target_kl > 0.0, "algo.target_kl", "above 0, or null", self.target_kl)
+        require(self.value_clip is None or self.value_clip > 0.0, "algo.value_clip", "above 0, or null", self.value_clip)
+        require(self.reward_clip > 0.0, "algo.reward_clip", "above 0", self.reward_clip)
+
+    def unused_keys(self) -> dict[str, str]:
+        unused = super().unused_keys()
+        if not self.normalize_reward:
+            unused["reward_clip"] = "normalize_reward=true"
+        if self.objective is Objective.clip:
+            unused |= {"kl_coef": "objective=adaptive_kl", "kl_target": "objective=adaptive_kl"}
+        else:
+            unused["clip"] = "objective=clip"
+        return unused
+
+    def check_num_envs(self, num_envs: int) -> None:
+        batch = self.rollout_length * num_envs
+        require_divisible(
+            batch,
+            self.num_minibatches,
+            f"algo.num_minibatches={self.num_minibatches} does not divide the batch of algo.rollout_length * env.num_envs = "
+            f"{self.rollout_length} * {num_envs} = {batch}",
+        )

@@ -1,0 +1,158 @@
+"""Proximal policy optimisation.
+
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347: the clipped surrogate (eq. 7) and the adaptive KL penalty (eq. 8).
+Implementation details after Huang et al. 2022, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
+Beyond both: a truncated episode bootstraps from the value of the observation it ended in.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlx import ops
+from rlx.algos.config import Objective, PPOConfig
+from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.flat import FlatAdam
+from rlx.nn.normalize import RewardScaler
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+
+class PPO:
+    """Proximal policy optimisation for discrete and continuous actions."""
+
+    def __init__(self, config: PPOConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.rollout_length = config.rollout_length
+        self.net = ActorCritic(
+            spec,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation.value,
+            shared=config.shared_network,
+            log_std_init=config.log_std_init,
+            observation_clip=config.observation_clip if config.normalize_observation else None,
+        ).to(device)
+        self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+        self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
+        self.kl_coef = config.kl_coef
+
+    def state_dict(self) -> State:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "reward_scaler": self.reward_scaler.state_dict(),
+            "kl_coef": self.kl_coef,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.reward_scaler.load_state_dict(state["reward_scaler"])
+        self.kl_coef = state["kl_coef"]
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        # Values and log-probabilities of the behaviour policy are computed in `update`, in one batch instead of T: nothing
+        # that they depend on changes before.
+        return PolicyOutput(self.net.act(obs, mode), carry, {})
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        config = self.config
+        learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
+        reward = self.reward_scaler(rollout.reward, rollout.is_last) if config.normalize_reward else rollout.reward
+        all_features = self.net.features(torch.cat((rollout.all_obs.flatten(0, 1), rollout.final_obs)))
+        features = all_features[: rollout.num_env_steps]
+        action = rollout.action.flatten(0, 1)
+        with torch.no_grad():
+            params = self.net.policy_params(features)
+            old_log_prob = self.net.head.log_prob(params, action)
+            old_params = self.net.head.freeze(params)
+        old_value, advantage = self._estimate(rollout, reward, all_features)
+        value_before, target_before = old_value, old_value + advantage
+
+        epoch_kl, steps = [], []
+        for epoch in range(config.num_epochs):
+            if epoch > 0 and config.recompute_advantage:
+                old_value, advantage = self._estimate(rollout, reward, all_features)
+            batch = (features, action, old_log_prob, old_params, old_value, advantage)
+            order = torch.randperm(len(features), device=self.device)
+            shuffled = [x.index_select(0, order).chunk(config.num_minibatches) for x in batch]
+            kl = []
+            for minibatch in zip(*shuffled, strict=True):
+                loss, stats = self._loss(*minibatch)
+                grad_norm = self.optimizer.step(loss, learning_rate)
+                steps.append((*stats, grad_norm))
+                kl.append(stats[3])
+            epoch_kl.append(torch.stack(kl).mean())
+            if config.target_kl is not None and epoch_kl[-1] > config.target_kl:
+                break
+        if config.objective is Objective.adaptive_kl:
+            self._adapt_kl_coef(features, old_params)
+        if self.net.normalizer:  # last: the ratios above must compare policies under one normaliser
+            self.net.normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
+
+        policy_loss, value_loss, entropy, _, clip_fraction, norm = (torch.stack(s).mean() for s in zip(*steps, strict=True))
+        return {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "update/entropy": entropy,
+            "update/approx_kl": epoch_kl[-1],
+            "update/clip_fraction": clip_fraction,
+            "update/grad_norm": norm,
+            "update/explained_variance": ops.explained_variance(value_before, target_before),
+            "update/learning_rate": learning_rate,
+            "update/num_epochs": float(len(epoch_kl)),
+            "update/num_gradient_steps": float(len(steps)),
+            **({"update/kl_coef": self.kl_coef} if config.objective is Objective.adaptive_kl else {}),
+        }
+
+    @torch.no_grad()
+    def _estimate(self, rollout: Rollout, reward: Tensor, all_features: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and advantages [T * B] under the current value function; all_features is [(T + 1) * B + E, D]."""
+        values = self.net.value(all_features)
+        num_final = len(rollout.final_t)
+        of_all, of_final = values[: len(values) - num_final].view(-1, reward.shape[1]), values[len(values) - num_final :]
+        next_value = rollout.to_next(of_all, of_final)
+        advantage = ops.gae(
+            reward, of_all[:-1], next_value, rollout.terminated, rollout.is_last, discount=self.config.discount, lam=self.config.gae_lambda
+        )
+        return of_all[:-1].flatten(), advantage.flatten()
+
+    def _loss(
+        self, features: Tensor, action: Tensor, old_log_prob: Tensor, old_params: Tensor, old_value: Tensor, advantage: Tensor
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Total loss of a minibatch, and (policy loss, value loss, entropy, approximate KL, clipped fraction)."""
+        config = self.config
+        target = old_value + advantage
+        if config.normalize_advantage:
+            advantage = ops.normalize(advantage)
+        params, value = self.net(features)
+        log_prob, entropies = self.net.head.log_prob_and_entropy(params, action)
+        log_ratio = log_prob - old_log_prob
+        if config.objective is Objective.clip:
+            policy_loss = ops.ppo_clip_loss(log_ratio, advantage, clip=config.clip)
+        else:
+            kl = self.net.head.kl(old_params, params).mean()
+            policy_loss = -(log_ratio.exp() * advantage).mean() + self.kl_coef * kl
+        if config.value_clip is None:
+            value_loss = 0.5 * (value - target).square().mean()
+        else:
+            value_loss = ops.clipped_value_loss(value, old_value, target, clip=config.value_clip)
+        entropy = entropies.mean()
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        with torch.no_grad():
+            moved = log_ratio.detach()
+            clip_fraction = ((moved.exp() - 1.0).abs() > config.clip).float().mean()
+            stats = (policy_loss.detach(), value_loss.detach(), entropy.detach(), ops.approximate_kl(moved), clip_fraction)
+        return loss, stats
+
+    @torch.no_grad()
+    def _adapt_kl_coef(self, features: Tensor, old_params: Tensor) -> None:
+        """Halve or double the penalty's weight when the divergence is off its target by half (section 4 of the paper)."""
+        kl = self.net.head.kl(old_params, self.net.policy_params(features)).mean().item()
+        if kl < self.config.kl_target / 1.5:
+            self.kl_coef /= 2.0
+        elif kl > self.config.kl_target * 1.5:
+            self.kl_coef *= 2.0

@@ -1,0 +1,124 @@
+"""REINFORCE: the Monte-Carlo policy gradient, grad J = E[sum_t grad log pi(a_t|s_t) (G_t - b(s_t))].
+
+Williams 1992, https://doi.org/10.1007/BF00992696; with returns-to-go and an optional learnt baseline (Sutton and Barto 2018,
+section 13.4). Deviation: the loss averages over steps instead of summing over an episode, so that the step size does not
+grow with the episode's length. An episode that is open during an update is finished by the newer policy.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlx import ops
+from rlx.algos.config import Baseline, ReinforceConfig
+from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.flat import FlatAdam
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+
+class Reinforce:
+    """Monte-Carlo policy gradient for discrete and continuous actions.
+
+    Steps wait in `pending` until their episode is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and
+    unused [P, B]. `unused` marks steps that no update has learnt from yet.
+    """
+
+    def __init__(self, config: ReinforceConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.rollout_length = config.rollout_length
+        self.net = ActorCritic(
+            spec,
+            hidden_sizes=config.hidden_sizes,
+            activation=config.activation.value,
+            log_std_init=config.log_std_init,
+            observation_clip=config.observation_clip if config.normalize_observation else None,
+        ).to(device)
+        self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+        self.pending: dict[str, Tensor] = {}
+
+    def state_dict(self) -> State:
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "pending": dict(self.pending)}
+
+    def load_state_dict(self, state: State) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pending = {name: x.to(self.device) for name, x in state["pending"].items()}
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        return PolicyOutput(self.net.act(obs, mode), carry, {})
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        self._append(rollout)
+        pending = self.pending
+        complete = pending["unused"] & pending["is_last"].flip(0).cummax(0).values.flip(0).bool()
+        num_episodes = int((pending["is_last"].bool() & pending["unused"]).sum())
+        if num_episodes < self.config.episodes_per_update:
+            return {"update/num_gradient_steps": 0.0}
+        metrics = self._learn(complete, self.config.learning_rate_at(progress.fraction_before(rollout)))
+        self._drop(complete)
+        return metrics
+
+    def _append(self, rollout: Rollout) -> None:
+        new = {
+            "obs": rollout.obs,
+            "action": rollout.action,
+            "reward": rollout.reward,
+            "final_value": self._final_value(rollout),
+            "is_last": rollout.is_last.to(torch.int8),  # cummax has no bool kernel
+            "unused": torch.ones_like(rollout.is_last),
+        }
+        self.pending = {name: torch.cat((self.pending[name], x)) if self.pending else x for name, x in new.items()}
+
+    @torch.no_grad()
+    def _final_value(self, rollout: Rollout) -> Tensor:
+        """[T, B] what lies beyond an episode's last step: V where it was cut and V is known, else 0."""
+        final_value = torch.zeros_like(rollout.reward)
+        if self.config.baseline is Baseline.value and len(rollout.final_t):
+            final_value[rollout.final_t, rollout.final_b] = self.net.value(self.net.features(rollout.final_obs))
+        return final_value * ~rollout.terminated
+
+    def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
+        """One gradient step on the steps [P, B] marked `complete`."""
+        config, pending = self.config, self.pending
+        return_ = ops.returns_to_go(
+            pending["reward"], pending["final_value"], pending["is_last"].bool(), discount=config.discount
+        )[complete]
+        raw_features = self.net.raw_features(pending["obs"][complete])
+        features = self.net.normalizer(raw_features) if self.net.normalizer else raw_features
+        params, value = self.net(features)
+        baseline = value.detach() if config.baseline is Baseline.value else torch.zeros_like(return_)
+        advantage = return_ - baseline
+        if config.normalize_advantage:
+            advantage = ops.normalize(advantage)
+        log_prob, entropies = self.net.head.log_prob_and_entropy(params, pending["action"][complete])
+        policy_loss = -(log_prob * advantage).mean()
+        value_loss = 0.5 * (value - return_).square().mean()
+        entropy = entropies.mean()
+        loss = policy_loss - config.entropy_coef * entropy
+        if config.baseline is Baseline.value:
+            loss = loss + config.value_coef * value_loss
+        grad_norm = self.optimizer.step(loss, learning_rate)
+        if self.net.normalizer:  # last: acting and learning used the same scale
+            self.net.normalizer.update(raw_features)
+        metrics: dict[str, Tensor | float] = {
+            "loss/policy": policy_loss.detach(),
+            "update/entropy": entropy.detach(),
+            "update/grad_norm": grad_norm,
+            "update/learning_rate": learning_rate,
+            "update/num_gradient_steps": 1.0,
+        }
+        if config.baseline is Baseline.value:
+            metrics["loss/value"] = value_loss.detach()
+            metrics["update/explained_variance"] = ops.explained_variance(baseline, return_)
+        return metrics
+
+    def _drop(self, used: Tensor) -> None:
+        """Forget the steps that were used, and the rows of which nothing is left."""
+        unused = self.pending["unused"] & ~used
+        rows = unused.any(1).nonzero()
+        first = int(rows[0]) if len(rows) else len(unused)
+        self.pending = {name: x[first:].clone() for name, x in {**self.pending, "unused": unused}.items()}

@@ -1,0 +1,273 @@
+"""Checkpoints: directories that are whole or not there, verified before they are read, and never executed.
+
+    checkpoints/000000012345/algo.pt  run.pt  manifest.json
+
+`algo.pt` is the algorithm alone, which is all an evaluation reads; `run.pt` is the rest of the run. The manifest, written last,
+holds the SHA-256 of both: torch.load accepts a flipped bit in tensor data without a word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlx.errors import CheckpointError, StorageError
+from rlx.types import State, Stateful
+
+FORMAT = 1
+_ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint directory whose manifest could be read."""
+
+    path: Path
+    manifest: dict[str, Any]
+
+    @property
+    def env_steps(self) -> int:
+        return int(self.manifest["env_steps"])
+
+    @property
+    def score(self) -> float:
+        """Mean evaluation return when it was saved; minus infinity if there was no evaluation."""
+        score = self.manifest.get("score")
+        return -math.inf if score is None else float(score)
+
+    def read(self, name: str) -> State:
+        """Load one file after checking its digest, without unpickling code.
+
+        Raises:
+            CheckpointError: if the file is missing, damaged, or holds anything but data.
+        """
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
+            raise CheckpointError(f"{self.path / name} is damaged: its SHA-256 is not the manifest's")
+        try:
+            return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
+        except Exception as error:
+            raise CheckpointError(f"{self.path / name} is not plain data and was not loaded: {type(error).__name__}") from error
+
+    def verify(self) -> None:
+        """Raise a CheckpointError unless every file has the manifest's digest."""
+        for name in (_ALGO, _RUN):
+            self.read(name)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint directory.
+
+    Raises:
+        CheckpointError: if it is missing, torn, or of another format.
+    """
+    try:
+        manifest = json.loads((path / _MANIFEST).read_text())
+        steps, files, format_ = manifest["env_steps"], manifest["files"], manifest["format"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} has no readable manifest ({type(error).__name__})") from error
+    if format_ != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {format_}, this version of rlx reads format {FORMAT}")
+    if not isinstance(steps, int) or not isinstance(files, dict):
+        raise CheckpointError(f"{path} has a manifest of the wrong shape")
+    return manifest  # type: ignore[no-any-return]
+
+
+def find_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[CheckpointError]]:
+    """Checkpoints in a directory, newest first, and what is wrong with those that have no good manifest."""
+    found, broken = [], []
+    for path in sorted((p for p in directory.glob("*") if p.name.isdigit()), reverse=True):
+        try:
+            found.append(Checkpoint(path, read_manifest(path)))
+        except CheckpointError as error:
+            broken.append(error)
+    return found, broken
+
+
+def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """The one with the highest evaluation; of equals the newest."""
+    scored = [c for c in checkpoints if c.score > -math.inf]
+    return max(scored, key=lambda c: (c.score, c.env_steps), default=None)
+
+
+def load_algorithm(checkpoint: Checkpoint, algo: Stateful, *, name: str) -> None:
+    """Put a checkpoint's algorithm into `algo`.
+
+    Raises:
+        CheckpointError: if it was written by another algorithm or is damaged.
+    """
+    saved = checkpoint.manifest.get("algo")
+    if saved != name:
+        raise CheckpointError(
+            f"{checkpoint.path} was written for algo={saved}, this run is algo={name}; start a new run or pass algo={saved}"
+        )
+    state = checkpoint.read(_ALGO)
+    try:
+        algo.load_state_dict(state)
+    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint.path} does not fit this run's networks: {error}") from error
+
+
+class Checkpointer:
+    """Writes and restores the checkpoints of one run.
+
+    Args:
+        directory: the run's `checkpoints/`.
+        algo: name of the algorithm, checked on restore.
+        keep: how many of the newest to keep, beside the best.
+        inexact: why a resume from these is not exact, or None.
+        warn: told about every checkpoint that had to be passed over.
+    """
+
+    def __init__(
+        self, directory: Path, *, algo: str, keep: int = 2, inexact: str | None = None, warn: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self.directory, self.algo, self.keep, self.inexact, self.warn = directory, algo, keep, inexact, warn
+
+    def save(self, state: Mapping[str, Stateful], env_steps: int, *, score: float | None = None) -> None:
+        """Write a checkpoint atomically, then drop what need not be kept. Does nothing if there is one at env_steps.
+
+        Raises:
+            StorageError: if the disk refuses; what was saved before is untouched.
+        """
+        target = self.directory / f"{env_steps:012d}"
+        if target.exists():
+            return
+        temporary = self.directory / f"{target.name}.tmp-{os.getpid()}"
+        files = {
+            _ALGO: _serialize(state["algo"].state_dict()),
+            _RUN: _serialize({name: part.state_dict() for name, part in state.items() if name != "algo"}),
+        }
+        manifest = {
+            "format": FORMAT,
+            "env_steps": env_steps,
+            "algo": self.algo,
+            "score": score,
+            "exact": self.inexact is None,
+            "why_not_exact": self.inexact,
+            "saved_unix_s": time.time(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
+        }
+        files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
+        try:
+            temporary.mkdir(parents=True)
+            for name, data in files.items():
+                write_durably(temporary / name, data)
+            _sync_directory(temporary)
+            temporary.rename(target)
+            _sync_directory(self.directory)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StorageError(
+                f"the checkpoint at {env_steps} env steps could not be written to {self.directory} ({error.strerror}); "
+                "earlier checkpoints are intact: free some space and `rlx resume` the run"
+            ) from error
+        self._drop()
+
+    def is_best(self, score: float) -> bool:
+        """Whether an evaluation is better than that of every checkpoint kept."""
+        best = best_checkpoint(find_checkpoints(self.directory)[0])
+        return best is None or score > best.score
+
+    def restore(self, state: Mapping[str, Stateful]) -> bool:
+        """Load the newest checkpoint that is whole; False if there never was one.
+
+        Damaged ones are renamed to `*.damaged`, so that the run can write its own again when it gets there.
+
+        Raises:
+            CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm or env.
+        """
+        for stale in self.directory.glob("*.tmp-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        paths = sorted((p for p in self.directory.glob("*") if p.name.isdigit()), reverse=True)
+        for path in paths:
+            try:
+                checkpoint = Checkpoint(path, read_manifest(path))
+                checkpoint.verify()
+            except CheckpointError as error:
+                self.warn(f"{error}; falling back to the checkpoint before it")
+                path.rename(path.with_name(f"{path.name}.damaged-{int(time.time())}"))
+                continue
+            load_algorithm(checkpoint, state["algo"], name=self.algo)
+            saved = checkpoint.read(_RUN)
+            for name, part in state.items():
+                if name != "algo":
+                    part.load_state_dict(saved[name])
+            return True
+        if paths:
+            raise CheckpointError(f"every checkpoint in {self.directory} is damaged; they were renamed to *.damaged-*: start a new run")
+        return False
+
+    def _drop(self) -> None:
+        found, _ = find_checkpoints(self.directory)
+        best = best_checkpoint(found)
+        for checkpoint in found[self.keep :]:
+            if best is None or checkpoint.path != best.path:
+                shutil.rmtree(checkpoint.path, ignore_errors=True)
+
+
+def _serialize(state: State) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(_plain(state), buffer)
+    return buffer.getvalue()
+
+
+def _plain(value: Any) -> Any:
+    """NumPy arrays as tensors, which `weights_only` can read back."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(value.copy())
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return [_plain(v) for v in value]
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(v) for v in value)
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()  # a view would save the whole vector it looks into
+    return value
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write a file and wait until it is on the disk."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_durably(path: Path, data: bytes) -> None:
+    """Replace a file's content in one step: a reader sees the old or the new, also after a power cut."""
+    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    try:
+        write_durably(temporary, data)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StorageError(f"{path} could not be written ({error.strerror}); free some space and `rlx resume` the run") from error
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

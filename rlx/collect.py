@@ -1,0 +1,145 @@
+"""Steps the environments for every algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.types import Algorithm, Rollout, State
+
+SEED_LIMIT = 2**31 - 1
+"""Episode seeds are below this: what every environment accepts."""
+
+
+class Episode(NamedTuple):
+    """One finished episode: undiscounted return, and length in env steps."""
+
+    return_: float
+    length: int
+
+
+def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
+    """How a policy's actions [B, *] become an environment's: clipped to a Box, counted from a Discrete's start."""
+    if isinstance(space, gymnasium.spaces.Box):
+        low, high, dtype = space.low, space.high, space.dtype
+        return lambda action: action.cpu().numpy().clip(low, high).astype(dtype, copy=False)
+    start = int(getattr(space, "start", 0))
+    return lambda action: action.cpu().numpy() + start if start else action.cpu().numpy()
+
+
+class Collector:
+    """Runs a policy in B environments and keeps what it saw.
+
+    Args:
+        env: gymnasium's vector API with autoreset disabled. If it has `state_dict`, resuming is exact.
+        algo: the policy; only `act` is called.
+        seed: of the generator that draws a seed for every episode.
+        inexact: why the environments cannot be restored, or None.
+    """
+
+    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], algo: Algorithm, *, seed: int, inexact: str | None = None) -> None:
+        self.env, self.algo, self.inexact = env, algo, inexact
+        self._rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+        self._to_env = env_actions(env.single_action_space)
+        self._on_cpu = algo.device.type == "cpu"
+        num_envs = env.num_envs
+        self._obs: NDArray[Any] = np.zeros(0)
+        self._is_first = np.ones(num_envs, dtype=bool)
+        self._carry = algo.initial_carry(num_envs)
+        self._return = np.zeros(num_envs)
+        self._length = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self) -> None:
+        """Begin an episode in every environment."""
+        num_envs = self.env.num_envs
+        self._obs, _ = self.env.reset(seed=self._rng.integers(SEED_LIMIT, size=num_envs))
+        self._is_first = np.ones(num_envs, dtype=bool)
+        self._carry = self.algo.initial_carry(num_envs)
+        self._return = np.zeros(num_envs)
+        self._length = np.zeros(num_envs, dtype=np.int64)
+
+    def collect(self, num_steps: int) -> tuple[Rollout, list[Episode]]:
+        """Take num_steps steps in every environment; also returns the episodes that ended."""
+        env, act, num_envs, obs = self.env, self.algo.act, self.env.num_envs, self._obs
+        all_obs = np.empty((num_steps + 1, *obs.shape), dtype=obs.dtype)
+        reward = np.empty((num_steps, num_envs), dtype=np.float32)
+        terminated, truncated, is_first = (np.empty((num_steps, num_envs), dtype=bool) for _ in range(3))
+        actions: list[Tensor] = []
+        extras: list[dict[str, Tensor]] = []
+        final: list[tuple[int, NDArray[np.int64], NDArray[Any]]] = []
+        episodes: list[Episode] = []
+        first_carry = carry = self._carry
+        for t in range(num_steps):
+            all_obs[t], is_first[t] = obs, self._is_first
+            action, carry, extra = act(self._tensor(all_obs[t]), carry, self._tensor(is_first[t]), mode="train")
+            actions.append(action)
+            extras.append(extra)
+            obs, reward[t], terminated[t], truncated[t], _ = env.step(self._to_env(action))
+            self._return += reward[t]
+            self._length += 1
+            self._is_first = terminated[t] | truncated[t]
+            if self._is_first.any():
+                ended = np.flatnonzero(self._is_first)
+                final.append((t, ended, obs[ended]))
+                episodes += map(Episode, self._return[ended].tolist(), self._length[ended].tolist())
+                self._return[ended], self._length[ended] = 0.0, 0
+                obs = self._begin_episodes(ended)
+        all_obs[num_steps] = obs
+        self._obs, self._carry = obs, carry
+        rollout = Rollout(
+            all_obs=self._tensor(all_obs),
+            action=torch.stack(actions),
+            reward=self._tensor(reward),
+            terminated=self._tensor(terminated),
+            truncated=self._tensor(truncated),
+            is_first=self._tensor(is_first),
+            final_t=self._tensor(np.concatenate([np.zeros(0, dtype=np.int64), *(np.full(len(b), t) for t, b, _ in final)])),
+            final_b=self._tensor(np.concatenate([np.zeros(0, dtype=np.int64), *(b for _, b, _ in final)])),
+            final_obs=self._tensor(np.concatenate([all_obs[:0, 0], *(o for _, _, o in final)])),
+            carry=first_carry,
+            extras={name: torch.stack([e[name] for e in extras]) for name in extras[0]},
+        )
+        return rollout, episodes
+
+    def _begin_episodes(self, ended: NDArray[np.int64]) -> NDArray[Any]:
+        seeds = np.zeros(self.env.num_envs, dtype=np.int64)
+        seeds[ended] = self._rng.integers(SEED_LIMIT, size=len(ended))
+        obs, _ = self.env.reset(seed=seeds, options={"reset_mask": self._is_first})
+        return obs  # type: ignore[no-any-return]
+
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        tensor = torch.from_numpy(array)
+        return tensor if self._on_cpu else tensor.to(self.algo.device)
+
+    def state_dict(self) -> State:
+        return {
+            "env": None if self.inexact else self.env.state_dict(),  # type: ignore[attr-defined]
+            "obs": np.array(self._obs),
+            "is_first": self._is_first.copy(),
+            "carry": self._carry,
+            "return": self._return.copy(),
+            "length": self._length.copy(),
+            "rng": self._rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Go on where the state was taken; where environments cannot be restored, begin new episodes.
+
+        Raises:
+            CheckpointError: if an environment does not lead back to where it was.
+        """
+        self._rng.bit_generator.state = state["rng"]
+        if self.inexact or state["env"] is None:
+            self.reset()
+            return
+        self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]
+        self._obs = np.asarray(state["obs"])
+        self._is_first = np.asarray(state["is_first"])
+        self._carry = state["carry"]
+        self._return, self._length = np.asarray(state["return"]), np.asarray(state["length"])

@@ -1,0 +1,383 @@
+"""From overrides to a RunConfig, with errors that name what to type instead.
+
+Hydra does the composition. Around it: the names are checked before Hydra sees them, because its own advice for a typo is to
+add the typo to the configuration; and an `env` that has no YAML file may be any gymnasium id.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from rlx.algos import ALGORITHMS
+from rlx.config.schema import RESUMABLE, RunConfig
+from rlx.errors import ConfigError
+
+GROUPS = ("algo", "env", "recipe", "experiment")
+_GENERIC_ENV = "_gymnasium"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Composed:
+    """A validated configuration and how it came about."""
+
+    config: RunConfig
+    choices: dict[str, str | None]
+    """What each group resolved to; an env without a YAML file has its id."""
+    sources: dict[str, str] = field(default_factory=dict)
+    """For every key, where its value came from: "default", a file under conf/, or "command line"."""
+
+
+def conf_dir() -> Path:
+    """conf/ at the top of a checkout, or inside the installed package."""
+    package = Path(__file__).resolve().parents[1]
+    for candidate in (package.parent / "conf", package / "conf"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise ConfigError(f"conf/config.yaml was found neither beside nor inside {package}: reinstall rlx")
+
+
+@functools.cache
+def _register_schemas() -> None:
+    store = ConfigStore.instance()
+    store.store(name="run", group="schema", package="_global_", node=RunConfig)
+    store.store(name=_GENERIC_ENV, group="env", node={})
+    for name, info in ALGORITHMS.items():
+        store.store(name=name, group="schema/algo", node=info.config)
+
+
+class Composer:
+    """Composes configurations from conf/ and, before it, a directory of the user's own.
+
+    Args:
+        config_dir: a directory with groups (`algo/`, `env/`, `recipe/`, `experiment/`) that add to or shadow the shipped ones.
+    """
+
+    def __init__(self, config_dir: Path | None = None) -> None:
+        _register_schemas()
+        if config_dir is not None and not config_dir.is_dir():
+            raise ConfigError(f"--config-dir {config_dir} is not a directory; it should hold algo/, env/, recipe/ or experiment/")
+        self.directories = [d.resolve() for d in (config_dir, conf_dir()) if d is not None]
+        search_path = create_config_search_path(str(conf_dir()))
+        if config_dir is not None:
+            search_path.prepend("rlx-user", f"file://{config_dir.resolve()}", SearchPathQuery(provider="main"))
+        self._loader = ConfigLoaderImpl(config_search_path=search_path)
+
+    def options(self, group: str) -> list[str]:
+        """Names that a group offers."""
+        return sorted({p.stem for d in self.directories for p in (d / group).glob("*.yaml")})
+
+    def file(self, group: str, name: str) -> Path | None:
+        """The YAML file of a group's member; the user's own comes first."""
+        return next((p for d in self.directories if (p := d / group / f"{name}.yaml").is_file()), None)
+
+    def env_ids(self) -> dict[str, str]:
+        """Short name of every environment that has a file, with its id."""
+        ids = {}
+        for name in self.options("env"):
+            path = self.file("env", name)
+            ids[name] = str((_read_yaml(path) if path else {}).get("id", name))
+        return ids
+
+    def compose(self, arguments: list[str]) -> Composed:
+        """Compose and validate.
+
+        Raises:
+            ConfigError: for anything that is not a valid configuration.
+        """
+        overrides = parse_overrides(arguments)
+        groups = {o.key_or_group: _group_value(o) for o in overrides if o.key_or_group in GROUPS}
+        values = [o for o in overrides if o.key_or_group not in GROUPS]
+        for group in ("algo", "recipe", "experiment"):
+            self._check_option(group, groups.get(group))
+        env_id = self._resolve_env(groups)
+        chosen = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
+        base, choices = self._load(chosen)
+        recipe = groups["recipe"] if "recipe" in groups else f"{choices['algo']}_{choices['env']}"
+        if recipe is not None and self.file("recipe", recipe):
+            chosen.append(f"recipe={recipe}")
+            choices["recipe"] = recipe
+        keys = leaf_keys(base)
+        for override in values:
+            _check_key(override, keys, str(choices["algo"]))
+        if env_id is not None:
+            choices["env"] = env_id
+            chosen.append(f"env.id='{env_id}'")
+        config, _ = self._load([*chosen, *map(_argument, values)])
+        typed = to_run_config(config)
+        _refuse_unused(typed, [o.key_or_group for o in values])
+        return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, values, env_id))
+
+    def _load(self, arguments: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
+        """The composed configuration, and what each group resolved to."""
+        try:
+            config = self._loader.load_configuration("config", arguments, run_mode=RunMode.RUN)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error)) from error
+        chosen = config.hydra.runtime.choices
+        OmegaConf.set_struct(config, False)
+        config.pop("hydra")
+        OmegaConf.set_struct(config, True)
+        return config, {group: chosen.get(group) for group in GROUPS}
+
+    def _check_option(self, group: str, name: str | None) -> None:
+        options = self.options(group)
+        if name is not None and name not in options:
+            raise ConfigError(f"{group}={name}: no such {group}; {did_you_mean(name, options, key=f'{group}=')}")
+
+    def _resolve_env(self, groups: dict[str, str | None]) -> str | None:
+        """Point `env` at a file; returns the id of an environment that has none."""
+        env = groups.get("env")
+        if env is None:
+            return None
+        known = self.env_ids()
+        if env not in known:
+            env = groups["env"] = next((name for name, id_ in known.items() if id_ == env), env)
+        if env in known:
+            return None
+        self._check_generic_env(env, known)
+        groups["env"] = _GENERIC_ENV
+        return env
+
+    def _check_generic_env(self, env: str, known: dict[str, str]) -> None:
+        near = difflib.get_close_matches(env.lower(), known, n=1, cutoff=0.75)
+        if near and not any(c in env for c in ":-/"):
+            raise ConfigError(f"env={env}: no such environment; did you mean env={near[0]}?")
+        from rlx.envs.registry import check_env_id  # imports gymnasium, which most commands can do without
+
+        check_env_id(env)
+
+    def _sources(
+        self, keys: dict[str, Any], choices: dict[str, str | None], values: list[Override], env_id: str | None
+    ) -> dict[str, str]:
+        sources = dict.fromkeys(keys, "default")
+        for group in ("algo", "env", "recipe", "experiment"):
+            name = choices[group]
+            path = self.file(group, name) if name else None
+            if path is None:
+                continue
+            content = _read_yaml(path)
+            nested = content if group in ("recipe", "experiment") else {group: content}
+            shown = f"conf/{group}/{path.name}" if path.is_relative_to(conf_dir()) else str(path)
+            sources |= {k: shown for k in _flatten(nested) if k in keys}
+        for root in self.directories[::-1]:
+            sources |= {k: "conf/config.yaml" for k in _flatten(_read_yaml(root / "config.yaml")) if k in keys}
+        if env_id is not None:
+            sources["env.id"] = "command line"
+        return sources | {k: "command line" for o in values for k in keys if k == o.key_or_group or k.startswith(o.key_or_group + ".")}
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """A typed RunConfig; the rules of the schema are checked on the way.
+
+    Raises:
+        ConfigError: if a value breaks a rule.
+    """
+    try:
+        typed: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(_explain(error)) from error
+    if typed.algo is None or typed.algo.name not in ALGORITHMS or not isinstance(typed.algo, ALGORITHMS[typed.algo.name].config):
+        raise ConfigError(f"algo.name={getattr(typed.algo, 'name', None)} cannot be set: choose the algorithm with algo=NAME")
+    return typed
+
+
+def parse_overrides(arguments: list[str]) -> list[Override]:
+    """Parse `key=value` words.
+
+    Raises:
+        ConfigError: for words that are not, for lists of values, and for Hydra's +key, ++key and ~key.
+    """
+    overrides = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: unknown option; see `rlx train --help`")
+        if "=" not in argument:
+            raise ConfigError(f"{argument}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
+        if argument[0] in "+~":
+            raise ConfigError(f"{argument}: keys are not added or removed; write {argument.lstrip('+~')}")
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"{argument}: cannot be read ({first}); quote it for the shell and write lists as 'key=[1,2]'") from error
+        if override.is_sweep_override():
+            key, _, value = argument.partition("=")
+            raise ConfigError(
+                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`? "
+                f"A list is written '{key}=[...]', a text with commas \"{key}='...'\""
+            )
+        overrides.append(override)
+    seen: dict[str, str] = {}
+    for override in overrides:
+        if override.key_or_group in seen:
+            raise ConfigError(f"{override.key_or_group} is given twice: {seen[override.key_or_group]} and {override.input_line}")
+        seen[override.key_or_group] = str(override.input_line)
+    return overrides
+
+
+def check_resumable(arguments: list[str], path: str) -> None:
+    """Raise a ConfigError naming the first override that a resumed run may not change."""
+    for override in parse_overrides(arguments):
+        key = override.key_or_group
+        if not any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE):
+            raise ConfigError(
+                f"{key} cannot be changed when {path} is resumed: only loop.* (budget and cadences), log.* and runtime.device can; "
+                f"start a new run with `rlx train … {override.input_line}`"
+            )
+
+
+def leaf_keys(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
+    """Dotted names of all values; env.kwargs counts as one of them and as its members."""
+    container = OmegaConf.to_container(config, resolve=False, enum_to_str=True) if isinstance(config, DictConfig) else config
+    return _flatten(container)  # type: ignore[arg-type]
+
+
+def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:
+    """Advice: the nearest option, or all of them."""
+    near = difflib.get_close_matches(word, options, n=1)
+    return f"did you mean {key}{near[0]}?" if near else f"expected one of {', '.join(options)}"
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if key == "defaults" and not prefix:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text()) if path.is_file() else {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    content = content or {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} must hold key: value lines, got {type(content).__name__}")
+    return {k: v for k, v in content.items() if k != "defaults"}
+
+
+def _group_value(override: Override) -> str | None:
+    value = override.value()
+    if value is not None and not isinstance(value, str | int | float):
+        raise ConfigError(f"{override.input_line}: expected one name")
+    return None if value is None else str(value)
+
+
+def _argument(override: Override) -> str:
+    line = str(override.input_line)
+    return f"++{line}" if override.key_or_group.startswith("env.kwargs") else line  # a free dictionary
+
+
+def _check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
+    key = override.key_or_group
+    if key in ("env.id", "algo.name"):
+        raise ConfigError(f"{key}: is not set by itself; write {key.partition('.')[0]}={override.value()}")
+    if key in keys or key == "env.kwargs" or key.startswith("env.kwargs."):
+        return
+    if any(k.startswith(key + ".") for k in keys):
+        raise ConfigError(f"{key}: is a group of settings; set one of {', '.join(k for k in keys if k.startswith(key + '.'))}")
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not near:
+        near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    where = f" for algo={algo}" if key.startswith("algo.") else ""
+    advice = f"did you mean {near[0]}?" if near else "`rlx config` lists every key"
+    raise ConfigError(f"{key}: unknown key{where}; {advice}")
+
+
+def _refuse_unused(config: RunConfig, keys: list[str]) -> None:
+    unused = config.algo.unused_keys()
+    for key in keys:
+        name = key.removeprefix("algo.")
+        if key.startswith("algo.") and name in unused:
+            raise ConfigError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out")
+    if "env.worker_timeout_s" in keys and config.env.workers == 0:
+        raise ConfigError("env.worker_timeout_s has no effect unless env.workers is above 0; set that too, or leave it out")
+
+
+def _explain(error: Exception) -> str:
+    """The innermost cause, on one line, without Hydra's advice to append keys."""
+    cause = error
+    while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
+        cause = cause.__cause__
+    if isinstance(cause, ConfigError):
+        return str(cause)
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
+    text = lines[0] if lines else type(cause).__name__
+    return f"{key}: {text}" if key and not text.startswith(key) else text
+
+
+def save_config(config: RunConfig) -> str:
+    """The configuration as YAML that `load_config` reads back; enums by name."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's config.yaml as data: no resolvers, no unknown keys, no code.
+
+    Raises:
+        ConfigError: if it is missing, is not plain data, or does not fit this version's schema.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): is it a run directory? `rlx ls` lists them") from error
+    if "${" in text:
+        raise ConfigError(f"{path} contains '${{': a run's configuration is plain data, interpolations are refused")
+    content = _read_yaml(path)
+    algo = content.get("algo") or {}
+    name = algo.get("name") if isinstance(algo, dict) else None
+    if name not in ALGORITHMS:
+        raise ConfigError(f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(ALGORITHMS)})")
+    try:
+        base = OmegaConf.structured(RunConfig)
+        base.algo = OmegaConf.structured(ALGORITHMS[name].config)
+        merged = OmegaConf.merge(base, content, OmegaConf.from_dotlist(overrides or []))
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"{path} does not fit this version's settings: {_explain(error)}") from error
+    assert isinstance(merged, DictConfig)
+    return to_run_config(merged)
+
+
+def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
+    """A saved configuration with overrides of what may change on resume.
+
+    Raises:
+        ConfigError: for unknown keys and values that break a rule.
+    """
+    tree = OmegaConf.structured(config)
+    keys = leaf_keys(tree)
+    for override in parse_overrides(arguments):
+        _check_key(override, keys, config.algo.name)
+        try:
+            OmegaConf.update(tree, override.key_or_group, override.value())
+        except OmegaConfBaseException as error:
+            raise ConfigError(_explain(error)) from error
+    return to_run_config(tree)
+
+
+def runs_directory() -> Path:
+    """Where runs are kept: $RLX_RUNS_DIR, or runs/ in the current directory."""
+    return Path(os.environ.get("RLX_RUNS_DIR", "runs"))

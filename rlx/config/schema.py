@@ -1,0 +1,129 @@
+"""Everything that can be set, typed, with its rules. Defaults live here; YAML under conf/ holds what differs from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from rlx.algos.config import require
+
+
+class WandbMode(Enum):
+    auto = "auto"
+    online = "online"
+    offline = "offline"
+    disabled = "disabled"
+
+
+class ConsoleMode(Enum):
+    auto = "auto"
+    live = "live"
+    plain = "plain"
+    quiet = "quiet"
+
+
+class Precision(Enum):
+    highest = "highest"
+    high = "high"
+    medium = "medium"
+
+
+@dataclass(kw_only=True)
+class EnvConfig:
+    id: str = "CartPole-v1"
+    """Gymnasium id, or `my_module:MyEnv-v0` for one that `import my_module` registers."""
+    num_envs: int = 8
+    """Environments stepped side by side, B; at least 1."""
+    workers: int = 0
+    """Worker processes to step them in, at most num_envs; 0 steps them in the training process, which is faster for cheap envs."""
+    worker_timeout_s: float = 60.0
+    """Seconds after which a worker that does not answer ends the run; above 0."""
+    native: bool = True
+    """Use rlx's own vectorised implementation of the environment where there is one (see `rlx envs`)."""
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200."""
+
+    def __post_init__(self) -> None:
+        require(self.num_envs >= 1, "env.num_envs", "at least 1", self.num_envs)
+        require(0 <= self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
+        require(self.worker_timeout_s > 0, "env.worker_timeout_s", "above 0", self.worker_timeout_s)
+
+
+@dataclass(kw_only=True)
+class LoopConfig:
+    """Budget and cadences, all in env steps."""
+
+    total_env_steps: int = 200_000
+    """Env steps, over all environments, after which the run is finished; at least 1."""
+    target_return: float | None = None
+    """Finish as soon as the mean return of the last 100 training episodes reaches this; null never does."""
+    log_every: int = 10_000
+    """Env steps between lines of metrics; at least 1."""
+    eval_every: int = 50_000
+    """Env steps between evaluations, which also follow the last step; 0 never evaluates."""
+    eval_episodes: int = 10
+    """Episodes per evaluation; at least 1."""
+    checkpoint_every: int = 50_000
+    """Env steps between checkpoints, which also follow the last step and every best evaluation; 0 writes only those."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints to keep, beside the best; at least 1."""
+
+    def __post_init__(self) -> None:
+        require(self.total_env_steps >= 1, "loop.total_env_steps", "at least 1", self.total_env_steps)
+        require(self.log_every >= 1, "loop.log_every", "at least 1", self.log_every)
+        require(self.eval_every >= 0, "loop.eval_every", "at least 0 (0 never evaluates)", self.eval_every)
+        require(self.eval_episodes >= 1, "loop.eval_episodes", "at least 1", self.eval_episodes)
+        require(self.checkpoint_every >= 0, "loop.checkpoint_every", "at least 0 (0 saves only at the end)", self.checkpoint_every)
+        require(self.keep_checkpoints >= 1, "loop.keep_checkpoints", "at least 1", self.keep_checkpoints)
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    wandb: WandbMode = WandbMode.auto
+    """Mirror metrics to Weights & Biases: auto is online where a login exists, else offline."""
+    wandb_project: str = "rlx"
+    """W&B project."""
+    console: ConsoleMode = ConsoleMode.auto
+    """What the terminal shows: auto is a live view on a terminal and plain lines elsewhere."""
+
+
+@dataclass(kw_only=True)
+class RuntimeConfig:
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps; auto is the CPU for small networks, where it is faster, else the GPU if there is one."""
+    threads: int = 1
+    """Threads of one torch operation; 1 is the fastest for small networks. Another number gives other rounding."""
+    precision: Precision = Precision.highest
+    """torch.set_float32_matmul_precision: lower is faster for wide networks and less exact."""
+    deterministic: bool = True
+    """Use only kernels that give the same result every time."""
+
+    def __post_init__(self) -> None:
+        kind, _, index = self.device.partition(":")
+        valid = kind in ("auto", "cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdigit()))
+        require(valid and not self.device.endswith(":"), "runtime.device", "auto, cpu, cuda, cuda:N or mps", self.device)
+        require(self.threads >= 1, "runtime.threads", "at least 1", self.threads)
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    """One run, completely."""
+
+    algo: Any = None
+    """An AlgoConfig; which one is chosen by algo=NAME."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    seed: int = 0
+    """Every source of randomness follows from it; at least 0."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed", "within [0, 2**63)", self.seed)
+        if hasattr(self.algo, "check_num_envs"):
+            self.algo.check_num_envs(self.env.num_envs)
+
+
+RESUMABLE = ("loop", "log", "runtime.device")
+"""What a resumed run may change: budget, cadences, logging and device. Anything else would make it another run."""

@@ -1,0 +1,1 @@
+"""Environments: vectorised stepping without autoreset, snapshots, and the catalogue of names. Nothing here imports torch."""

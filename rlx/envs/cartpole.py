@@ -1,0 +1,72 @@
+"""CartPole-v1 for a batch of environments in one array: the dynamics of Gymnasium's scalar env, step for step.
+
+Barto, Sutton and Anderson 1983; constants, order of operations and limits are those of gymnasium/envs/classic_control/cartpole.py,
+so that a trajectory from the same state under the same actions is equal to the last bit. Only the initial states differ: they
+are a hash of the episode's seed, because making a NumPy generator per episode would cost more than the episode's first steps.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+_GRAVITY, _MASS_CART, _MASS_POLE, _HALF_LENGTH, _FORCE, _DT = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
+_TOTAL_MASS, _POLE_MASS_LENGTH = _MASS_CART + _MASS_POLE, _MASS_POLE * _HALF_LENGTH
+_X_LIMIT, _THETA_LIMIT = 2.4, 12 * 2 * np.pi / 360
+_MAX_STEPS = 500
+
+
+def _uniform(seeds: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+    """n numbers in [0, 1) for each seed [E]: splitmix64 (Steele, Lea and Flood 2014); returns [n, E]."""
+    with np.errstate(over="ignore"):
+        z = seeds.astype(np.uint64) + np.arange(1, n + 1, dtype=np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
+    """B poles. Gymnasium's vector API with autoreset disabled: reset what has ended through `options={"reset_mask": mask}`."""
+
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  (the API's own class attribute)
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+        # The bounds of the scalar env: twice the limits at which an episode ends, unbounded velocities.
+        high = np.array([2 * _X_LIMIT, np.inf, 2 * _THETA_LIMIT, np.inf], dtype=np.float32)
+        self.single_observation_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
+        self.single_action_space = gymnasium.spaces.Discrete(2)
+        self._state = np.zeros((4, num_envs))  # x, x velocity, theta, theta velocity
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
+        self._state[:, mask] = _uniform(np.asarray(seed, dtype=np.int64)[mask], 4) * 0.1 - 0.05
+        self._elapsed[mask] = 0
+        return self._state.T.astype(np.float32), {}
+
+    def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        x, x_dot, theta, theta_dot = self._state
+        force = np.where(actions == 1, _FORCE, -_FORCE)
+        cos, sin = np.cos(theta), np.sin(theta)
+        temp = (force + _POLE_MASS_LENGTH * np.square(theta_dot) * sin) / _TOTAL_MASS
+        theta_acc = (_GRAVITY * sin - cos * temp) / (_HALF_LENGTH * (4.0 / 3.0 - _MASS_POLE * np.square(cos) / _TOTAL_MASS))
+        x_acc = temp - _POLE_MASS_LENGTH * theta_acc * cos / _TOTAL_MASS
+        self._state += _DT * np.stack((x_dot, x_acc, theta_dot, theta_acc))
+        self._elapsed += 1
+        terminated = (np.abs(self._state[0]) > _X_LIMIT) | (np.abs(self._state[2]) > _THETA_LIMIT)
+        truncated = self._elapsed >= _MAX_STEPS
+        return self._state.T.astype(np.float32), np.ones(self.num_envs, dtype=np.float32), terminated, truncated, {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"state": self._state.tolist(), "elapsed": self._elapsed.tolist()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._state = np.array(state["state"])
+        self._elapsed = np.array(state["elapsed"], dtype=np.int64)

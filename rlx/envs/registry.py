@@ -1,0 +1,179 @@
+"""From an environment's name to a batch of it."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium
+
+from rlx.envs.cartpole import CartPoleVectorEnv
+from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
+from rlx.errors import ConfigError
+
+NATIVE = {"CartPole-v1": CartPoleVectorEnv}
+"""Environments with an implementation of rlx's own, vectorised in one array."""
+
+REPLAYABLE = {
+    *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
+    *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
+    *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
+}
+"""Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""
+
+REBUILT = {"BipedalWalker-v3"}
+"""Their Box2D world outlives the episode, so that an episode depends on the one before: built anew at each reset."""
+
+_EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "ale_py": "atari"}
+
+
+@dataclass(frozen=True)
+class EnvFactory:
+    """Builds one environment; picklable, so that worker processes can be sent it."""
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    def __call__(self, **extra: Any) -> gymnasium.Env[Any, Any]:
+        """Make the environment with its observations flattened to a Box where they are not one.
+
+        Raises:
+            ConfigError: if the id is unknown, its package is missing, or its settings are refused.
+        """
+        env: gymnasium.Env[Any, Any] = _RebuildOnReset(self, extra) if self.id in REBUILT else self._make(extra)
+        if isinstance(env.observation_space, gymnasium.spaces.Box):
+            return env
+        try:
+            return gymnasium.wrappers.FlattenObservation(env)
+        except NotImplementedError:
+            raise ConfigError(f"env={self.id} has observation space {env.observation_space}, which cannot be flattened to a Box") from None
+
+    def _make(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+        check_env_id(self.id)
+        try:
+            return gymnasium.make(self.id, disable_env_checker=True, **self.kwargs, **extra)
+        except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
+            extra_name = extra_for(self.id)
+            hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
+            raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
+        except (TypeError, gymnasium.error.Error) as error:
+            raise ConfigError(f"env={self.id} cannot be made with env.kwargs={self.kwargs}: {error}") from error
+
+
+class _RebuildOnReset(gymnasium.Env[Any, Any]):
+    """An environment that is constructed anew for every episode."""
+
+    def __init__(self, factory: EnvFactory, extra: dict[str, Any]) -> None:
+        self._factory, self._extra = factory, extra
+        self._env = factory._make(extra)
+        self.observation_space, self.action_space = self._env.observation_space, self._env.action_space
+        self.spec, self.metadata, self.render_mode = self._env.spec, self._env.metadata, self._env.render_mode
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        self._env.close()
+        self._env = self._factory._make(self._extra)
+        return self._env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return self._env.step(action)
+
+    def render(self) -> Any:
+        return self._env.render()
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def check_env_id(env_id: str) -> None:
+    """Raise a ConfigError unless gymnasium knows the id, importing what `module:Id` and `ALE/` need.
+
+    Raises:
+        ConfigError: with the nearest known names.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise ConfigError(
+                f"env={env_id}: module {module!r} cannot be imported ({error}); it must be on PYTHONPATH or installed, "
+                "and register the environment when imported"
+            ) from error
+    if name.startswith("ALE/"):
+        try:
+            import ale_py
+
+            gymnasium.register_envs(ale_py)
+        except ImportError:
+            raise ConfigError(f"env={env_id} needs a package that is not installed: pip install 'rlx[atari]'") from None
+    if name not in gymnasium.registry:
+        near = difflib.get_close_matches(name, gymnasium.registry, n=3)
+        suggestion = f"did you mean {' or '.join(near)}?" if near else "see `rlx envs`, or write my_module:MyEnv-v0 for one of your own"
+        raise ConfigError(f"env={env_id}: no such environment is registered with gymnasium; {suggestion}")
+
+
+def extra_for(env_id: str) -> str | None:
+    """The extra of rlx that an environment needs, or None."""
+    if env_id.startswith("ALE/"):
+        return "atari"
+    spec = gymnasium.registry.get(env_id)
+    entry_point = spec.entry_point if spec else None
+    for module, extra in _EXTRAS.items():
+        if isinstance(entry_point, str) and entry_point.startswith(module):
+            return extra
+    return None
+
+
+@dataclass(frozen=True)
+class VectorEnvFactory:
+    """Builds batches of one environment, for training and for evaluation.
+
+    Args:
+        id: a gymnasium id, or `module:Id`.
+        kwargs: constructor arguments.
+        native: use rlx's own implementation where there is one and `kwargs` are empty.
+        workers: worker processes to step in; 0 steps in this process.
+        worker_timeout_s: seconds after which a worker that does not answer is given up.
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    native: bool = True
+    workers: int = 0
+    worker_timeout_s: float = 60.0
+
+    @property
+    def is_native(self) -> bool:
+        return self.native and self.id in NATIVE and not self.kwargs
+
+    def __call__(self, num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        """B environments that can be restored as bare replay allows."""
+        if self.is_native:
+            return NATIVE[self.id](num_envs)
+        single = EnvFactory(self.id, self.kwargs)
+        if self.workers:
+            from rlx.envs.workers import ProcessVectorEnv
+
+            return ProcessVectorEnv(single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
+        return GymVectorEnv(single, num_envs)
+
+    def training(self, num_envs: int, *, inexact: bool = False) -> tuple[gymnasium.vector.VectorEnv[Any, Any, Any], str | None]:
+        """B environments with a state wherever that is possible, and why it is not where it is not."""
+        if self.is_native:
+            return self(num_envs), None
+        defect = "resumed with --inexact" if inexact else None
+        if not defect and self.id not in REPLAYABLE | REBUILT:
+            defect = replay_defect(EnvFactory(self.id, self.kwargs))
+        env: Any = self(num_envs)
+        return (env, defect) if defect else (ReplayVectorEnv(env), None)
+
+
+def quiet_rendering() -> None:
+    """Let environments that draw with SDL or MuJoCo do so without a screen."""
+    if not os.environ.get("DISPLAY"):
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")

@@ -1,0 +1,99 @@
+"""Evaluation: the policy's `act` under mode "eval", in environments of its own, over fixed episodes, under a generator of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rlx.collect import SEED_LIMIT, Episode, env_actions
+from rlx.rng import isolated_rng
+from rlx.types import Algorithm, Mode
+
+MAX_PARALLEL = 64
+"""Most environments that an evaluation steps side by side."""
+
+
+def run_episodes(
+    env: gymnasium.vector.VectorEnv[Any, Any, Any], algo: Algorithm, seeds: NDArray[np.int64], *, mode: Mode = "eval"
+) -> list[Episode]:
+    """One episode for every seed, in the order of the seeds.
+
+    Every started episode is finished and counted, so that short episodes do not crowd out long ones.
+    """
+    num_envs = env.num_envs
+    to_env = env_actions(env.single_action_space)
+    slot = np.arange(num_envs)  # which episode each env is playing; those beyond the last are played and not counted
+    next_episode = num_envs
+    obs, _ = env.reset(seed=np.resize(seeds, num_envs))
+    carry = algo.initial_carry(num_envs)
+    is_first = np.ones(num_envs, dtype=bool)
+    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+    episodes: dict[int, Episode] = {}
+    while len(episodes) < len(seeds):
+        action, carry, _ = algo.act(torch.tensor(obs, device=algo.device), carry, torch.tensor(is_first, device=algo.device), mode=mode)
+        obs, reward, terminated, truncated, _ = env.step(to_env(action))
+        returns += reward
+        lengths += 1
+        is_first = terminated | truncated
+        if is_first.any():
+            for i in np.flatnonzero(is_first):
+                if slot[i] < len(seeds):
+                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]))
+                slot[i] = next_episode
+                next_episode += 1
+            returns[is_first], lengths[is_first] = 0.0, 0
+            obs, _ = env.reset(seed=seeds[slot % len(seeds)], options={"reset_mask": is_first})
+    return [episodes[i] for i in range(len(seeds))]
+
+
+def bootstrap_interval(values: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), seeded so that it is reproducible."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
+
+
+def summarize(episodes: list[Episode]) -> dict[str, float]:
+    """Mean, standard deviation and 95 % bootstrap interval of the undiscounted returns."""
+    returns = np.array([e.return_ for e in episodes])
+    low, high = bootstrap_interval(returns)
+    return {
+        "eval/return_mean": float(returns.mean()),
+        "eval/return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
+        "eval/return_ci_low": low,
+        "eval/return_ci_high": high,
+        "eval/length_mean": float(np.mean([e.length for e in episodes])),
+    }
+
+
+class Evaluator:
+    """Evaluates during training, always on the same episodes.
+
+    Args:
+        make_env: builds a vector env of a given size.
+        num_episodes: episodes per evaluation.
+        seed: of the run; the episodes are drawn from it and shared with no other part of the run.
+    """
+
+    def __init__(self, make_env: Callable[[int], gymnasium.vector.VectorEnv[Any, Any, Any]], *, num_episodes: int, seed: int) -> None:
+        self._env = make_env(min(num_episodes, MAX_PARALLEL))
+        self._seed = seed
+        self._seeds = episode_seeds(num_episodes, stream=[seed, 2])
+
+    def __call__(self, algo: Algorithm, env_steps: int) -> dict[str, float]:
+        with isolated_rng(self._seed, env_steps):
+            return summarize(run_episodes(self._env, algo, self._seeds))
+
+    def close(self) -> None:
+        self._env.close()
+
+
+def episode_seeds(num_episodes: int, *, stream: list[int]) -> NDArray[np.int64]:
+    """The seeds of num_episodes episodes; the first n are the same whatever num_episodes is."""
+    return np.random.default_rng(np.random.SeedSequence(stream)).integers(SEED_LIMIT, size=num_episodes)

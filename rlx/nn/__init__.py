@@ -1,0 +1,1 @@
+"""Networks, distribution heads, normalisers and the optimiser over flat parameters that the algorithms share."""

@@ -1,0 +1,90 @@
+"""A policy and a value function over flat observations: what the policy-gradient family shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+from rlx.errors import ConfigError
+from rlx.nn.heads import make_head
+from rlx.nn.mlp import MLP
+from rlx.nn.normalize import ObservationNormalizer
+from rlx.types import EnvSpec, Mode
+
+
+class ActorCritic(nn.Module):
+    """MLP policy and value function.
+
+    Args:
+        spec: gives the observation and action spaces.
+        hidden_sizes: widths of the hidden layers.
+        activation: "tanh" or "relu".
+        shared: one network with two outputs instead of two networks.
+        log_std_init: initial log standard deviation of a continuous policy.
+        observation_clip: normalise observations and clip them to this many standard deviations; None leaves them alone.
+
+    Raises:
+        ConfigError: for spaces it has no network for.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        shared: bool = False,
+        log_std_init: float = 0.0,
+        observation_clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        space = spec.observation_space
+        if not isinstance(space, gymnasium.spaces.Box):
+            raise ConfigError(f"env={spec.id} has observation space {space}; this algorithm expects a Box: wrap the environment")
+        num_features = 1
+        for n in space.shape:
+            num_features *= n
+        self._scale = 1.0 / 255.0 if space.dtype == "uint8" else None
+        self.head = make_head(spec, log_std_init=log_std_init)
+        num_outputs = self.head.num_outputs
+        # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
+        self.policy = MLP([num_features, *hidden_sizes, num_outputs + shared], activation, output_gain=0.01)
+        self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
+        if shared:
+            nn.init.orthogonal_(self.policy.layers[-1].weight.data[num_outputs:], gain=1.0)
+        self.normalizer = ObservationNormalizer(num_features, clip=observation_clip) if observation_clip else None
+
+    def raw_features(self, obs: Tensor) -> Tensor:
+        """Observations [B, *] as float32 vectors [B, D]; images of bytes become [0, 1]."""
+        features = obs.flatten(1).to(torch.float32)
+        return features * self._scale if self._scale else features
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Observations [B, *] as the networks see them, [B, D]."""
+        raw = self.raw_features(obs)
+        return self.normalizer(raw) if self.normalizer else raw
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, D] to (distribution parameters [B, D'], values [B])."""
+        if self.critic is None:
+            out = self.policy(features)
+            return out[:, :-1], out[:, -1]
+        return self.policy(features), self.critic(features)[:, 0]
+
+    def policy_params(self, features: Tensor) -> Tensor:
+        """[B, D] to distribution parameters [B, D']."""
+        out = self.policy(features)
+        return out[:, :-1] if self.critic is None else out
+
+    def value(self, features: Tensor) -> Tensor:
+        """[B, D] to [B]."""
+        return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
+
+    @torch.inference_mode()
+    def act(self, obs: Tensor, mode: Mode) -> Tensor:
+        """Observations [B, *] to actions [B, *]: a sample in training, the mode in evaluation."""
+        params = self.policy_params(self.features(obs))
+        return self.head.sample(params) if mode == "train" else self.head.mode(params)

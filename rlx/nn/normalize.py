@@ -1,0 +1,86 @@
+"""Running normalisation of observations and rewards. Part of the algorithm, so that it is saved, restored and frozen with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rlx.ops import reverse_scan
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of a stream of batches (Chan, Golub and LeVeque 1979), in float64."""
+
+    mean: Tensor
+    variance: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+
+    def update(self, batch: Tensor) -> None:
+        """Absorb batch [N, *shape]."""
+        batch = batch.to(torch.float64)
+        variance, mean = torch.var_mean(batch, dim=0, correction=0)
+        total = self.count + len(batch)
+        delta = mean - self.mean
+        self.variance.copy_(
+            (self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total) / total
+        )
+        self.mean.add_(delta * len(batch) / total)
+        self.count.copy_(total)
+
+
+class ObservationNormalizer(nn.Module):
+    """(obs - mean) / std, clipped. Statistics move only in `update`, so a rollout is acted and learnt from under one scale."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, num_features: int, *, clip: float) -> None:
+        super().__init__()
+        self.clip = clip
+        self.moments = RunningMoments((num_features,))
+        self.register_buffer("shift", torch.zeros(num_features))
+        self.register_buffer("scale", torch.ones(num_features))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, D] to [B, D] in [-clip, clip]."""
+        return torch.addcmul(self.shift, features, self.scale).clamp_(-self.clip, self.clip)
+
+    def update(self, features: Tensor) -> None:
+        """Absorb features [N, D]."""
+        self.moments.update(features)
+        std = (self.moments.variance + 1e-8).sqrt()
+        self.scale.copy_(1.0 / std)
+        self.shift.copy_(-self.moments.mean / std)
+
+
+class RewardScaler(nn.Module):
+    """reward / std of the running discounted return, clipped (OpenAI baselines' VecNormalize; never shifted).
+
+    The scale of a rollout includes that rollout's own rewards, as in baselines, so the first update is already scaled.
+    """
+
+    running_return: Tensor
+
+    def __init__(self, num_envs: int, *, discount: float, clip: float) -> None:
+        super().__init__()
+        self.discount, self.clip = discount, clip
+        self.moments = RunningMoments(())
+        self.register_buffer("running_return", torch.zeros(num_envs))
+
+    def forward(self, reward: Tensor, is_last: Tensor) -> Tensor:
+        """Absorb and scale reward [T, B]; is_last [T, B] bool restarts the running return."""
+        # y[t] = r[t] + discount * (1 - is_last[t - 1]) * y[t - 1], led in by the carry: a scan in reversed time.
+        lead = torch.full_like(reward[:1], self.discount)
+        decay = torch.cat((torch.zeros_like(lead), lead, self.discount * (~is_last[:-1]).to(reward.dtype)))
+        x = torch.cat((self.running_return.unsqueeze(0), reward))
+        returns = reverse_scan(x.flip(0), decay.flip(0)).flip(0)[1:]
+        self.running_return.copy_(returns[-1] * (~is_last[-1]).to(reward.dtype))
+        self.moments.update(returns.flatten())
+        std = (self.moments.variance + 1e-8).sqrt().to(reward.dtype)
+        return (reward / std).clamp_(-self.clip, self.clip)

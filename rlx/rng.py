@@ -1,0 +1,56 @@
+"""Every global source of randomness, saved, restored, and kept apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlx.types import State
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch (CPU and CUDA)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+class GlobalRNG:
+    """The state of the global generators of python, numpy and torch, as something that can be checkpointed."""
+
+    def state_dict(self) -> State:
+        numpy_state: Any = np.random.get_state(legacy=False)
+        return {
+            "python": random.getstate(),
+            "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        version, internal, gauss = state["python"]
+        random.setstate((version, tuple(internal), gauss))
+        numpy_state = state["numpy"]
+        key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
+        np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
+        torch.set_rng_state(state["torch"].cpu())
+        # A run that moves to a machine with another number of GPUs goes on with that machine's own generators.
+        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+
+
+@contextmanager
+def isolated_rng(seed: int, env_steps: int) -> Iterator[None]:
+    """Run a block under generators of its own and put the outer ones back, so that evaluating cannot change training."""
+    outer = GlobalRNG()
+    saved = outer.state_dict()
+    seed_everything(int(np.random.SeedSequence([seed, env_steps]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    try:
+        yield
+    finally:
+        outer.load_state_dict(saved)

@@ -1,0 +1,48 @@
+"""Requests from outside: stop, or save and go on.
+
+Handlers only set a flag that the loop reads between iterations; saving inside a handler could meet half an update.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+
+
+class SignalHandler:
+    """SIGINT, SIGTERM and SIGHUP stop after the iteration, a second one at once; SIGUSR1 saves and goes on."""
+
+    def __init__(self) -> None:
+        self.stopped_by: signal.Signals | None = None
+        self._save = False
+        self._previous: dict[int, object] = {}
+
+    def __enter__(self) -> SignalHandler:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self._previous[number] = signal.signal(number, self._stop)
+        self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self.stopped_by is not None:
+            if sys.stdout.isatty():
+                os.write(1, b"\x1b[?25h\n")  # the live view hides the cursor
+            os._exit(128 + number)
+        self.stopped_by = signal.Signals(number)
+        os.write(2, b"\nstopping after this iteration; once more stops at once, without saving\n")
+
+    def _request_save(self, number: int, frame: FrameType | None) -> None:
+        self._save = True
+
+    def should_stop(self) -> bool:
+        return self.stopped_by is not None
+
+    def should_save(self) -> bool:
+        requested, self._save = self._save, False
+        return requested
