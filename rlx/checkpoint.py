@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from rlx.errors import CheckpointError, StorageError
+from rlx.files import sync_directory, write_durably
 from rlx.types import State, Stateful
 
 FORMAT = 1
@@ -170,9 +171,9 @@ class Checkpointer:
             temporary.mkdir(parents=True)
             for name, data in files.items():
                 write_durably(temporary / name, data)
-            _sync_directory(temporary)
+            sync_directory(temporary)
             temporary.rename(target)
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(
@@ -244,30 +245,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return value.detach().clone()  # a view would save the whole vector it looks into
     return value
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write a file and wait until it is on the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def replace_durably(path: Path, data: bytes) -> None:
-    """Replace a file's content in one step: a reader sees the old or the new, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        write_durably(temporary, data)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StorageError(f"{path} could not be written ({error.strerror}); free some space and `rlx resume` the run") from error
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

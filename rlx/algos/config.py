@@ -152,7 +152,7 @@ class PPOConfig(AlgoConfig):
     """KL divergence per update that the penalty's weight is steered to, above 0; the paper's d_targ. Used by adaptive_kl."""
     target_kl: float | None = None
     """End the passes over a rollout when the mean approximate KL divergence of a pass exceeds this; null never does."""
-    value_clip: float | None = 0.2
+    value_clip: float | None = None
     """Bound on how far a value may move from the rollout's, in units of the (scaled) return; null does not bound it."""
     normalize_advantage: bool = True
     """Shift and scale advantages to zero mean and unit deviation per minibatch."""

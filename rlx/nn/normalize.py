@@ -6,32 +6,34 @@ import torch
 from torch import Tensor, nn
 
 from rlx.ops import reverse_scan
+from rlx.types import State
 
 
-class RunningMoments(nn.Module):
-    """Mean and variance of a stream of batches (Chan, Golub and LeVeque 1979), in float64."""
+class RunningMoments:
+    """Mean and variance of a stream of batches (Chan, Golub and LeVeque 1979), in float64.
 
-    mean: Tensor
-    variance: Tensor
-    count: Tensor
+    Always on the CPU: some accelerators have no float64, and one small transfer a rollout costs nothing.
+    """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
-        self.register_buffer("variance", torch.ones(shape, dtype=torch.float64))
-        self.register_buffer("count", torch.tensor(1e-4, dtype=torch.float64))
+        self.mean = torch.zeros(shape, dtype=torch.float64)
+        self.variance = torch.ones(shape, dtype=torch.float64)
+        self.count = torch.tensor(1e-4, dtype=torch.float64)
+
+    def state_dict(self) -> State:
+        return {"mean": self.mean.clone(), "variance": self.variance.clone(), "count": self.count.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"].clone()
 
     def update(self, batch: Tensor) -> None:
         """Absorb batch [N, *shape]."""
-        batch = batch.to(torch.float64)
+        batch = batch.to("cpu", torch.float64)
         variance, mean = torch.var_mean(batch, dim=0, correction=0)
         total = self.count + len(batch)
         delta = mean - self.mean
-        self.variance.copy_(
-            (self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total) / total
-        )
-        self.mean.add_(delta * len(batch) / total)
-        self.count.copy_(total)
+        spread = self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total
+        self.variance, self.mean, self.count = spread / total, self.mean + delta * len(batch) / total, total
 
 
 class ObservationNormalizer(nn.Module):
@@ -46,6 +48,12 @@ class ObservationNormalizer(nn.Module):
         self.moments = RunningMoments((num_features,))
         self.register_buffer("shift", torch.zeros(num_features))
         self.register_buffer("scale", torch.ones(num_features))
+
+    def get_extra_state(self) -> State:
+        return self.moments.state_dict()
+
+    def set_extra_state(self, state: State) -> None:
+        self.moments.load_state_dict(state)
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] to [B, D] in [-clip, clip]."""
@@ -73,6 +81,12 @@ class RewardScaler(nn.Module):
         self.moments = RunningMoments(())
         self.register_buffer("running_return", torch.zeros(num_envs))
 
+    def get_extra_state(self) -> State:
+        return self.moments.state_dict()
+
+    def set_extra_state(self, state: State) -> None:
+        self.moments.load_state_dict(state)
+
     def forward(self, reward: Tensor, is_last: Tensor) -> Tensor:
         """Absorb and scale reward [T, B]; is_last [T, B] bool restarts the running return."""
         # y[t] = r[t] + discount * (1 - is_last[t - 1]) * y[t - 1], led in by the carry: a scan in reversed time.
@@ -82,5 +96,5 @@ class RewardScaler(nn.Module):
         returns = reverse_scan(x.flip(0), decay.flip(0)).flip(0)[1:]
         self.running_return.copy_(returns[-1] * (~is_last[-1]).to(reward.dtype))
         self.moments.update(returns.flatten())
-        std = (self.moments.variance + 1e-8).sqrt().to(reward.dtype)
+        std = (self.moments.variance + 1e-8).sqrt().item()
         return (reward / std).clamp_(-self.clip, self.clip)

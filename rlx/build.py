@@ -1,0 +1,99 @@
+"""The composition root: from a RunConfig to the parts of a run. The only file that knows every package."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from rlx.algos import ALGORITHMS
+from rlx.checkpoint import Checkpointer
+from rlx.collect import Collector
+from rlx.config.schema import RunConfig
+from rlx.envs.registry import VectorEnvFactory
+from rlx.errors import ConfigError
+from rlx.evaluate import Evaluator
+from rlx.rng import seed_everything
+from rlx.types import Algorithm, EnvSpec
+
+_WIDE = 512
+"""Hidden width from which a GPU beats a CPU; below, the transfers of every step cost more than it saves."""
+
+
+@dataclass(kw_only=True)
+class Parts:
+    """What `loop.train` needs, less the logger."""
+
+    algo: Algorithm
+    collector: Collector
+    evaluator: Evaluator
+    checkpointer: Checkpointer
+    spec: EnvSpec
+
+    def close(self) -> None:
+        self.collector.env.close()
+        self.evaluator.close()
+
+
+def resolve_device(config: RunConfig) -> torch.device:
+    """The device that runtime.device means here.
+
+    Raises:
+        ConfigError: if it is not there.
+    """
+    wanted = config.runtime.device
+    if wanted == "auto":
+        wide = max(config.algo.hidden_sizes, default=0) >= _WIDE
+        return torch.device("cuda" if wide and torch.cuda.is_available() else "cpu")
+    device = torch.device(wanted)
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        there = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
+        raise ConfigError(f"runtime.device={wanted}: torch sees {there} here; use runtime.device=cpu or auto (see `rlx doctor`)")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("runtime.device=mps: torch sees no Apple GPU here; use runtime.device=cpu or auto (see `rlx doctor`)")
+    return device
+
+
+def setup_torch(config: RunConfig) -> None:
+    """Threads, precision and determinism of this process."""
+    torch.set_num_threads(config.runtime.threads)
+    torch.set_float32_matmul_precision(config.runtime.precision.value)
+    if config.runtime.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(config.runtime.deterministic)
+
+
+def env_factory(config: RunConfig) -> VectorEnvFactory:
+    env = config.env
+    return VectorEnvFactory(
+        id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s
+    )
+
+
+def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> Algorithm:
+    """The algorithm with its networks initialised from the seed.
+
+    Raises:
+        ConfigError: if it has no network for the env's spaces.
+    """
+    seed_everything(config.seed)
+    algo: Algorithm = ALGORITHMS[config.algo.name].load()(config.algo, spec, config.env.num_envs, device)
+    return algo
+
+
+def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False) -> Parts:
+    """Everything a run is made of; environments last, so that what is cheap to refuse is refused first."""
+    setup_torch(config)
+    make_env = env_factory(config)
+    env, defect = make_env.training(config.env.num_envs, inexact=inexact)
+    spec = EnvSpec(id=config.env.id, observation_space=env.single_observation_space, action_space=env.single_action_space)
+    algo = build_algorithm(config, spec, device)
+    return Parts(
+        algo=algo,
+        collector=Collector(env, algo, seed=config.seed, inexact=defect),
+        evaluator=Evaluator(make_env, num_episodes=config.loop.eval_episodes, seed=config.seed),
+        checkpointer=Checkpointer(checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect),
+        spec=spec,
+    )

@@ -1,0 +1,131 @@
+"""rlx eval."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from rlx.cli.complete import complete_runs
+
+if TYPE_CHECKING:
+    from rlx.checkpoint import Checkpoint
+    from rlx.rundir import RunDir
+
+EVAL_STREAM = [0x5EED]
+"""The episodes of `rlx eval` are the same for every run, and none of them chose the best checkpoint."""
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 100,
+    stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions as in training, instead of the most likely one.")] = False,
+    video: Annotated[int, typer.Option(min=0, help="Also record this many of the episodes as MP4.")] = 0,
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
+    seed: Annotated[int, typer.Option(min=0, help="Draws other episodes than the usual ones.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
+) -> None:
+    """Evaluate a run in environments of its own: frozen normalisers, fixed episodes, mean, deviation and a 95 % interval.
+
+    Examples:
+
+      rlx eval
+
+      rlx eval lander --checkpoint best --episodes 20 --video 2
+
+      rlx eval lander --json | jq .return_mean
+    """
+    from rlx.config.compose import runs_directory
+    from rlx.rundir import RunDir
+
+    opened = RunDir.open(runs_directory(), run)
+    config = opened.config(trust=trust)
+    chosen = choose_checkpoint(opened, checkpoint)
+
+    import torch
+
+    from rlx.build import build_algorithm, env_factory, resolve_device, setup_torch
+    from rlx.checkpoint import load_algorithm
+    from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, run_episodes
+    from rlx.types import EnvSpec
+
+    setup_torch(config)
+    device = resolve_device(config) if config.runtime.device != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+    env = env_factory(config)(min(episodes, MAX_PARALLEL))
+    spec = EnvSpec(id=config.env.id, observation_space=env.single_observation_space, action_space=env.single_action_space)
+    algo = build_algorithm(config, spec, device)
+    load_algorithm(chosen, algo, name=config.algo.name)
+    seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
+    mode = "train" if stochastic else "eval"
+    torch.manual_seed(seed)
+    played = run_episodes(env, algo, seeds, mode=mode)
+    env.close()
+
+    import numpy as np
+
+    returns = np.array([e.return_ for e in played])
+    result = {
+        "run": opened.name,
+        "checkpoint": chosen.env_steps,
+        "episodes": episodes,
+        "mode": "stochastic" if stochastic else "deterministic",
+        "return_mean": float(returns.mean()),
+        "return_std": float(returns.std(ddof=1)) if episodes > 1 else 0.0,
+        "return_ci": list(bootstrap_interval(returns)),
+        "return_min": float(returns.min()),
+        "return_max": float(returns.max()),
+        "length_mean": float(np.mean([e.length for e in played])),
+        "env_steps": int(sum(e.length for e in played)),
+    }
+    if video:
+        from rlx.video import record
+
+        directory = opened.path / "videos"
+        result["videos"] = [str(p) for p in record(config, algo, seeds[:video], directory, prefix=f"{chosen.env_steps}", mode=mode)]
+    if as_json:
+        typer.echo(json.dumps(result))
+        return
+    low, high = result["return_ci"]
+    typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}:")
+    typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
+               f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
+    typer.echo(f"  length {result['length_mean']:.1f} steps")
+    for path in result.get("videos", []):
+        typer.echo(f"  video {path}")
+
+
+def choose_checkpoint(run: RunDir, which: str) -> Checkpoint:
+    """The checkpoint that `best`, `latest` or a number of env steps means.
+
+    Raises:
+        CheckpointError: if there is none such, or it is damaged.
+    """
+    from rlx.checkpoint import best_checkpoint, find_checkpoints
+    from rlx.errors import CheckpointError
+
+    found, broken = find_checkpoints(run.checkpoints)
+    if not found:
+        reason = f": {broken[0]}" if broken else "; it has not saved one yet"
+        raise CheckpointError(f"{run.path} has no checkpoint to evaluate{reason}")
+    there = ", ".join(str(c.env_steps) for c in found)
+    if which == "latest":
+        for candidate in found:
+            try:
+                candidate.verify()
+                return candidate
+            except CheckpointError as error:
+                typer.echo(f"warning: {error}; falling back to the checkpoint before it", err=True)
+        raise CheckpointError(f"every checkpoint in {run.checkpoints} is damaged")
+    if which == "best":
+        best = best_checkpoint(found)
+        if best is None:
+            raise CheckpointError(f"{run.path} was never evaluated, so no checkpoint is the best; use --checkpoint latest or one of {there}")
+        return best
+    steps = which.replace("_", "").replace(",", "")
+    for candidate in found:
+        if steps.isdigit() and candidate.env_steps == int(steps):
+            return candidate
+    raise CheckpointError(f"--checkpoint {which}: {run.path} has no such checkpoint; expected best, latest or one of {there}")

@@ -1,0 +1,61 @@
+"""One logger for the loop, out of a record, a console and a mirror."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from rlx.clock import Clock
+from rlx.metrics import MetricBuffer
+from rlx.track.record import Record
+from rlx.types import Progress
+
+
+class Console(Protocol):
+    """What a person sees while a run trains."""
+
+    def line(self, line: Mapping[str, Any], progress: Progress) -> None: ...
+
+    def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Mirror(Protocol):
+    """A copy of the record elsewhere; never raises into the loop."""
+
+    def write(self, line: Mapping[str, Any]) -> None: ...
+
+    def close(self, *, exit_code: int) -> None: ...
+
+
+class NullMirror:
+    def write(self, line: Mapping[str, Any]) -> None:
+        pass
+
+    def close(self, *, exit_code: int) -> None:
+        pass
+
+
+class RunLogger:
+    """The loop's logger: the record first, then those who look at it."""
+
+    def __init__(self, record: Record, console: Console, mirror: Mirror) -> None:
+        self.record, self.console, self.mirror = record, console, mirror
+
+    def write(self, line: Mapping[str, float], progress: Progress) -> None:
+        full = {"env_steps": progress.env_steps, "iteration": progress.iteration, **line}
+        self.record.write(full)
+        self.console.line(full, progress)
+        self.mirror.write(full)
+
+    def rewind(self, env_steps: int) -> None:
+        self.record.rewind(env_steps)
+
+    def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
+        self.console.tick(progress, metrics, clock)
+
+    def sync(self) -> None:
+        self.record.sync()
