@@ -64,6 +64,7 @@ class Collector:
         self._return = np.zeros(num_envs)
         self._length = np.zeros(num_envs, dtype=np.int64)
 
+    @torch.no_grad()
     def collect(self, num_steps: int) -> tuple[Rollout, list[Episode]]:
         """Take num_steps steps in every environment; also returns the episodes that ended."""
         env, act, num_envs, obs = self.env, self.algo.act, self.env.num_envs, self._obs

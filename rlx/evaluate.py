@@ -18,6 +18,7 @@ MAX_PARALLEL = 64
 """Most environments that an evaluation steps side by side."""
 
 
+@torch.no_grad()
 def run_episodes(
     env: gymnasium.vector.VectorEnv[Any, Any, Any], algo: Algorithm, seeds: NDArray[np.int64], *, mode: Mode = "eval"
 ) -> list[Episode]:

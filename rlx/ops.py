@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -94,6 +96,25 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.where(variance > 0, 1.0 - (target - prediction).var(correction=0) / variance, torch.nan)
 
 
+class _ClipLoss(torch.autograd.Function):
+    """The surrogate as one node of the graph; a minibatch of a small network spends more on nodes than on arithmetic."""
+
+    @staticmethod
+    def forward(ctx: Any, log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+        ratio = log_ratio.exp()
+        objective = ratio * advantage
+        clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage
+        # d(r A)/d(log r) = r A, and nothing where the clipped term is the smaller one.
+        ctx.save_for_backward(torch.where(objective <= clipped, objective, 0.0))
+        return -torch.min(objective, clipped).mean()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (slope,) = ctx.saved_tensors
+        return slope * (-grad / slope.numel()), None, None
+
+
 def ppo_clip_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
     """Clipped surrogate objective, negated: -E[min(r A, clip(r, 1 - eps, 1 + eps) A)].
 
@@ -101,11 +122,10 @@ def ppo_clip_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tenso
 
     Args:
         log_ratio: [B] log pi(a|s) - log pi_old(a|s).
-        advantage: [B].
+        advantage: [B], not differentiated.
         clip: eps in (0, 1).
     """
-    ratio = log_ratio.exp()
-    return -torch.min(ratio * advantage, ratio.clamp(1.0 - clip, 1.0 + clip) * advantage).mean()
+    return _ClipLoss.apply(log_ratio, advantage, clip)  # type: ignore[no-any-return,no-untyped-call]
 
 
 def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float) -> Tensor:

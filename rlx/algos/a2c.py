@@ -51,7 +51,7 @@ class A2C:
         params, value = self.net(features)
         advantage = self._advantage(rollout, value.detach().view_as(rollout.reward))
         target = value.detach() + advantage
-        log_prob, entropies = self.net.head.log_prob_and_entropy(params, rollout.action.flatten(0, 1))
+        log_prob, entropies = self.net.head.log_prob_and_entropy(params, rollout.action.flatten(0, 1), entropy_grad=config.entropy_coef > 0)
         policy_loss = -(log_prob * (ops.normalize(advantage) if config.normalize_advantage else advantage)).mean()
         value_loss = 0.5 * (value - target).square().mean()
         entropy = entropies.mean()

@@ -72,38 +72,37 @@ class PPO:
         old_value, advantage = self._estimate(rollout, reward, all_features)
         value_before, target_before = old_value, old_value + advantage
 
-        epoch_kl, steps = [], []
+        steps: list[tuple[Tensor, ...]] = []  # (policy loss, value loss, entropy, gradient norm) of every gradient step
         for epoch in range(config.num_epochs):
             if epoch > 0 and config.recompute_advantage:
                 old_value, advantage = self._estimate(rollout, reward, all_features)
-            batch = (features, action, old_log_prob, old_params, old_value, advantage)
+            batch = (features, action, old_log_prob, old_params, old_value, advantage, old_value + advantage)
             order = torch.randperm(len(features), device=self.device)
-            shuffled = [x.index_select(0, order).chunk(config.num_minibatches) for x in batch]
-            kl = []
-            for minibatch in zip(*shuffled, strict=True):
-                loss, stats = self._loss(*minibatch)
-                grad_norm = self.optimizer.step(loss, learning_rate)
-                steps.append((*stats, grad_norm))
-                kl.append(stats[3])
-            epoch_kl.append(torch.stack(kl).mean())
-            if config.target_kl is not None and epoch_kl[-1] > config.target_kl:
+            log_ratios = []
+            for minibatch in zip(*(x[order].chunk(config.num_minibatches) for x in batch), strict=True):
+                loss, log_ratio, stats = self._loss(*minibatch)
+                steps.append((*stats, self.optimizer.step(loss, learning_rate)))
+                log_ratios.append(log_ratio)
+            log_ratio = torch.cat(log_ratios)
+            approximate_kl = ops.approximate_kl(log_ratio)
+            if config.target_kl is not None and approximate_kl > config.target_kl:
                 break
         if config.objective is Objective.adaptive_kl:
             self._adapt_kl_coef(features, old_params)
         if self.net.normalizer:  # last: the ratios above must compare policies under one normaliser
             self.net.normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
 
-        policy_loss, value_loss, entropy, _, clip_fraction, norm = (torch.stack(s).mean() for s in zip(*steps, strict=True))
+        policy_loss, value_loss, entropy, grad_norm = (torch.stack(s).mean() for s in zip(*steps, strict=True))
         return {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
             "update/entropy": entropy,
-            "update/approx_kl": epoch_kl[-1],
-            "update/clip_fraction": clip_fraction,
-            "update/grad_norm": norm,
+            "update/approx_kl": approximate_kl,
+            "update/clip_fraction": ((log_ratio.exp() - 1.0).abs() > config.clip).float().mean(),
+            "update/grad_norm": grad_norm,
             "update/explained_variance": ops.explained_variance(value_before, target_before),
             "update/learning_rate": learning_rate,
-            "update/num_epochs": float(len(epoch_kl)),
+            "update/num_epochs": float(epoch + 1),
             "update/num_gradient_steps": float(len(steps)),
             **({"update/kl_coef": self.kl_coef} if config.objective is Objective.adaptive_kl else {}),
         }
@@ -121,32 +120,35 @@ class PPO:
         return of_all[:-1].flatten(), advantage.flatten()
 
     def _loss(
-        self, features: Tensor, action: Tensor, old_log_prob: Tensor, old_params: Tensor, old_value: Tensor, advantage: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Total loss of a minibatch, and (policy loss, value loss, entropy, approximate KL, clipped fraction)."""
-        config = self.config
-        target = old_value + advantage
+        self,
+        features: Tensor,
+        action: Tensor,
+        old_log_prob: Tensor,
+        old_params: Tensor,
+        old_value: Tensor,
+        advantage: Tensor,
+        target: Tensor,
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Total loss of a minibatch, its log-ratios [M], and (policy loss, value loss, entropy)."""
+        config, head = self.config, self.net.head
         if config.normalize_advantage:
             advantage = ops.normalize(advantage)
         params, value = self.net(features)
-        log_prob, entropies = self.net.head.log_prob_and_entropy(params, action)
+        log_prob, entropies = head.log_prob_and_entropy(params, action, entropy_grad=config.entropy_coef > 0)
         log_ratio = log_prob - old_log_prob
         if config.objective is Objective.clip:
             policy_loss = ops.ppo_clip_loss(log_ratio, advantage, clip=config.clip)
         else:
-            kl = self.net.head.kl(old_params, params).mean()
-            policy_loss = -(log_ratio.exp() * advantage).mean() + self.kl_coef * kl
+            policy_loss = self.kl_coef * head.kl(old_params, params).mean() - (log_ratio.exp() * advantage).mean()
         if config.value_clip is None:
-            value_loss = 0.5 * (value - target).square().mean()
+            value_loss = 0.5 * torch.nn.functional.mse_loss(value, target)
         else:
             value_loss = ops.clipped_value_loss(value, old_value, target, clip=config.value_clip)
         entropy = entropies.mean()
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        with torch.no_grad():
-            moved = log_ratio.detach()
-            clip_fraction = ((moved.exp() - 1.0).abs() > config.clip).float().mean()
-            stats = (policy_loss.detach(), value_loss.detach(), entropy.detach(), ops.approximate_kl(moved), clip_fraction)
-        return loss, stats
+        loss = policy_loss + config.value_coef * value_loss
+        if config.entropy_coef > 0:
+            loss = loss - config.entropy_coef * entropy
+        return loss, log_ratio.detach(), (policy_loss.detach(), value_loss.detach(), entropy.detach())
 
     @torch.no_grad()
     def _adapt_kl_coef(self, features: Tensor, old_params: Tensor) -> None:

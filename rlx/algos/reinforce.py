@@ -94,7 +94,7 @@ class Reinforce:
         advantage = return_ - baseline
         if config.normalize_advantage:
             advantage = ops.normalize(advantage)
-        log_prob, entropies = self.net.head.log_prob_and_entropy(params, pending["action"][complete])
+        log_prob, entropies = self.net.head.log_prob_and_entropy(params, pending["action"][complete], entropy_grad=config.entropy_coef > 0)
         policy_loss = -(log_prob * advantage).mean()
         value_loss = 0.5 * (value - return_).square().mean()
         entropy = entropies.mean()

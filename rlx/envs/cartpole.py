@@ -58,9 +58,12 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         temp = (force + _POLE_MASS_LENGTH * np.square(theta_dot) * sin) / _TOTAL_MASS
         theta_acc = (_GRAVITY * sin - cos * temp) / (_HALF_LENGTH * (4.0 / 3.0 - _MASS_POLE * np.square(cos) / _TOTAL_MASS))
         x_acc = temp - _POLE_MASS_LENGTH * theta_acc * cos / _TOTAL_MASS
-        self._state += _DT * np.stack((x_dot, x_acc, theta_dot, theta_acc))
+        x += _DT * x_dot  # the rows are views; each is read before it is moved
+        x_dot += _DT * x_acc
+        theta += _DT * theta_dot
+        theta_dot += _DT * theta_acc
         self._elapsed += 1
-        terminated = (np.abs(self._state[0]) > _X_LIMIT) | (np.abs(self._state[2]) > _THETA_LIMIT)
+        terminated = (np.abs(x) > _X_LIMIT) | (np.abs(theta) > _THETA_LIMIT)
         truncated = self._elapsed >= _MAX_STEPS
         return self._state.T.astype(np.float32), np.ones(self.num_envs, dtype=np.float32), terminated, truncated, {}
 

@@ -11,6 +11,7 @@ a socket per worker carries one small message to it and one back. Three choices 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import mmap
@@ -45,6 +46,9 @@ START_TIMEOUT_S = 60.0
 
 CLOSE_S = 2.0
 """How long a worker may take to close its environments once its parent has gone."""
+
+BEAT_S = 0.1
+"""How often a worker says that it is still replaying."""
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 """A terminal or SLURM sends these to all processes of a run; the parent alone acts on them, after its iteration."""
@@ -274,23 +278,82 @@ def serve(connection_fd: int, memory: int) -> None:
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # not SIG_IGN: programs that an environment starts would inherit it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    connection = Connection(connection_fd)
+    os.set_inheritable(connection_fd, False)
     threading.Thread(target=_die_with_parent, args=(connection_fd,), daemon=True).start()
-    chunk, first = None, 0
+    with contextlib.suppress(EOFError, ConnectionError):
+        _serve(Connection(connection_fd), memory)
+
+
+def _serve(connection: Connection, memory: int) -> None:
+    first, request = 0, connection.recv_bytes()
     try:
-        try:
-            make, first, last, num_envs = connection.recv()
-            chunk = GymVectorEnv(make, last - first)
-            spaces = chunk.single_observation_space, chunk.single_action_space
-            connection.send(("done", spaces))
-            connection.recv()
-            actions, *result = (array[first:last] for array in _arrays(memory, *spaces, num_envs))
-            chunk._obs, chunk._reward, chunk._terminated, chunk._truncated = result  # it writes where the parent reads
-            os.close(memory)
-            connection.send_bytes(_DONE)
-        except Exception as error:
-            _send_error(connection, error, first)
+        make, first, last, num_envs = pickle.loads(request)
+        chunk = GymVectorEnv(make, last - first)
+    except Exception as error:
+        _send_error(connection, error, first)
+        return
+    try:
+        spaces = chunk.single_observation_space, chunk.single_action_space
+        connection.send(("done", spaces))
+        connection.recv()
+        actions, *result = (array[first:last] for array in _arrays(memory, *spaces, num_envs))
+        os.close(memory)
+        chunk._obs, chunk._reward, chunk._terminated, chunk._truncated = result  # it writes where the parent reads
+        connection.send_bytes(_DONE)
         while True:
-            _answer(chunk, connection, *connection.recv())
-    except (EOFError, OSError):
-        pass
+            command, *args = connection.recv()
+            try:
+                if command == "step":
+                    chunk.step(actions.copy())  # an environment may keep its action
+                elif command == "reset":
+                    chunk.reset(seed=args[0], options={"reset_mask": args[1]})
+                else:
+                    chunk.restore(args[0], [_Beating(a, connection) for a in args[1]])  # type: ignore[misc]  (quacks as it must)
+            except Exception as error:
+                _send_error(connection, error, first)
+            else:
+                connection.send_bytes(_DONE)
+    finally:
+        chunk.close()
+
+
+class _Beating:
+    """Actions that say while they are replayed that the worker is alive: a long episode takes longer than any step."""
+
+    def __init__(self, actions: Array, connection: Connection) -> None:
+        self._actions, self._connection = actions, connection
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._beat(self._actions)
+
+    def tolist(self) -> Iterator[Any]:
+        return self._beat(self._actions.tolist())
+
+    def _beat(self, actions: Any) -> Iterator[Any]:
+        last = time.monotonic()
+        for action in actions:
+            if time.monotonic() - last > BEAT_S:
+                self._connection.send_bytes(_BUSY)
+                last = time.monotonic()
+            yield action
+
+
+def _send_error(connection: Connection, error: Exception, first: int) -> None:
+    """What the parent is to raise; exceptions themselves may not survive pickling."""
+    trace = "".join(traceback.format_exception(error))
+    if isinstance(error, EnvError):  # numbered within this worker
+        message = re.sub(r"^environment (\d+)", lambda match: f"environment {first + int(match[1])}", str(error))
+    elif isinstance(error, RlxError):
+        message = str(error)
+    else:
+        message = f"making an environment in a worker process raised {type(error).__name__}: {error}"
+    connection.send(("error", (type(error) if isinstance(error, RlxError) else EnvError, message, trace)))
+
+
+def _die_with_parent(connection_fd: int) -> None:
+    """End this process when the parent has gone and `serve` has not noticed, because an environment is busy or hangs."""
+    poll = select.poll()
+    poll.register(connection_fd, select.POLLHUP)
+    poll.poll()
+    time.sleep(CLOSE_S)
+    os._exit(1)

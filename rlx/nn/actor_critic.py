@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlx.errors import ConfigError
 from rlx.nn.heads import make_head
-from rlx.nn.mlp import MLP
+from rlx.nn.mlp import MLP, forward_together
 from rlx.nn.normalize import ObservationNormalizer
 from rlx.types import EnvSpec, Mode
 
@@ -72,7 +72,8 @@ class ActorCritic(nn.Module):
         if self.critic is None:
             out = self.policy(features)
             return out[:, :-1], out[:, -1]
-        return self.policy(features), self.critic(features)[:, 0]
+        params, value = forward_together(features, self.policy, self.critic)
+        return params, value[:, 0]
 
     def policy_params(self, features: Tensor) -> Tensor:
         """[B, D] to distribution parameters [B, D']."""
@@ -83,7 +84,7 @@ class ActorCritic(nn.Module):
         """[B, D] to [B]."""
         return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def act(self, obs: Tensor, mode: Mode) -> Tensor:
         """Observations [B, *] to actions [B, *]: a sample in training, the mode in evaluation."""
         params = self.policy_params(self.features(obs))

@@ -35,8 +35,8 @@ class Head(Protocol):
         """[B, D], [B, *] to [B]."""
         ...
 
-    def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, D], [B, *] to ([B], [B])."""
+    def log_prob_and_entropy(self, params: Tensor, action: Tensor, *, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        """[B, D], [B, *] to ([B], [B]); an entropy that is only looked at costs no gradient."""
         ...
 
     def kl(self, old_params: Tensor, params: Tensor) -> Tensor:
@@ -65,9 +65,11 @@ class CategoricalHead(nn.Module):
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         return params.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
 
-    def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        log_probs = params.log_softmax(-1)
-        return log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1), -(log_probs.exp() * log_probs).sum(-1)
+    def log_prob_and_entropy(self, params: Tensor, action: Tensor, *, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        all_log_probs = params.log_softmax(-1)
+        log_prob = all_log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        log_probs = all_log_probs if entropy_grad else all_log_probs.detach()
+        return log_prob, -(log_probs.exp() * log_probs).sum(-1)
 
     def kl(self, old_params: Tensor, params: Tensor) -> Tensor:
         old, new = old_params.log_softmax(-1), params.log_softmax(-1)
@@ -95,8 +97,8 @@ class GaussianHead(nn.Module):
         z = (action - params) * (-self.log_std).exp()
         return -0.5 * z.square().sum(-1) - (self.log_std.sum() + self.num_outputs * _HALF_LOG_2PI)
 
-    def log_prob_and_entropy(self, params: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
-        entropy = self.log_std.sum() + self.num_outputs * (0.5 + _HALF_LOG_2PI)
+    def log_prob_and_entropy(self, params: Tensor, action: Tensor, *, entropy_grad: bool) -> tuple[Tensor, Tensor]:
+        entropy = (self.log_std if entropy_grad else self.log_std.detach()).sum() + self.num_outputs * (0.5 + _HALF_LOG_2PI)
         return self.log_prob(params, action), entropy.expand(len(params))
 
     def kl(self, old_params: Tensor, params: Tensor) -> Tensor:
