@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -96,42 +94,52 @@ def explained_variance(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.where(variance > 0, 1.0 - (target - prediction).var(correction=0) / variance, torch.nan)
 
 
-class _ClipLoss(torch.autograd.Function):
-    """The surrogate as one node of the graph; a minibatch of a small network spends more on nodes than on arithmetic."""
-
-    @staticmethod
-    def forward(ctx: Any, log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-        ratio = log_ratio.exp()
-        objective = ratio * advantage
-        clipped = ratio.clamp(1.0 - clip, 1.0 + clip) * advantage
-        # d(r A)/d(log r) = r A, and nothing where the clipped term is the smaller one.
-        ctx.save_for_backward(torch.where(objective <= clipped, objective, 0.0))
-        return -torch.min(objective, clipped).mean()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (slope,) = ctx.saved_tensors
-        return slope * (-grad / slope.numel()), None, None
-
-
-def ppo_clip_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> Tensor:
+def ppo_clip_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
     """Clipped surrogate objective, negated: -E[min(r A, clip(r, 1 - eps, 1 + eps) A)].
 
     Schulman et al. 2017, https://arxiv.org/abs/1707.06347, eq. 7.
 
     Args:
         log_ratio: [B] log pi(a|s) - log pi_old(a|s).
-        advantage: [B], not differentiated.
+        advantage: [B].
         clip: eps in (0, 1).
+
+    Returns:
+        The loss, and its derivative with respect to log_ratio [B].
     """
-    return _ClipLoss.apply(log_ratio, advantage, clip)  # type: ignore[no-any-return,no-untyped-call]
+    ratio = log_ratio.exp()
+    objective = ratio * advantage
+    clipped = ratio.clamp_(1.0 - clip, 1.0 + clip).mul_(advantage)
+    # d(r A) / d(log r) = r A, and nothing where the clipped term is the smaller one.
+    slope = torch.where(objective <= clipped, objective, 0.0).mul_(-1.0 / len(objective))
+    return -torch.min(objective, clipped).mean(), slope
 
 
-def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float) -> Tensor:
-    """0.5 E[max((v - R)^2, (clip(v, v_old +- eps) - R)^2)]: the value loss of OpenAI baselines' ppo2."""
-    clipped = old_value + (value - old_value).clamp(-clip, clip)
-    return 0.5 * torch.max((value - target).square(), (clipped - target).square()).mean()
+def surrogate_loss(log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+    """Importance-weighted surrogate objective, negated: -E[r A], and its derivative with respect to log_ratio [B].
+
+    Schulman et al. 2017, eq. 6.
+    """
+    objective = log_ratio.exp() * advantage
+    return -objective.mean(), objective / -len(objective)
+
+
+def value_loss(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """0.5 E[(v - R)^2] of [B], and its derivative with respect to value [B]."""
+    error = value - target
+    return 0.5 * error.square().mean(), error / len(error)
+
+
+def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
+    """0.5 E[max((v - R)^2, (clip(v, v_old +- eps) - R)^2)] of [B], and its derivative with respect to value [B].
+
+    The value loss of OpenAI baselines' ppo2.
+    """
+    move = value - old_value
+    error, clipped_error = value - target, old_value + move.clamp(-clip, clip) - target
+    outside = clipped_error.square() > error.square()  # only possible beyond the bound, where the clipped value is constant
+    loss = 0.5 * torch.where(outside, clipped_error, error).square().mean()
+    return loss, torch.where(outside, 0.0, error) / len(error)
 
 
 def approximate_kl(log_ratio: Tensor) -> Tensor:

@@ -44,32 +44,34 @@ class A2C:
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(self.net.act(obs, mode), carry, {})
 
+    @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
         features = self.net.features(rollout.obs.flatten(0, 1))
-        params, value = self.net(features)
-        advantage = self._advantage(rollout, value.detach().view_as(rollout.reward))
-        target = value.detach() + advantage
-        log_prob, entropies = self.net.head.log_prob_and_entropy(params, rollout.action.flatten(0, 1), entropy_grad=config.entropy_coef > 0)
-        policy_loss = -(log_prob * (ops.normalize(advantage) if config.normalize_advantage else advantage)).mean()
-        value_loss = 0.5 * (value - target).square().mean()
-        entropy = entropies.mean()
+        self.optimizer.zero_grad()
+        params, value, pull_network = self.net.evaluate(features)
+        advantage = self._advantage(rollout, value.view_as(rollout.reward))
+        target = value + advantage
+        weight = ops.normalize(advantage) if config.normalize_advantage else advantage
+        log_prob, entropies, pull_head = self.net.head.evaluate(params, rollout.action.flatten(0, 1))
+        policy_loss, entropy = -(log_prob * weight).mean(), entropies.mean()
+        value_loss, d_value = ops.value_loss(value, target)
+        pull_network(pull_head(weight / -len(weight), -config.entropy_coef / len(weight)), d_value.mul_(config.value_coef))
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
         if self.net.normalizer:  # last: acting and learning used the same scale
             self.net.normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
         return {
-            "loss/policy": policy_loss.detach(),
-            "loss/value": value_loss.detach(),
-            "update/entropy": entropy.detach(),
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "update/entropy": entropy,
             "update/grad_norm": grad_norm,
-            "update/explained_variance": ops.explained_variance(target - advantage, target),
+            "update/explained_variance": ops.explained_variance(value, target),
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
         }
 
-    @torch.no_grad()
     def _advantage(self, rollout: Rollout, value: Tensor) -> Tensor:
         """Advantages [T * B], from value [T, B]; only the last and the final observations still need a value."""
         beyond = self.net.value(self.net.features(torch.cat((rollout.all_obs[-1], rollout.final_obs))))

@@ -58,6 +58,7 @@ class PPO:
         # that they depend on changes before.
         return PolicyOutput(self.net.act(obs, mode), carry, {})
 
+    @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
@@ -65,10 +66,8 @@ class PPO:
         all_features = self.net.features(torch.cat((rollout.all_obs.flatten(0, 1), rollout.final_obs)))
         features = all_features[: rollout.num_env_steps]
         action = rollout.action.flatten(0, 1)
-        with torch.no_grad():
-            params = self.net.policy_params(features)
-            old_log_prob = self.net.head.log_prob(params, action)
-            old_params = self.net.head.freeze(params)
+        params = self.net.policy_params(features)
+        old_log_prob, old_params = self.net.head.log_prob(params, action), self.net.head.freeze(params)
         old_value, advantage = self._estimate(rollout, reward, all_features)
         value_before, target_before = old_value, old_value + advantage
 
@@ -80,9 +79,9 @@ class PPO:
             order = torch.randperm(len(features), device=self.device)
             log_ratios = []
             for minibatch in zip(*(x[order].chunk(config.num_minibatches) for x in batch), strict=True):
-                loss, log_ratio, stats = self._loss(*minibatch)
-                steps.append((*stats, self.optimizer.step(loss, learning_rate)))
+                log_ratio, losses = self._gradient_step(*minibatch, learning_rate=learning_rate)
                 log_ratios.append(log_ratio)
+                steps.append(losses)
             log_ratio = torch.cat(log_ratios)
             approximate_kl = ops.approximate_kl(log_ratio)
             if config.target_kl is not None and approximate_kl > config.target_kl:
@@ -107,7 +106,6 @@ class PPO:
             **({"update/kl_coef": self.kl_coef} if config.objective is Objective.adaptive_kl else {}),
         }
 
-    @torch.no_grad()
     def _estimate(self, rollout: Rollout, reward: Tensor, all_features: Tensor) -> tuple[Tensor, Tensor]:
         """Values and advantages [T * B] under the current value function; all_features is [(T + 1) * B + E, D]."""
         values = self.net.value(all_features)
@@ -119,7 +117,7 @@ class PPO:
         )
         return of_all[:-1].flatten(), advantage.flatten()
 
-    def _loss(
+    def _gradient_step(
         self,
         features: Tensor,
         action: Tensor,
@@ -128,32 +126,41 @@ class PPO:
         old_value: Tensor,
         advantage: Tensor,
         target: Tensor,
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Total loss of a minibatch, its log-ratios [M], and (policy loss, value loss, entropy)."""
+        *,
+        learning_rate: float,
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """One step on a minibatch [M, ...]; returns log-ratios [M] and (policy loss, value loss, entropy, gradient norm).
+
+        A gradient is carried back by hand where autograd would do it (see `rlx.nn.mlp`): d_x is d loss / d x.
+        """
         config, head = self.config, self.net.head
         if config.normalize_advantage:
             advantage = ops.normalize(advantage)
-        params, value = self.net(features)
-        log_prob, entropies = head.log_prob_and_entropy(params, action, entropy_grad=config.entropy_coef > 0)
-        log_ratio = log_prob - old_log_prob
+        self.optimizer.zero_grad()
+        params, value, pull_network = self.net.evaluate(features)
+        log_prob, entropies, pull_head = head.evaluate(params, action)
+        log_ratio, entropy = log_prob - old_log_prob, entropies.mean()
         if config.objective is Objective.clip:
-            policy_loss = ops.ppo_clip_loss(log_ratio, advantage, clip=config.clip)
+            policy_loss, d_log_prob = ops.ppo_clip_loss(log_ratio, advantage, clip=config.clip)
         else:
-            policy_loss = self.kl_coef * head.kl(old_params, params).mean() - (log_ratio.exp() * advantage).mean()
+            policy_loss, d_log_prob = ops.surrogate_loss(log_ratio, advantage)
+        d_params = pull_head(d_log_prob, -config.entropy_coef / len(features))
+        if config.objective is Objective.adaptive_kl:
+            kl, pull_kl = head.kl(old_params, params)
+            policy_loss = policy_loss + self.kl_coef * kl.mean()
+            d_params = d_params + pull_kl(self.kl_coef / len(features))
         if config.value_clip is None:
-            value_loss = 0.5 * torch.nn.functional.mse_loss(value, target)
+            value_loss, d_value = ops.value_loss(value, target)
         else:
-            value_loss = ops.clipped_value_loss(value, old_value, target, clip=config.value_clip)
-        entropy = entropies.mean()
-        loss = policy_loss + config.value_coef * value_loss
-        if config.entropy_coef > 0:
-            loss = loss - config.entropy_coef * entropy
-        return loss, log_ratio.detach(), (policy_loss.detach(), value_loss.detach(), entropy.detach())
+            value_loss, d_value = ops.clipped_value_loss(value, old_value, target, clip=config.value_clip)
+        pull_network(d_params, d_value.mul_(config.value_coef))
+        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
+        grad_norm = self.optimizer.step(loss, learning_rate)
+        return log_ratio, (policy_loss, value_loss, entropy, grad_norm)
 
-    @torch.no_grad()
     def _adapt_kl_coef(self, features: Tensor, old_params: Tensor) -> None:
         """Halve or double the penalty's weight when the divergence is off its target by half (section 4 of the paper)."""
-        kl = self.net.head.kl(old_params, self.net.policy_params(features)).mean().item()
+        kl = self.net.head.kl(old_params, self.net.policy_params(features))[0].mean().item()
         if kl < self.config.kl_target / 1.5:
             self.kl_coef /= 2.0
         elif kl > self.config.kl_target * 1.5:

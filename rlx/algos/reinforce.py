@@ -51,6 +51,7 @@ class Reinforce:
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(self.net.act(obs, mode), carry, {})
 
+    @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         self._append(rollout)
         pending = self.pending
@@ -73,7 +74,6 @@ class Reinforce:
         }
         self.pending = {name: torch.cat((self.pending[name], x)) if self.pending else x for name, x in new.items()}
 
-    @torch.no_grad()
     def _final_value(self, rollout: Rollout) -> Tensor:
         """[T, B] what lies beyond an episode's last step: V where it was cut and V is known, else 0."""
         final_value = torch.zeros_like(rollout.reward)
@@ -89,31 +89,32 @@ class Reinforce:
         )[complete]
         raw_features = self.net.raw_features(pending["obs"][complete])
         features = self.net.normalizer(raw_features) if self.net.normalizer else raw_features
-        params, value = self.net(features)
-        baseline = value.detach() if config.baseline is Baseline.value else torch.zeros_like(return_)
-        advantage = return_ - baseline
+        self.optimizer.zero_grad()
+        params, value, pull_network = self.net.evaluate(features)
+        has_baseline = config.baseline is Baseline.value
+        advantage = return_ - value if has_baseline else return_
         if config.normalize_advantage:
             advantage = ops.normalize(advantage)
-        log_prob, entropies = self.net.head.log_prob_and_entropy(params, pending["action"][complete], entropy_grad=config.entropy_coef > 0)
-        policy_loss = -(log_prob * advantage).mean()
-        value_loss = 0.5 * (value - return_).square().mean()
-        entropy = entropies.mean()
-        loss = policy_loss - config.entropy_coef * entropy
-        if config.baseline is Baseline.value:
-            loss = loss + config.value_coef * value_loss
+        log_prob, entropies, pull_head = self.net.head.evaluate(params, pending["action"][complete])
+        policy_loss, entropy = -(log_prob * advantage).mean(), entropies.mean()
+        value_loss, d_value = ops.value_loss(value, return_)
+        value_coef = config.value_coef if has_baseline else 0.0
+        d_params = pull_head(advantage / -len(advantage), -config.entropy_coef / len(advantage))
+        pull_network(d_params, d_value.mul_(value_coef))
+        loss = policy_loss + value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
         if self.net.normalizer:  # last: acting and learning used the same scale
             self.net.normalizer.update(raw_features)
         metrics: dict[str, Tensor | float] = {
-            "loss/policy": policy_loss.detach(),
-            "update/entropy": entropy.detach(),
+            "loss/policy": policy_loss,
+            "update/entropy": entropy,
             "update/grad_norm": grad_norm,
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
         }
-        if config.baseline is Baseline.value:
-            metrics["loss/value"] = value_loss.detach()
-            metrics["update/explained_variance"] = ops.explained_variance(baseline, return_)
+        if has_baseline:
+            metrics["loss/value"] = value_loss
+            metrics["update/explained_variance"] = ops.explained_variance(value, return_)
         return metrics
 
     def _drop(self, used: Tensor) -> None:

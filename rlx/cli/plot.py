@@ -30,7 +30,7 @@ def plot(line: Sequence[Point], marks: Sequence[Point] = (), *, width: int = 72,
     if not points:
         return []
     x_range, y_range = (_spread([p[axis] for p in points]) for axis in (0, 1))
-    labels = {0: number(y_range[1]), height // 2: number(_at(y_range, 1 - (height // 2) / (height - 1))), height - 1: number(y_range[0])}
+    labels = {0: number(y_range[1]), height // 2: number(_middle(y_range)), height - 1: number(y_range[0])}
     gutter = max(map(len, labels.values()))
     columns = width - gutter - 2
     bits = [[0] * columns for _ in range(height)]
@@ -72,8 +72,9 @@ def _is_finite(point: Point) -> bool:
     return all(math.isfinite(v) and abs(v) < 1e300 for v in point)  # the width of a range must be finite too
 
 
-def _at(span: Point, share: float) -> float:
-    return span[0] + share * (span[1] - span[0])
+def _middle(span: Point) -> float:
+    middle = (span[0] + span[1]) / 2
+    return middle if abs(middle) > 1e-9 * (span[1] - span[0]) else 0.0
 
 
 def _spread(values: list[float]) -> Point:

@@ -12,6 +12,7 @@ a socket per worker carries one small message to it and one back. Three choices 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import math
 import mmap
@@ -42,7 +43,7 @@ from rlx.envs.vector import Array, GymVectorEnv, MakeEnv
 from rlx.errors import EnvError, RlxError
 
 START_TIMEOUT_S = 60.0
-"""At least this long for a worker to begin: importing from a cold network disk takes longer than any step."""
+"""A worker has at least this long to begin: importing from a cold network disk takes longer than any step."""
 
 CLOSE_S = 2.0
 """How long a worker may take to close its environments once its parent has gone."""
@@ -53,7 +54,7 @@ BEAT_S = 0.1
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 """A terminal or SLURM sends these to all processes of a run; the parent alone acts on them, after its iteration."""
 
-_STEP, _DONE, _BUSY = (pickle.dumps(message) for message in (("step",), ("done", None), ("busy", None)))
+_STEP, _MAP, _DONE, _BUSY = map(pickle.dumps, (("step",), ("map",), ("done", None), ("busy", None)))
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlx.envs.workers import serve; serve(*map(int, sys.argv[2:]))"
 
 
@@ -75,7 +76,7 @@ class _Worker:
 class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """B gymnasium environments in N worker processes.
 
-    After an environment has raised, the others are still there; after a worker was lost or given up, all are closed.
+    After an environment has raised, all are still there; after a worker was lost or given up, all are closed.
 
     Args:
         make: builds one environment; pickled, so defined in a module that the workers can import.
@@ -99,18 +100,17 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         bounds = [num_envs * k // num_workers for k in range(num_workers + 1)]
         with _anonymous_file() as memory:
             try:
-                for index, (first, last) in enumerate(zip(bounds, bounds[1:], strict=False)):
+                for index, (first, last) in enumerate(itertools.pairwise(bounds)):
                     self._workers.append(_start(index, first, last, memory.fileno(), timeout_s))
                     self._poll.register(self._workers[-1].connection.fileno(), select.POLLIN)
                 starting = {w: pickle.dumps((make, w.first, w.last, num_envs)) for w in self._workers}
-                spaces = self._call(starting, timeout_s=max(timeout_s, START_TIMEOUT_S))[0]
-                memory.truncate(_layout(*spaces, num_envs)[1])
-                self.single_observation_space, self.single_action_space = spaces
-                self._actions, *self._result = _arrays(memory.fileno(), *spaces, num_envs)
-                self._call({w: pickle.dumps("map") for w in self._workers})
+                spaces = self._call(starting, timeout_s=max(timeout_s, START_TIMEOUT_S))
+                self._actions, *self._result = _map(memory.fileno(), spaces, num_envs)
+                self._call(dict.fromkeys(self._workers, _MAP))
             except BaseException:
                 self.close()
                 raise
+        self.single_observation_space, self.single_action_space = spaces
         self._step_all = dict.fromkeys(self._workers, _STEP)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
@@ -138,28 +138,32 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """End the workers, by force those that do not go by themselves; a second call does nothing."""
         self._shut_down()
 
-    def _call(self, requests: dict[_Worker, bytes], *, timeout_s: float | None = None) -> list[Any]:
-        """Send the requests, then wait for all the answers; returned in the order of the requests.
+    def _call(self, requests: dict[_Worker, bytes], *, timeout_s: float | None = None) -> Any:
+        """Send the requests, wait for all answers, and return the first worker's or raise the first error.
 
         All are awaited even if one is an error, or the next call would read the answers to this one.
         """
         if not self._shut_down.alive:
-            raise EnvError("these environments are closed")
+            raise EnvError("these environments are closed: a worker was lost, or close() was called")
         try:
             for worker, request in requests.items():
-                _send(worker, request, self._timeout_s)
+                try:
+                    worker.connection.send_bytes(request)
+                except BlockingIOError:  # after SO_SNDTIMEO
+                    raise _hung(worker, self._timeout_s) from None
+                except OSError:
+                    raise _lost(worker) from None
             answers = self._await({w.connection.fileno(): w for w in requests}, timeout_s or self._timeout_s)
         except BaseException:
             self.close()
             raise
         for worker in requests:
-            kind, value = answers[worker]
-            if kind == "error":
-                error_type, message, trace = value
-                error: RlxError = error_type(message)
+            if worker in answers and answers[worker][0] == "error":
+                kind, message, trace = answers[worker][1]
+                error: RlxError = kind(message)
                 error.add_note(f"{worker}: {trace}")
                 raise error
-        return [answers[worker][1] for worker in requests]
+        return answers[self._workers[0]][1] if self._workers[0] in answers else None
 
     def _await(self, pending: dict[int, _Worker], timeout_s: float) -> dict[_Worker, tuple[str, Any]]:
         """The answers by worker.
@@ -183,17 +187,17 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     raise _lost(worker) from None
                 if kind == "busy":
                     left = timeout_s
-                    continue
-                answers[pending.pop(fd)] = kind, value
+                else:
+                    answers[pending.pop(fd)] = kind, value
         return answers
 
 
 def _start(index: int, first: int, last: int, memory: int, timeout_s: float) -> _Worker:
-    """Start the interpreter of one worker."""
+    """Start a worker's interpreter with our sys.path, the other end of a socket, and the shared memory."""
     ours, theirs = socket.socketpair()
-    seconds, fraction = divmod(timeout_s, 1.0)
-    timeval = struct.pack("@ll", int(seconds), int(fraction * 1e6))
-    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)  # a stopped worker must not block `restore`
+    fraction, seconds = math.modf(timeout_s)
+    limit = struct.pack("@ll", int(seconds), int(fraction * 1e6))
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)  # or a stopped worker could block a large `restore` for ever
     path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])
     command = [sys.executable, "-P", "-c", _BOOT, path, str(theirs.fileno()), str(memory)]
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # inherited, so that none arrives before `serve` is ready
@@ -203,15 +207,6 @@ def _start(index: int, first: int, last: int, memory: int, timeout_s: float) -> 
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
     return _Worker(index, first, last, process, Connection(ours.detach()))
-
-
-def _send(worker: _Worker, request: bytes, timeout_s: float) -> None:
-    try:
-        worker.connection.send_bytes(request)
-    except BlockingIOError:
-        raise _hung(worker, timeout_s) from None
-    except OSError:
-        raise _lost(worker) from None
 
 
 def _hung(worker: _Worker, timeout_s: float) -> EnvError:
@@ -228,17 +223,14 @@ def _lost(worker: _Worker) -> EnvError:
     except subprocess.TimeoutExpired:  # the environment closed a descriptor that was not its own
         worker.process.kill()
         code = worker.process.wait()
+    how = f"exited with code {code}" if code >= 0 else f"was killed by {signal.Signals(-code).name}"
     if code == -signal.SIGKILL:
-        how = "was killed by SIGKILL, which is what happens when memory runs out (fewer env.num_envs or env.workers need less)"
-    elif code < 0:
-        how = f"was killed by {signal.Signals(-code).name}"
-    else:
-        how = f"exited with code {code}"
+        how += ", as happens when memory runs out (fewer env.num_envs or env.workers need less)"
     return EnvError(f"{worker} {how}; `rlx resume` goes on from the last checkpoint")
 
 
 def _shut_down(workers: list[_Worker]) -> None:
-    """Hang up, and kill whoever is still there CLOSE_S later; SIGTERM would be ignored."""
+    """Hang up, and kill who is still there CLOSE_S later; SIGTERM would be ignored."""
     for worker in workers:
         worker.connection.close()
     deadline = time.monotonic() + CLOSE_S
@@ -251,26 +243,19 @@ def _shut_down(workers: list[_Worker]) -> None:
 
 
 def _anonymous_file() -> Any:
-    """An empty file that no other process can find: in memory where the system has that, on disk and unlinked elsewhere."""
+    """An empty file that no other process can find: in memory where the system has that, elsewhere on disk."""
     return os.fdopen(os.memfd_create("rlx"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
-def _layout(obs_space: Any, action_space: Any, num_envs: int) -> tuple[list[tuple[Any, Any, int]], int]:
-    """Shape, dtype and offset of actions, obs, reward, terminated and truncated in the shared memory, and its size in bytes."""
-    per_env = (action_space.shape, action_space.dtype), (obs_space.shape, obs_space.dtype), ((), np.float32), ((), bool), ((), bool)
-    places, offset = [], 0
-    for shape, dtype in per_env:
-        places.append(((num_envs, *shape), dtype, offset))
-        size = num_envs * math.prod(shape) * np.dtype(dtype).itemsize
-        offset += -(-size // 64) * 64
-    return places, offset
-
-
-def _arrays(memory: int, obs_space: Any, action_space: Any, num_envs: int) -> list[Array]:
-    """The shared arrays [B, *], in the order of `_layout`; they keep the mapping alive."""
-    places, size = _layout(obs_space, action_space, num_envs)
-    mapped = mmap.mmap(memory, size)
-    return [np.ndarray(shape, dtype, buffer=mapped, offset=offset) for shape, dtype, offset in places]
+def _map(memory: int, spaces: Any, num_envs: int) -> list[Array]:
+    """The shared arrays [B, *]: actions, obs, reward, terminated, truncated; they keep the mapping alive."""
+    obs, action = spaces
+    per_env = (action.shape, action.dtype), (obs.shape, obs.dtype), ((), np.float32), ((), bool), ((), bool)
+    sizes = [num_envs * math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in per_env]
+    offsets = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
+    os.ftruncate(memory, offsets[-1])
+    mapped = mmap.mmap(memory, offsets[-1])
+    return [np.ndarray((num_envs, *shape), dtype, mapped, offset) for (shape, dtype), offset in zip(per_env, offsets, strict=False)]
 
 
 def serve(connection_fd: int, memory: int) -> None:
@@ -284,6 +269,15 @@ def serve(connection_fd: int, memory: int) -> None:
         _serve(Connection(connection_fd), memory)
 
 
+def _die_with_parent(connection_fd: int) -> None:
+    """End this process when the parent has gone and `serve` has not noticed, because an environment is busy or hangs."""
+    poll = select.poll()
+    poll.register(connection_fd, select.POLLHUP)
+    poll.poll()
+    time.sleep(CLOSE_S)
+    os._exit(1)
+
+
 def _serve(connection: Connection, memory: int) -> None:
     first, request = 0, connection.recv_bytes()
     try:
@@ -292,11 +286,11 @@ def _serve(connection: Connection, memory: int) -> None:
     except Exception as error:
         _send_error(connection, error, first)
         return
-    try:
+    with contextlib.closing(chunk):
         spaces = chunk.single_observation_space, chunk.single_action_space
         connection.send(("done", spaces))
-        connection.recv()
-        actions, *result = (array[first:last] for array in _arrays(memory, *spaces, num_envs))
+        connection.recv()  # the parent has made the memory large enough
+        actions, *result = (array[first:last] for array in _map(memory, spaces, num_envs))
         os.close(memory)
         chunk._obs, chunk._reward, chunk._terminated, chunk._truncated = result  # it writes where the parent reads
         connection.send_bytes(_DONE)
@@ -308,13 +302,12 @@ def _serve(connection: Connection, memory: int) -> None:
                 elif command == "reset":
                     chunk.reset(seed=args[0], options={"reset_mask": args[1]})
                 else:
-                    chunk.restore(args[0], [_Beating(a, connection) for a in args[1]])  # type: ignore[misc]  (quacks as it must)
+                    beating: list[Any] = [_Beating(a, connection) for a in args[1]]
+                    chunk.restore(args[0], beating)
             except Exception as error:
                 _send_error(connection, error, first)
             else:
                 connection.send_bytes(_DONE)
-    finally:
-        chunk.close()
 
 
 class _Beating:
@@ -339,21 +332,10 @@ class _Beating:
 
 
 def _send_error(connection: Connection, error: Exception, first: int) -> None:
-    """What the parent is to raise; exceptions themselves may not survive pickling."""
-    trace = "".join(traceback.format_exception(error))
-    if isinstance(error, EnvError):  # numbered within this worker
-        message = re.sub(r"^environment (\d+)", lambda match: f"environment {first + int(match[1])}", str(error))
-    elif isinstance(error, RlxError):
-        message = str(error)
-    else:
-        message = f"making an environment in a worker process raised {type(error).__name__}: {error}"
-    connection.send(("error", (type(error) if isinstance(error, RlxError) else EnvError, message, trace)))
-
-
-def _die_with_parent(connection_fd: int) -> None:
-    """End this process when the parent has gone and `serve` has not noticed, because an environment is busy or hangs."""
-    poll = select.poll()
-    poll.register(connection_fd, select.POLLHUP)
-    poll.poll()
-    time.sleep(CLOSE_S)
-    os._exit(1)
+    """Send what the parent is to raise; the exception itself may not survive pickling."""
+    own = isinstance(error, RlxError)
+    kind = type(error) if own else EnvError
+    message = str(error) if own else f"making the environment raised {type(error).__name__}: {error}"
+    if kind is EnvError:  # GymVectorEnv numbers the environments of this worker alone
+        message = re.sub(r"^environment (\d+)", lambda match: f"environment {first + int(match[1])}", message)
+    connection.send(("error", (kind, message, "".join(traceback.format_exception(error)))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import gymnasium
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rlx.errors import ConfigError
 from rlx.nn.heads import make_head
-from rlx.nn.mlp import MLP, forward_together
+from rlx.nn.mlp import MLP
 from rlx.nn.normalize import ObservationNormalizer
 from rlx.types import EnvSpec, Mode
 
@@ -67,13 +67,22 @@ class ActorCritic(nn.Module):
         raw = self.raw_features(obs)
         return self.normalizer(raw) if self.normalizer else raw
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, D] to (distribution parameters [B, D'], values [B])."""
+    def evaluate(self, features: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        """[B, D] to distribution parameters [B, D'] and values [B], and the function that carries their gradients back.
+
+        The pullback adds to `parameter.grad`, given the gradients of a loss with respect to both outputs.
+        """
         if self.critic is None:
-            out = self.policy(features)
-            return out[:, :-1], out[:, -1]
-        params, value = forward_together(features, self.policy, self.critic)
-        return params, value[:, 0]
+            out, pull = self.policy.evaluate(features)
+            return out[:, :-1], out[:, -1], lambda d_params, d_value: pull(torch.cat((d_params, d_value.unsqueeze(1)), dim=1))
+        params, pull_policy = self.policy.evaluate(features)
+        value, pull_value = self.critic.evaluate(features)
+
+        def pullback(d_params: Tensor, d_value: Tensor) -> None:
+            pull_policy(d_params)
+            pull_value(d_value.unsqueeze(1))
+
+        return params, value[:, 0], pullback
 
     def policy_params(self, features: Tensor) -> Tensor:
         """[B, D] to distribution parameters [B, D']."""

@@ -1,19 +1,21 @@
-"""All parameters of a module as one vector, so that the optimiser and the clipping are one operation each."""
+"""All parameters of a module as one vector, so that the optimiser and the clipping are a few operations in all."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlx.errors import NonFiniteError
 from rlx.types import State
 
+_BETA1, _BETA2 = 0.9, 0.999
+
 
 class FlatAdam:
-    """Adam (Kingma and Ba 2015) over the concatenated parameters of `module`, with clipping by global norm.
+    """Adam (Kingma and Ba 2015, algorithm 1) over the concatenated parameters of `module`, with clipping by global norm.
 
-    Parameters and their gradients become views of two vectors. The step is the same as Adam over the separate tensors;
-    the per-tensor overhead, a third of a small network's update, is gone.
+    Parameters and their gradients become views of two vectors. The step is that of `torch.optim.Adam` over the separate tensors;
+    the overhead per tensor, a third of a small network's update, is gone.
 
     Args:
         module: already on its device; must not be moved afterwards.
@@ -23,41 +25,50 @@ class FlatAdam:
 
     def __init__(self, module: nn.Module, *, epsilon: float = 1e-5, max_grad_norm: float) -> None:
         parameters = list(module.parameters())
-        self._flat = nn.Parameter(torch.cat([p.detach().reshape(-1) for p in parameters]))
-        self._grad = torch.zeros_like(self._flat)
-        self._flat.grad = self._grad
+        self._parameters = torch.cat([p.detach().reshape(-1) for p in parameters])
+        self._grad = torch.zeros_like(self._parameters)
+        self._mean, self._square = torch.zeros_like(self._grad), torch.zeros_like(self._grad)
+        self._num_steps = 0
+        self._epsilon, self._max_grad_norm = epsilon, max_grad_norm
         offset = 0
         for p in parameters:
             end = offset + p.numel()
-            p.data = self._flat.data[offset:end].view_as(p)
+            p.data = self._parameters[offset:end].view_as(p)
             p.grad = self._grad[offset:end].view_as(p)
             offset = end
-        self._max_grad_norm = max_grad_norm
-        self._adam = torch.optim.Adam([self._flat], lr=0.0, eps=epsilon, fused=self._flat.device.type in ("cpu", "cuda"))
 
-    def step(self, loss: torch.Tensor, learning_rate: float) -> torch.Tensor:
-        """Differentiate `loss`, clip, step; returns the gradient's norm before clipping.
+    def zero_grad(self) -> None:
+        self._grad.zero_()
+
+    @torch.no_grad()
+    def step(self, loss: Tensor, learning_rate: float) -> Tensor:
+        """Clip the accumulated gradient of `loss` and step; returns the gradient's norm before clipping.
 
         Raises:
             NonFiniteError: before anything is changed, if the loss or the gradient is not finite.
         """
-        self._grad.zero_()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.linalg.vector_norm(self._grad)
-        norm_value = norm.item()
-        if not norm_value < float("inf"):
+        grad = self._grad
+        norm = torch.linalg.vector_norm(grad)
+        norm_value, loss_value = norm.item(), loss.item()
+        if not (norm_value < float("inf") and abs(loss_value) < float("inf")):
             raise NonFiniteError(
-                f"the loss is {loss.item()} and its gradient has norm {norm_value}: training stopped before the optimiser step; "
+                f"the loss is {loss_value} and its gradient has norm {norm_value}: training stopped before the optimiser step; "
                 "try a smaller algo.learning_rate, algo.normalize_observation=true, or look at the environment's rewards"
             )
         if norm_value > self._max_grad_norm:
-            self._grad.mul_(self._max_grad_norm / norm_value)
-        self._adam.param_groups[0]["lr"] = learning_rate
-        self._adam.step()
+            grad.mul_(self._max_grad_norm / norm_value)
+        self._num_steps += 1
+        self._mean.lerp_(grad, 1.0 - _BETA1)
+        self._square.mul_(_BETA2).addcmul_(grad, grad, value=1.0 - _BETA2)
+        scale = (1.0 - _BETA2**self._num_steps) ** 0.5
+        denominator = self._square.sqrt().div_(scale).add_(self._epsilon)
+        self._parameters.addcdiv_(self._mean, denominator, value=-learning_rate / (1.0 - _BETA1**self._num_steps))
         return norm
 
     def state_dict(self) -> State:
-        return {"adam": self._adam.state_dict()}
+        return {"mean": self._mean.clone(), "square": self._square.clone(), "num_steps": self._num_steps}
 
     def load_state_dict(self, state: State) -> None:
-        self._adam.load_state_dict(state["adam"])
+        self._mean.copy_(state["mean"])
+        self._square.copy_(state["square"])
+        self._num_steps = state["num_steps"]
