@@ -122,7 +122,7 @@ def test_cartpole_equals_gymnasiums_scalar_env_bit_for_bit(num_envs):
     obs, _ = native.reset(seed=np.arange(num_envs))
     scalars = [scalar_cartpole(native._state[:, i]) for i in range(num_envs)]
     num_ended = 0
-    for _ in range(300):
+    for _ in range(500):
         actions = rng.integers(2, size=num_envs)
         obs, reward, terminated, truncated, _ = native.step(actions)
         ended = np.zeros(num_envs, dtype=bool)
@@ -138,7 +138,7 @@ def test_cartpole_equals_gymnasiums_scalar_env_bit_for_bit(num_envs):
             for i in np.flatnonzero(ended):
                 scalars[i] = scalar_cartpole(native._state[:, i])
         num_ended += ended.sum()
-    assert num_ended > 10 * num_envs  # falls in both directions are among them
+    assert num_ended > 10 * num_envs
 
 
 def test_cartpole_truncates_at_500_steps_like_gymnasiums():

@@ -23,7 +23,8 @@ EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video
 
 def config(
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="What differs from the defaults.", autocompletion=complete_overrides)
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="What differs from the defaults.", autocompletion=complete_overrides),
     ] = None,
     describe: Annotated[bool, typer.Option("--describe", "-d", help="Also say what each key means.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
@@ -56,26 +57,31 @@ def config(
     console = terminal()
     recipe = composed.choices["recipe"]
     console.print(f"recipe: {f'conf/recipe/{recipe}.yaml' if recipe else 'none for this pair, so these are the defaults'}", style="dim")
-    columns = [max(len(k) for k in values) + 2, min(24, max(len(_shown(v)) for v in values.values())) + 2]
+    columns = [max(len(k) for k in values) + 2, min(24, max(len(as_typed(v)) for v in values.values())) + 2]
+    titles = {"algo": f"algo={composed.choices['algo']}", "env": f"env={composed.choices['env']}"}
+    if composed.choices["env"] != composed.config.env.id:
+        titles["env"] += f" ({composed.config.env.id})"
     previous = None
     for key, value in values.items():
+        if key in ("algo.name", "env.id"):  # in the titles, since this is not how they are set
+            continue
         group = key.partition(".")[0]
         if group != previous:
             console.print()
+            if group in titles:
+                console.print(titles[group], style="bold")
         previous = group
         _print_key(console, columns, key, value, composed.sources.get(key, "default"), unused.get(key), docs.get(key) if describe else None)
     if console.is_terminal and not describe:
         console.print("\nSet any of them: rlx train KEY=VALUE …   What they mean: rlx config --describe", style="dim")
 
 
-def _print_key(
-    console: Console, columns: list[int], key: str, value: Any, source: str, unused_unless: str | None, doc: str | None
-) -> None:
+def _print_key(console: Console, columns: list[int], key: str, value: Any, source: str, unused_unless: str | None, doc: str | None) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
     row = Text(key.ljust(columns[0]), style="bold" if doc else "")
-    row.append(_shown(value).ljust(columns[1]), style="dim" if unused_unless else "cyan")
+    row.append(as_typed(value).ljust(columns[1]), style="dim" if unused_unless else "cyan")
     row.append(source, style="dim" if source == "default" else "green")
     if unused_unless:
         row.append(f", unused unless algo.{unused_unless}" if doc else ", unused", style="dim")
@@ -97,14 +103,14 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
 
     rows = [{"name": name, "summary": info.summary, "settings": len(key_docs(name, group="algo"))} for name, info in ALGORITHMS.items()]
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
     table = make_table("algo", "what it is", "settings")
     for row in rows:
         table.add_row(*map(str, row.values()))
     console = terminal()
     console.print(table)
-    console.print("\nAll take discrete, multi-discrete, binary and continuous actions.", style="dim")
+    console.print("\nAll of them take discrete and continuous actions.", style="dim")
     first, last = rows[0]["name"], rows[-1]["name"]
     console.print(f"Train one: rlx train algo={last} env=cartpole   Its settings: rlx config algo={first} --describe", style="dim")
 
@@ -132,7 +138,7 @@ def envs(
 
     composer, word = Composer(config_dir), (pattern or "").lower()
     short = composer.env_ids()
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"name": name, "id": id_, "recipes": _recipes(composer, name), "native": id_ in NATIVE, "missing": missing(extra_for(id_))}
         for name, id_ in short.items()
         if word in name.lower() or word in id_.lower()
@@ -149,16 +155,16 @@ def envs(
             "env=my_module:MyEnv-v0 imports my_module first"
         )
     if as_json:
-        _print_json(rows)
+        print_json(rows)
         return
-    table = make_table("env", "gymnasium id", "tuned for", "steps in", "needs")
+    table = make_table("env", "gymnasium id", "recipes for", "native", "needs")
     for row in rows:
         table.add_row(row["name"], row["id"] if row["id"] != row["name"] else "", ", ".join(row["recipes"]) or "–",
-                      "rlx (native)" if row["native"] else "gymnasium", row["missing"] or "")  # fmt: skip
+                      "native" if row["native"] else "", row["missing"] or "")  # fmt: skip
     console = terminal()
     console.print(table)
     advice = "Older versions are not shown." if word else "Any other gymnasium id works too: rlx envs PATTERN searches them."
-    ready = next((row["name"] for row in rows if not row["missing"]), rows[0]["name"])
+    ready = max(rows, key=lambda row: (not row["missing"], len(row["recipes"])))["name"]
     console.print(f"\n{advice}   Train: rlx train env={ready}", style="dim")
 
 
@@ -226,12 +232,13 @@ def _field_docs(class_: type) -> dict[str, str]:
     """The string literal below each annotated field, of a dataclass and of those it inherits from."""
     import ast
     import inspect
+    import itertools
     import textwrap
 
     docs: dict[str, str] = {}
     for base in reversed(class_.__mro__[:-1]):
         body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, below in zip(body, body[1:], strict=False):
+        for field, below in itertools.pairwise(body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     docs[name] = " ".join(text.split())
@@ -247,14 +254,12 @@ def _values(composed: Composed) -> dict[str, Any]:
     return leaf_keys(OmegaConf.structured(composed.config))
 
 
-def _shown(value: Any) -> str:
+def as_typed(value: Any) -> str:
     """A value as it is typed on the command line."""
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
-def _print_json(rows: Iterable[dict[str, Any]]) -> None:
+def print_json(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
         typer.echo(json.dumps(row))
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError
@@ -13,6 +16,10 @@ from rlx.nn.heads import make_head
 from rlx.nn.mlp import MLP
 from rlx.nn.normalize import ObservationNormalizer
 from rlx.types import EnvSpec, Mode
+
+
+_SMALL = 1 << 16
+"""Parameters up to which acting in NumPy is faster than in torch."""
 
 
 class ActorCritic(nn.Module):
@@ -55,6 +62,11 @@ class ActorCritic(nn.Module):
         self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.layers[-1].weight.data[num_outputs:], gain=1.0)
+        self._discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
+        self._acts_in_numpy = sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
+        self._home = 0
+        self._numpy_layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
         self.normalizer = ObservationNormalizer(num_features, clip=observation_clip) if observation_clip else None
 
     def raw_features(self, obs: Tensor) -> Tensor:
@@ -96,5 +108,21 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def act(self, obs: Tensor, mode: Mode) -> Tensor:
         """Observations [B, *] to actions [B, *]: a sample in training, the mode in evaluation."""
+        if self._acts_in_numpy and obs.device.type == "cpu":
+            return torch.from_numpy(self._act_numpy(obs.numpy(), mode))
         params = self.policy_params(self.features(obs))
         return self.head.sample(params) if mode == "train" else self.head.mode(params)
+
+    def _act_numpy(self, obs: NDArray[Any], mode: Mode) -> NDArray[Any]:
+        """`act` for small networks on a CPU, where torch's overhead per operation is most of the time of a step."""
+        if self._home != self._first[0].data_ptr():  # the parameters have moved since the views were taken
+            self._numpy_layers, self._home = self.policy.numpy_layers(), self._first[0].data_ptr()
+        x = obs.reshape(len(obs), -1).astype(np.float32)
+        if self._scale:
+            x *= np.float32(self._scale)
+        if self.normalizer:
+            x = self.normalizer.forward_numpy(x)
+        params = self.policy.forward_numpy(x, self._numpy_layers)
+        if self.critic is None:
+            params = params[:, :-1]
+        return self.head.sample_numpy(params) if mode == "train" else params.argmax(-1) if self._discrete else params

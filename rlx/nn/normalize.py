@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.ops import reverse_scan
@@ -58,6 +60,10 @@ class ObservationNormalizer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] to [B, D] in [-clip, clip]."""
         return torch.addcmul(self.shift, features, self.scale).clamp_(-self.clip, self.clip)
+
+    def forward_numpy(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
+        """`forward` in NumPy."""
+        return (features * self.scale.numpy() + self.shift.numpy()).clip(-self.clip, self.clip)
 
     def update(self, features: Tensor) -> None:
         """Absorb features [N, D]."""

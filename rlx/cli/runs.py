@@ -1,0 +1,416 @@
+"""rlx ls, rlx show: what runs there are and how they went. A damaged run is shown as far as it can be read."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
+from rlx.cli.complete import complete_runs
+from rlx.cli.plot import number, plot
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlx.rundir import RunDir
+
+_STATUS_STYLE = {"running": "green", "stopped": "yellow", "killed": "red", "failed": "red"}
+_TOTAL = re.compile(r"^loop:(?:\n[ #].*)*?\n +total_env_steps: *(\d+)", re.MULTILINE)
+_NUMBER = rb"(-?\d[\d.]*(?:[eE][-+]?\d+)?)"
+_RETURN = re.compile(rb'"episode/return_mean_100": *' + _NUMBER)
+_EVALUATION = re.compile(rb'"eval/return_mean": *' + _NUMBER)
+_VERIFY_BYTES = 200_000_000  # larger checkpoints are not read only to be shown
+
+
+@dataclass(kw_only=True)
+class Row:
+    """One run in a list."""
+
+    run: str
+    status: str
+    env_steps: int | None = None
+    total_env_steps: int | None = None
+    return_mean_100: float | None = None
+    last_eval: float | None = None
+    best_eval: float | None = None
+    age_s: float | None = None
+    """Seconds since it last wrote anything."""
+    problem: str | None = None
+
+
+def ls(
+    runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """List the runs, the one started last at the top.
+
+    Examples:
+
+      rlx ls
+
+      rlx ls --json | jq -r 'select(.status == "killed") | .run'
+    """
+    from rlx.config.compose import runs_directory
+
+    root = runs_dir or runs_directory()
+    rows = [read_row(run) for run in _newest_first(root)]
+    if as_json:
+        print_json(asdict(row) for row in rows)
+        return
+    console = terminal()
+    if not rows:
+        console.print(f"There are no runs in {root} yet; start one: rlx train algo=ppo env=cartpole", soft_wrap=True)
+        return
+    from rich.text import Text
+
+    narrow = console.width < 100
+    table = make_table("run", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
+    table.padding = (0, 1 if narrow else 2, 0, 0)
+    for column in table.columns[1:]:
+        column.no_wrap = True
+    for row in rows:
+        status = Text(row.status, style=_STATUS_STYLE.get(row.status, ""))
+        values = (row.return_mean_100, row.last_eval, row.best_eval)
+        table.add_row(row.run, status, _done(row, narrow=narrow), *("–" if v is None else number(v) for v in values), _age(row.age_s))
+    console.print(table)
+    for row in rows:
+        if row.problem:
+            console.print(Text(f"{row.run}: {row.problem}", style="red"), soft_wrap=True)
+    if console.is_terminal:
+        console.print("\nreturn: mean of the last 100 training episodes   eval: last evaluation   More: rlx show RUN", style="dim")
+
+
+def _newest_first(root: Path) -> list[RunDir]:
+    """Every directory that is, or was, a run."""
+    from rlx.rundir import RunDir
+
+    if not root.is_dir():
+        return []
+    runs = [RunDir(p) for p in root.iterdir() if p.is_dir() and any((p / n).exists() for n in ("meta.json", "config.yaml", "checkpoints"))]
+    return sorted(runs, key=lambda run: (run.last_started, run.name), reverse=True)
+
+
+def read_row(run: RunDir) -> Row:
+    """What a list says of a run, reading no more than it must."""
+    problems = []
+    if not run.meta():
+        problems.append("meta.json is damaged or missing")
+    try:
+        total = _TOTAL.search((run.path / "config.yaml").read_text())
+        problems += [] if total else ["config.yaml is damaged"]
+    except (OSError, UnicodeDecodeError):
+        total = None
+        problems.append("config.yaml is missing")
+    row = Row(run=run.name, status=run.status if run.meta() else "?", total_env_steps=int(total[1]) if total else None, age_s=_age_s(run))
+    try:
+        data = run.metrics_path.read_bytes()
+    except OSError:
+        data = b""
+    data = data[: data.rfind(b"\n") + 1]  # a process that was killed may leave half a line
+    evaluations = [float(v) for v in _EVALUATION.findall(data)]
+    if evaluations:
+        row.last_eval, row.best_eval = evaluations[-1], max(evaluations)
+    returns = _RETURN.search(data, max(0, data.rfind(b'"episode/return_mean_100"')))
+    row.return_mean_100 = float(returns[1]) if returns else None
+    if data:
+        try:
+            row.env_steps = int(json.loads(data[data.rfind(b"\n", 0, -1) + 1 :])["env_steps"])
+        except (ValueError, KeyError, TypeError):
+            problems.append("metrics.jsonl is damaged")
+            row.env_steps = next((line["env_steps"] for line in reversed(run.metrics())), None)
+    row.problem = "; ".join(problems) + f": see rlx show {run.name}" if problems else None
+    return row
+
+
+def show(
+    run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show one run: its settings, how far it got, its curve, checkpoints and files, and what to do next.
+
+    Examples:
+
+      rlx show
+
+      rlx show lander
+
+      rlx show lander --json | jq '.checkpoints[] | select(.best)'
+    """
+    from rlx.config.compose import runs_directory
+    from rlx.rundir import RunDir
+
+    opened = RunDir.open(runs_directory(), run)
+    row, lines = read_row(opened), opened.metrics()
+    problems = [row.problem.partition(": see")[0]] if row.problem else []
+    try:
+        differences = _differences(opened)
+    except ValueError as error:  # a ConfigError says what is wrong with config.yaml
+        differences, problems = {}, [*problems, str(error)]
+    facts: dict[str, Any] = {
+        **asdict(row),
+        "problem": "; ".join(problems) or None,
+        "path": str(opened.path),
+        "meta": opened.meta(),
+        "differences": differences,
+        "checkpoints": [asdict(c) for c in read_checkpoints(opened.checkpoints)],
+        "metrics": _last_values(lines),
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    console = terminal()
+    _print_head(console, facts, problems)
+    _print_curve(console, lines)
+    _print_metrics(console, facts["metrics"])
+    _print_differences(console, differences)
+    _print_checkpoints(console, facts["checkpoints"])
+    _print_segments(console, opened.segments)
+    _print_next(console, opened, facts)
+
+
+def _print_head(console: Console, facts: dict[str, Any], problems: list[str]) -> None:
+    from rich.text import Text
+
+    from rlx.track.console import duration
+
+    meta, elapsed = facts["meta"], facts["metrics"].get("time/elapsed_s")
+    console.print(Text(f"{facts['run']}   ", style="bold").append(facts["status"], style=_STATUS_STYLE.get(facts["status"], "")))
+    console.print(f"{meta.get('algo', '?')} on {meta.get('env_id', meta.get('env', '?'))}, seed {meta.get('seed', '?')}, "
+                  f"recipe {meta.get('recipe') or 'none'}", soft_wrap=True)  # fmt: skip
+    steps = (
+        "no line of metrics yet"
+        if facts["env_steps"] is None
+        else f"{facts['env_steps']:,} of {_count(facts['total_env_steps'])} env steps"
+    )
+    console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
+    segments = meta.get("segments") or [{}]
+    error = segments[-1].get("error") if isinstance(segments[-1], dict) else None
+    for problem in [*problems, *([str(error)] if error else [])]:
+        console.print(Text(problem, style="red"), soft_wrap=True)
+
+
+def _print_curve(console: Console, lines: list[dict[str, Any]]) -> None:
+    training, evaluations = (_series(lines, key) for key in ("episode/return_mean_100", "eval/return_mean"))
+    drawn = plot(training, evaluations, width=min(console.width, 100) if console.is_terminal else 80, height=12, x_label="env steps")
+    if drawn:
+        console.print("\n" + "\n".join(drawn), soft_wrap=True)
+        console.print("⠤⠒ episode/return_mean_100   ● eval/return_mean", style="dim")
+
+
+def _series(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(float(line["env_steps"]), float(line[key])) for line in lines if isinstance(line.get(key), int | float)]
+
+
+def _last_values(lines: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest value of every metric."""
+    values: dict[str, Any] = {}
+    for line in lines:
+        values |= line
+    return {name: value for name, value in sorted(values.items()) if "/" in name}
+
+
+def _print_metrics(console: Console, values: dict[str, Any]) -> None:
+    if not values:
+        return
+    _title(console, "Last metrics")
+    table = make_table("", "")
+    table.show_header = False
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        group, _, rest = name.partition("/")
+        shown = number(value) if isinstance(value, int | float) else str(value)
+        groups.setdefault(group, []).append(f"{rest}\N{NO-BREAK SPACE}{shown}")
+    for group, entries in groups.items():
+        table.add_row(f"  {group}", "   ".join(entries))
+    console.print(table)
+
+
+def _differences(run: RunDir) -> dict[str, Any]:
+    """Settings that are not the defaults of the schema.
+
+    Raises:
+        ConfigError: if config.yaml cannot be read.
+    """
+    from omegaconf import OmegaConf
+
+    from rlx.algos import ALGORITHMS
+    from rlx.config.compose import leaf_keys, load_config
+    from rlx.config.schema import RunConfig
+
+    config = load_config(run.path / "config.yaml")
+    default = RunConfig(algo=ALGORITHMS[config.algo.name].config())
+    mine, theirs = (leaf_keys(OmegaConf.structured(c)) for c in (config, default))
+    return {k: v for k, v in mine.items() if k not in theirs or theirs[k] != v}
+
+
+def _print_differences(console: Console, differences: dict[str, Any]) -> None:
+    if not differences:
+        return
+    _title(console, "Settings that are not the defaults")
+    width = max(map(len, differences))
+    for key, value in differences.items():
+        console.print(f"  {key:<{width}}  {as_typed(value)}", soft_wrap=True)
+
+
+@dataclass(kw_only=True)
+class CheckpointRow:
+    """One checkpoint in a list."""
+
+    name: str
+    env_steps: int | None = None
+    score: float | None = None
+    exact: bool | None = None
+    why_not_exact: str | None = None
+    best: bool = False
+    damage: str | None = None
+    bytes: int = 0
+
+
+def read_checkpoints(directory: Path) -> list[CheckpointRow]:
+    """What is in a run's checkpoints/, newest first, without torch; files of moderate size are compared with their digests."""
+    rows = [_read_checkpoint(p) for p in sorted(directory.glob("*"), reverse=True) if p.is_dir() and ".tmp-" not in p.name]
+    scored = [row for row in rows if row.score is not None and not row.damage]
+    if scored:
+        max(scored, key=lambda row: (row.score, row.env_steps)).best = True
+    return rows
+
+
+def _read_checkpoint(path: Path) -> CheckpointRow:
+    import hashlib
+
+    row = CheckpointRow(name=path.name, bytes=sum(p.stat().st_size for p in path.iterdir() if p.is_file()))
+    if not path.name.isdigit():
+        row.damage = "found damaged and put aside" if ".damaged-" in path.name else "not a checkpoint"
+        return row
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        row.env_steps, files = int(manifest["env_steps"]), dict(manifest["files"])
+        score = manifest.get("score")
+        row.score = float(score) if score is not None and math.isfinite(score) else None
+        row.exact, row.why_not_exact = manifest.get("exact"), manifest.get("why_not_exact")
+    except (OSError, ValueError, KeyError, TypeError):
+        row.damage = "its manifest cannot be read"
+        return row
+    for name, digest in files.items():
+        try:
+            with (path / Path(name).name).open("rb") as file:
+                if row.bytes <= _VERIFY_BYTES and hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                    row.damage = f"{name} is damaged"
+        except OSError:
+            row.damage = f"{name} is missing"
+    return row
+
+
+def _print_checkpoints(console: Console, rows: list[dict[str, Any]]) -> None:
+    from rich.text import Text
+
+    _title(console, "Checkpoints")
+    if not rows:
+        console.print("  none yet", style="dim")
+        return
+    table = make_table("  env steps", "eval", "size", "resumes", "")
+    for row in rows:
+        resumes = "exactly" if row["exact"] else f"not exactly: {row['why_not_exact']}" if row["exact"] is False else ""
+        note = Text(row["damage"], style="red") if row["damage"] else Text("best" if row["best"] else "", style="green")
+        steps = row["name"] if row["env_steps"] is None else f"{row['env_steps']:,}"
+        score = "–" if row["score"] is None else number(row["score"])
+        table.add_row(f"  {steps}", score, f"{number(row['bytes'])}B", "" if row["damage"] else resumes, note)
+    console.print(table)
+
+
+def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
+    from rlx.track.console import duration
+
+    _title(console, "Started and resumed")
+    if not segments:
+        console.print("  never", style="dim")
+        return
+    table = make_table("  at", "for", "ended", "env steps", "on", "changed")
+    for segment in segments:
+        start, end = _time(segment.get("started")), _time(segment.get("ended"))
+        steps = segment.get("env_steps")
+        changed = segment.get("overrides") or []
+        table.add_row(
+            f"  {start.astimezone():%Y-%m-%d %H:%M}" if start else "  ?",
+            duration((end - start).total_seconds()) if start and end else "–",
+            str(segment.get("status", "?")) if end else "–",
+            _count(steps) if isinstance(steps, int) else "–",
+            ", ".join(str(segment[k]) for k in ("device", "host") if segment.get(k)) or "?",
+            " ".join(map(str, changed)) if isinstance(changed, list) else str(changed),
+        )
+    console.print(table)
+
+
+def _print_next(console: Console, run: RunDir, facts: dict[str, Any]) -> None:
+    from rlx.config.compose import runs_directory
+
+    _title(console, "Files")
+    for name in ("config.yaml", "meta.json", "metrics.jsonl", "checkpoints", "videos", "plots", "wandb"):
+        if (run.path / name).exists():
+            console.print(f"  {run.path / name}", soft_wrap=True)
+    reference = run.name if run.path.resolve().parent == runs_directory().resolve() else str(run.path)
+    usable = [c for c in facts["checkpoints"] if not c["damage"]]
+    commands = []
+    if facts["status"] == "running":
+        commands.append((f"rlx show {reference}", "look again; Ctrl-C where it runs, or SIGTERM, saves and stops it"))
+    elif facts["status"] == "finished":
+        commands.append((f"rlx resume {reference} loop.total_env_steps={2 * (facts['total_env_steps'] or 100_000)}", "train on"))
+    else:
+        commands.append((f"rlx resume {reference}", "go on" if usable else "start again; there is no checkpoint"))
+    if usable:
+        best = " --checkpoint best" if any(c["best"] for c in usable) else ""
+        commands.append((f"rlx eval {reference}{best}", "play it"))
+    _title(console, "Next")
+    width = max(len(command) for command, _ in commands)
+    for command, meaning in commands:
+        console.print(f"  {command:<{width}}   # {meaning}", soft_wrap=True)
+
+
+def _title(console: Console, title: str) -> None:
+    console.print(f"\n{title}", style="bold")
+
+
+def _count(value: Any) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _done(row: Row, *, narrow: bool) -> str:
+    if row.env_steps is None:
+        return "–"
+    if narrow and row.total_env_steps:
+        return f"{100 * row.env_steps / row.total_env_steps:.0f} %"
+    return f"{number(row.env_steps)} of {'?' if row.total_env_steps is None else number(row.total_env_steps)}"
+
+
+def _time(value: Any) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
+
+
+def _age_s(run: RunDir) -> float | None:
+    """Seconds since a run ended or, if that is not known, last wrote a metric or started."""
+    segments = run.segments
+    at = _time(segments[-1].get("ended")) if segments else None
+    if at is None and run.metrics_path.exists():
+        at = datetime.fromtimestamp(run.metrics_path.stat().st_mtime, UTC)
+    at = at or _time(run.last_started)
+    return max(0.0, (datetime.now(UTC) - at).total_seconds()) if at else None
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"

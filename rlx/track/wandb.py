@@ -1,0 +1,342 @@
+"""A copy of the record in Weights & Biases: live while a run trains, or rebuilt afterwards by `rlx sync`.
+
+metrics.jsonl is complete without W&B, so nothing here may stop or slow training: whatever W&B raises ends the copying with one
+note, and only a thread of ours ever waits for it. Lines are logged with step=env_steps; W&B joins lines of the same step (a log
+line and the evaluation after it) into one row.
+
+What W&B cannot do: a step is written once. A run resumed from an earlier checkpoint keeps its W&B id while online, and its lines
+up to the last step that W&B has seen are ignored. Offline nothing can be continued, so every segment is a W&B run of its own in
+the group of the first. `rlx sync` makes one clean W&B run of either.
+
+This is the only module that imports wandb, and only inside functions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import netrc
+import os
+import queue
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+
+from rlx.errors import ConfigError, RlxError
+from rlx.track.logger import Mirror, NullMirror
+
+if TYPE_CHECKING:
+    import wandb
+
+_INIT_TIMEOUT_S = 15.0
+_FINISH_TIMEOUT_S = 8.0
+_CLOSE_TIMEOUT_S = 10.0
+"""How long the end of a run waits for W&B in all; above _FINISH_TIMEOUT_S, after which W&B gives up by itself."""
+_UPLOAD_TIMEOUT_S = 120.0
+_MAX_TAG = 64  # W&B refuses longer ones
+
+
+class SyncError(RlxError):
+    """W&B cannot be reached or refuses; nothing is lost, the record is on the disk."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Description:
+    """What W&B is told about a run."""
+
+    directory: Path
+    id: str
+    name: str
+    project: str
+    config: dict[str, Any]
+    tags: list[str]
+    group: str | None = None
+
+
+def make_mirror(
+    mode: str,
+    *,
+    run_dir: Path,
+    run_id: str,
+    name: str,
+    project: str,
+    config: dict[str, Any],
+    tags: list[str],
+    segment: int,
+    note: Callable[[str], None],
+) -> Mirror:
+    """The mirror for log.wandb. Asks nobody anything, and raises nothing that W&B does.
+
+    Args:
+        mode: auto, online, offline or disabled. auto follows $WANDB_MODE if it is set, else it is online where a login exists.
+            Without a login, online is offline too.
+        run_dir: where W&B keeps its files, in wandb/.
+        run_id: the run's W&B id, the same in all of its segments.
+        name: the run's name, here and there.
+        project: W&B project.
+        config: what the run is configured with, as plain data; enums are written by name.
+        tags: labels to filter by.
+        segment: 0 for a new run, k for the k-th resumption.
+        note: says one line to the user; called only within this function, `write` and `close`.
+    """
+    mode = _mode_of_environment() if mode == "auto" else mode
+    if mode == "disabled":
+        return NullMirror()
+    try:
+        offline = mode == "offline"
+        if not offline and not _has_login():
+            offline = True
+            note(f"W&B: offline (no login); `wandb login` and then `rlx sync {name}` uploads it")
+        described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags)
+        return WandbMirror(described, segment=segment, offline=offline, note=note)
+    except Exception as error:
+        _tear_down()
+        note(f"W&B: off ({_reason(error)}); training goes on without it")
+        return NullMirror()
+
+
+class WandbMirror:
+    """Copies lines to W&B from a thread of its own; `write` costs the trainer microseconds.
+
+    An offline run is begun in the constructor, before there is training to compete with. An online one is begun in the thread, while
+    lines queue up; if that fails, it is offline.
+
+    Raises:
+        Exception: whatever W&B raises when an offline run cannot be begun.
+    """
+
+    def __init__(self, described: _Description, *, segment: int, offline: bool, note: Callable[[str], None]) -> None:
+        self._described, self._segment, self._note = described, segment, note
+        self._todo: queue.SimpleQueue[Mapping[str, Any] | int] = queue.SimpleQueue()  # an int ends it, as exit code
+        self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._ended = self._abandoned = False
+        run = self._begin_offline() if offline else None
+        self._thread = threading.Thread(target=self._copy, args=(run,), name="rlx-wandb", daemon=True)
+        self._thread.start()
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        if not self._ended:
+            self._todo.put(line)
+        self._tell()
+
+    def close(self, *, exit_code: int) -> None:
+        """Finish the W&B run; takes at most about 10 seconds, whatever W&B does."""
+        self._todo.put(exit_code)
+        self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._abandoned = True
+            _kill_service()
+            self._thread.join(1.0)
+            self._note(f"W&B: no answer within {_CLOSE_TIMEOUT_S:.0f} s; `rlx sync {self._described.name}` uploads the run")
+        self._tell()
+
+    def _tell(self) -> None:
+        while not self._news.empty():
+            self._note(self._news.get())
+
+    def _copy(self, run: wandb.Run | None) -> None:
+        """The thread: begin if that is still to be done, log until told to end, finish."""
+        try:
+            run = run or self._begin_online()
+            while not isinstance(item := self._todo.get(), int):
+                run.log(dict(item), step=item["env_steps"])
+            run.finish(exit_code=item)
+        except Exception as error:
+            if not self._abandoned:
+                self._news.put(f"W&B: stopped ({_reason(error)}); nothing is lost, `rlx sync {self._described.name}` uploads the run")
+        finally:
+            self._ended = True
+            _tear_down()
+
+    def _begin_online(self) -> wandb.Run:
+        try:
+            run = _begin(self._described, mode="online", resume="allow")
+        except Exception as error:
+            if self._abandoned:
+                raise
+            _tear_down()  # or W&B says that the id is in use
+            self._news.put(f"W&B: offline ({_reason(error)}); `rlx sync {self._described.name}` uploads the run")
+            return self._begin_offline()
+        self._news.put(f"W&B: {run.url}")
+        return run
+
+    def _begin_offline(self) -> wandb.Run:
+        first = self._described
+        return _begin(first if self._segment == 0 else replace(first, id=f"{first.id}-r{self._segment}", group=first.id), mode="offline")
+
+
+def upload(
+    lines: Iterable[Mapping[str, Any]],
+    *,
+    run_dir: Path,
+    run_id: str,
+    group: str,
+    name: str,
+    project: str,
+    config: dict[str, Any],
+    tags: list[str],
+    offline: bool = False,
+) -> str:
+    """Make a W&B run of a whole record.
+
+    Args:
+        lines: the record; steps do not fall.
+        run_dir: where an offline run is written, in wandb/; an online one leaves nothing behind.
+        run_id: a W&B id that was never used.
+        group: the W&B id of the run that this is a copy of.
+        name, project, config, tags: as for `make_mirror`.
+        offline: write a directory for `wandb sync` instead of uploading.
+
+    Returns:
+        The address of the W&B run, or the directory of the offline one.
+
+    Raises:
+        ConfigError: if there is no login to upload with, or no wandb.
+        SyncError: if W&B cannot be reached, within about 16 seconds, or fails.
+    """
+    try:
+        if not offline and not _has_login():
+            raise ConfigError("W&B has no login: run `wandb login` first")
+        with tempfile.TemporaryDirectory(prefix="rlx-sync-") as scratch, _ended_service():
+            described = _Description(
+                directory=run_dir if offline else Path(scratch),
+                id=run_id, name=name, project=project, config=config, tags=tags, group=group,
+            )  # fmt: skip
+            run = _begin(described, mode="offline" if offline else "online", finish_timeout=_UPLOAD_TIMEOUT_S, x_disable_stats=True)
+            for line in lines:
+                run.log(dict(line), step=line["env_steps"])
+            where = str(Path(run.dir).parent) if offline else str(run.url)
+            run.finish()
+            return where
+    except ConfigError:
+        raise
+    except ImportError as error:
+        raise ConfigError(f"W&B cannot be imported ({_reason(error)}); `pip install wandb` brings it") from error
+    except Exception as error:
+        raise SyncError(f"W&B: {_reason(error)}; the record is untouched, try again when W&B can be reached") from error
+
+
+@contextlib.contextmanager
+def _ended_service() -> Iterator[None]:
+    """End W&B's process after the block, at once if it is left by an exception: then there is nothing to wait for."""
+    try:
+        yield
+    except BaseException:
+        _kill_service()
+        raise
+    finally:
+        _tear_down()
+
+
+def _begin(
+    described: _Description, *, mode: Literal["online", "offline"], resume: Literal["allow"] | None = None, **settings: Any
+) -> wandb.Run:
+    """Begin a W&B run without a prompt, a word on the terminal, or a look at the user's code.
+
+    Raises:
+        Exception: what W&B raises, in the online case within _INIT_TIMEOUT_S.
+    """
+    _set_up()
+    import wandb
+
+    wanted = {
+        "silent": True,
+        "console": "off",
+        "disable_git": True,
+        "disable_code": True,
+        "label_disable": True,
+        "x_save_requirements": False,
+        "init_timeout": _INIT_TIMEOUT_S,
+        "finish_timeout": _FINISH_TIMEOUT_S,
+        "finish_timeout_raises": True,
+        **settings,
+    }
+    known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}  # they come and go with versions
+    return wandb.init(
+        mode=mode,
+        id=described.id,
+        group=described.group,
+        name=described.name,
+        project=described.project,
+        dir=str(described.directory.resolve()),
+        config=_plain(described.config),
+        tags=[tag[:_MAX_TAG] for tag in described.tags if tag],
+        resume=resume,
+        reinit="create_new",
+        settings=wandb.Settings(**known),
+    )
+
+
+def _set_up() -> wandb.Settings:
+    """Start W&B's process if it does not run, silently; returns what the user has configured W&B with."""
+    os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    import wandb
+
+    hooks = sys.exit, sys.excepthook
+    try:
+        return wandb.setup(settings=wandb.Settings(silent=True)).settings
+    finally:
+        sys.exit, sys.excepthook = hooks  # W&B replaces both to learn the exit code, and would print every traceback twice
+
+
+def _tear_down() -> None:
+    """End W&B's process, so that nothing waits for it when the interpreter exits."""
+    wandb = sys.modules.get("wandb")
+    if wandb is not None:
+        with contextlib.suppress(Exception):  # it has crashed, which is why we are here
+            wandb.teardown()
+
+
+def _kill_service() -> None:
+    """Kill W&B's process: while it hangs, the interpreter would not exit before W&B's own timeouts. There is no public way."""
+    with contextlib.suppress(AttributeError, ImportError):
+        from wandb.sdk import wandb_setup
+
+        setup: Any = wandb_setup._singleton
+        setup._connection._proc._process.kill()
+
+
+def _has_login() -> bool:
+    """Whether W&B has credentials, without asking the network or the user.
+
+    wandb.login(prompt=False) is meant for this, but writes to the user's settings.
+    """
+    settings = _set_up()
+    if settings.api_key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
+    for path in paths:
+        with contextlib.suppress(OSError, netrc.NetrcParseError):
+            if netrc.netrc(os.path.expanduser(path)).authenticators(urlsplit(settings.base_url).netloc):
+                return True
+    return False
+
+
+def _mode_of_environment() -> str:
+    """auto, unless the variables that W&B itself listens to say otherwise."""
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true"):
+        return "disabled"
+    mode = os.environ.get("WANDB_MODE", "").lower()
+    return {"dryrun": "offline"}.get(mode, mode if mode in ("disabled", "offline", "online") else "auto")
+
+
+def _plain(tree: Any) -> Any:
+    """A configuration with enums by name."""
+    if isinstance(tree, Mapping):
+        return {str(key): _plain(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_plain(value) for value in tree]
+    return tree.name if isinstance(tree, Enum) else tree
+
+
+def _reason(error: BaseException) -> str:
+    """What went wrong, on one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:200] if lines else type(error).__name__

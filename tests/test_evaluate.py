@@ -1,0 +1,166 @@
+"""Evaluation: every seed counts once, and nothing outside notices."""
+
+from __future__ import annotations
+
+import copy
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rlx.algos.config import PPOConfig
+from rlx.algos.ppo import PPO
+from rlx.collect import Collector, Episode
+from rlx.envs.registry import VectorEnvFactory
+from rlx.evaluate import Evaluator, bootstrap_interval, episode_seeds, run_episodes, summarize
+from rlx.rng import GlobalRNG
+from rlx.types import EnvSpec, PolicyOutput, Progress
+
+SEEDS = np.arange(100, 110)
+
+
+class Balancer:
+    """Pushes by a rule, but pushes left at every seventh step of an episode: it has a memory."""
+
+    device = torch.device("cpu")
+
+    def initial_carry(self, batch_size: int) -> Tensor:
+        return torch.full((batch_size,), 5)  # a memory that must be cleared at an episode's first step
+
+    def act(self, obs: Tensor, carry: Tensor, is_first: Tensor, *, mode: str) -> PolicyOutput:
+        assert mode == "eval"
+        carry = torch.where(is_first, 0, carry) + 1
+        push = (obs[:, 2] + 0.1 * obs[:, 3] > 0).long()
+        return PolicyOutput(torch.where(carry % 7 == 0, 0, push), carry, {})
+
+
+class Gambler(Balancer):
+    """Draws from every global generator."""
+
+    def act(self, obs: Tensor, carry: Tensor, is_first: Tensor, *, mode: str) -> PolicyOutput:
+        coin = int(random.random() < 0.5) + int(np.random.random() < 0.5)
+        return PolicyOutput((torch.rand(len(obs)) + coin > 1).long(), carry, {})
+
+
+def cartpole(num_envs: int) -> Any:
+    return VectorEnvFactory("CartPole-v1")(num_envs)
+
+
+def alone(seed: int) -> Episode:
+    """One episode in one env, written out."""
+    env, policy = cartpole(1), Balancer()
+    obs, carry, is_first, return_, length = env.reset(seed=[seed])[0], policy.initial_carry(1), torch.tensor([True]), 0.0, 0
+    while True:
+        action, carry, _ = policy.act(torch.tensor(obs), carry, is_first, mode="eval")
+        obs, reward, terminated, truncated, _ = env.step(action.numpy())
+        return_, length, is_first = return_ + float(reward[0]), length + 1, torch.tensor([False])
+        if terminated[0] or truncated[0]:
+            return Episode(return_, length)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 10, 16])
+def test_every_seed_is_played_once_in_order_whatever_the_number_of_envs(num_envs):
+    expected = [alone(seed) for seed in SEEDS]
+    assert len({e.length for e in expected}) > 5
+    assert run_episodes(cartpole(num_envs), Balancer(), SEEDS) == expected
+
+
+def test_environments_that_reuse_their_arrays_are_evaluated_alike():
+    def run(num_envs: int) -> list[Episode]:
+        return run_episodes(VectorEnvFactory("CartPole-v1", native=False)(num_envs), Balancer(), SEEDS)
+
+    assert run(1) == run(3) == run(10)
+
+
+def test_episodes_cut_by_a_time_limit_count_in_full():
+    class Idle(Balancer):
+        def act(self, obs: Tensor, carry: Tensor, is_first: Tensor, *, mode: str) -> PolicyOutput:
+            return PolicyOutput(torch.zeros(len(obs), 1), carry, {})
+
+    episodes = run_episodes(VectorEnvFactory("Pendulum-v1")(2), Idle(), SEEDS[:3])
+    assert [e.length for e in episodes] == [200] * 3
+    assert all(e.return_ < 0 for e in episodes)
+
+
+def test_evaluation_leaves_the_global_generators_untouched(same):
+    evaluator, rng = Evaluator(cartpole, num_episodes=5, seed=0), GlobalRNG()
+    before = copy.deepcopy(rng.state_dict())
+    evaluator(Gambler(), env_steps=10)
+    assert same(rng.state_dict(), before)
+
+
+def test_evaluation_draws_from_the_seed_and_the_env_steps_alone():
+    evaluator = Evaluator(cartpole, num_episodes=20, seed=0)
+    first = evaluator(Gambler(), env_steps=10)
+    torch.rand(7)
+    random.random()
+    np.random.random()
+    assert evaluator(Gambler(), env_steps=10) == first
+    assert evaluator(Gambler(), env_steps=20) != first
+    assert Evaluator(cartpole, num_episodes=20, seed=1)(Gambler(), env_steps=10) != first
+
+
+def test_evaluation_does_not_change_training(same):
+    def train(*, evaluates: bool) -> Any:
+        torch.manual_seed(0)
+        env = VectorEnvFactory("CartPole-v1").training(4)[0]
+        spec = EnvSpec(id="CartPole-v1", observation_space=env.single_observation_space, action_space=env.single_action_space)
+        algo = PPO(PPOConfig(hidden_sizes=[8], normalize_observation=True, normalize_reward=True), spec, 4, torch.device("cpu"))
+        collector, progress = Collector(env, algo, seed=0), Progress(total_env_steps=10_000)
+        evaluator = Evaluator(cartpole, num_episodes=3, seed=0)
+        collector.reset()
+        for _ in range(3):
+            rollout, _ = collector.collect(16)
+            progress.advance(rollout)
+            algo.update(rollout, progress)
+            if evaluates:
+                evaluator(algo, progress.env_steps)
+        return algo.state_dict(), collector.state_dict(), torch.get_rng_state()
+
+    assert same(train(evaluates=True), train(evaluates=False))
+
+
+def test_the_first_episodes_are_the_same_however_many_are_played():
+    assert episode_seeds(5, stream=[0, 2]).tolist() == episode_seeds(50, stream=[0, 2])[:5].tolist()
+    assert set(episode_seeds(50, stream=[0, 2])).isdisjoint(episode_seeds(50, stream=[1, 2]))
+    assert set(episode_seeds(50, stream=[0, 2])).isdisjoint(episode_seeds(50, stream=[0, 1]))
+
+
+def test_summary_golden_numbers():
+    # deviations -1, 0, 1 with n - 1 = 2
+    summary = summarize([Episode(1.0, 10), Episode(2.0, 20), Episode(3.0, 60)])
+    assert summary["eval/return_mean"] == 2.0
+    assert summary["eval/return_std"] == 1.0
+    assert summary["eval/length_mean"] == 30.0
+    assert 1.0 <= summary["eval/return_ci_low"] < 2.0 < summary["eval/return_ci_high"] <= 3.0
+
+
+def test_summary_of_one_episode_is_defined():
+    assert summarize([Episode(4.0, 8)]) == {
+        "eval/return_mean": 4.0,
+        "eval/return_std": 0.0,
+        "eval/return_ci_low": 4.0,
+        "eval/return_ci_high": 4.0,
+        "eval/length_mean": 8.0,
+    }
+
+
+def test_bootstrap_interval_is_reproducible_and_as_wide_as_the_standard_error_says():
+    values = np.random.default_rng(1).normal(5.0, 2.0, size=400)
+    low, high = bootstrap_interval(values)
+    assert (low, high) == bootstrap_interval(values)
+    standard_error = values.std() / 20
+    assert low == pytest.approx(values.mean() - 1.96 * standard_error, abs=0.15 * standard_error)
+    assert high == pytest.approx(values.mean() + 1.96 * standard_error, abs=0.15 * standard_error)
+
+
+def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
+    rng = np.random.default_rng(2)
+    intervals = [bootstrap_interval(rng.normal(size=40), resamples=400) for _ in range(300)]
+    covered = np.mean([low <= 0.0 <= high for low, high in intervals])
+    assert 0.90 <= covered <= 0.98
+    narrower = bootstrap_interval(np.arange(10.0), confidence=0.5)
+    assert bootstrap_interval(np.arange(10.0))[0] < narrower[0] < 4.5 < narrower[1] < bootstrap_interval(np.arange(10.0))[1]
