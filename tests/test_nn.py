@@ -16,7 +16,7 @@ from rlx.errors import ConfigError, NonFiniteError
 from rlx.nn.actor_critic import ActorCritic
 from rlx.nn.flat import FlatAdam
 from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
-from rlx.nn.mlp import MLP, forward_together
+from rlx.nn.mlp import MLP
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
 from rlx.types import EnvSpec
 
@@ -41,6 +41,12 @@ BOX3 = spaces.Box(-1.0, 1.0, (3,))
 # MLP
 
 
+def with_zero_grads(module: nn.Module) -> nn.Module:
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    return module
+
+
 @pytest.mark.parametrize("sizes", [[3, 2], [3, 5, 2], [3, 8, 7, 2]])
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 def test_mlp_gradients_equal_autograds(activation, sizes):
@@ -48,88 +54,74 @@ def test_mlp_gradients_equal_autograds(activation, sizes):
     for p in mlp.parameters():
         nn.init.normal_(p, std=0.7)  # biases too
     reference = sequential(mlp)
-    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    weight = torch.randn(6, 2, dtype=torch.float64)
-    actual, expected = mlp(x), reference(y)
-    torch.testing.assert_close(actual, expected, atol=1e-14, rtol=0)
-    (actual.square() * weight).sum().backward()
+    x, weight = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    with_zero_grads(mlp)
+    actual, pullback = mlp.evaluate(x)
+    expected = reference(x)
+    torch.testing.assert_close(actual, expected.detach(), atol=1e-14, rtol=0)
+    pullback(2 * actual * weight)
     (expected.square() * weight).sum().backward()
-    torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=0)
     for p, q in zip(mlp.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
 
 
+def test_mlp_pullback_adds_to_the_gradients_that_are_there():
+    mlp = with_zero_grads(MLP([3, 5, 2], "tanh", output_gain=1.0))
+    output, pullback = mlp.evaluate(torch.randn(6, 3))
+    pullback(torch.ones_like(output))
+    once = [p.grad.clone() for p in mlp.parameters()]
+    pullback(torch.ones_like(output))
+    for p, g in zip(mlp.parameters(), once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * g)
+
+
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_mlp_passes_gradcheck(activation):
+def test_mlp_forward_is_differentiable_in_its_input(activation):
     mlp = MLP([3, 4, 2], activation, output_gain=1.0).double()
     assert torch.autograd.gradcheck(mlp, torch.randn(5, 3, dtype=torch.float64, requires_grad=True))
 
 
-def test_networks_run_together_have_the_gradients_of_networks_run_apart():
-    policy, critic = (MLP([3, 5, 4, n], "tanh", output_gain=1.0).double() for n in (2, 1))
-    references = sequential(policy), sequential(critic)
-    x = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
-    y = x.detach().clone().requires_grad_()
-    params, value = forward_together(x, policy, critic)
-    (params.square().sum() + 3 * value.square().sum()).backward()
-    (references[0](y).square().sum() + 3 * references[1](y).square().sum()).backward()
-    torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=0)
-    for network, reference in zip((policy, critic), references, strict=True):
-        for p, q in zip(network.parameters(), reference.parameters(), strict=True):
-            torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
-
-
-def test_networks_run_together_take_a_loss_of_only_one_of_them():
-    policy, critic = (MLP([3, 5, n], "tanh", output_gain=1.0).double() for n in (2, 1))
-    reference = sequential(policy)
-    x = torch.randn(6, 3, dtype=torch.float64)
-    forward_together(x, policy, critic)[0].square().sum().backward()
-    reference(x).square().sum().backward()
-    assert all(p.grad is None or not p.grad.any() for p in critic.parameters())
-    for p, q in zip(policy.parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
-
-
-def test_mlp_backward_takes_an_expanded_gradient():
-    mlp = MLP([3, 4, 1], "tanh", output_gain=1.0).double()
+def test_mlp_pullback_takes_an_expanded_gradient():
+    mlp = with_zero_grads(MLP([3, 4, 1], "tanh", output_gain=1.0).double())
     reference = sequential(mlp)
     x = torch.randn(6, 3, dtype=torch.float64)
-    mlp(x).sum().backward()  # the gradient of sum is one number with stride 0
+    mlp.evaluate(x)[1](torch.ones(1, 1, dtype=torch.float64).expand(6, 1))  # stride 0
     reference(x).sum().backward()
     for p, q in zip(mlp.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
 
 
-def test_mlp_with_numpys_tanh_is_close_to_torchs():
-    mlp = MLP([3, 64, 64, 2], "tanh", output_gain=1.0)
-    x = 3 * torch.randn(256, 3)
-    torch.testing.assert_close(mlp(x), sequential(mlp)(x), atol=2e-6, rtol=0)
-
-
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
-def test_mlp_gives_the_same_with_and_without_gradients(activation):
-    mlp, x = MLP([3, 8, 2], activation, output_gain=1.0), torch.randn(16, 3)
+def test_mlp_in_its_four_forms_is_close_to_torchs_own(activation):
+    # forward with and without autograd (in place, NumPy's tanh), evaluate, and all of it in NumPy
+    mlp = MLP([3, 64, 64, 2], activation, output_gain=1.0)
+    for p in mlp.parameters():
+        nn.init.normal_(p, std=0.1)
+    x = 3 * torch.randn(256, 3)
+    before, expected = x.clone(), sequential(mlp)(x).detach()
     with torch.no_grad():
         without = mlp(x)
-    with torch.inference_mode():
-        inference = mlp(x)
-    assert torch.equal(mlp(x), without)
-    assert torch.equal(inference, without)
+    in_numpy = mlp.forward_numpy(x.numpy(), mlp.numpy_layers())
+    for form in (mlp(x).detach(), without, mlp.evaluate(x)[0], torch.from_numpy(in_numpy)):
+        torch.testing.assert_close(form, expected, atol=2e-6, rtol=0)
+        assert form.dtype == torch.float32
+    assert torch.equal(x, before)
     assert not without.requires_grad
 
 
 def test_mlp_takes_inputs_that_are_not_contiguous_and_leaves_them_alone():
-    mlp = MLP([3, 8, 2], "tanh", output_gain=1.0)
+    mlp = with_zero_grads(MLP([3, 8, 2], "tanh", output_gain=1.0))
     wide = torch.randn(16, 6)
     x, before = wide[:, ::2], wide.clone()
     assert not x.is_contiguous()
     reference = sequential(mlp)
-    actual, expected = mlp(x), reference(x.contiguous())
-    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=0)
-    actual.sum().backward()
+    actual, pullback = mlp.evaluate(x)
+    expected = reference(x.contiguous())
+    torch.testing.assert_close(actual, expected.detach(), atol=1e-6, rtol=0)
+    pullback(torch.ones_like(actual))
     expected.sum().backward()
     torch.testing.assert_close(mlp.layers[0].weight.grad, reference[0].weight.grad, atol=1e-5, rtol=0)
+    torch.testing.assert_close(mlp(x), expected, atol=1e-6, rtol=0)
     assert torch.equal(wide, before)
 
 
@@ -146,19 +138,91 @@ def test_mlp_is_initialised_orthogonally_with_gain_sqrt_2_and_the_output_gain():
 
 def test_first_policy_is_nearly_uniform_and_values_are_not_small():
     net = ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[64, 64], activation="tanh")
-    params, value = net(torch.randn(256, 3))
-    assert (params.softmax(-1) - 0.25).abs().max() < 0.02
-    assert value.std() > 0.1
+    x = torch.randn(256, 3)
+    assert (net.policy_params(x).softmax(-1) - 0.25).abs().max() < 0.02
+    assert net.value(x).std() > 0.1
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_actor_critic_policy_and_value_agree_with_forward(shared):
-    net = ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[8], activation="tanh", shared=shared)
-    x = torch.randn(5, 3)
-    params, value = net(x)
+def test_actor_critic_gradients_equal_autograds(shared):
+    net = with_zero_grads(ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[8, 8], activation="tanh", shared=shared)).double()
+    x, d_params, d_value = torch.randn(5, 3).double(), torch.randn(5, 4).double(), torch.randn(5).double()
+    params, value, pullback = net.evaluate(x)
     assert (params.shape, value.shape) == ((5, 4), (5,))
-    torch.testing.assert_close(net.policy_params(x), params, atol=0, rtol=0)
-    torch.testing.assert_close(net.value(x), value, atol=0, rtol=0)
+    torch.testing.assert_close(net.policy_params(x), params, atol=1e-12, rtol=0)
+    torch.testing.assert_close(net.value(x), value, atol=1e-12, rtol=0)
+    loss = (net.policy_params(x) * d_params).sum() + (net.value(x) * d_value).sum()
+    expected = torch.autograd.grad(loss, list(net.parameters()))
+    with_zero_grads(net)
+    pullback(d_params, d_value)
+    for p, g in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-12, rtol=0)
+
+
+ACTING = {
+    "discrete": (BOX3, spaces.Discrete(4), {}),
+    "continuous": (BOX3, spaces.Box(-1.0, 1.0, (2,)), {"log_std_init": -0.5}),
+    "shared": (BOX3, spaces.Discrete(4), {"shared": True, "activation": "relu"}),
+    "normalized": (BOX3, spaces.Box(-1.0, 1.0, (2,)), {"observation_clip": 1.5}),
+    "image": (spaces.Box(0, 255, (2, 3), dtype=np.uint8), spaces.Discrete(4), {}),
+    "one_hot": (spaces.Box(0, 1, (3,), dtype=np.int64), spaces.Discrete(4), {}),
+    "large": (BOX3, spaces.Discrete(4), {"hidden_sizes": [256, 256, 32]}),
+}
+
+
+@pytest.mark.parametrize(("observation", "action", "settings"), ACTING.values(), ids=ACTING)
+def test_acting_follows_the_policy_through_training_and_loading(observation, action, settings):
+    def build() -> ActorCritic:
+        net = ActorCritic(make_spec(observation, action), **{"hidden_sizes": [16], "activation": "tanh"} | settings)
+        for p in net.parameters():
+            nn.init.normal_(p, std=0.3)
+        return net
+
+    obs = torch.from_numpy(np.stack([observation.sample() for _ in range(32)]))
+    before = obs.clone()
+
+    def check(net: ActorCritic) -> None:
+        expected = net.head.mode(net.policy_params(net.features(obs))).detach()
+        torch.testing.assert_close(net.act(obs, "eval"), expected, atol=1e-5, rtol=0)
+        assert torch.equal(obs, before)
+
+    net = build()
+    check(net)
+    optimizer = FlatAdam(net, max_grad_norm=1.0)  # the parameters move to another place
+    check(net)
+    optimizer.zero_grad()
+    (net.policy_params(net.features(obs)).square().sum() + net.value(net.features(obs)).sum()).backward()
+    optimizer.step(torch.tensor(1.0), 0.1)  # and change there
+    if net.normalizer:
+        net.normalizer.update(net.raw_features(obs))
+    check(net)
+    net.load_state_dict(copy.deepcopy(build().state_dict()))
+    check(net)
+    copied = copy.deepcopy(net)
+    nn.init.normal_(copied.policy.layers[0].weight)
+    check(copied)
+    check(net)
+
+
+@pytest.mark.parametrize("hidden_sizes", [[16], [256, 256, 32]], ids=["numpy", "torch"])
+def test_acting_samples_from_the_policy(hidden_sizes):
+    def build(action: gymnasium.Space, **settings: float) -> ActorCritic:
+        net = ActorCritic(make_spec(BOX3, action), hidden_sizes=hidden_sizes, activation="tanh", **settings)
+        nn.init.normal_(net.policy.layers[-1].bias)
+        return net
+
+    obs = torch.randn(1, 3).expand(50_000, 3).contiguous()
+    net = build(spaces.Discrete(4))
+    actions = net.act(obs, "train")
+    assert actions.dtype == torch.int64
+    probs = net.policy_params(obs[:1])[0].softmax(-1).detach()
+    torch.testing.assert_close(torch.bincount(actions, minlength=4) / 50_000, probs, atol=0.009, rtol=0)  # 4 standard errors
+
+    net = build(spaces.Box(-1.0, 1.0, (2,)), log_std_init=-0.5)
+    actions = net.act(obs, "train")
+    assert (actions.dtype, actions.shape) == (torch.float32, (50_000, 2))
+    torch.testing.assert_close(actions.mean(0), net.policy_params(obs[:1])[0].detach(), atol=0.012, rtol=0)
+    torch.testing.assert_close(actions.std(0), torch.full((2,), math.exp(-0.5)), atol=0.009, rtol=0)
 
 
 def test_shared_network_initialises_its_value_row_with_gain_one():
@@ -190,6 +254,12 @@ def square_loss(net: nn.Module, x: Tensor) -> Tensor:
     return (net(x) - 1.0).square().mean()
 
 
+def train_step(optimizer: FlatAdam, loss: Tensor, learning_rate: float) -> Tensor:
+    optimizer.zero_grad()
+    loss.backward()
+    return optimizer.step(loss, learning_rate)
+
+
 @pytest.mark.parametrize("max_grad_norm", [0.05, 100.0])
 def test_flat_adam_equals_adam_with_clipping_over_separate_tensors(max_grad_norm):
     # 0.05 clips every step, 100 none; the learning rate changes at every step
@@ -199,7 +269,7 @@ def test_flat_adam_equals_adam_with_clipping_over_separate_tensors(max_grad_norm
     adam = torch.optim.Adam(reference.parameters(), lr=0.0, eps=1e-5)
     for step in range(1, 11):
         x = torch.randn(16, 3)
-        norm = flat.step(square_loss(net, x), 1e-2 / step)
+        norm = train_step(flat, square_loss(net, x), 1e-2 / step)
         adam.zero_grad()
         square_loss(reference, x).backward()
         expected_norm = nn.utils.clip_grad_norm_(reference.parameters(), max_grad_norm)
@@ -211,59 +281,59 @@ def test_flat_adam_equals_adam_with_clipping_over_separate_tensors(max_grad_norm
             torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
 
 
-def test_flat_adam_trains_parameters_of_its_own_module():
-    net = small_net()
-    flat, before = FlatAdam(net, max_grad_norm=1.0), [p.detach().clone() for p in net.parameters()]
-    flat.step(square_loss(net, torch.randn(16, 3)), 1e-2)
-    assert all(not torch.equal(p, b) for p, b in zip(net.parameters(), before, strict=True))
+def test_flat_adam_golden_first_step():
+    # the first step of Adam is -lr * g / (|g| + eps), whatever the size of g
+    net = MLP([1, 1], "tanh", output_gain=1.0)
+    flat = FlatAdam(net, epsilon=1e-5, max_grad_norm=100.0)
+    before = net.layers[0].weight.item(), net.layers[0].bias.item()
+    train_step(flat, 3.0 * net(torch.tensor([[-2.0]])).sum(), 0.1)
+    assert net.layers[0].weight.item() == pytest.approx(before[0] + 0.1, abs=1e-5)
+    assert net.layers[0].bias.item() == pytest.approx(before[1] - 0.1, abs=1e-5)
 
 
-def test_flat_adam_state_continues_identically():
+def test_flat_adam_state_continues_identically(same):
     net = small_net()
     flat = FlatAdam(net, max_grad_norm=0.5)
     batches = [torch.randn(16, 3) for _ in range(6)]
     for x in batches[:3]:
-        flat.step(square_loss(net, x), 1e-2)
-    weights, state = copy.deepcopy(net.state_dict()), copy.deepcopy(flat.state_dict())
+        train_step(flat, square_loss(net, x), 1e-2)
+    weights, state = copy.deepcopy(net.state_dict()), flat.state_dict()
     for x in batches[3:]:
-        flat.step(square_loss(net, x), 1e-2)
+        train_step(flat, square_loss(net, x), 1e-2)
     again = small_net()
     resumed = FlatAdam(again, max_grad_norm=0.5)
     again.load_state_dict(weights)
     resumed.load_state_dict(state)
     for x in batches[3:]:
-        resumed.step(square_loss(again, x), 1e-2)
-    for p, q in zip(net.parameters(), again.parameters(), strict=True):
-        assert torch.equal(p, q)
+        train_step(resumed, square_loss(again, x), 1e-2)
+    assert same(again.state_dict(), net.state_dict())
+    assert same(resumed.state_dict(), flat.state_dict())
 
 
 def test_flat_adam_does_not_accumulate_gradients():
     net = small_net()
     flat, x = FlatAdam(net, max_grad_norm=100.0), torch.randn(16, 3)
-    first = flat.step(square_loss(net, x), 0.0)
-    assert flat.step(square_loss(net, x), 0.0) == first
+    first = train_step(flat, square_loss(net, x), 0.0)
+    assert train_step(flat, square_loss(net, x), 0.0) == first
 
 
-def bad_gradient(net: nn.Module, x: Tensor) -> Tensor:
-    return (net(x) * math.nan).sum()
+BAD_LOSSES = {
+    "gradient is nan": lambda y: (y * math.nan).sum(),
+    "gradient is infinite": lambda y: (y * math.inf).sum(),
+    "only the loss is nan": lambda y: y.sum() + math.nan,
+    "only the loss is infinite": lambda y: y.sum() - math.inf,
+    "only one gradient is nan": lambda y: y.sum() + (y[0, 0] - y[0, 0].detach()) * math.nan,
+}
 
 
-def infinite_gradient(net: nn.Module, x: Tensor) -> Tensor:
-    return (net(x) * math.inf).sum()
-
-
-def bad_loss_only(net: nn.Module, x: Tensor) -> Tensor:
-    return net(x).sum() + math.nan
-
-
-@pytest.mark.parametrize("loss", [bad_gradient, infinite_gradient, bad_loss_only])
+@pytest.mark.parametrize("loss", BAD_LOSSES.values(), ids=BAD_LOSSES)
 def test_flat_adam_refuses_what_is_not_finite_before_any_parameter_changes(loss, same):
     net, x = small_net(), torch.randn(16, 3)
     flat = FlatAdam(net, max_grad_norm=0.5)
-    flat.step(square_loss(net, x), 1e-2)
+    train_step(flat, square_loss(net, x), 1e-2)
     before = copy.deepcopy((net.state_dict(), flat.state_dict()))
     with pytest.raises(NonFiniteError, match=r"smaller algo\.learning_rate"):
-        flat.step(loss(net, x), 1e-2)
+        train_step(flat, loss(net(x)), 1e-2)
     assert same((net.state_dict(), flat.state_dict()), before)
 
 
@@ -283,70 +353,106 @@ def gaussian_case() -> tuple[GaussianHead, Tensor, Tensor, torch.distributions.D
     return head, mean, torch.randn(7, 3, dtype=torch.float64), torch.distributions.Independent(normal, 1)
 
 
-@pytest.mark.parametrize("case", [categorical_case, gaussian_case])
+CASES = pytest.mark.parametrize("case", [categorical_case, gaussian_case])
+
+
+@CASES
 def test_head_log_prob_and_entropy_equal_torch_distributions(case):
     head, params, action, distribution = case()
-    log_prob, entropy = head.log_prob_and_entropy(params, action, entropy_grad=True)
-    assert log_prob.shape == entropy.shape == (7,)
-    torch.testing.assert_close(log_prob, distribution.log_prob(action), atol=1e-12, rtol=0)
-    torch.testing.assert_close(entropy, distribution.entropy(), atol=1e-12, rtol=0)
-    torch.testing.assert_close(head.log_prob(params, action), log_prob, atol=0, rtol=0)
+    evaluation = head.evaluate(params, action)
+    assert evaluation.log_prob.shape == evaluation.entropy.shape == (7,)
+    torch.testing.assert_close(evaluation.log_prob, distribution.log_prob(action), atol=1e-12, rtol=0)
+    torch.testing.assert_close(evaluation.entropy, distribution.entropy(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(head.log_prob(params, action).detach(), evaluation.log_prob, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("case", [categorical_case, gaussian_case])
-def test_head_entropy_has_its_gradient_only_when_asked(case):
+def distribution_of(head: nn.Module, params: Tensor) -> torch.distributions.Distribution:
+    if isinstance(head, CategoricalHead):
+        return torch.distributions.Categorical(logits=params)
+    return torch.distributions.Independent(torch.distributions.Normal(params, head.log_std.exp()), 1)
+
+
+def gradients(head: nn.Module, params: Tensor, loss: Tensor) -> list[Tensor]:
+    """Autograd's, of the parameters of the distribution and of the head; zero where the loss does not depend on them."""
+    sources = [params, *head.parameters()]
+    return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True)]
+
+
+@CASES
+@pytest.mark.parametrize("d_entropy", [0.0, -0.3])
+def test_head_gradients_of_log_prob_and_entropy_equal_autograds(case, d_entropy):
     head, params, action, _ = case()
-    sources = [params.requires_grad_(), *head.parameters()]
-    _, with_grad = head.log_prob_and_entropy(params, action, entropy_grad=True)
-    _, without = head.log_prob_and_entropy(params, action, entropy_grad=False)
-    assert torch.equal(with_grad, without)
-    assert not without.requires_grad
-    grads = torch.autograd.grad(with_grad.sum(), sources, allow_unused=True)
-    assert any(g is not None and g.abs().sum() > 0 for g in grads)
+    d_log_prob, leaf = torch.randn(7, dtype=torch.float64), params.clone().requires_grad_()
+    distribution = distribution_of(head, leaf)
+    expected = gradients(head, leaf, (distribution.log_prob(action) * d_log_prob).sum() + d_entropy * distribution.entropy().sum())
+    with_zero_grads(head)
+    actual = [head.evaluate(params, action).pullback(d_log_prob, d_entropy), *(p.grad for p in head.parameters())]
+    for ours, theirs in zip(actual, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
-def test_categorical_kl_equals_torch_distributions():
-    head = CategoricalHead(4)
-    old, new = torch.randn(2, 7, 4, dtype=torch.float64)
-    expected = torch.distributions.kl_divergence(torch.distributions.Categorical(logits=old), torch.distributions.Categorical(logits=new))
-    torch.testing.assert_close(head.kl(head.freeze(old), new), expected, atol=1e-12, rtol=0)
+@CASES
+def test_head_kl_and_its_gradients_equal_torch_distributions(case):
+    head, old_params, _, old = case()
+    frozen = head.freeze(old_params)
+    with torch.no_grad():  # a new mean and a new deviation
+        params = old_params + torch.randn_like(old_params)
+        for p in head.parameters():
+            p += torch.tensor([0.3, -0.2, 0.1])
+    leaf = params.clone().requires_grad_()
+    expected_kl = torch.distributions.kl_divergence(old, distribution_of(head, leaf))
+    expected = gradients(head, leaf, 0.4 * expected_kl.sum())
+    with_zero_grads(head)
+    kl, pullback = head.kl(frozen, params)
+    torch.testing.assert_close(kl, expected_kl.detach(), atol=1e-12, rtol=0)
+    for ours, theirs in zip([pullback(0.4), *(p.grad for p in head.parameters())], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
 
 
-def test_gaussian_kl_equals_torch_distributions_when_mean_and_deviation_moved():
-    head, old_mean, _, old = gaussian_case()
-    frozen = head.freeze(old_mean)
-    with torch.no_grad():
-        head.log_std += torch.tensor([0.3, -0.2, 0.1])
-    new_mean = old_mean + torch.randn_like(old_mean)
-    new = torch.distributions.Independent(torch.distributions.Normal(new_mean, head.log_std.exp()), 1)
-    torch.testing.assert_close(head.kl(frozen, new_mean), torch.distributions.kl_divergence(old, new), atol=1e-12, rtol=0)
-
-
-@pytest.mark.parametrize("case", [categorical_case, gaussian_case])
+@CASES
 def test_head_kl_to_itself_is_zero_and_frozen_parameters_carry_no_gradient(case):
     head, params, _, _ = case()
     frozen = head.freeze(params.requires_grad_())
     assert not frozen.requires_grad
-    assert head.kl(frozen, params).abs().max() < 1e-12
+    assert head.kl(frozen, params.detach())[0].abs().max() < 1e-12
 
 
-def test_categorical_samples_with_the_frequencies_of_its_softmax():
+@CASES
+def test_pullbacks_add_to_the_gradients_of_the_head(case):
+    head, params, action, _ = case()
+    with_zero_grads(head)
+    evaluation = head.evaluate(params, action)
+    first = evaluation.pullback(torch.ones(7).double(), -0.1)
+    once = [p.grad.clone() for p in head.parameters()]
+    torch.testing.assert_close(evaluation.pullback(torch.ones(7).double(), -0.1), first, atol=0, rtol=0)
+    assert all(torch.equal(p.grad, 2 * g) for p, g in zip(head.parameters(), once, strict=True))
+
+
+SAMPLERS = pytest.mark.parametrize(
+    "sample", [lambda head, p: head.sample(p), lambda head, p: torch.from_numpy(head.sample_numpy(p.numpy()))], ids=["torch", "numpy"]
+)
+
+
+@SAMPLERS
+def test_categorical_samples_with_the_frequencies_of_its_softmax(sample):
     probs = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    samples = CategoricalHead(4).sample(probs.log().expand(100_000, 4))
+    samples = sample(CategoricalHead(4), probs.log().expand(100_000, 4))
     frequencies = torch.bincount(samples, minlength=4) / 100_000
     torch.testing.assert_close(frequencies, probs, atol=0.006, rtol=0)  # about 4 standard errors
 
 
-def test_categorical_never_samples_what_has_no_probability():
-    samples = CategoricalHead(3).sample(torch.tensor([0.0, -math.inf, 0.0]).expand(10_000, 3))
+@SAMPLERS
+def test_categorical_never_samples_what_has_no_probability(sample):
+    samples = sample(CategoricalHead(3), torch.tensor([0.0, -math.inf, 0.0]).expand(10_000, 3))
     assert set(samples.tolist()) == {0, 2}
 
 
-def test_gaussian_samples_have_its_mean_and_deviation():
+@SAMPLERS
+def test_gaussian_samples_have_its_mean_and_deviation(sample):
     head = GaussianHead(2, 0.0)
     head.log_std.data.copy_(torch.tensor([0.0, math.log(3.0)]))
     with torch.no_grad():
-        samples = head.sample(torch.tensor([1.0, -2.0]).expand(100_000, 2))
+        samples = sample(head, torch.tensor([1.0, -2.0]).expand(100_000, 2))
     torch.testing.assert_close(samples.mean(0), torch.tensor([1.0, -2.0]), atol=0.04, rtol=0)
     torch.testing.assert_close(samples.std(0), torch.tensor([1.0, 3.0]), atol=0.04, rtol=0)
     assert abs(torch.corrcoef(samples.t())[0, 1]) < 0.02
@@ -443,6 +549,14 @@ def test_observation_normalizer_clips_both_ways_and_leaves_its_input_alone():
     normalizer, features = ObservationNormalizer(1, clip=2.0), torch.tensor([[-5.0], [1.0], [5.0]])
     assert normalizer(features).tolist() == [[-2.0], [1.0], [2.0]]
     assert features.tolist() == [[-5.0], [1.0], [5.0]]
+
+
+def test_observation_normalizer_is_the_same_in_numpy():
+    normalizer, features = ObservationNormalizer(3, clip=1.5), 2 * torch.randn(100, 3) + 1
+    normalizer.update(features)
+    before = features.clone()
+    np.testing.assert_allclose(normalizer.forward_numpy(features.numpy()), normalizer(features).numpy(), atol=1e-6)
+    assert torch.equal(features, before)
 
 
 def test_observation_normalizer_survives_a_constant_feature():

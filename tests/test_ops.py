@@ -158,69 +158,98 @@ def test_explained_variance_of_a_constant_target_is_nan():
 
 
 @pytest.mark.parametrize(
-    ("ratio", "advantage", "expected"),
+    ("ratio", "advantage", "loss", "slope"),
     [
-        (1.0, 2.0, -2.0),
-        (1.1, 2.0, -2.2),  # inside the interval
-        (1.5, 2.0, -2.4),  # gain capped at 1.2 * 2
-        (0.5, 2.0, -1.0),  # min keeps the worse of 0.5 * 2 and 0.8 * 2
-        (1.5, -2.0, 3.0),  # loss is not capped
-        (0.5, -2.0, 1.6),  # min(-1.0, 0.8 * -2)
+        (1.0, 2.0, -2.0, -2.0),  # d(-r A) / d log r = -r A: more of a good action
+        (1.0, -2.0, 2.0, 2.0),
+        (1.1, 2.0, -2.2, -2.2),  # inside the interval
+        (1.5, 2.0, -2.4, 0.0),  # gain capped at 1.2 * 2: nothing more to win
+        (0.5, -2.0, 1.6, 0.0),  # min(-1.0, 0.8 * -2)
+        (0.5, 2.0, -1.0, -1.0),  # min keeps the worse of 0.5 * 2 and 0.8 * 2, and pulls back
+        (1.5, -2.0, 3.0, 3.0),  # a loss is not capped
     ],
 )
-def test_ppo_clip_loss_golden_numbers(ratio, advantage, expected):
-    loss = ops.ppo_clip_loss(torch.tensor([math.log(ratio)]), torch.tensor([advantage]), clip=0.2)
-    assert loss.item() == pytest.approx(expected, abs=1e-6)
+def test_ppo_clip_loss_golden_numbers(ratio, advantage, loss, slope):
+    actual, derivative = ops.ppo_clip_loss(torch.tensor([math.log(ratio)]), torch.tensor([advantage]), clip=0.2)
+    assert actual.item() == pytest.approx(loss, abs=1e-6)
+    assert derivative.tolist() == pytest.approx([slope], abs=1e-6)
 
 
 def test_ppo_clip_loss_is_a_mean_over_the_batch():
-    loss = ops.ppo_clip_loss(torch.tensor([1.5, 0.5]).log(), torch.tensor([2.0, -2.0]), clip=0.2)
-    assert loss.item() == pytest.approx((-2.4 + 1.6) / 2, abs=1e-6)
+    loss, derivative = ops.ppo_clip_loss(torch.tensor([1.5, 0.5]).log(), torch.tensor([2.0, 2.0]), clip=0.2)
+    assert loss.item() == pytest.approx((-2.4 - 1.0) / 2, abs=1e-6)
+    assert derivative.tolist() == pytest.approx([0.0, -0.5], abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "advantage", "expected"),
-    [
-        (1.0, 2.0, -2.0),  # d(-r A)/d log r = -r A: more of a good action
-        (1.0, -2.0, 2.0),
-        (1.5, 2.0, 0.0),  # beyond the clip in the rewarded direction: nothing to gain
-        (0.5, -2.0, 0.0),
-        (0.5, 2.0, -1.0),  # beyond it in the wrong direction: still pulled back
-        (1.5, -2.0, 3.0),
-    ],
-)
-def test_ppo_clip_loss_gradient_vanishes_only_where_the_step_already_gained_enough(ratio, advantage, expected):
-    log_ratio = torch.tensor([math.log(ratio)], requires_grad=True)
-    ops.ppo_clip_loss(log_ratio, torch.tensor([advantage]), clip=0.2).backward()
-    assert log_ratio.grad.item() == pytest.approx(expected, abs=1e-6)
+def test_losses_leave_their_arguments_alone():
+    log_ratio, advantage = 0.4 * torch.randn(2, 50)
+    before = log_ratio.clone(), advantage.clone()
+    ops.ppo_clip_loss(log_ratio, advantage, clip=0.2)
+    ops.surrogate_loss(log_ratio, advantage)
+    ops.clipped_value_loss(log_ratio, advantage, log_ratio, clip=0.2)
+    ops.value_loss(log_ratio, advantage)
+    assert torch.equal(log_ratio, before[0])
+    assert torch.equal(advantage, before[1])
 
 
-def test_ppo_clip_loss_has_the_gradient_of_the_formula():
-    log_ratio = (0.4 * torch.randn(200, dtype=torch.float64)).requires_grad_()
-    again, advantage = log_ratio.detach().clone().requires_grad_(), torch.randn(200, dtype=torch.float64)
-    (3 * ops.ppo_clip_loss(log_ratio, advantage, clip=0.2)).backward()
-    ratio = again.exp()
-    (-3 * torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()).backward()
-    torch.testing.assert_close(log_ratio.grad, again.grad, atol=1e-14, rtol=0)
+def naive_clip(x: Tensor, advantage: Tensor, _: Tensor) -> Tensor:
+    return -torch.minimum(x.exp() * advantage, x.exp().clamp(0.8, 1.2) * advantage).mean()
 
 
-@pytest.mark.parametrize(("log_ratio", "advantage"), [(math.nan, 1.0), (0.0, math.nan)])
-def test_ppo_clip_loss_does_not_hide_a_nan_from_the_gradient(log_ratio, advantage):
-    x = torch.tensor([log_ratio, 0.0], requires_grad=True)
-    ops.ppo_clip_loss(x, torch.tensor([advantage, 1.0]), clip=0.2).backward()
-    assert x.grad[0].isnan()
+def naive_clipped_value(x: Tensor, old: Tensor, target: Tensor) -> Tensor:
+    return 0.5 * torch.maximum((x - target) ** 2, (old + (x - old).clamp(-0.2, 0.2) - target) ** 2).mean()
+
+
+LOSSES = {
+    "clip": (lambda x, a, _: ops.ppo_clip_loss(x, a, clip=0.2), naive_clip),
+    "surrogate": (lambda x, a, _: ops.surrogate_loss(x, a), lambda x, a, _: -(x.exp() * a).mean()),
+    "value": (lambda x, _, r: ops.value_loss(x, r), lambda x, _, r: 0.5 * ((x - r) ** 2).mean()),
+    "clipped_value": (lambda x, v, r: ops.clipped_value_loss(x, v, r, clip=0.2), naive_clipped_value),
+}
+
+
+@pytest.mark.parametrize("scale", [1e-2, 0.3, 10.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_and_their_derivatives_are_those_of_the_formula(name, dtype, scale):
+    ours, naive = LOSSES[name]
+    old, target = torch.randn(2, 5000, dtype=dtype)
+    x = (scale * torch.randn(5000, dtype=dtype)).clamp(-3, 3).requires_grad_()
+    expected = naive(x, old if name == "clip" else x.detach() + scale * old, target)
+    loss, derivative = ours(x.detach(), old if name == "clip" else x.detach() + scale * old, target)
+    if name == "surrogate":
+        expected, (loss, derivative) = naive(x, old, target), ours(x.detach(), old, target)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(5000 * derivative, 5000 * x.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_value_loss_golden_numbers():
+    loss, derivative = ops.value_loss(torch.tensor([3.0, 1.0]), torch.tensor([1.0, 2.0]))
+    assert loss.item() == 0.5 * (4 + 1) / 2
+    assert derivative.tolist() == [1.0, -0.5]
 
 
 def test_clipped_value_loss_golden_numbers():
     # v = 3 around v_old = 1 clipped to 1.5: target 2 gives max(1, 0.25) = 1; target 4 gives max(1, 6.25) = 6.25
     value, old, target = torch.tensor([3.0, 3.0]), torch.tensor([1.0, 1.0]), torch.tensor([2.0, 4.0])
-    assert ops.clipped_value_loss(value, old, target, clip=0.5).item() == pytest.approx(0.5 * (1 + 6.25) / 2)
+    loss, derivative = ops.clipped_value_loss(value, old, target, clip=0.5)
+    assert loss.item() == pytest.approx(0.5 * (1 + 6.25) / 2)
+    assert derivative.tolist() == [0.5, 0.0]  # beyond the clip, on the way to its target: nothing to gain
 
 
-def test_clipped_value_loss_has_no_gradient_beyond_the_clip_towards_the_target():
-    value = torch.tensor([3.0, 3.0], requires_grad=True)
-    ops.clipped_value_loss(value, torch.ones(2), torch.tensor([4.0, 2.0]), clip=0.5).backward()
-    assert value.grad.tolist() == [0.0, 0.5]  # the second overshot its target: 0.5 * 2 * (3 - 2) / 2
+def test_clipped_value_loss_has_its_gradient_wherever_the_value_is_within_the_bound():
+    # old + (value - old) is not value in floating point; that must not look like a clipped value
+    value, old, target = torch.randn(3, 10_000) * torch.tensor([[0.1], [0.1], [1.0]])
+    inside = (value - old).abs() < 0.2
+    derivative = ops.clipped_value_loss(value, old, target, clip=0.2)[1]
+    torch.testing.assert_close(10_000 * derivative[inside], (value - target)[inside], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("x", "y"), [(math.nan, 1.0), (0.0, math.nan)])
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses_of_what_is_not_a_number_are_not_numbers(name, x, y):
+    assert LOSSES[name][0](torch.tensor([x, 0.0]), torch.tensor([y, 1.0]), torch.tensor([y, 1.0]))[0].isnan()
 
 
 def test_approximate_kl_golden_number_and_zero_at_equality():

@@ -84,7 +84,7 @@ def ls(
         if row.problem:
             console.print(Text(f"{row.run}: {row.problem}", style="red"), soft_wrap=True)
     if console.is_terminal:
-        console.print("\nreturn: mean of the last 100 training episodes   eval: last evaluation   More: rlx show RUN", style="dim")
+        console.print("\nreturn: mean of the last 100 training episodes   More: rlx show RUN", style="dim")
 
 
 def _newest_first(root: Path) -> list[RunDir]:
@@ -144,20 +144,25 @@ def show(
       rlx show lander --json | jq '.checkpoints[] | select(.best)'
     """
     from rlx.config.compose import runs_directory
+    from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
     opened = RunDir.open(runs_directory(), run)
     row, lines = read_row(opened), opened.metrics()
     problems = [row.problem.partition(": see")[0]] if row.problem else []
+    if opened.segments and opened.segments[-1].get("error"):
+        problems.append(str(opened.segments[-1]["error"]))
+    differences, resumable = {}, True
     try:
         differences = _differences(opened)
-    except ValueError as error:  # a ConfigError says what is wrong with config.yaml
-        differences, problems = {}, [*problems, str(error)]
+    except ConfigError as error:
+        problems, resumable = [*problems, str(error)], False
     facts: dict[str, Any] = {
         **asdict(row),
         "problem": "; ".join(problems) or None,
         "path": str(opened.path),
         "meta": opened.meta(),
+        "resumable": resumable,
         "differences": differences,
         "checkpoints": [asdict(c) for c in read_checkpoints(opened.checkpoints)],
         "metrics": _last_values(lines),
@@ -190,9 +195,7 @@ def _print_head(console: Console, facts: dict[str, Any], problems: list[str]) ->
         else f"{facts['env_steps']:,} of {_count(facts['total_env_steps'])} env steps"
     )
     console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
-    segments = meta.get("segments") or [{}]
-    error = segments[-1].get("error") if isinstance(segments[-1], dict) else None
-    for problem in [*problems, *([str(error)] if error else [])]:
+    for problem in problems:
         console.print(Text(problem, style="red"), soft_wrap=True)
 
 
@@ -233,7 +236,7 @@ def _print_metrics(console: Console, values: dict[str, Any]) -> None:
 
 
 def _differences(run: RunDir) -> dict[str, Any]:
-    """Settings that are not the defaults of the schema.
+    """Settings that are not the defaults of the schema, the environment's id apart.
 
     Raises:
         ConfigError: if config.yaml cannot be read.
@@ -247,7 +250,7 @@ def _differences(run: RunDir) -> dict[str, Any]:
     config = load_config(run.path / "config.yaml")
     default = RunConfig(algo=ALGORITHMS[config.algo.name].config())
     mine, theirs = (leaf_keys(OmegaConf.structured(c)) for c in (config, default))
-    return {k: v for k, v in mine.items() if k not in theirs or theirs[k] != v}
+    return {k: v for k, v in mine.items() if k != "env.id" and (k not in theirs or theirs[k] != v)}
 
 
 def _print_differences(console: Console, differences: dict[str, Any]) -> None:
@@ -359,18 +362,19 @@ def _print_next(console: Console, run: RunDir, facts: dict[str, Any]) -> None:
     usable = [c for c in facts["checkpoints"] if not c["damage"]]
     commands = []
     if facts["status"] == "running":
-        commands.append((f"rlx show {reference}", "look again; Ctrl-C where it runs, or SIGTERM, saves and stops it"))
+        commands.append(("look again", f"rlx show {reference}"))
+    elif not facts["resumable"]:
+        commands.append(("start anew", "rlx train …   # without its config.yaml a run cannot go on"))
     elif facts["status"] == "finished":
-        commands.append((f"rlx resume {reference} loop.total_env_steps={2 * (facts['total_env_steps'] or 100_000)}", "train on"))
+        commands.append(("train on", f"rlx resume {reference} loop.total_env_steps={2 * (facts['total_env_steps'] or 100_000)}"))
     else:
-        commands.append((f"rlx resume {reference}", "go on" if usable else "start again; there is no checkpoint"))
-    if usable:
+        commands.append(("go on" if usable else "start over", f"rlx resume {reference}"))
+    if usable and facts["resumable"]:
         best = " --checkpoint best" if any(c["best"] for c in usable) else ""
-        commands.append((f"rlx eval {reference}{best}", "play it"))
+        commands.append(("evaluate", f"rlx eval {reference}{best}"))
     _title(console, "Next")
-    width = max(len(command) for command, _ in commands)
-    for command, meaning in commands:
-        console.print(f"  {command:<{width}}   # {meaning}", soft_wrap=True)
+    for meaning, command in commands:
+        console.print(f"  {meaning:<10}  {command}", soft_wrap=True)
 
 
 def _title(console: Console, title: str) -> None:

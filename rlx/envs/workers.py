@@ -334,8 +334,9 @@ class _Beating:
 def _send_error(connection: Connection, error: Exception, first: int) -> None:
     """Send what the parent is to raise; the exception itself may not survive pickling."""
     own = isinstance(error, RlxError)
+    trace = "".join(traceback.format_exception(error.__cause__ or error))
     kind = type(error) if own else EnvError
     message = str(error) if own else f"making the environment raised {type(error).__name__}: {error}"
     if kind is EnvError:  # GymVectorEnv numbers the environments of this worker alone
         message = re.sub(r"^environment (\d+)", lambda match: f"environment {first + int(match[1])}", message)
-    connection.send(("error", (kind, message, "".join(traceback.format_exception(error)))))
+    connection.send(("error", (kind, message, trace)))

@@ -14,9 +14,9 @@ This is the only module that imports wandb, and only inside functions.
 from __future__ import annotations
 
 import contextlib
-import netrc
 import os
 import queue
+import subprocess
 import sys
 import tempfile
 import threading
@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
 
 from rlx.errors import ConfigError, RlxError
 from rlx.track.logger import Mirror, NullMirror
@@ -35,8 +34,10 @@ if TYPE_CHECKING:
 
 _INIT_TIMEOUT_S = 15.0
 _FINISH_TIMEOUT_S = 8.0
-_CLOSE_TIMEOUT_S = 10.0
-"""How long the end of a run waits for W&B in all; above _FINISH_TIMEOUT_S, after which W&B gives up by itself."""
+_CLOSE_TIMEOUT_S = 10.0  # above _FINISH_TIMEOUT_S, after which W&B gives up by itself
+_LAST_CHANCE_S = 3.0
+"""How long the end of a short run waits for W&B to begin."""
+_FLUSH_S = 2.0  # what a killed trainer loses of the copy; W&B's own is 15
 _UPLOAD_TIMEOUT_S = 120.0
 _MAX_TAG = 64  # W&B refuses longer ones
 
@@ -116,6 +117,7 @@ class WandbMirror:
         self._described, self._segment, self._note = described, segment, note
         self._todo: queue.SimpleQueue[Mapping[str, Any] | int] = queue.SimpleQueue()  # an int ends it, as exit code
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._begun = threading.Event()
         self._ended = self._abandoned = False
         run = self._begin_offline() if offline else None
         self._thread = threading.Thread(target=self._copy, args=(run,), name="rlx-wandb", daemon=True)
@@ -127,14 +129,15 @@ class WandbMirror:
         self._tell()
 
     def close(self, *, exit_code: int) -> None:
-        """Finish the W&B run; takes at most about 10 seconds, whatever W&B does."""
+        """Finish the W&B run; takes at most about 10 seconds, whatever W&B does, and 3 if it has never answered."""
         self._todo.put(exit_code)
-        self._thread.join(_CLOSE_TIMEOUT_S)
+        if self._begun.wait(_LAST_CHANCE_S):
+            self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             self._abandoned = True
-            _kill_service()
+            _kill(_service())
             self._thread.join(1.0)
-            self._note(f"W&B: no answer within {_CLOSE_TIMEOUT_S:.0f} s; `rlx sync {self._described.name}` uploads the run")
+            self._news.put(f"W&B: no answer; nothing is lost, `rlx sync {self._described.name}` uploads the run")
         self._tell()
 
     def _tell(self) -> None:
@@ -145,6 +148,7 @@ class WandbMirror:
         """The thread: begin if that is still to be done, log until told to end, finish."""
         try:
             run = run or self._begin_online()
+            self._begun.set()
             while not isinstance(item := self._todo.get(), int):
                 run.log(dict(item), step=item["env_steps"])
             run.finish(exit_code=item)
@@ -153,6 +157,7 @@ class WandbMirror:
                 self._news.put(f"W&B: stopped ({_reason(error)}); nothing is lost, `rlx sync {self._described.name}` uploads the run")
         finally:
             self._ended = True
+            self._begun.set()
             _tear_down()
 
     def _begin_online(self) -> wandb.Run:
@@ -229,7 +234,7 @@ def _ended_service() -> Iterator[None]:
     try:
         yield
     except BaseException:
-        _kill_service()
+        _kill(_service())
         raise
     finally:
         _tear_down()
@@ -243,7 +248,7 @@ def _begin(
     Raises:
         Exception: what W&B raises, in the online case within _INIT_TIMEOUT_S.
     """
-    _set_up()
+    _set_up(mode)
     import wandb
 
     wanted = {
@@ -256,6 +261,7 @@ def _begin(
         "init_timeout": _INIT_TIMEOUT_S,
         "finish_timeout": _FINISH_TIMEOUT_S,
         "finish_timeout_raises": True,
+        "x_transaction_log_flush_interval": _FLUSH_S,
         **settings,
     }
     known = {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}  # they come and go with versions
@@ -274,14 +280,14 @@ def _begin(
     )
 
 
-def _set_up() -> wandb.Settings:
-    """Start W&B's process if it does not run, silently; returns what the user has configured W&B with."""
+def _set_up(mode: Literal["online", "offline"]) -> None:
+    """Start W&B's process if it does not run, silently; the mode is ours to say, not $WANDB_MODE's."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
     hooks = sys.exit, sys.excepthook
     try:
-        return wandb.setup(settings=wandb.Settings(silent=True)).settings
+        wandb.setup(settings=wandb.Settings(silent=True, mode=mode))
     finally:
         sys.exit, sys.excepthook = hooks  # W&B replaces both to learn the exit code, and would print every traceback twice
 
@@ -289,34 +295,45 @@ def _set_up() -> wandb.Settings:
 def _tear_down() -> None:
     """End W&B's process, so that nothing waits for it when the interpreter exits."""
     wandb = sys.modules.get("wandb")
-    if wandb is not None:
-        with contextlib.suppress(Exception):  # it has crashed, which is why we are here
-            wandb.teardown()
+    if wandb is None:
+        return
+    service = _service()
+    try:
+        wandb.teardown()
+    except Exception:  # it has crashed or hangs, which is why we are here
+        _kill(service)
 
 
-def _kill_service() -> None:
-    """Kill W&B's process: while it hangs, the interpreter would not exit before W&B's own timeouts. There is no public way."""
+def _service() -> subprocess.Popen[bytes] | None:
+    """W&B's process. There is no public way to it, and none to end it before its own timeouts: the interpreter would not exit."""
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
 
         setup: Any = wandb_setup._singleton
-        setup._connection._proc._process.kill()
+        process: subprocess.Popen[bytes] = setup._connection._proc._process
+        return process
+    return None
+
+
+def _kill(service: subprocess.Popen[bytes] | None) -> None:
+    if service is not None:
+        service.kill()
+        service.wait()
 
 
 def _has_login() -> bool:
-    """Whether W&B has credentials, without asking the network or the user.
+    """Whether W&B has credentials for its server, without asking the network or the user.
 
-    wandb.login(prompt=False) is meant for this, but writes to the user's settings.
+    Raises:
+        Exception: if W&B has credentials that cannot be any.
     """
-    settings = _set_up()
-    if settings.api_key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    paths = [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]
-    for path in paths:
-        with contextlib.suppress(OSError, netrc.NetrcParseError):
-            if netrc.netrc(os.path.expanduser(path)).authenticators(urlsplit(settings.base_url).netloc):
-                return True
-    return False
+    _set_up("online")
+    import wandb
+
+    try:
+        return wandb.login(prompt=False, verify=False)
+    except TypeError:  # before 0.31, where wandb.api was not yet deprecated
+        return bool(wandb.api.api_key)
 
 
 def _mode_of_environment() -> str:

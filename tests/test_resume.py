@@ -1,0 +1,258 @@
+"""A run killed at any moment and resumed ends like one that was never killed: parameters, optimiser, every line of metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlx import loop
+from rlx.algos import ALGORITHMS
+from rlx.build import build
+from rlx.checkpoint import find_checkpoints
+from rlx.config.compose import Composer
+from rlx.config.schema import RunConfig
+from rlx.run import new_meta, train
+from rlx.rundir import RunDir
+from rlx.track.logger import NullMirror, RunLogger
+from rlx.track.console import QuietConsole
+from rlx.track.record import Record, read_metrics
+
+ENVS = {
+    "native": ["env=cartpole"],
+    "gymnasium": ["env=acrobot", "env.kwargs.max_episode_steps=90"],
+    "continuous": ["env=pendulum", "env.kwargs.max_episode_steps=70"],
+}
+# Cadences that divide neither each other nor a rollout, so that no buffer happens to be empty when a checkpoint is taken.
+COMMON = [
+    "recipe=null", "env.num_envs=3", "loop.log_every=173", "loop.eval_every=997", "loop.eval_episodes=3",
+    "loop.checkpoint_every=311", "log.wandb=disabled", "log.console=quiet", "seed=5",
+]  # fmt: skip
+SETTINGS = {
+    "reinforce": ["algo.rollout_length=13", "algo.episodes_per_update=5", "algo.normalize_observation=true"],
+    "a2c": ["algo.normalize_observation=true", "algo.anneal_learning_rate=true"],
+    "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
+            "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
+}  # fmt: skip
+
+
+def compose(algo: str, env: str, *more: str, total_env_steps: int = 3000) -> RunConfig:
+    config = Composer().compose([f"algo={algo}", *ENVS[env], *COMMON, *SETTINGS[algo], *more]).config
+    config.loop.total_env_steps = total_env_steps
+    return config
+
+
+def new_run(root: Path, name: str, config: RunConfig) -> RunDir:
+    return RunDir.create(root, name, config, {"algo": config.algo.name, "wandb_id": "x"})
+
+
+def in_child(function: Callable[[], Any]) -> int:
+    """Run a function in a forked process; returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return pid
+
+
+def lines(run: RunDir) -> list[dict[str, Any]]:
+    """metrics.jsonl without what depends on the clock."""
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run.metrics_path)]
+
+
+def final_state(run: RunDir) -> dict[str, Any]:
+    """Everything the last checkpoint holds, less the clock."""
+    newest = find_checkpoints(run.checkpoints)[0][0]
+    rest = newest.read("run.pt")
+    del rest["clock"]
+    return {"algo": newest.read("algo.pt"), **rest}
+
+
+def assert_equal(a: Any, b: Any, path: str = "state") -> None:
+    """Compare canonical values, bit for bit, naming the first that differs."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, path
+        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+@pytest.mark.parametrize("env", ENVS)
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_resume_after_sigkill_is_bit_exact(algo: str, env: str, tmp_path: Path) -> None:
+    config = compose(algo, env)
+    straight, killed = new_run(tmp_path, "straight", config), new_run(tmp_path, "killed", config)
+    start = time.perf_counter()
+    assert os.waitpid(in_child(lambda: train(straight, config, overrides=[])), 0)[1] == 0
+    duration = time.perf_counter() - start
+
+    kills = 0
+    for _ in range(12):
+        pid = in_child(lambda: train(killed, config, overrides=[]))
+        if kills < 2:
+            time.sleep(duration * random.uniform(0.15, 0.6))
+            os.kill(pid, signal.SIGKILL)
+        status = os.waitpid(pid, 0)[1]
+        if os.WIFSIGNALED(status):
+            kills += 1
+            continue
+        assert status == 0
+        break
+    assert kills == 2, "the run ended before it could be killed twice"
+
+    assert lines(killed) == lines(straight)
+    assert_equal(final_state(killed), final_state(straight))
+
+
+class StopAfter:
+    """Signals that ask to stop after a number of iterations."""
+
+    def __init__(self, iterations: int | None) -> None:
+        self.left = iterations
+
+    def should_stop(self) -> bool:
+        if self.left is None:
+            return False
+        self.left -= 1
+        return self.left < 0
+
+    def should_save(self) -> bool:
+        return False
+
+
+def train_part(run: RunDir, config: RunConfig, iterations: int | None, spoil: Callable[[dict[str, Any]], None] | None = None) -> None:
+    """Train for some iterations in this process, or to the end; `spoil` may damage what is restored."""
+    parts = build(config, run.checkpoints, torch.device("cpu"))
+    if spoil is not None:
+        restore = parts.checkpointer.restore
+
+        def restore_spoilt(state: Any) -> bool:
+            fresh = {name: part.state_dict() for name, part in state.items()}
+            restored = restore(state)
+            spoil({"state": state, "fresh": fresh})
+            return restored
+
+        parts.checkpointer.restore = restore_spoilt  # type: ignore[method-assign]
+    record = Record(run.metrics_path)
+    loop.train(
+        parts.algo, parts.collector, parts.evaluator, config=config.loop, logger=RunLogger(record, QuietConsole(), NullMirror()),
+        checkpointer=parts.checkpointer, signals=StopAfter(iterations),
+    )  # fmt: skip
+    record.close()
+    parts.close()
+
+
+def keep_fresh(part: str, key: str | None = None) -> Callable[[dict[str, Any]], None]:
+    """Spoil a restore by putting back what the part, or one entry of its state, was before it."""
+
+    def spoil(what: dict[str, Any]) -> None:
+        state, fresh = what["state"][part], what["fresh"][part]
+        state.load_state_dict(fresh if key is None else {**state.state_dict(), key: fresh[key]})
+
+    return spoil
+
+
+PIECES = {
+    "global generators": keep_fresh("rng"),
+    "metric buffer": keep_fresh("metrics"),
+    "networks": keep_fresh("algo", "net"),
+    "optimiser": keep_fresh("algo", "optimizer"),
+    "reward scale": keep_fresh("algo", "reward_scaler"),
+    "penalty weight": keep_fresh("algo", "kl_coef"),
+    "episode seeds": keep_fresh("collector", "rng"),
+    "running returns": keep_fresh("collector", "return"),
+    "iteration count": keep_fresh("progress", "iteration"),
+}
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_resume_without_one_piece_of_state_is_noticed(piece: str, tmp_path: Path) -> None:
+    config = compose("ppo", "native", total_env_steps=2000)
+    straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
+    train_part(straight, config, None)
+    train_part(spoilt, config, 17)
+    train_part(spoilt, config, None, PIECES[piece])
+    with pytest.raises(AssertionError):
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+
+
+def test_resume_without_the_open_episodes_of_reinforce_is_noticed(tmp_path: Path) -> None:
+    config = compose("reinforce", "continuous", total_env_steps=2000)
+    straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
+    train_part(straight, config, None)
+    train_part(spoilt, config, 17)
+    train_part(spoilt, config, None, keep_fresh("algo", "pending"))
+    with pytest.raises(AssertionError):
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+
+
+@pytest.mark.parametrize("stop", [1, 17, 18])
+def test_stopping_between_iterations_leaves_no_trace_in_the_metrics(stop: int, tmp_path: Path) -> None:
+    config = compose("ppo", "continuous", total_env_steps=2000)
+    straight, stopped = new_run(tmp_path, "straight", config), new_run(tmp_path, "stopped", config)
+    train_part(straight, config, None)
+    train_part(stopped, config, stop)
+    train_part(stopped, config, None)
+    assert lines(stopped) == lines(straight)
+    assert_equal(final_state(stopped), final_state(straight))
+
+
+def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
+    often, never = compose("ppo", "native", total_env_steps=2000), compose("ppo", "native", total_env_steps=2000)
+    often.loop.eval_every, never.loop.eval_every = 61, 0
+    runs = new_run(tmp_path, "often", often), new_run(tmp_path, "never", never)
+    for run, config in zip(runs, (often, never), strict=True):
+        train_part(run, config, None)
+    kept = [[line for line in lines(run) if "eval/return_mean" not in line] for run in runs]
+    assert kept[0] == kept[1]
+    assert_equal(final_state(runs[0]), final_state(runs[1]))
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_others(tmp_path: Path) -> None:
+    texts = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        config = compose("ppo", "native", total_env_steps=1500)
+        config.seed = seed
+        run = new_run(tmp_path, name, config)
+        train_part(run, config, None)
+        texts.append(json.dumps(lines(run)))
+    assert texts[0] == texts[1]
+    assert texts[0] != texts[2]
+
+
+def test_a_run_in_worker_processes_equals_one_without(tmp_path: Path) -> None:
+    results = []
+    for workers in (0, 2):
+        config = compose("a2c", "continuous", f"env.workers={workers}", total_env_steps=700)
+        run = new_run(tmp_path, f"w{workers}", config)
+        train_part(run, config, 20)
+        train_part(run, config, None)
+        results.append(lines(run))
+    assert results[0] == results[1]
+
+
+def test_meta_names_the_group_choices() -> None:
+    composed = Composer().compose(["algo=a2c", "env=cartpole"])
+    assert {"algo": "a2c", "env": "cartpole", "recipe": "a2c_cartpole"}.items() <= new_meta(composed).items()
