@@ -40,7 +40,7 @@ def record(
     for i, seed in enumerate(seeds):
         frames = _play(env, algo, int(seed), to_env, mode)
         path = directory / f"{prefix}-{i}.mp4"
-        imageio.imwrite(path, _even(np.stack(frames)), fps=fps, codec="libx264")
+        imageio.imwrite(path, _even(np.stack(frames)), fps=fps, codec="libx264", macro_block_size=2)
         paths.append(path)
     env.close()
     return paths

@@ -18,6 +18,7 @@ from rlx.algos import ALGORITHMS
 from rlx.algos.config import A2CConfig, Activation, Baseline, Objective, PPOConfig, ReinforceConfig
 from rlx.checkpoint import _plain
 from rlx.errors import NonFiniteError
+from rlx.rng import GlobalRNG
 from rlx.types import EnvSpec, Progress, Rollout
 
 CPU = torch.device("cpu")
@@ -143,12 +144,12 @@ def test_act_does_not_change_the_algorithm(name, same):
 
 @SPECS
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_eval_mode_is_deterministic_and_train_mode_is_not(name, spec):
+def test_eval_mode_is_deterministic_and_train_mode_is_not(name, spec, same):
     algo, obs, is_first = build(ALGORITHMS[name].config(), spec), torch.randn(64, 3), torch.zeros(64, dtype=torch.bool)
-    rng = torch.get_rng_state()
+    rng = GlobalRNG().state_dict()
     first, again = (algo.act(obs, (), is_first, mode="eval").action for _ in range(2))
     assert torch.equal(first, again)
-    assert torch.equal(torch.get_rng_state(), rng)
+    assert same(GlobalRNG().state_dict(), rng)
     first, again = (algo.act(obs, (), is_first, mode="train").action for _ in range(2))
     assert not torch.equal(first, again)
 
@@ -161,13 +162,13 @@ def test_state_continues_identically_through_a_file(name, spec, same):
     for rollout in rollouts[:3]:
         update(algo, rollout)
     file = io.BytesIO()
-    torch.save(_plain({"algo": algo.state_dict(), "rng": torch.get_rng_state()}), file)
+    torch.save(_plain({"algo": algo.state_dict(), "rng": GlobalRNG().state_dict()}), file)
     metrics = [update(algo, rollout) for rollout in rollouts[3:]]
     file.seek(0)
     state = torch.load(file, weights_only=True)
     resumed = build(config, spec)
     resumed.load_state_dict(state["algo"])
-    torch.set_rng_state(state["rng"])
+    GlobalRNG().load_state_dict(state["rng"])
     assert same([update(resumed, rollout) for rollout in rollouts[3:]], metrics)
     assert same(resumed.state_dict(), algo.state_dict())
 
@@ -326,8 +327,8 @@ def test_ppo_first_minibatch_has_a_ratio_of_one(spec):
 def test_ppo_takes_every_step_once_an_epoch(monkeypatch):
     algo, rollout = build(PPOConfig(num_epochs=3, num_minibatches=4), CONTINUOUS), make_rollout(CONTINUOUS)
     seen: list[Tensor] = []
-    original = algo.net.head.log_prob_and_entropy
-    monkeypatch.setattr(algo.net.head, "log_prob_and_entropy", lambda p, action, **k: (seen.append(action), original(p, action, **k))[1])
+    original = algo.net.head.evaluate
+    monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (seen.append(action), original(p, action))[1])
     metrics = update(algo, rollout)
     assert metrics["update/num_gradient_steps"] == 12
     assert [len(batch) for batch in seen] == [12] * 12
@@ -423,7 +424,12 @@ def test_ppo_remembers_its_adapted_weight():
 @pytest.mark.parametrize("gae_lambda", [1.0, 0.5])
 def test_a2c_update_equals_a_plain_implementation(spec, gae_lambda, normalize_advantage):
     config = A2CConfig(
-        discount=0.9, gae_lambda=gae_lambda, normalize_advantage=normalize_advantage, learning_rate=0.02, entropy_coef=0.1, max_grad_norm=0.3
+        discount=0.9,
+        gae_lambda=gae_lambda,
+        normalize_advantage=normalize_advantage,
+        learning_rate=0.02,
+        entropy_coef=0.1,
+        max_grad_norm=0.3,
     )
     algo = build(config, spec)
     reference = Reference(algo, max_grad_norm=0.3)
@@ -446,7 +452,10 @@ def test_a2c_update_equals_a_plain_implementation(spec, gae_lambda, normalize_ad
 def test_a2c_advantage_equals_gae_on_the_same_values():
     algo, rollout = build(A2CConfig(discount=0.9)), make_rollout()
     with torch.no_grad():
-        value, next_value = algo.net.value(rollout.obs.flatten(0, 1)).view(12, 4), algo.net.value(rollout.next_obs.flatten(0, 1)).view(12, 4)
+        value, next_value = (
+            algo.net.value(rollout.obs.flatten(0, 1)).view(12, 4),
+            algo.net.value(rollout.next_obs.flatten(0, 1)).view(12, 4),
+        )
         log_prob = algo.net.head.log_prob(algo.net.policy_params(rollout.obs.flatten(0, 1)), rollout.action.flatten())
     advantage = ops.gae(rollout.reward, value, next_value, rollout.terminated, rollout.is_last, discount=0.9, lam=1.0)
     metrics = update(algo, rollout)
@@ -501,12 +510,17 @@ class NaiveReinforce:
 @pytest.mark.parametrize("baseline", Baseline)
 def test_reinforce_equals_a_plain_implementation_episode_by_episode(baseline, normalize_advantage, monkeypatch):
     config = ReinforceConfig(
-        episodes_per_update=5, baseline=baseline, normalize_advantage=normalize_advantage, learning_rate=0.01, discount=0.9, max_grad_norm=0.3
+        episodes_per_update=5,
+        baseline=baseline,
+        normalize_advantage=normalize_advantage,
+        learning_rate=0.01,
+        discount=0.9,
+        max_grad_norm=0.3,
     )
     algo = build(config, CONTINUOUS)
     naive, learnt = NaiveReinforce(algo, 4, config), []
-    original = algo.net.head.log_prob_and_entropy
-    monkeypatch.setattr(algo.net.head, "log_prob_and_entropy", lambda p, action, **k: (learnt.append(action), original(p, action, **k))[1])
+    original = algo.net.head.evaluate
+    monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (learnt.append(action), original(p, action))[1])
     steps = []
     for i in range(20):
         rollout = make_rollout(CONTINUOUS, length=5 + i % 3, end_prob=0.15)
@@ -523,10 +537,8 @@ def test_reinforce_equals_a_plain_implementation_episode_by_episode(baseline, no
 def test_reinforce_learns_from_every_step_exactly_once_and_only_when_its_episode_is_complete(monkeypatch):
     algo = build(ReinforceConfig(episodes_per_update=1), CONTINUOUS)
     learnt: list[float] = []
-    original = algo.net.head.log_prob_and_entropy
-    monkeypatch.setattr(
-        algo.net.head, "log_prob_and_entropy", lambda p, action, **k: (learnt.extend(action[:, 0].tolist()), original(p, action, **k))[1]
-    )
+    original = algo.net.head.evaluate
+    monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (learnt.extend(action[:, 0].tolist()), original(p, action))[1])
     complete: list[float] = []
     open_steps: list[list[float]] = [[] for _ in range(4)]
     for _ in range(15):

@@ -18,6 +18,7 @@ from rlx.checkpoint import _plain
 from rlx.collect import SEED_LIMIT, Collector, Episode, env_actions
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import CheckpointError
+from rlx.rng import GlobalRNG
 from rlx.types import EnvSpec, PolicyOutput, Rollout
 
 NO, YES = False, True
@@ -217,7 +218,7 @@ def build(env_id: str, *, inexact: bool = False) -> tuple[Collector, PPO]:
 def snapshot(collector: Collector, algo: PPO) -> Any:
     """What a checkpoint would hold, through a file."""
     file = io.BytesIO()
-    torch.save(_plain({"collector": collector.state_dict(), "algo": algo.state_dict(), "rng": torch.get_rng_state()}), file)
+    torch.save(_plain({"collector": collector.state_dict(), "algo": algo.state_dict(), "rng": GlobalRNG().state_dict()}), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -234,7 +235,7 @@ def test_collector_continues_bit_exactly_amid_episodes(env_id, same):
     again, algo = build(env_id)
     algo.load_state_dict(state["algo"])
     again.load_state_dict(state["collector"])
-    torch.set_rng_state(state["rng"])
+    GlobalRNG().load_state_dict(state["rng"])
     for n, (rollout, episodes) in zip((1, 90, 120), expected, strict=True):
         actual, their_episodes = again.collect(n)
         assert same(vars(actual), vars(rollout))

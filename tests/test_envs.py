@@ -85,7 +85,10 @@ class DictOfTwo(Walk):
         return {"a": 1, "b": np.array([0.5, -0.5], dtype=np.float32)}, {}
 
 
-TEST_ENVS = {f"RlxTest{e.__name__}-v0": e for e in (Walk, IgnoresItsSeed, RemembersItsPast, RewardsByChance, Breaks, BreaksInReset, Sequences, DictOfTwo)}
+TEST_ENVS = {
+    f"RlxTest{e.__name__}-v0": e
+    for e in (Walk, IgnoresItsSeed, RemembersItsPast, RewardsByChance, Breaks, BreaksInReset, Sequences, DictOfTwo)
+}
 
 
 @pytest.fixture(autouse=True, scope="module")

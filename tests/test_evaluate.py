@@ -16,7 +16,7 @@ from rlx.algos.ppo import PPO
 from rlx.collect import Collector, Episode
 from rlx.envs.registry import VectorEnvFactory
 from rlx.evaluate import Evaluator, bootstrap_interval, episode_seeds, run_episodes, summarize
-from rlx.rng import GlobalRNG
+from rlx.rng import GlobalRNG, seed_everything
 from rlx.types import EnvSpec, PolicyOutput, Progress
 
 SEEDS = np.arange(100, 110)
@@ -105,7 +105,7 @@ def test_evaluation_draws_from_the_seed_and_the_env_steps_alone():
 
 def test_evaluation_does_not_change_training(same):
     def train(*, evaluates: bool) -> Any:
-        torch.manual_seed(0)
+        seed_everything(0)
         env = VectorEnvFactory("CartPole-v1").training(4)[0]
         spec = EnvSpec(id="CartPole-v1", observation_space=env.single_observation_space, action_space=env.single_action_space)
         algo = PPO(PPOConfig(hidden_sizes=[8], normalize_observation=True, normalize_reward=True), spec, 4, torch.device("cpu"))
@@ -118,7 +118,7 @@ def test_evaluation_does_not_change_training(same):
             algo.update(rollout, progress)
             if evaluates:
                 evaluator(algo, progress.env_steps)
-        return algo.state_dict(), collector.state_dict(), torch.get_rng_state()
+        return algo.state_dict(), collector.state_dict(), GlobalRNG().state_dict()
 
     assert same(train(evaluates=True), train(evaluates=False))
 

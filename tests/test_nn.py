@@ -375,7 +375,9 @@ def distribution_of(head: nn.Module, params: Tensor) -> torch.distributions.Dist
 def gradients(head: nn.Module, params: Tensor, loss: Tensor) -> list[Tensor]:
     """Autograd's, of the parameters of the distribution and of the head; zero where the loss does not depend on them."""
     sources = [params, *head.parameters()]
-    return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True)]
+    return [
+        torch.zeros_like(s) if g is None else g for s, g in zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True)
+    ]
 
 
 @CASES

@@ -381,7 +381,7 @@ def test_online_run_is_uploaded_and_named_by_its_address(tmp_path: Path, server:
 @pytest.mark.parametrize("where", ["WANDB_API_KEY", "netrc", "settings"])
 def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     (tmp_path / "home").mkdir()
-    assert not mirror_module._has_login()
+    assert mirror_module._why_no_login() == "no login"
     mirror_module._tear_down()
     if where == "WANDB_API_KEY":
         monkeypatch.setenv(where, KEY)
@@ -390,7 +390,18 @@ def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.Mo
     elif where == "settings":
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
         (tmp_path / "settings").write_text(f"[default]\napi_key = {KEY}\n")
-    assert mirror_module._has_login()
+    assert mirror_module._why_no_login() == ""
+
+
+def test_a_key_that_cannot_be_one_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "short")
+    notes: list[str] = []
+    it = mirror(tmp_path, notes)
+    write(it)
+    it.close(exit_code=0)
+    assert metrics_only(read_offline(offline_directory(tmp_path))[0]) == ROWS
+    assert len(notes) == 1
+    assert notes[0].startswith("W&B: offline (no usable login, WANDB_API_KEY invalid")
 
 
 @pytest.fixture

@@ -36,6 +36,13 @@ class Toy(gymnasium.Env):
             raise OSError("no such ROM")
         if defect == "exit":
             os._exit(7)
+        if defect == "first":
+            try:
+                os.mkdir(os.path.join(os.path.dirname(__file__), "first"))
+            except FileExistsError:
+                time.sleep(0.5)
+            else:
+                raise OSError("the first of them")
 
     def reset(self, *, seed=None, options=None):
         if seed == 13:
@@ -192,7 +199,7 @@ def test_environment_that_raises_is_named_by_its_index_in_the_whole_batch(toy):
     (trace,) = caught.value.__notes__
     assert trace.startswith("worker 1 (environments 2 to 4): Traceback")
     assert trace.endswith('raise ZeroDivisionError("broken physics")\nZeroDivisionError: broken physics\n')
-    with pytest.raises(EnvError, match=r"^environment 4 .* LookupError in reset: 'unlucky'"):
+    with pytest.raises(EnvError, match=r"^environment 4 .* LookupError in reset: unlucky"):
         toy.reset(seed=np.array([0, 1, 2, 3, 13]))
     with pytest.raises(EnvError, match=r"^environment 2 .* ZeroDivisionError in replay"):
         toy.restore(range(5), [np.zeros(0, dtype=np.int64)] * 2 + [np.array([GOOD, RAISE])] * 3)
@@ -216,6 +223,8 @@ def test_config_error_of_make_keeps_its_type_and_text(toys):
 def test_make_that_raises_or_exits_ends_as_env_error(toys):
     with pytest.raises(EnvError, match="making the environment raised OSError: no such ROM"):
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "raise"}), 2, num_workers=2, timeout_s=30)
+    with pytest.raises(EnvError, match="the first of them"):  # and not that its worker has gone while the other still starts
+        ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "first"}), 2, num_workers=2, timeout_s=30)
     with pytest.raises(EnvError, match=r"^worker [01] \(environment [01]\) exited with code 7"):
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "exit"}), 2, num_workers=2, timeout_s=30)
 

@@ -79,7 +79,9 @@ def _print(check: Check) -> None:
     table.add_row(Text(check.status, style=_STYLE[check.status]), check.name, check.detail)
     console.print(table)
     if check.advice:
-        console.print(Padding(Text(f"→ {check.advice}", style="" if check.status == "ok" else _STYLE[check.status]), (0, 0, 0, 22)))
+        console.print(
+            Padding(Text(f"→ {check.advice}", style="" if check.status == "ok" else _STYLE[check.status]), (0, 0, 0, 22), expand=False)
+        )
 
 
 def _packages() -> Iterator[Check]:
@@ -154,7 +156,7 @@ def _storage() -> Iterator[Check]:
     from rlx.config.compose import runs_directory
 
     root = runs_directory()
-    place = next(p for p in (root.resolve(), *root.resolve().parents) if p.is_dir())
+    place = next(p for p in (root.resolve(), *root.resolve().parents) if p.exists())
     try:
         with _scratch(place) as directory:
             sync_s, bytes_per_s, locks = _measure(directory)

@@ -52,8 +52,8 @@ def evaluate(
     from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, run_episodes
     from rlx.types import EnvSpec
 
-    setup_torch(config)
     device = resolve_device(config) if config.runtime.device != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+    setup_torch(config, device)
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
     spec = EnvSpec(id=config.env.id, observation_space=env.single_observation_space, action_space=env.single_action_space)
     algo = build_algorithm(config, spec, device)

@@ -92,6 +92,10 @@ def resume(
     opened = RunDir.open(runs_directory(), run)
     check_resumable(arguments, str(opened.path))
     config = apply_overrides(opened.config(trust=trust), arguments)
+    if not arguments and opened.status == "finished":
+        typer.echo(f"{opened.path} is finished; train on with a larger budget: `rlx resume {opened.name} loop.total_env_steps=…`"
+                   + (" loop.target_return=null" if config.loop.target_return is not None else ""))  # fmt: skip
+        return
     typer.echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
 

@@ -91,12 +91,11 @@ def make_mirror(
     if mode == "disabled":
         return NullMirror()
     try:
-        offline = mode == "offline"
-        if not offline and not _has_login():
-            offline = True
-            note(f"W&B: offline (no login); `wandb login` and then `rlx sync {name}` uploads it")
+        why_not = "" if mode == "offline" else _why_no_login()
+        if why_not:
+            note(f"W&B: offline ({why_not}); `wandb login` and then `rlx sync {name}` uploads it")
         described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags)
-        return WandbMirror(described, segment=segment, offline=offline, note=note)
+        return WandbMirror(described, segment=segment, offline=mode == "offline" or bool(why_not), note=note)
     except Exception as error:
         _tear_down()
         note(f"W&B: off ({_reason(error)}); training goes on without it")
@@ -207,8 +206,9 @@ def upload(
         SyncError: if W&B cannot be reached, within about 16 seconds, or fails.
     """
     try:
-        if not offline and not _has_login():
-            raise ConfigError("W&B has no login: run `wandb login` first")
+        if not offline and (why := _why_no_login()):
+            _tear_down()
+            raise ConfigError(f"W&B has {why}: run `wandb login` first")
         with tempfile.TemporaryDirectory(prefix="rlx-sync-") as scratch, _ended_service():
             described = _Description(
                 directory=run_dir if offline else Path(scratch),
@@ -321,19 +321,18 @@ def _kill(service: subprocess.Popen[bytes] | None) -> None:
         service.wait()
 
 
-def _has_login() -> bool:
-    """Whether W&B has credentials for its server, without asking the network or the user.
-
-    Raises:
-        Exception: if W&B has credentials that cannot be any.
-    """
+def _why_no_login() -> str:
+    """Why W&B has no credentials for its server, found out without asking the network or the user; "" if it has."""
     _set_up("online")
     import wandb
 
     try:
-        return wandb.login(prompt=False, verify=False)
+        found = wandb.login(prompt=False, verify=False)
     except TypeError:  # before 0.31, where wandb.api was not yet deprecated
-        return bool(wandb.api.api_key)
+        found = bool(wandb.api.api_key)
+    except wandb.errors.AuthenticationError as error:
+        return f"no usable login, {_reason(error)}"
+    return "" if found else "no login"
 
 
 def _mode_of_environment() -> str:
