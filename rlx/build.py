@@ -68,9 +68,7 @@ def setup_torch(config: RunConfig, device: torch.device) -> None:
 
 def env_factory(config: RunConfig) -> VectorEnvFactory:
     env = config.env
-    return VectorEnvFactory(
-        id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s
-    )
+    return VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
 
 
 def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> Algorithm:

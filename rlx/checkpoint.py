@@ -18,14 +18,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from rlx.errors import CheckpointError, StorageError
 from rlx.files import sync_directory, write_durably
-from rlx.types import State, Stateful
+
+if TYPE_CHECKING:
+    from rlx.types import State, Stateful  # torch is imported where tensors are read or written: looking at manifests does without
 
 FORMAT = 1
 _ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
@@ -54,6 +55,8 @@ class Checkpoint:
         Raises:
             CheckpointError: if the file is missing, damaged, or holds anything but data.
         """
+        import torch
+
         try:
             data = (self.path / name).read_bytes()
         except OSError as error:
@@ -61,7 +64,7 @@ class Checkpoint:
         if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
             raise CheckpointError(f"{self.path / name} is damaged: its SHA-256 is not the manifest's")
         try:
-            return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")  # type: ignore[no-any-return]
+            return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except Exception as error:
             raise CheckpointError(f"{self.path / name} is not plain data and was not loaded: {type(error).__name__}") from error
 
@@ -86,7 +89,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has checkpoint format {format_}, this version of rlx reads format {FORMAT}")
     if not isinstance(steps, int) or not isinstance(files, dict):
         raise CheckpointError(f"{path} has a manifest of the wrong shape")
-    return manifest  # type: ignore[no-any-return]
+    return manifest
 
 
 def find_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[CheckpointError]]:
@@ -146,6 +149,8 @@ class Checkpointer:
         Raises:
             StorageError: if the disk refuses; what was saved before is untouched.
         """
+        import torch
+
         target = self.directory / f"{env_steps:012d}"
         if target.exists():
             return
@@ -225,6 +230,8 @@ class Checkpointer:
 
 
 def _serialize(state: State) -> bytes:
+    import torch
+
     buffer = io.BytesIO()
     torch.save(_plain(state), buffer)
     return buffer.getvalue()
@@ -232,6 +239,8 @@ def _serialize(state: State) -> bytes:
 
 def _plain(value: Any) -> Any:
     """NumPy arrays as tensors, which `weights_only` can read back."""
+    import torch
+
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, np.generic):

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.types import Algorithm, Rollout, State
+from rlx.types import Algorithm, Rollout, State, VectorEnv
 
 SEED_LIMIT = 2**31 - 1
 """Episode seeds are below this: what every environment accepts."""
@@ -43,7 +43,7 @@ class Collector:
         inexact: why the environments cannot be restored, or None.
     """
 
-    def __init__(self, env: gymnasium.vector.VectorEnv[Any, Any, Any], algo: Algorithm, *, seed: int, inexact: str | None = None) -> None:
+    def __init__(self, env: VectorEnv, algo: Algorithm, *, seed: int, inexact: str | None = None) -> None:
         self.env, self.algo, self.inexact = env, algo, inexact
         self._rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
         self._to_env = env_actions(env.single_action_space)
@@ -112,7 +112,7 @@ class Collector:
         seeds = np.zeros(self.env.num_envs, dtype=np.int64)
         seeds[ended] = self._rng.integers(SEED_LIMIT, size=len(ended))
         obs, _ = self.env.reset(seed=seeds, options={"reset_mask": self._is_first})
-        return obs  # type: ignore[no-any-return]
+        return obs
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         tensor = torch.from_numpy(array)
@@ -140,7 +140,7 @@ class Collector:
             self.reset()
             return
         self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]
-        self._obs = np.asarray(state["obs"])
-        self._is_first = np.asarray(state["is_first"])
+        self._obs = np.array(state["obs"])
+        self._is_first = np.array(state["is_first"])
         self._carry = state["carry"]
-        self._return, self._length = np.asarray(state["return"]), np.asarray(state["length"])
+        self._return, self._length = np.array(state["return"]), np.array(state["length"])

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rlx.collect import SEED_LIMIT, Episode, env_actions
 from rlx.rng import isolated_rng
-from rlx.types import Algorithm, Mode
+from rlx.types import Algorithm, Mode, VectorEnv
 
 MAX_PARALLEL = 64
 """Most environments that an evaluation steps side by side."""
 
 
 @torch.no_grad()
-def run_episodes(
-    env: gymnasium.vector.VectorEnv[Any, Any, Any], algo: Algorithm, seeds: NDArray[np.int64], *, mode: Mode = "eval"
-) -> list[Episode]:
+def run_episodes(env: VectorEnv, algo: Algorithm, seeds: NDArray[np.int64], *, mode: Mode = "eval") -> list[Episode]:
     """One episode for every seed, in the order of the seeds.
 
     Every started episode is finished and counted, so that short episodes do not crowd out long ones.
@@ -82,7 +78,7 @@ class Evaluator:
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
     """
 
-    def __init__(self, make_env: Callable[[int], gymnasium.vector.VectorEnv[Any, Any, Any]], *, num_episodes: int, seed: int) -> None:
+    def __init__(self, make_env: Callable[[int], VectorEnv], *, num_episodes: int, seed: int) -> None:
         self._env = make_env(min(num_episodes, MAX_PARALLEL))
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2])

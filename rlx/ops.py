@@ -34,9 +34,7 @@ def reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
     return y
 
 
-def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, is_last: Tensor, *, discount: float, lam: float
-) -> Tensor:
+def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, is_last: Tensor, *, discount: float, lam: float) -> Tensor:
     """Generalised advantage estimates.
 
     Schulman et al. 2016, https://arxiv.org/abs/1506.02438, eq. 16. A truncated step bootstraps from `next_value` but does

@@ -80,33 +80,32 @@ def _train(
         parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
         if parts.collector.inexact:
             console.note(f"resume will not be exact: {parts.collector.inexact}")
-        mirror = make_mirror(
-            config.log.wandb.value,
-            run_dir=run.path,
-            run_id=meta.get("wandb_id", run.name),
-            name=run.name,
-            project=config.log.wandb_project,
-            config=dataclasses.asdict(config),
-            tags=[config.algo.name, config.env.id],
-            segment=segment,
-            note=console.note,
-        )
-        record = Record(run.metrics_path)
-        exit_code = 1
-        try:
-            progress, finished = loop.train(
-                parts.algo,
-                parts.collector,
-                parts.evaluator,
-                config=config.loop,
-                logger=RunLogger(record, console, mirror),
-                checkpointer=parts.checkpointer,
-                signals=signals,
+        with contextlib.closing(Record(run.metrics_path)) as record:
+            mirror = make_mirror(
+                config.log.wandb.value,
+                run_dir=run.path,
+                run_id=meta.get("wandb_id", run.name),
+                name=run.name,
+                project=config.log.wandb_project,
+                config=dataclasses.asdict(config),
+                tags=[config.algo.name, config.env.id],
+                segment=segment,
+                note=console.note,
             )
-            exit_code = 0
-        finally:
-            mirror.close(exit_code=exit_code)
-            record.close()
+            exit_code = 1
+            try:
+                progress, finished = loop.train(
+                    parts.algo,
+                    parts.collector,
+                    parts.evaluator,
+                    config=config.loop,
+                    logger=RunLogger(record, console, mirror),
+                    checkpointer=parts.checkpointer,
+                    signals=signals,
+                )
+                exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
+            finally:
+                mirror.close(exit_code=exit_code)
     finally:
         console.close()
     return progress, finished

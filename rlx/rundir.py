@@ -170,7 +170,9 @@ class RunDir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM") from None
+                raise ConfigError(
+                    f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM"
+                ) from None
             yield
 
 

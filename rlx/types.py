@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Tree = Any
@@ -122,6 +123,24 @@ class Progress:
 
     def load_state_dict(self, state: State) -> None:
         self.env_steps, self.iteration = state["env_steps"], state["iteration"]
+
+
+class VectorEnv(Protocol):
+    """B environments under Gymnasium's vector API with autoreset disabled; one that is `Stateful` too can be resumed exactly."""
+
+    num_envs: int
+    single_observation_space: gymnasium.Space[Any]
+    single_action_space: gymnasium.Space[Any]
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Begin an episode where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
+        ...
+
+    def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """(obs, reward, terminated, truncated, info), each [B, *]; obs is the true successor. Arrays may be reused by the next call."""
+        ...
+
+    def close(self) -> None: ...
 
 
 class Policy(Protocol):

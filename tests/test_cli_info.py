@@ -121,7 +121,7 @@ def test_config_says_where_each_value_comes_from() -> None:
 def test_config_marks_settings_that_have_no_effect() -> None:
     assert re.search(r"^algo\.observation_clip +10\.0 +default, unused$", output("config", "recipe=null"), re.MULTILINE)
     described = output("config", "--describe", "recipe=null")
-    assert "unused unless algo.normalize_observation=true" in described
+    assert "Unused unless algo.normalize_observation=true." in described
 
 
 def test_config_names_the_recipe_and_its_values(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def bash(line: str, breaks: str = "=:") -> list[str]:
 def fish(line: str) -> list[str]:
     env = {"_RLX_COMPLETE": "complete_fish", "_TYPER_COMPLETE_FISH_ACTION": "get-args", "_TYPER_COMPLETE_ARGS": line}
     out = CliRunner().invoke(app, [], env=env, prog_name="rlx").stdout
-    return [candidate.partition("\t")[0] for candidate in out.splitlines()]
+    return [candidate.partition("\t")[0] for candidate in out.splitlines() if candidate]
 
 
 def zsh(line: str) -> str:
@@ -78,6 +78,11 @@ def test_bash_gets_only_what_follows_the_equals_sign() -> None:
 def test_other_shells_get_the_whole_word(ask: Callable[[str], list[str]]) -> None:
     assert sorted(ask("rlx train algo=")) == sorted(f"algo={name}" for name in ALGORITHMS)
     assert ask("rlx train algo=rein") == ["algo=reinforce"]
+
+
+def test_no_meaning_is_so_long_that_fish_takes_its_end_for_a_candidate() -> None:
+    for section in ("algo", "env", "loop", "log", "runtime"):
+        assert all(word.startswith(f"{section}.") for word in fish(f"rlx train {section}."))
 
 
 def test_zsh_gets_the_whole_word_with_its_meaning() -> None:
@@ -131,12 +136,11 @@ def test_what_cannot_be_set_is_not_offered() -> None:
 
 
 def test_everything_offered_for_a_key_is_a_valid_override() -> None:
-    offered = [word for section in ("env", "loop", "log", "runtime") for word in fish(f"rlx train {section}.") if word.endswith("=")]
-    assert len(offered) > 15
-    for key in offered:
-        for word in fish(f"rlx train {key}"):
-            if "worker_timeout" not in word and word.partition("=")[2] not in ("cuda", "cuda:0"):
-                Composer().compose([word])
+    keys = [word for section in ("env", "loop", "log", "runtime") for word in fish(f"rlx train {section}.") if word.endswith("=")]
+    assert len(keys) > 15
+    offered = [fish(f"rlx train {key}") for key in keys if key != "env.worker_timeout_s="]  # which needs env.workers
+    for choice in (0, -1):
+        Composer().compose([words[choice] for words in offered])
 
 
 def test_the_users_own_groups_are_offered(tmp_path: Path) -> None:

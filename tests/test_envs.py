@@ -404,7 +404,7 @@ def test_replay_defect_reports_an_environment_that_raises():
 
 @needs_box2d
 def test_a_rebuilt_environment_has_no_replay_defect_and_needs_rebuilding():
-    assert REBUILT == {"BipedalWalker-v3"}
+    assert {"BipedalWalker-v3"} == REBUILT
     assert replay_defect(EnvFactory("BipedalWalker-v3"), steps=200) is None
 
 

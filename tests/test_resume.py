@@ -23,8 +23,8 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.run import new_meta, train
 from rlx.rundir import RunDir
-from rlx.track.logger import NullMirror, RunLogger
 from rlx.track.console import QuietConsole
+from rlx.track.logger import NullMirror, RunLogger
 from rlx.track.record import Record, read_metrics
 
 ENVS = {

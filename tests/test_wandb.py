@@ -21,12 +21,12 @@ import pytest
 
 from rlx.algos import ALGORITHMS
 from rlx.config.schema import EnvConfig, RunConfig
-from rlx.errors import ConfigError, RlxError
+from rlx.errors import ConfigError, RlxError, SyncError
 from rlx.rundir import RunDir
 from rlx.track import wandb as mirror_module
 from rlx.track.logger import Mirror, NullMirror
 from rlx.track.record import Record
-from rlx.track.wandb import SyncError, WandbMirror, make_mirror
+from rlx.track.wandb import WandbMirror, make_mirror
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 LINES: list[dict[str, Any]] = [

@@ -323,7 +323,7 @@ def test_forgotten_environments_take_their_workers_with_them(toys):
 
 
 SCRIPT = """
-import os, signal, sys, torch
+import os, sys
 import numpy as np
 print("main", flush=True)
 from rlx.envs.registry import EnvFactory
@@ -334,9 +334,9 @@ print(obs[:, 2].tolist(), *(w.process.pid for w in env._workers), flush=True)
 """
 
 
-def script(path: Path, body: str, **kwargs) -> subprocess.Popen[str]:
+def script(path: Path, body: str, head: str = "", **kwargs) -> subprocess.Popen[str]:
     """A user's script without the `if __name__ == "__main__"` that multiprocessing would ask for."""
-    (path / "script.py").write_text(SCRIPT + body)
+    (path / "script.py").write_text(head + SCRIPT + body)
     pythonpath = os.pathsep.join([str(path), str(Path(workers.__file__).parents[2])])
     environ = {**os.environ, "PYTHONPATH": pythonpath}
     return subprocess.Popen(
@@ -350,7 +350,7 @@ def script(path: Path, body: str, **kwargs) -> subprocess.Popen[str]:
 
 
 def test_main_script_is_not_executed_again_and_workers_do_without_torch(toys):
-    out, err = script(toys, "").communicate(timeout=60)  # ends without close()
+    out, err = script(toys, "", head="import torch").communicate(timeout=60)  # ends without close()
     assert err == ""
     first, second = out.splitlines()
     assert first == "main"

@@ -18,11 +18,13 @@ class AlgoInfo:
 
     def load(self) -> type[Any]:
         module, name = self.target.split(":")
-        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+        return getattr(importlib.import_module(module), name)
 
 
 ALGORITHMS: dict[str, AlgoInfo] = {
-    "reinforce": AlgoInfo(ReinforceConfig, "rlx.algos.reinforce:Reinforce", "Monte-Carlo policy gradient, with or without a value baseline"),
+    "reinforce": AlgoInfo(
+        ReinforceConfig, "rlx.algos.reinforce:Reinforce", "Monte-Carlo policy gradient, with or without a value baseline"
+    ),
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
 }

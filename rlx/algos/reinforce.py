@@ -84,9 +84,9 @@ class Reinforce:
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
         """One gradient step on the steps [P, B] marked `complete`."""
         config, pending = self.config, self.pending
-        return_ = ops.returns_to_go(
-            pending["reward"], pending["final_value"], pending["is_last"].bool(), discount=config.discount
-        )[complete]
+        return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"].bool(), discount=config.discount)[
+            complete
+        ]
         raw_features = self.net.raw_features(pending["obs"][complete])
         features = self.net.normalizer(raw_features) if self.net.normalizer else raw_features
         self.optimizer.zero_grad()

@@ -84,8 +84,10 @@ def _print_key(console: Console, columns: list[int], key: str, value: Any, sourc
     row.append(as_typed(value).ljust(columns[1]), style="dim" if unused_unless else "cyan")
     row.append(source, style="dim" if source == "default" else "green")
     if unused_unless:
-        row.append(f", unused unless algo.{unused_unless}" if doc else ", unused", style="dim")
+        row.append(", unused", style="dim")
     console.print(row, soft_wrap=True)
+    if doc and unused_unless:
+        doc += f" Unused unless algo.{unused_unless}."
     if doc:
         console.print(Padding(Text(doc, style="dim"), (0, 0, 0, 4), expand=False))
 
@@ -112,7 +114,8 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
     console.print(table)
     console.print("\nAll of them take discrete and continuous actions.", style="dim")
     first, last = rows[0]["name"], rows[-1]["name"]
-    console.print(f"Train one: rlx train algo={last} env=cartpole   Its settings: rlx config algo={first} --describe", style="dim")
+    console.print(f"Train one:      rlx train algo={last} env=cartpole", style="dim")
+    console.print(f"Its settings:   rlx config algo={first} --describe", style="dim")
 
 
 def envs(
@@ -165,7 +168,7 @@ def envs(
     console.print(table)
     advice = "Older versions are not shown." if word else "Any other gymnasium id works too: rlx envs PATTERN searches them."
     ready = max(rows, key=lambda row: (not row["missing"], len(row["recipes"])))["name"]
-    console.print(f"\n{advice}   Train: rlx train env={ready}", style="dim")
+    console.print(f"\n{advice}\nTrain on one: rlx train env={ready}", style="dim")
 
 
 def missing(extra: str | None) -> str | None:

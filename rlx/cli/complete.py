@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import shlex
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
@@ -61,7 +62,7 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     candidates = [("latest", runs[0].name)] if runs else []
     for run in runs:
         meta = run.meta()
-        candidates.append((run.name, f"{meta.get('algo', '?')} on {meta.get('env', '?')}, {run.status}"))
+        candidates.append((run.name, _short(f"{meta.get('algo', '?')} on {meta.get('env', '?')}, {run.status}")))
     matching = [c for c in candidates if c[0].startswith(incomplete)]
     return complete_overrides(ctx, incomplete) if not matching and incomplete and ctx.info_name == "resume" else matching
 
@@ -76,7 +77,12 @@ def complete_envs(incomplete: str) -> list[Candidate]:
 def _in_place(incomplete: str, candidates_for: Callable[[str], list[Candidate]]) -> list[Candidate]:
     """Candidates for the whole word under the cursor, less what the shell keeps of it."""
     word, kept = _bash_word() or (incomplete, 0)
-    return [(value[kept:], doc) for value, doc in candidates_for(word) if value.startswith(word)]
+    return [(value[kept:], _short(doc)) for value, doc in candidates_for(word) if value.startswith(word)]
+
+
+def _short(doc: str) -> str:
+    """A meaning that stays on one line: Typer would wrap it at 80 columns, and fish take the rest for another candidate."""
+    return textwrap.shorten(doc, 72, placeholder=" …")
 
 
 def _bash_word() -> tuple[str, int] | None:

@@ -238,15 +238,30 @@ def _repeatability() -> Iterator[Check]:
 
 
 def _tracking() -> Iterator[Check]:
-    from rlx.track.wandb import _has_login, _mode_of_environment
-
-    mode = _mode_of_environment()
-    if mode != "auto":
-        yield Check("wandb", "ok", f"log.wandb=auto means {mode}, because the environment says so")
-    elif _has_login():
+    says = {name: os.environ[name] for name in ("WANDB_MODE", "WANDB_DISABLED") if os.environ.get(name)}
+    if says:
+        yield Check("wandb", "ok", f"{', '.join(f'{k}={v}' for k, v in says.items())} decides what log.wandb=auto does")
+    elif _has_wandb_login():
         yield Check("wandb", "ok", "there is a login; log.wandb=auto copies runs online")
     else:
         yield Check("wandb", "ok", "no login; log.wandb=auto keeps an offline copy", "only if you want it: wandb login, then rlx sync")
+
+
+def _has_wandb_login() -> bool:
+    """Whether there are credentials where `wandb login` puts them; W&B's own test would start its service."""
+    import netrc
+    from urllib.parse import urlsplit
+
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).netloc
+    for path in [os.environ["NETRC"]] if os.environ.get("NETRC") else ["~/.netrc", "~/_netrc"]:
+        try:
+            if host in netrc.netrc(os.path.expanduser(path)).hosts:
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
 
 
 def _rendering() -> Iterator[Check]:

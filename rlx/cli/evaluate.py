@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,7 +20,9 @@ EVAL_STREAM = [0x5EED]
 def evaluate(
     run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play.")] = 100,
-    stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions as in training, instead of the most likely one.")] = False,
+    stochastic: Annotated[
+        bool, typer.Option("--stochastic", help="Sample actions as in training, instead of the most likely one.")
+    ] = False,
     video: Annotated[int, typer.Option(min=0, help="Also record this many of the episodes as MP4.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     seed: Annotated[int, typer.Option(min=0, help="Draws other episodes than the usual ones.")] = 0,
@@ -50,7 +51,7 @@ def evaluate(
     from rlx.build import build_algorithm, env_factory, resolve_device, setup_torch
     from rlx.checkpoint import load_algorithm
     from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, run_episodes
-    from rlx.types import EnvSpec
+    from rlx.types import EnvSpec, Mode
 
     device = resolve_device(config) if config.runtime.device != "cuda" or torch.cuda.is_available() else torch.device("cpu")
     setup_torch(config, device)
@@ -59,7 +60,7 @@ def evaluate(
     algo = build_algorithm(config, spec, device)
     load_algorithm(chosen, algo, name=config.algo.name)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
-    mode = "train" if stochastic else "eval"
+    mode: Mode = "train" if stochastic else "eval"
     torch.manual_seed(seed)
     played = run_episodes(env, algo, seeds, mode=mode)
     env.close()
@@ -67,14 +68,15 @@ def evaluate(
     import numpy as np
 
     returns = np.array([e.return_ for e in played])
-    result = {
+    low, high = bootstrap_interval(returns)
+    result: dict[str, Any] = {
         "run": opened.name,
         "checkpoint": chosen.env_steps,
         "episodes": episodes,
         "mode": "stochastic" if stochastic else "deterministic",
         "return_mean": float(returns.mean()),
         "return_std": float(returns.std(ddof=1)) if episodes > 1 else 0.0,
-        "return_ci": list(bootstrap_interval(returns)),
+        "return_ci": [low, high],
         "return_min": float(returns.min()),
         "return_max": float(returns.max()),
         "length_mean": float(np.mean([e.length for e in played])),
@@ -88,7 +90,6 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
         return
-    low, high = result["return_ci"]
     typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}:")
     typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
@@ -122,7 +123,9 @@ def choose_checkpoint(run: RunDir, which: str) -> Checkpoint:
     if which == "best":
         best = best_checkpoint(found)
         if best is None:
-            raise CheckpointError(f"{run.path} was never evaluated, so no checkpoint is the best; use --checkpoint latest or one of {there}")
+            raise CheckpointError(
+                f"{run.path} was never evaluated, so no checkpoint is the best; use --checkpoint latest or one of {there}"
+            )
         return best
     steps = which.replace("_", "").replace(",", "")
     for candidate in found:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,7 +144,6 @@ def show(
       rlx show lander --json | jq '.checkpoints[] | select(.best)'
     """
     from rlx.config.compose import runs_directory
-    from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
     opened = RunDir.open(runs_directory(), run)
@@ -155,7 +154,7 @@ def show(
     differences, resumable = {}, True
     try:
         differences = _differences(opened)
-    except ConfigError as error:
+    except ValueError as error:  # a ConfigError, or text that is none
         problems, resumable = [*problems, str(error)], False
     facts: dict[str, Any] = {
         **asdict(row),
@@ -183,8 +182,6 @@ def show(
 def _print_head(console: Console, facts: dict[str, Any], problems: list[str]) -> None:
     from rich.text import Text
 
-    from rlx.track.console import duration
-
     meta, elapsed = facts["meta"], facts["metrics"].get("time/elapsed_s")
     console.print(Text(f"{facts['run']}   ", style="bold").append(facts["status"], style=_STATUS_STYLE.get(facts["status"], "")))
     console.print(f"{meta.get('algo', '?')} on {meta.get('env_id', meta.get('env', '?'))}, seed {meta.get('seed', '?')}, "
@@ -194,7 +191,7 @@ def _print_head(console: Console, facts: dict[str, Any], problems: list[str]) ->
         if facts["env_steps"] is None
         else f"{facts['env_steps']:,} of {_count(facts['total_env_steps'])} env steps"
     )
-    console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
+    console.print(steps + (f" in {_duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
     for problem in problems:
         console.print(Text(problem, style="red"), soft_wrap=True)
 
@@ -329,8 +326,6 @@ def _print_checkpoints(console: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
-    from rlx.track.console import duration
-
     _title(console, "Started and resumed")
     if not segments:
         console.print("  never", style="dim")
@@ -342,7 +337,7 @@ def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
         changed = segment.get("overrides") or []
         table.add_row(
             f"  {start.astimezone():%Y-%m-%d %H:%M}" if start else "  ?",
-            duration((end - start).total_seconds()) if start and end else "–",
+            _duration((end - start).total_seconds()) if start and end else "–",
             str(segment.get("status", "?")) if end else "–",
             _count(steps) if isinstance(steps, int) else "–",
             ", ".join(str(segment[k]) for k in ("device", "host") if segment.get(k)) or "?",
@@ -409,6 +404,11 @@ def _age_s(run: RunDir) -> float | None:
         at = datetime.fromtimestamp(run.metrics_path.stat().st_mtime, UTC)
     at = at or _time(run.last_started)
     return max(0.0, (datetime.now(UTC) - at).total_seconds()) if at else None
+
+
+def _duration(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def _age(seconds: float | None) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rlx.rundir import RunDir
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="What differs from the defaults.", autocompletion=complete_overrides)
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What differs from the defaults.", autocompletion=complete_overrides)
 ]
 
 
@@ -108,11 +108,12 @@ def default_name(composed: Composed, *, timed: bool) -> str:
 
 
 def _auto_resume(root: Path, name: str, composed: Composed) -> None:
+    from omegaconf import OmegaConf
+
     from rlx.config.compose import leaf_keys
     from rlx.config.schema import RESUMABLE
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
-    from omegaconf import OmegaConf
 
     run = RunDir.open(root, name)
     saved, wanted = (leaf_keys(OmegaConf.structured(c)) for c in (run.config(trust=True), composed.config))

@@ -122,7 +122,7 @@ class Composer:
         config, _ = self._load([*chosen, *map(_argument, values)])
         typed = to_run_config(config)
         _refuse_unused(typed, [o.key_or_group for o in values])
-        return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, values, env_id))
+        return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
 
     def _load(self, arguments: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
         """The composed configuration, and what each group resolved to."""
@@ -164,9 +164,14 @@ class Composer:
         check_env_id(env)
 
     def _sources(
-        self, keys: dict[str, Any], choices: dict[str, str | None], values: list[Override], env_id: str | None
+        self,
+        keys: dict[str, Any],
+        choices: dict[str, str | None],
+        groups: dict[str, str | None],
+        values: list[Override],
+        env_id: str | None,
     ) -> dict[str, str]:
-        sources = dict.fromkeys(keys, "default")
+        sources = dict.fromkeys(keys, "default") | {"algo.name": "command line" if "algo" in groups else "conf/config.yaml"}
         for group in ("algo", "env", "recipe", "experiment"):
             name = choices[group]
             path = self.file(group, name) if name else None
@@ -270,12 +275,16 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(path.read_text()) if path.is_file() else {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable YAML: {_reason(error)}") from error
     content = content or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path} must hold key: value lines, got {type(content).__name__}")
     return {k: v for k, v in content.items() if k != "defaults"}
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
 def _group_value(override: Override) -> str | None:
@@ -342,8 +351,8 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     """
     try:
         text = path.read_text()
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror}): is it a run directory? `rlx ls` lists them") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read ({_reason(error)}): is it a run directory? `rlx ls` lists them") from error
     if "${" in text:
         raise ConfigError(f"{path} contains '${{': a run's configuration is plain data, interpolations are refused")
     content = _read_yaml(path)

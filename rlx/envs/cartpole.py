@@ -21,7 +21,7 @@ _MAX_STEPS = 500
 
 
 def _uniform(seeds: NDArray[np.int64], n: int) -> NDArray[np.float64]:
-    """n numbers in [0, 1) for each seed [E]: splitmix64 (Steele, Lea and Flood 2014); returns [n, E]."""
+    """Give n numbers in [0, 1) for each seed [E]: splitmix64 (Steele, Lea and Flood 2014); returns [n, E]."""
     with np.errstate(over="ignore"):
         z = seeds.astype(np.uint64) + np.arange(1, n + 1, dtype=np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

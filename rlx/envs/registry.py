@@ -6,13 +6,16 @@ import difflib
 import importlib
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
 from rlx.envs.cartpole import CartPoleVectorEnv
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlx.types import VectorEnv  # torch lives there, and worker processes do without
 
 NATIVE = {"CartPole-v1": CartPoleVectorEnv}
 """Environments with an implementation of rlx's own, vectorised in one array."""
@@ -149,7 +152,7 @@ class VectorEnvFactory:
     def is_native(self) -> bool:
         return self.native and self.id in NATIVE and not self.kwargs
 
-    def __call__(self, num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    def __call__(self, num_envs: int) -> VectorEnv:
         """B environments that can be restored as bare replay allows."""
         if self.is_native:
             return NATIVE[self.id](num_envs)
@@ -160,7 +163,7 @@ class VectorEnvFactory:
             return ProcessVectorEnv(single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
         return GymVectorEnv(single, num_envs)
 
-    def training(self, num_envs: int, *, inexact: bool = False) -> tuple[gymnasium.vector.VectorEnv[Any, Any, Any], str | None]:
+    def training(self, num_envs: int, *, inexact: bool = False) -> tuple[VectorEnv, str | None]:
         """B environments with a state wherever that is possible, and why it is not where it is not."""
         if self.is_native:
             return self(num_envs), None

@@ -24,7 +24,7 @@ MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
 
 
 class RestorableEnv(Protocol):
-    """A vector env whose every episode follows from its seed and its actions."""
+    """A vector env (`rlx.types.VectorEnv`) whose every episode follows from its seed and its actions."""
 
     num_envs: int
     single_observation_space: gymnasium.Space[Any]
@@ -175,7 +175,10 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._start = self._now - lengths
         self._actions = deque()
         for t in range(self._now):
-            row = [a[t - self._start[i]] if t >= self._start[i] else np.zeros_like(actions[int(lengths.argmax())][0]) for i, a in enumerate(actions)]
+            row = [
+                a[t - self._start[i]] if t >= self._start[i] else np.zeros_like(actions[int(lengths.argmax())][0])
+                for i, a in enumerate(actions)
+            ]
             self._actions.append(np.stack(row))
 
     def close(self, **kwargs: Any) -> None:

@@ -285,6 +285,7 @@ def _serve(connection: Connection, memory: int) -> None:
         chunk = GymVectorEnv(make, last - first)
     except Exception as error:
         _send_error(connection, error, first)
+        connection.recv()  # until the parent hangs up; to leave now would look like a lost worker
         return
     with contextlib.closing(chunk):
         spaces = chunk.single_observation_space, chunk.single_action_space

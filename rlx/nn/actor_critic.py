@@ -17,7 +17,6 @@ from rlx.nn.mlp import MLP
 from rlx.nn.normalize import ObservationNormalizer
 from rlx.types import EnvSpec, Mode
 
-
 _SMALL = 1 << 16
 """Parameters up to which acting in NumPy is faster than in torch."""
 
@@ -61,7 +60,7 @@ class ActorCritic(nn.Module):
         self.policy = MLP([num_features, *hidden_sizes, num_outputs + shared], activation, output_gain=0.01)
         self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
         if shared:
-            nn.init.orthogonal_(self.policy.layers[-1].weight.data[num_outputs:], gain=1.0)
+            nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
         self._discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
         self._acts_in_numpy = sum(p.numel() for p in self.policy.parameters()) <= _SMALL
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again

@@ -48,11 +48,17 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: str, *, output_gain: float) -> None:
         super().__init__()
         self.activation = activation
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True))
-        for i, layer in enumerate(self.layers, start=1):
-            nn.init.orthogonal_(layer.weight, gain=output_gain if i == len(self.layers) else 2**0.5)
+        layers = [nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True)]
+        for i, layer in enumerate(layers, start=1):
+            nn.init.orthogonal_(layer.weight, gain=output_gain if i == len(layers) else 2**0.5)
             nn.init.zeros_(layer.bias)
-        self._weights_and_biases = [(layer.weight, layer.bias) for layer in self.layers]
+        self.layers = nn.ModuleList(layers)
+        self._weights_and_biases = [(layer.weight, layer.bias) for layer in layers]
+
+    @property
+    def output_weight(self) -> Tensor:
+        """[sizes[-1], sizes[-2]], of the last layer."""
+        return self._weights_and_biases[-1][0]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, sizes[0]] to [B, sizes[-1]]."""

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console as RichConsole
 from rich.console import Group
@@ -18,8 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rlx.clock import PHASES, Clock
-from rlx.metrics import MetricBuffer
-from rlx.types import Progress
+
+if TYPE_CHECKING:
+    from rlx.metrics import MetricBuffer
+    from rlx.types import Progress
 
 _REFRESH_S = 0.25
 _BARS = "▁▂▃▄▅▆▇█"

@@ -26,7 +26,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlx.errors import ConfigError, RlxError
+from rlx.errors import ConfigError, SyncError
 from rlx.track.logger import Mirror, NullMirror
 
 if TYPE_CHECKING:
@@ -40,12 +40,6 @@ _LAST_CHANCE_S = 3.0
 _FLUSH_S = 2.0  # what a killed trainer loses of the copy; W&B's own is 15
 _UPLOAD_TIMEOUT_S = 120.0
 _MAX_TAG = 64  # W&B refuses longer ones
-
-
-class SyncError(RlxError):
-    """W&B cannot be reached or refuses; nothing is lost, the record is on the disk."""
-
-    exit_code = 7
 
 
 @dataclass(frozen=True, kw_only=True)
