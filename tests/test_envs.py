@@ -406,6 +406,8 @@ def test_replay_defect_reports_an_environment_that_raises():
 def test_a_rebuilt_environment_has_no_replay_defect_and_needs_rebuilding():
     assert {"BipedalWalker-v3"} == REBUILT
     assert replay_defect(EnvFactory("BipedalWalker-v3"), steps=200) is None
+    monkeypatch.setattr("rlx.envs.registry.REBUILT", set())
+    assert replay_defect(EnvFactory("BipedalWalker-v3"), steps=200) is not None
 
 
 def test_training_gives_a_state_only_to_environments_that_can_be_restored():

@@ -170,7 +170,7 @@ def test_a_request_to_stop_saves_without_another_line_or_evaluation():
 
 def test_a_request_to_save_is_met_once_and_training_goes_on():
     world = World(save_at=2)
-    progress, done = world.run()
+    _, done = world.run()
     assert world.steps_of("save") == [16, 104]
     assert done
 

@@ -1,0 +1,124 @@
+"""make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
+
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint]
+
+Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
+both; the ratio is that of the medians. Measure with nothing else running.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+RLX = str(Path(sys.executable).with_name("rlx"))
+QUIET = ["log.console=quiet", "log.wandb=disabled"]
+
+SB3 = """
+import sys, time, warnings; warnings.filterwarnings("ignore")
+import numpy as np, torch; torch.set_num_threads(1)
+from collections import deque
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+class Watch(BaseCallback):
+    start, returns = None, deque(maxlen=100)
+    def _on_rollout_start(self): self.start = self.start or time.perf_counter()
+    def _on_step(self):
+        for info in self.locals["infos"]:
+            if "episode" in info: self.returns.append(info["episode"]["r"])
+        return target is None or len(self.returns) < 100 or np.mean(self.returns) < target
+target, seed = None, int(sys.argv[1])
+linear = lambda x: (lambda left: left * x)
+"""
+SB3_SOLVE = SB3 + """
+target = 475.0  # the tuned settings of RL Baselines3 Zoo for CartPole-v1; a larger budget, so that every seed gets there
+model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98,
+            learning_rate=linear(1e-3), clip_range=linear(0.2), ent_coef=0.0, seed=seed, device="cpu")
+watch = Watch(); model.learn(200_000, callback=watch); print(time.perf_counter() - watch.start)
+"""
+SB3_SPEED = SB3 + """
+model = PPO("MlpPolicy", make_vec_env({id!r}, {envs}, seed=seed), n_steps={steps}, batch_size={batch}, n_epochs={epochs}, seed=seed, device="cpu")
+watch = Watch(); model.learn({total}, callback=watch); print(model.num_timesteps / (time.perf_counter() - watch.start))
+"""
+
+
+def rlx(*overrides: str) -> list[dict[str, float]]:
+    """Train in a process and a directory of its own; returns the lines of metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "RLX_RUNS_DIR": directory}
+        subprocess.run([RLX, "train", *overrides, *QUIET, "--name", "bench"], check=True, env=environment, stdout=subprocess.DEVNULL)
+        return [json.loads(line) for line in (Path(directory) / "bench" / "metrics.jsonl").read_text().splitlines()]
+
+
+def sb3(script: str, seed: int) -> float:
+    return float(subprocess.run([sys.executable, "-c", script, str(seed)], check=True, capture_output=True, text=True).stdout)
+
+
+def steps_per_s(*overrides: str) -> float:
+    last = rlx(*overrides, "loop.eval_every=0", "loop.checkpoint_every=0")[-1]
+    return last["env_steps"] / last["time/elapsed_s"]
+
+
+def compare(title: str, ours: Callable[[int], float], theirs: Callable[[int], float], *, repeats: int, unit: str) -> None:
+    pairs = [(ours(seed), theirs(seed)) for seed in range(repeats)]
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    spread = " to ".join(f"{f(x for x, _ in pairs):,.2f}" for f in (min, max))
+    print(f"{title}\n  rlx {a:,.2f} {unit} ({spread})   SB3 {b:,.2f} {unit}   ratio rlx / SB3 {a / b:.3f}, SB3 / rlx {b / a:.2f}", flush=True)
+
+
+def solve() -> None:
+    def ours(seed: int) -> float:
+        return rlx("algo=ppo", "env=cartpole", "loop.target_return=475", f"seed={seed}")[-1]["time/elapsed_s"]
+
+    title = "PPO on CartPole-v1, seconds from the first env step until the last 100 training episodes average 475, median of 5 seeds"
+    compare(title, ours, lambda seed: sb3(SB3_SOLVE, seed), repeats=5, unit="s")
+
+
+def cartpole() -> None:
+    shape = ["algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=4", "algo.rollout_length=128", "loop.total_env_steps=102400"]
+    theirs = SB3_SPEED.format(id="CartPole-v1", envs=4, steps=128, batch=128, epochs=4, total=20480)
+    title = "PPO at CleanRL's CartPole shape: 4 envs x 128 steps, 4 epochs x 4 minibatches, 64-64"
+    compare(title, lambda seed: steps_per_s(*shape, f"seed={seed}"), lambda seed: sb3(theirs, seed), repeats=3, unit="steps/s")
+
+
+def halfcheetah() -> None:
+    shape = ["algo=ppo", "env=halfcheetah", "recipe=null", "env.num_envs=1", "algo.rollout_length=2048", "algo.num_epochs=10",
+             "algo.num_minibatches=32", "loop.total_env_steps=20480"]  # fmt: skip
+    theirs = SB3_SPEED.format(id="HalfCheetah-v5", envs=1, steps=2048, batch=64, epochs=10, total=10240)
+    title = "PPO on HalfCheetah-v5 at SB3's default shape: 1 env x 2048 steps, 10 epochs x 32 minibatches of 64, 64-64"
+    compare(title, lambda seed: steps_per_s(*shape, f"seed={seed}"), lambda seed: sb3(theirs, seed), repeats=3, unit="steps/s")
+
+
+def start() -> None:
+    def wall(*command: str) -> float:
+        begin = time.perf_counter()
+        with tempfile.TemporaryDirectory() as directory:
+            subprocess.run([RLX, *command], check=True, env={**os.environ, "RLX_RUNS_DIR": directory}, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - begin
+
+    print(f"rlx --help: {statistics.median(wall('--help') for _ in range(5)):.2f} s")
+    one = ["train", "loop.total_env_steps=1", "loop.eval_every=0", "--name", "one"]
+    print(f"rlx train of one iteration, start to exit, W&B offline: {statistics.median(wall(*one) for _ in range(5)):.2f} s "
+          "(the first env step comes before that)", flush=True)  # fmt: skip
+
+
+def checkpoint() -> None:
+    for algo, env, total in (("ppo", "cartpole", 200_000), ("a2c", "cartpole", 400_000), ("ppo", "pendulum", 100_000)):
+        lines = rlx(f"algo={algo}", f"env={env}", f"loop.total_env_steps={total}")
+        spent = sum(line.get("time/checkpoint_s", 0.0) for line in lines)
+        elapsed = lines[-1]["time/elapsed_s"]
+        print(f"checkpoints of {algo} on {env} at the default cadence: {spent:.3f} s of {elapsed:.1f} s, {100 * spent / elapsed:.2f} %", flush=True)
+
+
+if __name__ == "__main__":
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint)}
+    for name in sys.argv[1:] or benchmarks:
+        benchmarks[name]()
