@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from rlx.errors import CheckpointError, StorageError
+from rlx.errors import CheckpointError, RlxError, StorageError
 from rlx.files import sync_directory, write_durably
 
 if TYPE_CHECKING:
@@ -30,6 +28,10 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
+
+
+class FormatError(CheckpointError):
+    """A checkpoint of another version of rlx: nothing is wrong with it, so it must not be put aside as damaged."""
 
 
 @dataclass(frozen=True)
@@ -57,37 +59,46 @@ class Checkpoint:
         """
         import torch
 
-        try:
-            data = (self.path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror}") from error
-        if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
-            raise CheckpointError(f"{self.path / name} is damaged: its SHA-256 is not the manifest's")
+        data = self._check_digest(name)
         try:
             return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
         except Exception as error:
             raise CheckpointError(f"{self.path / name} is not plain data and was not loaded: {type(error).__name__}") from error
 
     def verify(self) -> None:
-        """Raise a CheckpointError unless every file has the manifest's digest."""
+        """Raise a CheckpointError unless every file has the manifest's digest; loads nothing."""
         for name in (_ALGO, _RUN):
-            self.read(name)
+            self._check_digest(name)
+
+    def _check_digest(self, name: str) -> bytes:
+        """A file's content, if it is what was written."""
+        try:
+            data = (self.path / name).read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror}") from error
+        if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
+            raise CheckpointError(f"{self.path / name} is damaged: its SHA-256 is not the manifest's")
+        return data
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory.
 
     Raises:
-        CheckpointError: if it is missing, torn, or of another format.
+        CheckpointError: if it is missing or torn.
+        FormatError: if it is of another format.
     """
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
-        steps, files, format_ = manifest["env_steps"], manifest["files"], manifest["format"]
+        format_ = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} has no readable manifest ({type(error).__name__})") from error
     if format_ != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {format_}, this version of rlx reads format {FORMAT}")
-    if not isinstance(steps, int) or not isinstance(files, dict):
+        raise FormatError(
+            f"{path} has checkpoint format {format_}, this rlx reads format {FORMAT}: use the version that wrote it (see meta.json)"
+        )
+    expected = {"env_steps": int, "files": dict, "score": float | int | None}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in expected.items()):
         raise CheckpointError(f"{path} has a manifest of the wrong shape")
     return manifest
 
@@ -120,11 +131,18 @@ def load_algorithm(checkpoint: Checkpoint, algo: Stateful, *, name: str) -> None
         raise CheckpointError(
             f"{checkpoint.path} was written for algo={saved}, this run is algo={name}; start a new run or pass algo={saved}"
         )
-    state = checkpoint.read(_ALGO)
-    try:
-        algo.load_state_dict(state)
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
-        raise CheckpointError(f"{checkpoint.path} does not fit this run's networks: {error}") from error
+    _load(checkpoint, {"algo": algo}, {"algo": checkpoint.read(_ALGO)})
+
+
+def _load(checkpoint: Checkpoint, parts: Mapping[str, Stateful], saved: State) -> None:
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(saved[name])
+        except RlxError:
+            raise
+        except (LookupError, RuntimeError, ValueError, TypeError) as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise CheckpointError(f"{checkpoint.path} does not fit this run's {name} ({reason}); was config.yaml changed?") from error
 
 
 class Checkpointer:
@@ -182,7 +200,7 @@ class Checkpointer:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(
-                f"the checkpoint at {env_steps} env steps could not be written to {self.directory} ({error.strerror}); "
+                f"the checkpoint at {env_steps} env steps could not be written to {self.directory} ({error.strerror or error}); "
                 "earlier checkpoints are intact: free some space and `rlx resume` the run"
             ) from error
         self._drop()
@@ -198,7 +216,7 @@ class Checkpointer:
         Damaged ones are renamed to `*.damaged`, so that the run can write its own again when it gets there.
 
         Raises:
-            CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm or env.
+            CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm, networks or format.
         """
         for stale in self.directory.glob("*.tmp-*"):
             shutil.rmtree(stale, ignore_errors=True)
@@ -207,15 +225,14 @@ class Checkpointer:
             try:
                 checkpoint = Checkpoint(path, read_manifest(path))
                 checkpoint.verify()
+            except FormatError:
+                raise
             except CheckpointError as error:
                 self.warn(f"{error}; falling back to the checkpoint before it")
                 path.rename(path.with_name(f"{path.name}.damaged-{int(time.time())}"))
                 continue
             load_algorithm(checkpoint, state["algo"], name=self.algo)
-            saved = checkpoint.read(_RUN)
-            for name, part in state.items():
-                if name != "algo":
-                    part.load_state_dict(saved[name])
+            _load(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(_RUN))
             return True
         if paths:
             raise CheckpointError(f"every checkpoint in {self.directory} is damaged; they were renamed to *.damaged-*: start a new run")
@@ -239,6 +256,7 @@ def _serialize(state: State) -> bytes:
 
 def _plain(value: Any) -> Any:
     """NumPy arrays as tensors, which `weights_only` can read back."""
+    import numpy as np
     import torch
 
     if isinstance(value, np.ndarray):

@@ -5,6 +5,7 @@ Handlers only set a flag that the loop reads between iterations; saving inside a
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -21,7 +22,8 @@ class SignalHandler:
 
     def __enter__(self) -> SignalHandler:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self._previous[number] = signal.signal(number, self._stop)
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
+                self._previous[number] = signal.signal(number, self._stop)
         self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
         return self
 
@@ -32,10 +34,10 @@ class SignalHandler:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self.stopped_by is not None:
             if sys.stdout.isatty():
-                os.write(1, b"\x1b[?25h\n")  # the live view hides the cursor
+                _say(1, "\x1b[?25h\n")  # the live view hides the cursor
             os._exit(128 + number)
         self.stopped_by = signal.Signals(number)
-        os.write(2, b"\nstopping after this iteration; once more stops at once, without saving\n")
+        _say(2, "\nstopping after this iteration; once more stops at once, without saving\n")
 
     def _request_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True
@@ -46,3 +48,9 @@ class SignalHandler:
     def should_save(self) -> bool:
         requested, self._save = self._save, False
         return requested
+
+
+def _say(descriptor: int, text: str) -> None:
+    """Write at once; raising here, where the terminal may be gone, would raise in the middle of an update."""
+    with contextlib.suppress(OSError):
+        os.write(descriptor, text.encode())

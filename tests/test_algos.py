@@ -157,7 +157,7 @@ def test_eval_mode_is_deterministic_and_train_mode_is_not(name, spec, same):
 @SPECS
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_state_continues_identically_through_a_file(name, spec, same):
-    config = ALGORITHMS[name].config(normalize_observation=True)
+    config = ALGORITHMS[name].config(normalize_observation=True, **({"normalize_reward": True} if name == "ppo" else {}))
     algo, rollouts = build(config, spec), [make_rollout(spec) for _ in range(6)]
     for rollout in rollouts[:3]:
         update(algo, rollout)

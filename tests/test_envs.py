@@ -403,8 +403,8 @@ def test_replay_defect_reports_an_environment_that_raises():
 
 
 @needs_box2d
-def test_a_rebuilt_environment_has_no_replay_defect_and_needs_rebuilding():
-    assert {"BipedalWalker-v3"} == REBUILT
+def test_an_environment_that_is_rebuilt_has_no_replay_defect_and_needs_the_rebuilding(monkeypatch):
+    assert "BipedalWalker-v3" in REBUILT
     assert replay_defect(EnvFactory("BipedalWalker-v3"), steps=200) is None
     monkeypatch.setattr("rlx.envs.registry.REBUILT", set())
     assert replay_defect(EnvFactory("BipedalWalker-v3"), steps=200) is not None

@@ -250,11 +250,9 @@ def _field_docs(class_: type) -> dict[str, str]:
 
 def _values(composed: Composed) -> dict[str, Any]:
     """Every value by its dotted key, the algorithm's name and the environment's id included."""
-    from omegaconf import OmegaConf
-
     from rlx.config.compose import leaf_keys
 
-    return leaf_keys(OmegaConf.structured(composed.config))
+    return leaf_keys(composed.config)
 
 
 def as_typed(value: Any) -> str:

@@ -195,7 +195,7 @@ def _written(value: Any) -> str:
 
 def _chosen_algo(composer: Composer, given: list[str]) -> str:
     """The algorithm that the words given, an experiment among them, or conf/config.yaml choose."""
-    from omegaconf import OmegaConf
+    import yaml
 
     from rlx.algos import ALGORITHMS
 
@@ -203,6 +203,6 @@ def _chosen_algo(composer: Composer, given: list[str]) -> str:
     found = [groups.get("algo")]
     for path in (composer.file("experiment", groups.get("experiment", "")), *(d / "config.yaml" for d in composer.directories)):
         if path and path.is_file():
-            defaults: list[Any] = OmegaConf.to_container(OmegaConf.load(path)).get("defaults") or []  # type: ignore[union-attr]
+            defaults: list[Any] = (yaml.safe_load(path.read_text()) or {}).get("defaults") or []
             found += [d.get("algo") or d.get("override /algo") for d in defaults if not isinstance(d, str)]
     return next((name for name in found if name in ALGORITHMS), next(iter(ALGORITHMS)))

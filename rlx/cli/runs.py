@@ -6,7 +6,7 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -163,7 +163,7 @@ def show(
         "meta": opened.meta(),
         "resumable": resumable,
         "differences": differences,
-        "checkpoints": [asdict(c) for c in read_checkpoints(opened.checkpoints)],
+        "checkpoints": read_checkpoints(opened.checkpoints),
         "metrics": _last_values(lines),
     }
     if as_json:
@@ -182,16 +182,15 @@ def show(
 def _print_head(console: Console, facts: dict[str, Any], problems: list[str]) -> None:
     from rich.text import Text
 
+    from rlx.track.console import duration
+
     meta, elapsed = facts["meta"], facts["metrics"].get("time/elapsed_s")
     console.print(Text(f"{facts['run']}   ", style="bold").append(facts["status"], style=_STATUS_STYLE.get(facts["status"], "")))
     console.print(f"{meta.get('algo', '?')} on {meta.get('env_id', meta.get('env', '?'))}, seed {meta.get('seed', '?')}, "
                   f"recipe {meta.get('recipe') or 'none'}", soft_wrap=True)  # fmt: skip
-    steps = (
-        "no line of metrics yet"
-        if facts["env_steps"] is None
-        else f"{facts['env_steps']:,} of {_count(facts['total_env_steps'])} env steps"
-    )
-    console.print(steps + (f" in {_duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
+    done, total = facts["env_steps"], facts["total_env_steps"]
+    steps = "no line of metrics yet" if done is None else f"{done:,} of {_count(total)} env steps"
+    console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
     for problem in problems:
         console.print(Text(problem, style="red"), soft_wrap=True)
 
@@ -238,15 +237,13 @@ def _differences(run: RunDir) -> dict[str, Any]:
     Raises:
         ConfigError: if config.yaml cannot be read.
     """
-    from omegaconf import OmegaConf
-
     from rlx.algos import ALGORITHMS
     from rlx.config.compose import leaf_keys, load_config
     from rlx.config.schema import RunConfig
 
     config = load_config(run.path / "config.yaml")
     default = RunConfig(algo=ALGORITHMS[config.algo.name].config())
-    mine, theirs = (leaf_keys(OmegaConf.structured(c)) for c in (config, default))
+    mine, theirs = map(leaf_keys, (config, default))
     return {k: v for k, v in mine.items() if k != "env.id" and (k not in theirs or theirs[k] != v)}
 
 
@@ -259,53 +256,30 @@ def _print_differences(console: Console, differences: dict[str, Any]) -> None:
         console.print(f"  {key:<{width}}  {as_typed(value)}", soft_wrap=True)
 
 
-@dataclass(kw_only=True)
-class CheckpointRow:
-    """One checkpoint in a list."""
-
-    name: str
-    env_steps: int | None = None
-    score: float | None = None
-    exact: bool | None = None
-    why_not_exact: str | None = None
-    best: bool = False
-    damage: str | None = None
-    bytes: int = 0
-
-
-def read_checkpoints(directory: Path) -> list[CheckpointRow]:
+def read_checkpoints(directory: Path) -> list[dict[str, Any]]:
     """What is in a run's checkpoints/, newest first, without torch; files of moderate size are compared with their digests."""
-    rows = [_read_checkpoint(p) for p in sorted(directory.glob("*"), reverse=True) if p.is_dir() and ".tmp-" not in p.name]
-    scored = [row for row in rows if row.score is not None and not row.damage]
-    if scored:
-        max(scored, key=lambda row: (row.score, row.env_steps)).best = True
-    return rows
+    from rlx.checkpoint import Checkpoint, best_checkpoint, read_manifest
+    from rlx.errors import CheckpointError
 
-
-def _read_checkpoint(path: Path) -> CheckpointRow:
-    import hashlib
-
-    row = CheckpointRow(name=path.name, bytes=sum(p.stat().st_size for p in path.iterdir() if p.is_file()))
-    if not path.name.isdigit():
-        row.damage = "found damaged and put aside" if ".damaged-" in path.name else "not a checkpoint"
-        return row
-    try:
-        manifest = json.loads((path / "manifest.json").read_text())
-        row.env_steps, files = int(manifest["env_steps"]), dict(manifest["files"])
-        score = manifest.get("score")
-        row.score = float(score) if score is not None and math.isfinite(score) else None
-        row.exact, row.why_not_exact = manifest.get("exact"), manifest.get("why_not_exact")
-    except (OSError, ValueError, KeyError, TypeError):
-        row.damage = "its manifest cannot be read"
-        return row
-    for name, digest in files.items():
+    rows, whole = [], []
+    for path in sorted((p for p in directory.glob("*") if p.is_dir() and ".tmp-" not in p.name), reverse=True):
+        row: dict[str, Any] = {"name": path.name, "bytes": sum(p.stat().st_size for p in path.iterdir() if p.is_file())}
+        row |= dict.fromkeys(("env_steps", "score", "exact", "why_not_exact", "damage"))
+        rows.append(row)
+        if not path.name.isdigit():
+            row["damage"] = "found damaged and put aside" if ".damaged-" in path.name else "not a checkpoint"
+            continue
         try:
-            with (path / Path(name).name).open("rb") as file:
-                if row.bytes <= _VERIFY_BYTES and hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                    row.damage = f"{name} is damaged"
-        except OSError:
-            row.damage = f"{name} is missing"
-    return row
+            checkpoint = Checkpoint(path, read_manifest(path))
+            row |= {key: checkpoint.manifest.get(key) for key in ("env_steps", "exact", "why_not_exact")}
+            row["score"] = checkpoint.score if math.isfinite(checkpoint.score) else None
+            if row["bytes"] <= _VERIFY_BYTES:
+                checkpoint.verify()
+            whole.append(checkpoint)
+        except CheckpointError as error:
+            row["damage"] = str(error).removeprefix(str(path)).lstrip("/ ").partition(":")[0]
+    best = best_checkpoint(whole)
+    return [{**row, "best": best is not None and row["name"] == best.path.name} for row in rows]
 
 
 def _print_checkpoints(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -326,6 +300,8 @@ def _print_checkpoints(console: Console, rows: list[dict[str, Any]]) -> None:
 
 
 def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
+    from rlx.track.console import duration
+
     _title(console, "Started and resumed")
     if not segments:
         console.print("  never", style="dim")
@@ -337,7 +313,7 @@ def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
         changed = segment.get("overrides") or []
         table.add_row(
             f"  {start.astimezone():%Y-%m-%d %H:%M}" if start else "  ?",
-            _duration((end - start).total_seconds()) if start and end else "–",
+            duration((end - start).total_seconds()) if start and end else "–",
             str(segment.get("status", "?")) if end else "–",
             _count(steps) if isinstance(steps, int) else "–",
             ", ".join(str(segment[k]) for k in ("device", "host") if segment.get(k)) or "?",
@@ -404,11 +380,6 @@ def _age_s(run: RunDir) -> float | None:
         at = datetime.fromtimestamp(run.metrics_path.stat().st_mtime, UTC)
     at = at or _time(run.last_started)
     return max(0.0, (datetime.now(UTC) - at).total_seconds()) if at else None
-
-
-def _duration(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    return str(timedelta(seconds=round(seconds)))
 
 
 def _age(seconds: float | None) -> str:

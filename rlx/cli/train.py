@@ -108,15 +108,13 @@ def default_name(composed: Composed, *, timed: bool) -> str:
 
 
 def _auto_resume(root: Path, name: str, composed: Composed) -> None:
-    from omegaconf import OmegaConf
-
     from rlx.config.compose import leaf_keys
     from rlx.config.schema import RESUMABLE
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
     run = RunDir.open(root, name)
-    saved, wanted = (leaf_keys(OmegaConf.structured(c)) for c in (run.config(trust=True), composed.config))
+    saved, wanted = map(leaf_keys, (run.config(trust=True), composed.config))
     changed = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
     fixed = [k for k in changed if not any(k == r or k.startswith(r + ".") for r in RESUMABLE)]
     if fixed:

@@ -248,10 +248,10 @@ def check_resumable(arguments: list[str], path: str) -> None:
             )
 
 
-def leaf_keys(config: DictConfig | dict[str, Any]) -> dict[str, Any]:
-    """Dotted names of all values; env.kwargs counts as one of them and as its members."""
-    container = OmegaConf.to_container(config, resolve=False, enum_to_str=True) if isinstance(config, DictConfig) else config
-    return _flatten(container)  # type: ignore[arg-type]
+def leaf_keys(config: RunConfig | DictConfig) -> dict[str, Any]:
+    """Dotted names of all values, enums by name; env.kwargs counts as one of them and as its members."""
+    tree = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
+    return _flatten(OmegaConf.to_container(tree, resolve=False, enum_to_str=True))  # type: ignore[arg-type]
 
 
 def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ class Record:
             self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
             self._file.flush()
         except OSError as error:
-            raise StorageError(f"{self.path} cannot be written ({error.strerror}); free some space and `rlx resume` the run") from error
+            raise self._refused(error) from error
 
     def rewind(self, env_steps: int) -> None:
         """Drop the lines after env_steps, and a torn last one."""
@@ -44,11 +45,22 @@ class Record:
         self._file = self.path.open("ab")
 
     def sync(self) -> None:
-        """Return when every line is on the disk."""
-        os.fsync(self._file.fileno())
+        """Return when every line is on the disk.
+
+        Raises:
+            StorageError: if the disk refuses.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise self._refused(error) from error
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # it would try again to write what `write` has reported
+            self._file.close()
+
+    def _refused(self, error: OSError) -> StorageError:
+        return StorageError(f"{self.path} cannot be written ({error.strerror}); free some space and `rlx resume` the run")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
