@@ -140,7 +140,7 @@ class Collector:
             self.reset()
             return
         self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]
-        self._obs = np.array(state["obs"])
-        self._is_first = np.array(state["is_first"])
+        self._obs = np.asarray(state["obs"]).copy()
+        self._is_first = np.asarray(state["is_first"]).copy()
         self._carry = state["carry"]
-        self._return, self._length = np.array(state["return"]), np.array(state["length"])
+        self._return, self._length = np.asarray(state["return"]).copy(), np.asarray(state["length"]).copy()

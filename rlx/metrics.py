@@ -50,16 +50,16 @@ class MetricBuffer:
             if name.endswith("/num_gradient_steps"):
                 line[name] = float(sum(values))
             elif isinstance(values[0], Tensor):
-                line[name] = torch.stack([v for v in values if isinstance(v, Tensor)]).mean().item()
+                line[name] = torch.stack([v.cpu() for v in values if isinstance(v, Tensor)]).mean().item()
             else:
                 line[name] = float(sum(values)) / len(values)
         self._episodes, self._updates = [], []
         return {name: value for name, value in line.items() if math.isfinite(value)}
 
     def state_dict(self) -> State:
-        return {"episodes": [tuple(e) for e in self._episodes], "updates": self._updates, "recent": list(self._recent)}
+        return {"episodes": [tuple(e) for e in self._episodes], "updates": [dict(u) for u in self._updates], "recent": list(self._recent)}
 
     def load_state_dict(self, state: State) -> None:
         self._episodes = [Episode(*e) for e in state["episodes"]]
-        self._updates = list(state["updates"])
+        self._updates = [dict(u) for u in state["updates"]]
         self._recent = deque(state["recent"], maxlen=WINDOW)

@@ -135,7 +135,8 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip
     """
     move = value - old_value
     error, clipped_error = value - target, old_value + move.clamp(-clip, clip) - target
-    outside = clipped_error.square() > error.square()  # only possible beyond the bound, where the clipped value is constant
+    # Beyond the bound the clipped value is constant; within it both errors are one but for rounding.
+    outside = (move.abs() > clip) & (clipped_error.square() > error.square())
     loss = 0.5 * torch.where(outside, clipped_error, error).square().mean()
     return loss, torch.where(outside, 0.0, error) / len(error)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -47,12 +48,14 @@ class EnvFactory:
             ConfigError: if the id is unknown, its package is missing, or its settings are refused.
         """
         env: gymnasium.Env[Any, Any] = _RebuildOnReset(self, extra) if self.id in REBUILT else self._make(extra)
+        for name in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, name, None), gymnasium.Space):
+                raise ConfigError(f"env={self.id} has no {name}: its constructor must set it to one of gymnasium.spaces")
         if isinstance(env.observation_space, gymnasium.spaces.Box):
             return env
-        try:
-            return gymnasium.wrappers.FlattenObservation(env)
-        except NotImplementedError:
-            raise ConfigError(f"env={self.id} has observation space {env.observation_space}, which cannot be flattened to a Box") from None
+        if not env.observation_space.is_np_flattenable:
+            raise ConfigError(f"env={self.id} has observation space {env.observation_space}, which cannot be flattened to a Box")
+        return gymnasium.wrappers.FlattenObservation(env)
 
     def _make(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         check_env_id(self.id)
@@ -62,8 +65,9 @@ class EnvFactory:
             extra_name = extra_for(self.id)
             hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
             raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
-        except (TypeError, gymnasium.error.Error) as error:
-            raise ConfigError(f"env={self.id} cannot be made with env.kwargs={self.kwargs}: {error}") from error
+        except Exception as error:  # whatever a constructor may raise about its arguments
+            message = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"env={self.id} cannot be made with env.kwargs={self.kwargs}: {message}") from error
 
 
 class _RebuildOnReset(gymnasium.Env[Any, Any]):
@@ -96,15 +100,9 @@ def check_env_id(env_id: str) -> None:
     Raises:
         ConfigError: with the nearest known names.
     """
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise ConfigError(
-                f"env={env_id}: module {module!r} cannot be imported ({error}); it must be on PYTHONPATH or installed, "
-                "and register the environment when imported"
-            ) from error
+    module, colon, name = env_id.rpartition(":")
+    if colon:
+        _import_user_module(module, env_id)
     if name.startswith("ALE/"):
         try:
             import ale_py
@@ -112,10 +110,38 @@ def check_env_id(env_id: str) -> None:
             gymnasium.register_envs(ale_py)
         except ImportError:
             raise ConfigError(f"env={env_id} needs a package that is not installed: pip install 'rlx[atari]'") from None
+    if name not in gymnasium.registry and colon:
+        theirs = [id_ for id_, spec in gymnasium.registry.items() if _module_of(spec) == module]
+        near = difflib.get_close_matches(name, theirs, n=1, cutoff=0.0)
+        advice = f"did you mean env={module}:{near[0]}?" if near else "importing it must call gymnasium.register(id=…, entry_point=…)"
+        path = getattr(sys.modules[module], "__file__", None)
+        raise ConfigError(f"env={env_id}: module {module!r} ({path or 'without a file'}) registers no environment {name!r}; {advice}")
     if name not in gymnasium.registry:
         near = difflib.get_close_matches(name, gymnasium.registry, n=3)
         suggestion = f"did you mean {' or '.join(near)}?" if near else "see `rlx envs`, or write my_module:MyEnv-v0 for one of your own"
         raise ConfigError(f"env={env_id}: no such environment is registered with gymnasium; {suggestion}")
+
+
+def _import_user_module(module: str, env_id: str) -> None:
+    """Import a module from the path or from the current directory, where a console script does not look by itself."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        if not all(part.isidentifier() for part in module.split(".")):
+            raise ImportError("that is not a module's name")
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"env={env_id}: module {module!r} cannot be imported ({reason}); it must be in the current directory, on PYTHONPATH or "
+            "installed, and register the environment when imported"
+        ) from error
+
+
+def _module_of(spec: gymnasium.envs.registration.EnvSpec) -> str:
+    if isinstance(spec.entry_point, str):
+        return spec.entry_point.partition(":")[0]
+    return str(getattr(spec.entry_point, "__module__", ""))
 
 
 def extra_for(env_id: str) -> str | None:

@@ -185,15 +185,18 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.env.close()
 
 
-def replay_defect(make: MakeEnv, *, steps: int = 40) -> str | None:
-    """Why an environment cannot be restored by replay, or None: one episode in a used env against the same in a new one."""
+def replay_defect(make: MakeEnv, *, steps: int = 100) -> str | None:
+    """Why an environment cannot be restored by replay, or None: an episode in a used env against the same in a new one."""
     used, new = make(), make()
     try:
         used.action_space.seed(0)
         actions = [used.action_space.sample() for _ in range(steps)]
-        _follow(used, 1, actions)
-        for ours, theirs in zip(_follow(used, 2, actions), _follow(new, 2, actions), strict=False):
-            if not all(np.array_equal(a, b, equal_nan=True) for a, b in zip(ours, theirs, strict=True)):
+        _follow(used, 1, actions[: steps // 3])  # of another length, so that what is counted over episodes shows
+        expected = _follow(new, 2, actions)
+        for _ in range(2):  # what outlives an episode may show only in the third
+            trace = _follow(used, 2, actions)
+            same = (np.array_equal(a, b, equal_nan=True) for x, y in zip(trace, expected, strict=False) for a, b in zip(x, y, strict=True))
+            if len(trace) != len(expected) or not all(same):
                 return "the same seed and actions did not give the same episode twice"
     except Exception as error:
         raise EnvError(f"the environment raised {type(error).__name__} on its first steps: {error}") from error
@@ -204,10 +207,10 @@ def replay_defect(make: MakeEnv, *, steps: int = 40) -> str | None:
 
 
 def _follow(env: gymnasium.Env[Any, Any], seed: int, actions: list[Any]) -> list[tuple[Any, ...]]:
-    trace: list[tuple[Any, ...]] = [(np.array(env.reset(seed=seed)[0]), 0.0, False)]
+    trace: list[tuple[Any, ...]] = [(np.array(env.reset(seed=seed)[0]), 0.0, False, False)]
     for action in actions:
         obs, reward, terminated, truncated, _ = env.step(action)
-        trace.append((np.array(obs), reward, terminated))
+        trace.append((np.array(obs), reward, terminated, truncated))
         if terminated or truncated:
             break
     return trace
