@@ -3,11 +3,12 @@
     checkpoints/000000012345/algo.pt  run.pt  manifest.json
 
 `algo.pt` is the algorithm alone, which is all an evaluation reads; `run.pt` is the rest of the run. The manifest, written last,
-holds the SHA-256 of both: torch.load accepts a flipped bit in tensor data without a word.
+holds the SHA-256 of both and of itself: torch.load accepts a flipped bit in tensor data without a word, JSON one in a number.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -16,6 +17,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,8 +93,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((path / _MANIFEST).read_text())
         format_ = manifest["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        digest = manifest.get("sha256")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} has no readable manifest ({type(error).__name__})") from error
+    if digest is not None and digest != _digest(manifest):
+        raise CheckpointError(f"{path} has a damaged manifest: its SHA-256 is not the one it holds")
     if format_ != FORMAT:
         raise FormatError(
             f"{path} has checkpoint format {format_}, this rlx reads format {FORMAT}: use the version that wrote it (see meta.json)"
@@ -101,6 +106,11 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not all(isinstance(manifest.get(key), kind) for key, kind in expected.items()):
         raise CheckpointError(f"{path} has a manifest of the wrong shape")
     return manifest
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def find_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[CheckpointError]]:
@@ -160,6 +170,8 @@ class Checkpointer:
         self, directory: Path, *, algo: str, keep: int = 2, inexact: str | None = None, warn: Callable[[str], None] = lambda _: None
     ) -> None:
         self.directory, self.algo, self.keep, self.inexact, self.warn = directory, algo, keep, inexact, warn
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def save(self, state: Mapping[str, Stateful], env_steps: int, *, score: float | None = None) -> None:
         """Write a checkpoint atomically, then drop what need not be kept. Does nothing if there is one at env_steps.
@@ -167,12 +179,46 @@ class Checkpointer:
         Raises:
             StorageError: if the disk refuses; what was saved before is untouched.
         """
+        self.begin_save(state, env_steps, score=score)
+        self.wait()
+
+    def wait(self) -> None:
+        """Return when the last `begin_save` is on the disk.
+
+        Raises:
+            StorageError: if the disk refused it.
+        """
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def close(self) -> None:
+        """Let a save in flight end; what went wrong with it does not hide what ended the run."""
+        with contextlib.suppress(StorageError):
+            self.wait()
+        self._writer.shutdown()
+
+    def begin_save(
+        self,
+        state: Mapping[str, Stateful],
+        env_steps: int,
+        *,
+        score: float | None = None,
+        first: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`save`, with the waiting for the disk left to a thread: it costs more than all the rest of a small run's checkpoint.
+
+        The state is copied before this returns. `first` is called before anything is written, in the thread.
+
+        Raises:
+            StorageError: if the disk refused the save before this one.
+        """
         import torch
 
+        self.wait()
         target = self.directory / f"{env_steps:012d}"
         if target.exists():
             return
-        temporary = self.directory / f"{target.name}.tmp-{os.getpid()}"
         files = {
             _ALGO: _serialize(state["algo"].state_dict()),
             _RUN: _serialize({name: part.state_dict() for name, part in state.items() if name != "algo"}),
@@ -189,8 +235,13 @@ class Checkpointer:
             "threads": torch.get_num_threads(),
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         }
-        files[_MANIFEST] = json.dumps(manifest, indent=1).encode()
+        files[_MANIFEST] = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1).encode()
+        self._writing = self._writer.submit(self._write, target, files, first)
+
+    def _write(self, target: Path, files: dict[str, bytes], first: Callable[[], None]) -> None:
+        temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
+            first()
             temporary.mkdir(parents=True)
             for name, data in files.items():
                 write_durably(temporary / name, data)
@@ -200,13 +251,14 @@ class Checkpointer:
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(
-                f"the checkpoint at {env_steps} env steps could not be written to {self.directory} ({error.strerror or error}); "
+                f"the checkpoint at {int(target.name)} env steps could not be written to {self.directory} ({error.strerror or error}); "
                 "earlier checkpoints are intact: free some space and `rlx resume` the run"
             ) from error
         self._drop()
 
     def is_best(self, score: float) -> bool:
         """Whether an evaluation is better than that of every checkpoint kept."""
+        self.wait()
         best = best_checkpoint(find_checkpoints(self.directory)[0])
         return best is None or score > best.score
 
@@ -234,7 +286,7 @@ class Checkpointer:
             load_algorithm(checkpoint, state["algo"], name=self.algo)
             _load(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(_RUN))
             return True
-        if paths:
+        if paths or any(self.directory.glob("*.damaged-*")):  # also the next time: not to begin anew without a word
             raise CheckpointError(f"every checkpoint in {self.directory} is damaged; they were renamed to *.damaged-*: start a new run")
         return False
 

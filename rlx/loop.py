@@ -75,15 +75,13 @@ def train(
     state: dict[str, Stateful] = {
         "progress": progress, "algo": algo, "collector": collector, "metrics": metrics, "clock": clock, "rng": GlobalRNG()
     }  # fmt: skip
-    if checkpointer.restore(state):
-        logger.rewind(progress.env_steps)
-    else:
+    if not checkpointer.restore(state):
         collector.reset()
+    logger.rewind(progress.env_steps)  # also to nothing: a run may have been killed before its first checkpoint
 
     def save(score: float | None = None) -> None:
         with clock.measure("checkpoint"):
-            logger.sync()
-            checkpointer.save(state, progress.env_steps, score=score)
+            checkpointer.begin_save(state, progress.env_steps, score=score, first=logger.sync)
 
     def is_done() -> bool:
         recent = metrics.return_mean_100
@@ -112,4 +110,5 @@ def train(
             save(score)
     if not done:
         save()
+    checkpointer.wait()
     return progress, done

@@ -105,6 +105,7 @@ def _train(
                 )
                 exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
             finally:
+                parts.checkpointer.close()
                 mirror.close(exit_code=exit_code)
     finally:
         console.close()

@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,22 +52,42 @@ class RunDir:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if the directory cannot be made.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-            raise ConfigError(f"--name {name}: expected letters, digits, '.', '_', '+' and '-', beginning with a letter or digit")
+        cls.check_new(root, name)
         path = root / name
         try:
             root.mkdir(parents=True, exist_ok=True)
             path.mkdir()
-        except FileExistsError:
-            raise ConfigError(
-                f"{path} exists already; `rlx resume {name}` continues it, --auto-resume does so by itself, another --name starts anew"
-            ) from None
         except OSError as error:
+            cls.check_new(root, name)  # somebody may have been faster
             raise StorageError(f"{path} cannot be made ({error.strerror}); set RLX_RUNS_DIR to a directory you can write") from error
         run = cls(path)
-        replace_durably(path / "config.yaml", save_config(config).encode())
-        run.write_meta({"name": name, "created": now(), **meta, "versions": versions(), "segments": []})
+        try:
+            replace_durably(path / "config.yaml", save_config(config).encode())
+            run.write_meta({"name": name, "created": now(), **meta, "versions": versions(), "segments": []})
+        except StorageError as error:
+            shutil.rmtree(path, ignore_errors=True)
+            raise StorageError(f"{path} cannot be written; free some space, or set RLX_RUNS_DIR to another disk") from error
         return run
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raise a ConfigError unless a run can have this name."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name):
+            raise ConfigError(
+                f"--name {name or repr(name)}: expected a letter or digit, and then up to 199 letters, digits, '.', '_', '+' or '-'"
+            )
+        if name == "latest":
+            raise ConfigError("--name latest: that is how every command calls the run that was started last; choose another name")
+
+    @classmethod
+    def check_new(cls, root: Path, name: str) -> None:
+        """Raise a ConfigError unless a run of this name can be made."""
+        cls.check_name(name)
+        if (root / name).exists():
+            raise ConfigError(
+                f"{root / name} exists already; `rlx resume {name}` continues it, --auto-resume does so by itself, "
+                "another --name starts anew"
+            )
 
     @classmethod
     def open(cls, root: Path, reference: str) -> RunDir:
@@ -165,8 +186,13 @@ class RunDir:
 
         Raises:
             ConfigError: if another process is training it.
+            StorageError: if the directory cannot be written.
         """
-        with (self.path / ".lock").open("wb") as file:
+        try:
+            file = (self.path / ".lock").open("ab")
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be written ({error.strerror})") from error
+        with file:  # not "wb": in a stranger's run it may be a link to anything
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

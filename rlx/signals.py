@@ -5,7 +5,6 @@ Handlers only set a flag that the loop reads between iterations; saving inside a
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -38,6 +37,7 @@ class SignalHandler:
             os._exit(128 + number)
         self.stopped_by = signal.Signals(number)
         _say(2, "\nstopping after this iteration; once more stops at once, without saving\n")
+        _say(1, "")  # a terminal that hung up refuses even that
 
     def _request_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True
@@ -51,6 +51,8 @@ class SignalHandler:
 
 
 def _say(descriptor: int, text: str) -> None:
-    """Write at once; raising here, where the terminal may be gone, would raise in the middle of an update."""
-    with contextlib.suppress(OSError):
+    """Write at once. If nobody can read it, as after a hangup, what comes later goes nowhere: an error would end training unsaved."""
+    try:
         os.write(descriptor, text.encode())
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

@@ -38,16 +38,22 @@ class Watch(BaseCallback):
 target, seed = None, int(sys.argv[1])
 linear = lambda x: (lambda left: left * x)
 """
-SB3_SOLVE = SB3 + """
+SB3_SOLVE = (
+    SB3
+    + """
 target = 475.0  # the tuned settings of RL Baselines3 Zoo for CartPole-v1; a larger budget, so that every seed gets there
 model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98,
             learning_rate=linear(1e-3), clip_range=linear(0.2), ent_coef=0.0, seed=seed, device="cpu")
 watch = Watch(); model.learn(200_000, callback=watch); print(time.perf_counter() - watch.start)
 """
-SB3_SPEED = SB3 + """
+)
+SB3_SPEED = (
+    SB3
+    + """
 model = PPO("MlpPolicy", make_vec_env({id!r}, {envs}, seed=seed), n_steps={steps}, batch_size={batch}, n_epochs={epochs}, seed=seed, device="cpu")
 watch = Watch(); model.learn({total}, callback=watch); print(model.num_timesteps / (time.perf_counter() - watch.start))
 """
+)
 
 
 def rlx(*overrides: str) -> list[dict[str, float]]:
@@ -71,7 +77,9 @@ def compare(title: str, ours: Callable[[int], float], theirs: Callable[[int], fl
     pairs = [(ours(seed), theirs(seed)) for seed in range(repeats)]
     a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
     spread = " to ".join(f"{f(x for x, _ in pairs):,.2f}" for f in (min, max))
-    print(f"{title}\n  rlx {a:,.2f} {unit} ({spread})   SB3 {b:,.2f} {unit}   ratio rlx / SB3 {a / b:.3f}, SB3 / rlx {b / a:.2f}", flush=True)
+    print(
+        f"{title}\n  rlx {a:,.2f} {unit} ({spread})   SB3 {b:,.2f} {unit}   ratio rlx / SB3 {a / b:.3f}, SB3 / rlx {b / a:.2f}", flush=True
+    )
 
 
 def solve() -> None:
@@ -115,7 +123,10 @@ def checkpoint() -> None:
         lines = rlx(f"algo={algo}", f"env={env}", f"loop.total_env_steps={total}")
         spent = sum(line.get("time/checkpoint_s", 0.0) for line in lines)
         elapsed = lines[-1]["time/elapsed_s"]
-        print(f"checkpoints of {algo} on {env} at the default cadence: {spent:.3f} s of {elapsed:.1f} s, {100 * spent / elapsed:.2f} %", flush=True)
+        print(
+            f"checkpoints of {algo} on {env} at the default cadence: {spent:.3f} s of {elapsed:.1f} s, {100 * spent / elapsed:.2f} %",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -93,7 +93,11 @@ class World:
         assert set(state) == {"progress", "algo", "collector", "metrics", "clock", "rng"}
         return False
 
-    def save(self, state: Any, env_steps: int, *, score: float | None = None) -> None:
+    def wait(self) -> None:
+        pass
+
+    def begin_save(self, state: Any, env_steps: int, *, score: float | None = None, first: Any) -> None:
+        first()
         self.tape.append(("save", env_steps, score))
         self.best = max(self.best, -math.inf if score is None else score)
 
@@ -120,7 +124,7 @@ def test_loop_spends_the_budget_and_says_that_it_is_done():
     world = World()
     progress, done = world.run()
     assert (progress.env_steps, progress.iteration, done) == (104, 13, True)
-    assert world.tape == ["reset", ("line", 104), "sync", ("save", 104, None)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 104), "sync", ("save", 104, None)]
 
 
 def test_cadences_follow_env_steps_and_the_end():
@@ -134,13 +138,13 @@ def test_cadences_follow_env_steps_and_the_end():
 def test_events_of_an_iteration_are_logged_evaluated_synced_and_saved_in_this_order():
     world = World()
     world.run(total_env_steps=8, log_every=8, eval_every=8, checkpoint_every=8)
-    assert world.tape == ["reset", ("line", 8), ("evaluate", 8), ("eval line", 8), "sync", ("save", 8, 0.0)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 8), ("evaluate", 8), ("eval line", 8), "sync", ("save", 8, 0.0)]
 
 
 def test_the_end_is_logged_evaluated_and_saved_off_every_cadence():
     world = World(scores=[3.0])
     world.run(total_env_steps=20, log_every=1000, eval_every=1000, checkpoint_every=1000)
-    assert world.tape == ["reset", ("line", 24), ("evaluate", 24), ("eval line", 24), "sync", ("save", 24, 3.0)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 24), ("evaluate", 24), ("eval line", 24), "sync", ("save", 24, 3.0)]
 
 
 def test_evaluation_is_off_at_zero_even_at_the_end():
@@ -165,7 +169,7 @@ def test_a_request_to_stop_saves_without_another_line_or_evaluation():
     world = World(stop_after=3)
     progress, done = world.run(log_every=16, eval_every=1000)
     assert (progress.env_steps, done) == (24, False)
-    assert world.tape == ["reset", ("line", 16), "sync", ("save", 24, None)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 16), "sync", ("save", 24, None)]
 
 
 def test_a_request_to_save_is_met_once_and_training_goes_on():
@@ -180,7 +184,7 @@ def test_target_return_ends_training_once_100_episodes_reach_it():
     world = World()
     progress, done = world.run(total_env_steps=100_000, target_return=60.0, eval_every=100_000, log_every=100_000)
     assert (progress.iteration, done) == (110, True)
-    assert world.tape == ["reset", ("line", 880), ("evaluate", 880), ("eval line", 880), "sync", ("save", 880, 0.0)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 880), ("evaluate", 880), ("eval line", 880), "sync", ("save", 880, 0.0)]
 
 
 def test_target_return_waits_for_100_episodes():

@@ -25,7 +25,7 @@ def evaluate(
     ] = False,
     video: Annotated[int, typer.Option(min=0, help="Also record this many of the episodes as MP4.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
-    seed: Annotated[int, typer.Option(min=0, help="Draws other episodes than the usual ones.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
 ) -> None:
@@ -50,10 +50,15 @@ def evaluate(
 
     from rlx.build import build_algorithm, env_factory, resolve_device, setup_torch
     from rlx.checkpoint import load_algorithm
+    from rlx.errors import ConfigError
     from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, run_episodes
+    from rlx.rng import seed_everything
     from rlx.types import EnvSpec, Mode
 
-    device = resolve_device(config) if config.runtime.device != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+    try:
+        device = resolve_device(config)
+    except ConfigError:  # trained on a GPU that is not here
+        device = torch.device("cpu")
     setup_torch(config, device)
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
     spec = EnvSpec(id=config.env.id, observation_space=env.single_observation_space, action_space=env.single_action_space)
@@ -61,7 +66,7 @@ def evaluate(
     load_algorithm(chosen, algo, name=config.algo.name)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
     mode: Mode = "train" if stochastic else "eval"
-    torch.manual_seed(seed)
+    seed_everything(seed)
     played = run_episodes(env, algo, seeds, mode=mode)
     env.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import re
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -43,22 +43,24 @@ def train(
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
     from rlx.config.compose import Composer, runs_directory
+    from rlx.rundir import RunDir
 
     composed = Composer(config_dir).compose(overrides or [])
+    run_name = default_name(composed, timed=not auto_resume) if name is None else name
+    root = runs_directory()
+    if auto_resume:
+        RunDir.check_name(run_name)
+        if (root / run_name).exists() and not dry_run:
+            _auto_resume(root, run_name, composed)
+            return
+    else:
+        RunDir.check_new(root, run_name)
+    _check_parts(composed.config)  # before there is a directory
     if dry_run:
         _print_plan(composed)
         return
-    run_name = name or default_name(composed, timed=not auto_resume)
-    root = runs_directory()
-    if auto_resume and (root / run_name).exists():
-        _auto_resume(root, run_name, composed)
-        return
-    from rlx.build import resolve_device
     from rlx.run import new_meta
-    from rlx.rundir import RunDir
 
-    resolve_device(composed.config)  # before there is a directory
-    _check_env(composed.config)
     run = RunDir.create(root, run_name, composed.config, new_meta(composed))
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
     typer.echo(f"{run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
@@ -87,14 +89,15 @@ def resume(
     from rlx.rundir import RunDir
 
     arguments = list(overrides or [])
-    if "=" in run:
+    if "=" in run or run.startswith("-"):
         arguments, run = [run, *arguments], "latest"
     opened = RunDir.open(runs_directory(), run)
     check_resumable(arguments, str(opened.path))
     config = apply_overrides(opened.config(trust=trust), arguments)
     if not arguments and opened.status == "finished":
-        typer.echo(f"{opened.path} is finished; train on with a larger budget: `rlx resume {opened.name} loop.total_env_steps=…`"
-                   + (" loop.target_return=null" if config.loop.target_return is not None else ""))  # fmt: skip
+        reached = " loop.target_return=null" if config.loop.target_return is not None else ""
+        typer.echo(f"{opened.path} is finished; train on with a larger budget: "
+                   f"`rlx resume {opened.name}{' --trust' if trust else ''} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
     typer.echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
@@ -102,7 +105,7 @@ def resume(
 
 def default_name(composed: Composed, *, timed: bool) -> str:
     """<algo>-<env>-s<seed>-<time>; without the time where the same command must find the run again."""
-    env = str(composed.choices["env"]).replace("/", "-").replace(":", "-")
+    env = re.sub(r"[^A-Za-z0-9._+-]", "-", str(composed.choices["env"]))
     name = f"{composed.config.algo.name}-{env}-s{composed.config.seed}"
     return f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3] if timed else name
 
@@ -120,30 +123,40 @@ def _auto_resume(root: Path, name: str, composed: Composed) -> None:
     if fixed:
         differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
+    if not changed and run.status == "finished":
+        typer.echo(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
+        return
     typer.echo(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
     _train(run, composed.config, overrides=[f"{k}={wanted.get(k)}" for k in changed], inexact=False)
 
 
 def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: bool) -> None:
     from rlx.run import train as train_run
+    from rlx.track.console import say
 
     outcome = train_run(run, config, overrides=overrides, inexact=inexact)
     steps = f"{outcome.progress.env_steps:,} env steps"
+    trust = " --trust" if ":" in config.env.id else ""
     if outcome.finished:
-        typer.echo(f"finished after {steps}; next: `rlx eval {run.name}`, `rlx show {run.name}`, or train on with a larger budget: "
-                   f"`rlx resume {run.name} loop.total_env_steps=…`")  # fmt: skip
+        say(f"finished after {steps}; next: `rlx eval {run.name}{trust}`, `rlx show {run.name}`, or train on with a larger budget: "
+                   f"`rlx resume {run.name}{trust} loop.total_env_steps=…`")  # fmt: skip
     else:
-        typer.echo(f"stopped and saved after {steps}; `rlx resume {run.name}` goes on")
+        say(f"stopped and saved after {steps}; `rlx resume {run.name}{trust}` goes on")
     if outcome.exit_code:
-        sys.stdout.flush()
         raise typer.Exit(outcome.exit_code)
 
 
-def _check_env(config: RunConfig) -> None:
-    """Raise before there is a directory if the environment cannot be made."""
+def _check_parts(config: RunConfig) -> None:
+    """Raise if the device is not there, the environment cannot be made, or the algorithm cannot train on it."""
+    from rlx.build import build_algorithm, resolve_device
     from rlx.envs.registry import EnvFactory
+    from rlx.types import EnvSpec
 
-    EnvFactory(config.env.id, config.env.kwargs)().close()
+    device = resolve_device(config)
+    env = EnvFactory(config.env.id, config.env.kwargs)()
+    spec = EnvSpec(id=config.env.id, observation_space=env.observation_space, action_space=env.action_space)
+    env.close()
+    build_algorithm(config, spec, device)
 
 
 def _print_plan(composed: Composed) -> None:

@@ -6,12 +6,16 @@ add the typo to the configuration; and an `env` that has no YAML file may be any
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import os
+import re
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -23,9 +27,10 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from rlx.algos import ALGORITHMS
+from rlx.algos.config import AlgoConfig
 from rlx.config.schema import RESUMABLE, RunConfig
 from rlx.errors import ConfigError
 
@@ -129,12 +134,35 @@ class Composer:
         try:
             config = self._loader.load_configuration("config", arguments, run_mode=RunMode.RUN)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error)) from error
+            raise ConfigError(_explain(error) + self._where(error)) from error
+        except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+            for path in (p for d in self.directories for p in d.rglob("*.yaml")):
+                _read_yaml(path)  # raises, naming the file
+            raise ConfigError(_reason(error)) from error
         chosen = config.hydra.runtime.choices
         OmegaConf.set_struct(config, False)
         config.pop("hydra")
         OmegaConf.set_struct(config, True)
+        self._check_schema(config, chosen)
         return config, {group: chosen.get(group) for group in GROUPS}
+
+    def _where(self, error: Exception) -> str:
+        """The file that Hydra says an error is in, as an addition to a message."""
+        source = re.match(r"In '(\w+)/([^']+)'", str(error))
+        path = self.file(*source.groups()) if source else None
+        return f" (in {path})" if path else ""
+
+    def _check_schema(self, config: DictConfig, choices: dict[str, str | None]) -> None:
+        """Raise a ConfigError where a file of the user's own has replaced a typed node by a free one."""
+        if OmegaConf.get_type(config) is not RunConfig:
+            path = next(d for d in self.directories if (d / "config.yaml").is_file()) / "config.yaml"
+            raise ConfigError(f"{path} hides rlx's own: leave it out, or begin it as {conf_dir() / 'config.yaml'} does, with /schema/run")
+        if not issubclass(OmegaConf.get_type(config, "algo") or object, AlgoConfig):
+            name = choices["algo"]
+            raise ConfigError(
+                f"algo={name}: {self.file('algo', str(name)) or 'it'} does not say whose settings these are; begin it with "
+                f"`defaults: [/schema/algo/NAME@_here_, _self_]`, NAME one of {', '.join(ALGORITHMS)}"
+            )
 
     def _check_option(self, group: str, name: str | None) -> None:
         options = self.options(group)
@@ -212,16 +240,18 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
     overrides = []
     for argument in arguments:
         if argument.startswith("-"):
-            raise ConfigError(f"{argument}: unknown option; see `rlx train --help`")
-        if "=" not in argument:
-            raise ConfigError(f"{argument}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
-        if argument[0] in "+~":
-            raise ConfigError(f"{argument}: keys are not added or removed; write {argument.lstrip('+~')}")
+            raise ConfigError(f"{argument}: unknown option; --help lists those there are")
+        if argument.startswith(("+", "~")):
+            raise ConfigError(f"{argument}: keys are not added or removed; write {argument.lstrip('+~').partition('=')[0]}=VALUE")
+        if "=" not in argument[1:]:
+            raise ConfigError(f"{argument or repr(argument)}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException as error:
             first = str(error).splitlines()[0]
             raise ConfigError(f"{argument}: cannot be read ({first}); quote it for the shell and write lists as 'key=[1,2]'") from error
+        if override.package is not None:
+            raise ConfigError(f"{argument}: a key has no '@'; write {override.key_or_group}={argument.partition('=')[2]}")
         if override.is_sweep_override():
             key, _, value = argument.partition("=")
             raise ConfigError(
@@ -289,7 +319,7 @@ def _reason(error: Exception) -> str:
 
 def _group_value(override: Override) -> str | None:
     value = override.value()
-    if value is not None and not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) and (value is not None or override.key_or_group in ("algo", "env")):
         raise ConfigError(f"{override.input_line}: expected one name")
     return None if value is None else str(value)
 
@@ -326,16 +356,42 @@ def _refuse_unused(config: RunConfig, keys: list[str]) -> None:
 
 
 def _explain(error: Exception) -> str:
-    """The innermost cause, on one line, without Hydra's advice to append keys."""
-    cause = error
-    while cause.__cause__ is not None and isinstance(cause.__cause__, Exception):
-        cause = cause.__cause__
-    if isinstance(cause, ConfigError):
-        return str(cause)
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    key = next((line.partition(":")[2].strip() for line in lines if line.startswith("full_key:")), "")
-    text = lines[0] if lines else type(cause).__name__
-    return f"{key}: {text}" if key and not text.startswith(key) else text
+    """The cause, on one line, in the words of the schema and without Hydra's advice to append keys."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for cause in chain:
+        if isinstance(cause, ConfigError):
+            return str(cause)
+        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+            return _explain_setting(cause)
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _explain_setting(error: OmegaConfBaseException) -> str:
+    """What is wrong with one setting: its name, or the type of its value."""
+    key, owner = str(error.full_key), error.object_type
+    hints = get_type_hints(owner) if dataclasses.is_dataclass(owner) else {}
+    parent, _, name = key.rpartition(".")
+    prefix = f"{parent}." if parent else ""
+    if name in ("recipe", "experiment"):
+        return f"{name}s set keys of every group, so that their files begin with the line '# @package _global_'"
+    if name in hints and isinstance(error, ValidationError):
+        got = "null" if error.value is None else error.value
+        return f"{key} must be {_describe(hints[name])}, got {got}"
+    if hints and isinstance(error, ConfigKeyError):
+        return f"{key}: unknown key; {did_you_mean(name, list(hints), key=prefix)}"
+    return f"{key}: {str(error).splitlines()[0]}"
+
+
+def _describe(hint: Any) -> str:
+    """A type in words."""
+    if get_origin(hint) is UnionType:
+        return " or ".join("null" if part is type(None) else _describe(part) for part in get_args(hint))
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"one of {', '.join(hint.__members__)}"
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list[int]: "a list, e.g. '[64,64]'"}
+    return words.get(hint, "a mapping, e.g. '{name: value}'")
 
 
 def save_config(config: RunConfig) -> str:
@@ -389,4 +445,4 @@ def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
 
 def runs_directory() -> Path:
     """Where runs are kept: $RLX_RUNS_DIR, or runs/ in the current directory."""
-    return Path(os.environ.get("RLX_RUNS_DIR", "runs"))
+    return Path(os.environ.get("RLX_RUNS_DIR") or "runs")

@@ -53,7 +53,7 @@ class FlatAdam:
         if not (norm_value < float("inf") and abs(loss_value) < float("inf")):
             raise NonFiniteError(
                 f"the loss is {loss_value} and its gradient has norm {norm_value}: training stopped before the optimiser step; "
-                "try a smaller algo.learning_rate, algo.normalize_observation=true, or look at the environment's rewards"
+                "try a smaller algo.learning_rate, or look at the environment's observations and rewards"
             )
         if norm_value > self._max_grad_norm:
             grad.mul_(self._max_grad_norm / norm_value)

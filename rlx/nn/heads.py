@@ -1,7 +1,8 @@
 """Action distributions as functions of the policy network's output; no distribution objects in the inner loop.
 
 A head says how many outputs it needs and turns them, `params [B, D]`, into samples, log-probabilities, entropies and
-divergences, the last three with their derivatives (see `rlx.nn.mlp` for why they are written out). Continuous actions are not squashed: the environment clips, the policy remembers what it chose.
+divergences, the last three with their derivatives (see `rlx.nn.mlp` for why they are written out). Continuous actions are
+not squashed: the environment clips, the policy remembers what it chose.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ function of their output, so that only outputs are kept.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -48,7 +49,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: str, *, output_gain: float) -> None:
         super().__init__()
         self.activation = activation
-        layers = [nn.Linear(i, o) for i, o in zip(sizes[:-1], sizes[1:], strict=True)]
+        layers = [nn.Linear(i, o) for i, o in itertools.pairwise(sizes)]
         for i, layer in enumerate(layers, start=1):
             nn.init.orthogonal_(layer.weight, gain=output_gain if i == len(layers) else 2**0.5)
             nn.init.zeros_(layer.bias)

@@ -7,6 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlx.errors import NonFiniteError
 from rlx.ops import reverse_scan
 from rlx.types import State
 
@@ -29,9 +30,15 @@ class RunningMoments:
         self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"].clone()
 
     def update(self, batch: Tensor) -> None:
-        """Absorb batch [N, *shape]."""
+        """Absorb batch [N, *shape].
+
+        Raises:
+            NonFiniteError: before anything is changed, if the batch is not finite.
+        """
         batch = batch.to("cpu", torch.float64)
         variance, mean = torch.var_mean(batch, dim=0, correction=0)
+        if not (variance.isfinite().all() and mean.isfinite().all()):
+            raise NonFiniteError("the environment gave an observation or reward that is not finite: clip or repair it in the environment")
         total = self.count + len(batch)
         delta = mean - self.mean
         spread = self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total

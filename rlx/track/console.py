@@ -50,6 +50,15 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def say(text: str) -> None:
+    """Print a line and go on if nobody reads any more: in `rlx train | tee log`, Ctrl-C ends tee first."""
+    try:
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class QuietConsole:
     """Says nothing but notes that the user must see, on stderr."""
 
@@ -67,7 +76,7 @@ class QuietConsole:
 
 
 class PlainConsole:
-    """One line for every line of the record: for log files, pipes and CI."""
+    """One line for every line of the record: for log files, pipes and CI. A reader that goes away does not end the run."""
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None:
         head = f"{line['env_steps']:>10,} / {progress.total_env_steps:,} steps"
@@ -84,8 +93,7 @@ class PlainConsole:
         pass
 
     def note(self, text: str) -> None:
-        sys.stdout.write(f"{text}\n")
-        sys.stdout.flush()
+        say(text)
 
     def close(self) -> None:
         pass

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rlx.errors import StorageError
+from rlx.errors import NonFiniteError, StorageError
 
 
 class Record:
@@ -23,10 +24,14 @@ class Record:
         """Append a line.
 
         Raises:
+            NonFiniteError: if a value is NaN or infinite, as an evaluation's may be; nothing is written then.
             StorageError: if the disk refuses; a torn last line is ignored by readers and removed on resume.
         """
+        bad = [f"{key} is {value}" for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
+        if bad:
+            raise NonFiniteError(f"{', '.join(bad)}: training stopped; look at the environment's rewards and observations")
         try:
-            self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+            self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise self._refused(error) from error

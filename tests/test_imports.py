@@ -1,0 +1,165 @@
+"""Who may import whom (docs of the design, section 5), read off the source; what must stay light, seen at run time."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import rlx
+
+PACKAGE = Path(rlx.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = {f"rlx.{p.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}".removesuffix(".__init__"): p for p in FILES}
+MAX_LINES = 450
+COMMON = ("rlx.types", "rlx.errors")
+"""The contracts and the errors: open to every package."""
+
+
+def imports(module: str) -> set[str]:
+    """Every module that a file imports, anywhere in it, also only for its types."""
+    return set(_imports(ast.parse(MODULES[module].read_text())))
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if inner in MODULES else str(node.module)
+
+
+def inside(name: str, packages: tuple[str, ...]) -> bool:
+    return any(name == p or name.startswith(f"{p}.") for p in packages)
+
+
+def own_imports(module: str) -> set[str]:
+    return {name for name in imports(module) if inside(name, ("rlx",))}
+
+
+def foreign_imports(module: str) -> set[str]:
+    return {name.partition(".")[0] for name in imports(module)} - {"rlx"} - sys.stdlib_module_names
+
+
+def of_package(name: str) -> list[str]:
+    return [m for m in MODULES if inside(m, (name,))]
+
+
+RULES = {
+    "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpoint", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
+    "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.replay", "rlx.algos.config"),
+    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models"),
+    "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.planning"),
+    "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn"),
+    "rlx.envs": (*COMMON, "rlx.envs"),
+    "rlx.track": (*COMMON, "rlx.clock", "rlx.metrics", "rlx.track"),
+    "rlx.checkpoint": (*COMMON, "rlx.files"),
+    "rlx.collect": COMMON,
+    "rlx.replay": COMMON,
+    "rlx.types": (),
+    "rlx.errors": (),
+    "rlx.ops": (),
+}
+"""What of rlx a package may import; a package that does not exist yet is held to its rule when it does."""
+
+FOREIGN = {
+    "wandb": ("rlx.track.wandb",),
+    "hydra": ("rlx.config", "rlx.sweep"),
+    "omegaconf": ("rlx.config", "rlx.sweep"),
+    "optuna": ("rlx.sweep",),
+    "typer": ("rlx.cli",),
+    "rich": ("rlx.cli", "rlx.track.console"),
+}
+"""Where a library may appear."""
+
+
+@pytest.mark.parametrize("package", RULES)
+def test_a_package_imports_only_what_it_may(package: str) -> None:
+    broken = {m: bad for m in of_package(package) if (bad := {n for n in own_imports(m) if not inside(n, RULES[package])})}
+    assert broken == {}
+
+
+@pytest.mark.parametrize("library", FOREIGN)
+def test_a_library_appears_only_where_it_may(library: str) -> None:
+    assert [m for m in MODULES if library in foreign_imports(m) and not inside(m, FOREIGN[library])] == []
+
+
+def test_ops_are_torch_and_nothing_else() -> None:
+    assert foreign_imports("rlx.ops") == {"torch"}
+
+
+def test_environments_do_without_torch_but_for_types() -> None:
+    assert [m for m in of_package("rlx.envs") if "torch" in foreign_imports(m)] == []
+
+
+def test_no_algorithm_imports_another() -> None:
+    for module in of_package("rlx.algos"):
+        assert own_imports(module) & set(of_package("rlx.algos")) <= {"rlx.algos.config"}, module
+
+
+def test_only_the_composition_root_and_the_commands_know_every_package() -> None:
+    knows_all = {m for m in MODULES if {"rlx.algos", "rlx.envs"} <= {".".join(n.split(".")[:2]) for n in own_imports(m)}}
+    assert {m for m in knows_all if not inside(m, ("rlx.cli", "rlx.config"))} == {"rlx.build"}
+
+
+def test_the_rules_find_what_they_forbid() -> None:
+    tree = ast.parse("def f():\n    from rlx import ops\n    from rlx.algos.ppo import PPO\n    import torch.nn")
+    assert set(_imports(tree)) == {"rlx.ops", "rlx.algos.ppo", "torch.nn"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text().splitlines()) < MAX_LINES
+
+
+# At run time
+
+
+def loaded(code: str, *names: str, cwd: Path) -> tuple[str, set[str]]:
+    """Run code in a fresh interpreter; returns what it said and which of the modules are loaded at its end."""
+    code = f"import sys\ntry:\n    {code}\nfinally:\n    print('\\nloaded', *[n for n in {names} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, timeout=60)
+    *said, last = done.stdout.splitlines()
+    assert last.startswith("loaded"), done.stderr
+    return "\n".join(said) + done.stderr, set(last.split()[1:])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("--help", "Start with:"),
+        ("--version", rlx.__version__),
+        ("train --help", "Train an algorithm on an environment"),
+        ("ls", "There are no runs"),
+        ("config", "algo.learning_rate"),
+        ("algos", "ppo"),
+        ("train algo.learnin_rate=1", "did you mean algo.learning_rate?"),
+        ("train algo=ppo algo.clip=7", "algo.clip must be"),
+    ],
+)
+def test_a_command_that_does_not_train_imports_neither_torch_nor_wandb(arguments: str, said: str, tmp_path: Path) -> None:
+    call = f"sys.argv = ['rlx', *{arguments.split()}]; from rlx.cli.main import main; main()"
+    out, found = loaded(call, "torch", "wandb", cwd=tmp_path)
+    assert said in out
+    assert found == set()
+
+
+def test_help_imports_no_hydra_either(tmp_path: Path) -> None:
+    call = "sys.argv = ['rlx', '--help']; from rlx.cli.main import main; main()"
+    assert loaded(call, "torch", "wandb", "hydra", "omegaconf", "gymnasium", "numpy", cwd=tmp_path)[1] == set()
+
+
+def test_environments_and_their_workers_leave_torch_out(tmp_path: Path) -> None:
+    assert loaded("import rlx.envs.registry, rlx.envs.workers", "torch", cwd=tmp_path)[1] == set()
+
+
+def test_looking_at_checkpoints_takes_neither_torch_nor_numpy(tmp_path: Path) -> None:
+    call = "from pathlib import Path; from rlx.checkpoint import find_checkpoints; find_checkpoints(Path())"
+    assert loaded(call, "torch", "numpy", cwd=tmp_path)[1] == set()

@@ -1,0 +1,217 @@
+"""A run directory from a stranger is data: looking at it, evaluating it and resuming it executes nothing that it brings."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import gymnasium
+import pytest
+
+from rlx.cli.main import main
+from rlx.config.compose import Composer
+from rlx.rundir import RunDir
+
+SETTINGS = (
+    "recipe=null env.native=false env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=16 loop.eval_episodes=1 "
+    "log.wandb=disabled log.console=quiet"
+)
+
+EVIL_MODULE = """
+import pathlib
+pathlib.Path("executed").touch()
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+gymnasium.register(id="X-v0", entry_point=CartPoleEnv, max_episode_steps=50)
+"""
+
+Rlx = Callable[[str], tuple[int, str]]
+"""A command line to its exit code and all that it prints."""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from rlx.run import new_meta, train
+
+    root = tmp_path_factory.mktemp("runs")
+    composed = Composer().compose(SETTINGS.split())
+    train(RunDir.create(root, "gift", composed.config, new_meta(composed)), composed.config, overrides=[])
+    return root / "gift"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory whose module leaves a trace when it is imported."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLX_RUNS_DIR", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "evilmod.py").write_text(EVIL_MODULE)
+    known = dict(gymnasium.registry)
+    yield tmp_path
+    gymnasium.registry.clear()
+    gymnasium.registry.update(known)
+    sys.modules.pop("evilmod", None)
+
+
+@pytest.fixture
+def gift(trained: Path, here: Path) -> Path:
+    return shutil.copytree(trained, here / "runs" / "gift")
+
+
+@pytest.fixture
+def rlx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlx:
+    def run(command: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["rlx", *shlex.split(command)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main()
+        printed = capsys.readouterr()
+        return int(end.value.code or 0), printed.out + printed.err
+
+    return run
+
+
+def was_executed(here: Path) -> bool:
+    return (here / "executed").exists()
+
+
+EVERY_COMMAND = ["eval gift", "resume gift", "resume gift loop.total_env_steps=64", "show gift", "show gift --json", "ls", "ls --json"]
+EVIL_CONFIGS = {
+    "resolver": ("CartPole-v1", "${oc.env:HOME}", "interpolations are refused"),
+    "resolver of ours": ("seed: 0", "seed: ${now:}", "interpolations are refused"),
+    "python tag": ("CartPole-v1", "!!python/object/apply:os.system ['touch executed']", "is not readable YAML"),
+    "python name": ("CartPole-v1", "!!python/name:os.system", "is not readable YAML"),
+    "unknown key": ("seed: 0", "seed: 0\nafterwards: 'touch executed'", "afterwards: unknown key"),
+    "unknown setting": ("  num_envs: 2", "  num_envs: 2\n  vector_entry_point: os:system", "env.vector_entry_point: unknown key"),
+    "target": ("  clip: 0.2", "  clip: 0.2\n  _target_: os.system", "algo._target_: unknown key"),
+    "target at the root": ("seed: 0", "seed: 0\n_target_: os.system", "_target_: unknown key"),
+    "unknown algorithm": ("name: ppo", "name: os.system", "is for algo.name=os.system, which this version of rlx does not have"),
+    "type": ("seed: 0", "seed: [os.system]", "seed must be a whole number, got ['os.system']"),
+    "not a mapping": (None, "- CartPole-v1\n", "must hold key: value lines, got list"),
+    "not text": (None, "\0\0\0", "is not readable YAML"),
+}
+
+
+@pytest.mark.parametrize("case", EVIL_CONFIGS)
+def test_config_that_is_not_plain_settings_is_refused_unexecuted(case: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    old, new, says = EVIL_CONFIGS[case]
+    config = gift / "config.yaml"
+    text = config.read_text()
+    assert old is None or text.count(old) == 1
+    config.write_text(text.replace(old, new) if old else new)
+    for command in ("eval gift", "resume gift", "resume gift loop.total_env_steps=64"):
+        code, printed = rlx(command)
+        assert code == 2, printed
+        assert printed.startswith("rlx: runs/gift/config.yaml ")
+        assert says in printed
+        assert printed.count("\n") == 1
+    for command in ("show gift", "ls"):
+        assert rlx(command)[0] == 0
+    assert not was_executed(here)
+    assert len(json.loads((gift / "meta.json").read_text())["segments"]) == 1
+
+
+def name_evil_module(gift: Path) -> None:
+    config = gift / "config.yaml"
+    config.write_text(config.read_text().replace("id: CartPole-v1", "id: evilmod:X-v0"))
+
+
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_module_that_a_run_names_is_not_imported(command: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    name_evil_module(gift)
+    code, printed = rlx(command)
+    assert not was_executed(here)
+    assert "evilmod" not in sys.modules
+    if command.startswith(("eval", "resume")):
+        assert code == 2
+        assert printed == (
+            "rlx: runs/gift uses env=evilmod:X-v0, which imports the module 'evilmod' and so runs its code; "
+            "if you trust where this run comes from, say --trust\n"
+        )
+    else:
+        assert code == 0
+
+
+@pytest.mark.parametrize("command", ["eval gift --trust --episodes 2", "resume gift --trust loop.total_env_steps=64"])
+def test_module_that_a_run_names_is_imported_with_trust(command: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    name_evil_module(gift)
+    code, printed = rlx(command)
+    assert code == 0, printed
+    assert was_executed(here)
+
+
+def test_auto_resume_imports_only_the_module_that_the_command_names(rlx: Rlx, gift: Path, here: Path) -> None:
+    name_evil_module(gift)
+    code, printed = rlx(f"train {SETTINGS} --name gift --auto-resume")
+    assert code == 2
+    assert "is another run: env.id is evilmod:X-v0 there and CartPole-v1 here" in printed
+    assert not was_executed(here)
+
+
+class Payload:
+    """Unpickling it touches a file."""
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
+        return (open, ("executed", "w"))
+
+
+@pytest.mark.parametrize("file", ["algo.pt", "run.pt"])
+@pytest.mark.parametrize("command", EVERY_COMMAND)
+def test_pickle_in_a_checkpoint_with_a_matching_digest_is_not_executed(file: str, command: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    data = pickle.dumps(Payload())
+    for checkpoint in (gift / "checkpoints").iterdir():
+        (checkpoint / file).write_bytes(data)
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+        manifest["files"][file] = hashlib.sha256(data).hexdigest()
+        content = {k: v for k, v in manifest.items() if k != "sha256"}
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        (checkpoint / "manifest.json").write_text(json.dumps({**content, "sha256": digest}))
+    code, printed = rlx(command)
+    assert not was_executed(here)
+    assert "Traceback" not in printed
+    if (command.startswith("eval") and file == "algo.pt") or "=64" in command:  # an evaluation does not read run.pt
+        assert code == 4
+        assert f"{file} is not plain data and was not loaded" in printed
+
+
+def test_the_payload_does_touch_a_file_when_it_is_unpickled(here: Path) -> None:
+    pickle.loads(pickle.dumps(Payload())).close()
+    assert was_executed(here)
+
+
+@pytest.mark.parametrize("reference", ["..", ".", "../..", "/", "/etc/passwd", "gift/..", "gift/checkpoints", "../../../../etc", "''", "~"])
+@pytest.mark.parametrize("command", ["eval", "resume", "show"])
+def test_reference_that_leads_elsewhere_is_no_run(command: str, reference: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
+    code, printed = rlx(f"{command} {reference}")
+    assert code == 2, printed
+    assert "no such run in runs" in printed
+    assert {p: p.read_bytes() for p in here.rglob("*") if p.is_file()} == before
+
+
+def test_linked_run_is_the_run_it_leads_to(rlx: Rlx, gift: Path, here: Path) -> None:
+    shutil.move(gift, here / "elsewhere")
+    (here / "runs" / "linked").symlink_to(here / "elsewhere")
+    assert rlx("eval linked --episodes 2")[0] == 0
+    assert rlx("resume linked loop.total_env_steps=64")[0] == 0
+    assert (here / "elsewhere" / "checkpoints" / "000000000064").is_dir()
+    (here / "runs" / "circle").symlink_to(here / "runs" / "circle")
+    assert rlx("ls")[0] == 0
+    assert "circle: no such run" in rlx("eval circle")[1]
+
+
+@pytest.mark.parametrize("file", [".lock", "config.yaml", "meta.json"])
+def test_link_out_of_a_run_does_not_let_resume_overwrite_what_it_leads_to(file: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    target = here / "precious"
+    target.write_bytes((gift / file).read_bytes() or b"precious")
+    before = target.read_bytes()
+    (gift / file).unlink()
+    (gift / file).symlink_to(target)
+    assert rlx("resume gift loop.total_env_steps=64")[0] == 0
+    assert target.read_bytes() == before
