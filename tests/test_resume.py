@@ -68,6 +68,16 @@ def in_child(function: Callable[[], Any]) -> int:
     return pid
 
 
+def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
+    """SIGKILL a process at some moment after its record has reached env_steps."""
+    while not any(line["env_steps"] >= env_steps for line in read_metrics(run.metrics_path)):
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the run ended before it could be killed"
+        time.sleep(0.001)
+    time.sleep(random.uniform(0.0, 0.02))
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the run ended before it could be killed"
+
+
 def lines(run: RunDir) -> list[dict[str, Any]]:
     """metrics.jsonl without what depends on the clock."""
     return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run.metrics_path)]
@@ -104,23 +114,12 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
 def test_resume_after_sigkill_is_bit_exact(algo: str, env: str, tmp_path: Path) -> None:
     config = compose(algo, env)
     straight, killed = new_run(tmp_path, "straight", config), new_run(tmp_path, "killed", config)
-    start = time.perf_counter()
     assert os.waitpid(in_child(lambda: train(straight, config, overrides=[])), 0)[1] == 0
-    duration = time.perf_counter() - start
 
-    kills = 0
-    for _ in range(12):
+    for low, high in ((0.1, 0.4), (0.5, 0.8)):
         pid = in_child(lambda: train(killed, config, overrides=[]))
-        if kills < 2:
-            time.sleep(duration * random.uniform(0.15, 0.6))
-            os.kill(pid, signal.SIGKILL)
-        status = os.waitpid(pid, 0)[1]
-        if os.WIFSIGNALED(status):
-            kills += 1
-            continue
-        assert status == 0
-        break
-    assert kills == 2, "the run ended before it could be killed twice"
+        kill_at(pid, killed, config.loop.total_env_steps * random.uniform(low, high))
+    assert os.waitpid(in_child(lambda: train(killed, config, overrides=[])), 0)[1] == 0
 
     assert lines(killed) == lines(straight)
     assert_equal(final_state(killed), final_state(straight))

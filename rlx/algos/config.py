@@ -37,8 +37,8 @@ def require_divisible(total: int, divisor: int, message: str) -> None:
     """Raise a ConfigError that names the nearest valid divisors unless `divisor` divides `total`."""
     if total % divisor:
         valid = [n for n in range(1, total + 1) if total % n == 0]
-        below, above = max(n for n in valid if n < divisor), min((n for n in valid if n > divisor), default=total)
-        raise ConfigError(f"{message}; nearest that divide it: {below} and {above}")
+        near = [max(n for n in valid if n < divisor), *[n for n in valid if n > divisor][:1]]
+        raise ConfigError(f"{message}; nearest that divide it: {' and '.join(map(str, near))}")
 
 
 @dataclass(kw_only=True)
@@ -77,8 +77,8 @@ class AlgoConfig:
         require(0.0 <= self.discount <= 1.0, "algo.discount", "within [0, 1]", self.discount)
         require(0.0 < self.learning_rate < float("inf"), "algo.learning_rate", "above 0", self.learning_rate)
         require(self.max_grad_norm > 0.0, "algo.max_grad_norm", "above 0", self.max_grad_norm)
-        require(self.value_coef >= 0.0, "algo.value_coef", "at least 0", self.value_coef)
-        require(self.entropy_coef >= 0.0, "algo.entropy_coef", "at least 0", self.entropy_coef)
+        require(0.0 <= self.value_coef < float("inf"), "algo.value_coef", "at least 0", self.value_coef)
+        require(0.0 <= self.entropy_coef < float("inf"), "algo.entropy_coef", "at least 0", self.entropy_coef)
         require(all(n >= 1 for n in self.hidden_sizes), "algo.hidden_sizes", "positive widths, e.g. [64,64]", self.hidden_sizes)
         require(abs(self.log_std_init) <= 20.0, "algo.log_std_init", "within [-20, 20]", self.log_std_init)
         require(self.observation_clip > 0.0, "algo.observation_clip", "above 0", self.observation_clip)

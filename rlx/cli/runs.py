@@ -330,10 +330,12 @@ def _print_next(console: Console, run: RunDir, facts: dict[str, Any]) -> None:
         if (run.path / name).exists():
             console.print(f"  {run.path / name}", soft_wrap=True)
     reference = run.name if run.path.resolve().parent == runs_directory().resolve() else str(run.path)
+    if ":" in str(facts["meta"].get("env_id", "")):
+        reference += " --trust"
     usable = [c for c in facts["checkpoints"] if not c["damage"]]
     commands = []
     if facts["status"] == "running":
-        commands.append(("look again", f"rlx show {reference}"))
+        commands.append(("look again", f"rlx show {reference.removesuffix(' --trust')}"))
     elif not facts["resumable"]:
         commands.append(("start anew", "rlx train …   # without its config.yaml a run cannot go on"))
     elif facts["status"] == "finished":

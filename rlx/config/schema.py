@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -71,6 +72,8 @@ class LoopConfig:
 
     def __post_init__(self) -> None:
         require(self.total_env_steps >= 1, "loop.total_env_steps", "at least 1", self.total_env_steps)
+        finite = self.target_return is None or abs(self.target_return) < float("inf")
+        require(finite, "loop.target_return", "a finite number, or null", self.target_return)
         require(self.log_every >= 1, "loop.log_every", "at least 1", self.log_every)
         require(self.eval_every >= 0, "loop.eval_every", "at least 0 (0 never evaluates)", self.eval_every)
         require(self.eval_episodes >= 1, "loop.eval_episodes", "at least 1", self.eval_episodes)
@@ -103,7 +106,8 @@ class RuntimeConfig:
         kind, _, index = self.device.partition(":")
         valid = kind in ("auto", "cpu", "cuda", "mps") and (not index or (kind == "cuda" and index.isdigit()))
         require(valid and not self.device.endswith(":"), "runtime.device", "auto, cpu, cuda, cuda:N or mps", self.device)
-        require(self.threads >= 1, "runtime.threads", "at least 1", self.threads)
+        cores = os.cpu_count() or 1
+        require(1 <= self.threads <= max(cores, 64), "runtime.threads", f"at least 1 and at most the {cores} cores here", self.threads)
 
 
 @dataclass(kw_only=True)
