@@ -241,7 +241,7 @@ def test_module_that_does_not_import_or_registers_nothing(text: str, says: str, 
     ("env", "module", "extra"),
     [
         ("halfcheetah", "gymnasium.envs.mujoco.half_cheetah_v5", "mujoco"),
-        ("lunarlander", "gymnasium.envs.box2d", "box2d"),
+        ("lunarlander", "gymnasium.envs.box2d.lunar_lander", "box2d"),
         ("ALE/Pong-v5", "ale_py", "atari"),
     ],
 )

@@ -220,10 +220,10 @@ def test_config_error_of_make_keeps_its_type_and_text(toys):
     assert str(there.value) == str(here.value)
 
 
-def test_make_that_raises_or_exits_ends_as_env_error(toys):
-    with pytest.raises(EnvError, match="making the environment raised OSError: no such ROM"):
+def test_make_that_raises_or_exits_is_reported(toys):
+    with pytest.raises(ConfigError, match="cannot be made with env.kwargs=.*OSError: no such ROM"):
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "raise"}), 2, num_workers=2, timeout_s=30)
-    with pytest.raises(EnvError, match="the first of them"):  # and not that its worker has gone while the other still starts
+    with pytest.raises(ConfigError, match="the first of them"):  # and not that its worker has gone while the other still starts
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "first"}), 2, num_workers=2, timeout_s=30)
     with pytest.raises(EnvError, match=r"^worker [01] \(environment [01]\) exited with code 7"):
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "exit"}), 2, num_workers=2, timeout_s=30)
