@@ -22,13 +22,7 @@ class A2C:
     def __init__(self, config: A2CConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length
-        self.net = ActorCritic(
-            spec,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation.value,
-            log_std_init=config.log_std_init,
-            observation_clip=config.observation_clip if config.normalize_observation else None,
-        ).to(device)
+        self.net = ActorCritic(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
 
     def state_dict(self) -> State:

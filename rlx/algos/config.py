@@ -90,6 +90,15 @@ class AlgoConfig:
         """Settings that have no effect under the others, each with the setting that would give it one."""
         return {} if self.normalize_observation else {"observation_clip": "normalize_observation=true"}
 
+    def network(self) -> dict[str, Any]:
+        """The settings as `rlx.nn.actor_critic.ActorCritic` takes them."""
+        return {
+            "hidden_sizes": self.hidden_sizes,
+            "activation": self.activation.value,
+            "log_std_init": self.log_std_init,
+            "observation_clip": self.observation_clip if self.normalize_observation else None,
+        }
+
     def learning_rate_at(self, fraction: float) -> float:
         """Step size when `fraction` of the budget is spent."""
         return self.learning_rate * (1.0 - fraction) if self.anneal_learning_rate else self.learning_rate

@@ -24,14 +24,7 @@ class PPO:
     def __init__(self, config: PPOConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length
-        self.net = ActorCritic(
-            spec,
-            hidden_sizes=config.hidden_sizes,
-            activation=config.activation.value,
-            shared=config.shared_network,
-            log_std_init=config.log_std_init,
-            observation_clip=config.observation_clip if config.normalize_observation else None,
-        ).to(device)
+        self.net = ActorCritic(spec, **config.network(), shared=config.shared_network).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
         self.kl_coef = config.kl_coef
