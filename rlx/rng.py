@@ -14,7 +14,7 @@ from rlx.types import State
 
 
 def seed_everything(seed: int) -> None:
-    """Seed python, numpy and torch (CPU and CUDA)."""
+    """Seed python, numpy and torch (all devices)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
@@ -30,6 +30,7 @@ class GlobalRNG:
             "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -42,6 +43,8 @@ class GlobalRNG:
         # A run that moves to a machine with another number of GPUs goes on with that machine's own generators.
         if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        if torch.backends.mps.is_available() and state["mps"]:
+            torch.mps.set_rng_state(state["mps"][0].cpu())
 
 
 @contextmanager

@@ -35,7 +35,7 @@ class RunningMoments:
         Raises:
             NonFiniteError: before anything is changed, if the batch is not finite.
         """
-        batch = batch.to("cpu", torch.float64)
+        batch = batch.cpu().to(torch.float64)
         variance, mean = torch.var_mean(batch, dim=0, correction=0)
         if not (variance.isfinite().all() and mean.isfinite().all()):
             raise NonFiniteError("the environment gave an observation or reward that is not finite: clip or repair it in the environment")
