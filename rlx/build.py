@@ -16,7 +16,7 @@ from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.evaluate import Evaluator
 from rlx.rng import seed_everything
-from rlx.types import Algorithm, EnvSpec
+from rlx.types import Algorithm, EnvSpec, VectorEnv
 
 _WIDE = 512
 """Hidden width from which a GPU beats a CPU; below, the transfers of every step cost more than it saves."""
@@ -30,7 +30,6 @@ class Parts:
     collector: Collector
     evaluator: Evaluator
     checkpointer: Checkpointer
-    spec: EnvSpec
 
     def close(self) -> None:
         self.collector.env.close()
@@ -71,6 +70,10 @@ def env_factory(config: RunConfig) -> VectorEnvFactory:
     return VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
 
 
+def env_spec(env_id: str, env: VectorEnv) -> EnvSpec:
+    return EnvSpec(id=env_id, observation_space=env.single_observation_space, action_space=env.single_action_space)
+
+
 def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> Algorithm:
     """The algorithm with its networks initialised from the seed.
 
@@ -83,16 +86,14 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
 
 
 def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False) -> Parts:
-    """Everything a run is made of; environments last, so that what is cheap to refuse is refused first."""
+    """Everything a run is made of."""
     setup_torch(config, device)
     make_env = env_factory(config)
     env, defect = make_env.training(config.env.num_envs, inexact=inexact)
-    spec = EnvSpec(id=config.env.id, observation_space=env.single_observation_space, action_space=env.single_action_space)
-    algo = build_algorithm(config, spec, device)
+    algo = build_algorithm(config, env_spec(config.env.id, env), device)
     return Parts(
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),
         evaluator=Evaluator(make_env, num_episodes=config.loop.eval_episodes, seed=config.seed),
         checkpointer=Checkpointer(checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect),
-        spec=spec,
     )

@@ -248,6 +248,9 @@ class Checkpointer:
             sync_directory(temporary)
             temporary.rename(target)
             sync_directory(self.directory)
+        except StorageError:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
             raise StorageError(
@@ -318,7 +321,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return [_plain(v) for v in value]
+        raise TypeError(f"{type(value).__name__} would come back as something else: put a tuple or a dictionary into the state")
     if isinstance(value, list | tuple):
         return type(value)(_plain(v) for v in value)
     if isinstance(value, torch.Tensor):

@@ -43,7 +43,9 @@ class Clock:
     def line(self, env_steps: int) -> dict[str, float]:
         """What a log line says of the time since the last one."""
         elapsed = self.elapsed_s
-        line = {"time/elapsed_s": elapsed, "time/steps_per_s": (env_steps - self._logged_steps) / max(elapsed - self._logged_elapsed, 1e-9)}
+        line = {"time/elapsed_s": elapsed}
+        if env_steps > self._logged_steps:
+            line["time/steps_per_s"] = (env_steps - self._logged_steps) / max(elapsed - self._logged_elapsed, 1e-9)
         line |= {f"time/{phase}_s": self.phase_s[phase] - self._logged[phase] for phase in PHASES}
         self._logged, self._logged_steps, self._logged_elapsed = dict(self.phase_s), env_steps, elapsed
         return line

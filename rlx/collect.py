@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.types import Algorithm, Rollout, State, VectorEnv
+from rlx.types import Algorithm, Rollout, State, Tree, VectorEnv
 
 SEED_LIMIT = 2**31 - 1
 """Episode seeds are below this: what every environment accepts."""
@@ -31,6 +31,23 @@ def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]
         return lambda action: action.cpu().numpy().clip(low, high).astype(dtype, copy=False)
     start = int(getattr(space, "start", 0))
     return lambda action: action.cpu().numpy() + start if start else action.cpu().numpy()
+
+
+def to_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device; without a copy on the CPU, and in single precision where there is no double."""
+    tensor = torch.from_numpy(array)
+    if device.type == "mps" and tensor.dtype == torch.float64:
+        tensor = tensor.to(torch.float32)
+    return tensor.to(device)
+
+
+def map_tree(function: Callable[[Tensor], Tensor], tree: Tree) -> Tree:
+    """Apply a function to every tensor of a tree."""
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, dict):
+        return {key: map_tree(function, value) for key, value in tree.items()}
+    return type(tree)(map_tree(function, value) for value in tree)
 
 
 class Collector:
@@ -115,8 +132,7 @@ class Collector:
         return obs
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        tensor = torch.from_numpy(array)
-        return tensor if self._on_cpu else tensor.to(self.algo.device)
+        return torch.from_numpy(array) if self._on_cpu else to_tensor(array, self.algo.device)
 
     def state_dict(self) -> State:
         return {
@@ -136,11 +152,13 @@ class Collector:
             CheckpointError: if an environment does not lead back to where it was.
         """
         self._rng.bit_generator.state = state["rng"]
-        if self.inexact or state["env"] is None:
+        if not self.inexact and state["env"] is None:
+            self.inexact = "the checkpoint holds no state of the environments"
+        if self.inexact:
             self.reset()
             return
         self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]
         self._obs = np.asarray(state["obs"]).copy()
         self._is_first = np.asarray(state["is_first"]).copy()
-        self._carry = state["carry"]
+        self._carry = map_tree(lambda x: x.to(self.algo.device), state["carry"])
         self._return, self._length = np.asarray(state["return"]).copy(), np.asarray(state["length"]).copy()

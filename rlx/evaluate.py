@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlx.collect import SEED_LIMIT, Episode, env_actions
+from rlx.collect import SEED_LIMIT, Episode, env_actions, to_tensor
 from rlx.rng import isolated_rng
 from rlx.types import Algorithm, Mode, VectorEnv
 
@@ -32,7 +32,7 @@ def run_episodes(env: VectorEnv, algo: Algorithm, seeds: NDArray[np.int64], *, m
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
     episodes: dict[int, Episode] = {}
     while len(episodes) < len(seeds):
-        action, carry, _ = algo.act(torch.tensor(obs, device=algo.device), carry, torch.tensor(is_first, device=algo.device), mode=mode)
+        action, carry, _ = algo.act(to_tensor(np.array(obs), algo.device), carry, to_tensor(is_first, algo.device), mode=mode)
         obs, reward, terminated, truncated, _ = env.step(to_env(action))
         returns += reward
         lengths += 1

@@ -31,7 +31,7 @@ class Logger(Protocol):
         ...
 
     def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
-        """Called once an iteration, for a live view."""
+        """Called at the start of a phase, for a live view."""
         ...
 
     def sync(self) -> None:
@@ -81,6 +81,7 @@ def train(
 
     def save(score: float | None = None) -> None:
         with clock.measure("checkpoint"):
+            logger.tick(progress, metrics, clock)
             checkpointer.begin_save(state, progress.env_steps, score=score, first=logger.sync)
 
     def is_done() -> bool:
@@ -91,24 +92,26 @@ def train(
     done = is_done()
     while not done and not signals.should_stop():
         with clock.measure("collect"):
+            logger.tick(progress, metrics, clock)
             rollout, episodes = collector.collect(algo.rollout_length)
         before, now = progress.advance(rollout)
         metrics.add_episodes(episodes)
         with clock.measure("update"):
             metrics.add_update(algo.update(rollout, progress))
         done, score = is_done(), None
-        logger.tick(progress, metrics, clock)
         if done or crossed(config.log_every, before, now):
             logger.write(metrics.flush() | clock.line(now), progress)
         if config.eval_every > 0 and (done or crossed(config.eval_every, before, now)):
             with clock.measure("evaluate"):
+                logger.tick(progress, metrics, clock)
                 result = evaluate(algo, now)
-            logger.write(result | {"time/elapsed_s": clock.elapsed_s}, progress)
+            logger.write(result | clock.line(now), progress)
             score = result["eval/return_mean"]
         due = crossed(config.checkpoint_every, before, now) or signals.should_save()
         if done or due or (score is not None and checkpointer.is_best(score)):
             save(score)
     if not done:
         save()
-    checkpointer.wait()
+    with clock.measure("checkpoint"):
+        checkpointer.wait()
     return progress, done

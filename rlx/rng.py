@@ -29,7 +29,8 @@ class GlobalRNG:
             "python": random.getstate(),
             "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            # Asking would initialise CUDA, which a run on the CPU does not need.
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
         }
 
@@ -41,7 +42,7 @@ class GlobalRNG:
         np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
         torch.set_rng_state(state["torch"].cpu())
         # A run that moves to a machine with another number of GPUs goes on with that machine's own generators.
-        if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
             torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
         if torch.backends.mps.is_available() and state["mps"]:
             torch.mps.set_rng_state(state["mps"][0].cpu())

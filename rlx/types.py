@@ -102,11 +102,6 @@ class Progress:
     env_steps: int = 0
     iteration: int = 0
 
-    @property
-    def fraction(self) -> float:
-        """Share of the budget that is spent, in [0, 1]."""
-        return min(1.0, self.env_steps / self.total_env_steps)
-
     def fraction_before(self, rollout: Rollout) -> float:
         """Share of the budget that was spent when `rollout`, already counted, began: 0 in the first update."""
         return min(1.0, (self.env_steps - rollout.num_env_steps) / self.total_env_steps)

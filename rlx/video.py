@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlx.collect import env_actions
+from rlx.collect import env_actions, to_tensor
 from rlx.config.schema import RunConfig
 from rlx.envs.registry import EnvFactory, quiet_rendering
 from rlx.errors import ConfigError
@@ -51,7 +51,7 @@ def _play(env: Any, algo: Algorithm, seed: int, to_env: Any, mode: Mode) -> list
     carry, is_first, done = algo.initial_carry(1), True, False
     frames = [_frame(env)]
     while not done:
-        batch = torch.tensor(np.asarray(obs)[None], device=algo.device)
+        batch = to_tensor(np.asarray(obs)[None], algo.device)
         action, carry, _ = algo.act(batch, carry, torch.tensor([is_first], device=algo.device), mode=mode)
         obs, _, terminated, truncated, _ = env.step(to_env(action)[0])
         frames.append(_frame(env))

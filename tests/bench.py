@@ -41,10 +41,11 @@ linear = lambda x: (lambda left: left * x)
 SB3_SOLVE = (
     SB3
     + """
-target = 475.0  # the tuned settings of RL Baselines3 Zoo for CartPole-v1; a larger budget, so that every seed gets there
+target = 475.0  # the tuned settings of RL Baselines3 Zoo for CartPole-v1
 model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 8, seed=seed), n_steps=32, batch_size=256, n_epochs=20, gae_lambda=0.8, gamma=0.98,
             learning_rate=linear(1e-3), clip_range=linear(0.2), ent_coef=0.0, seed=seed, device="cpu")
-watch = Watch(); model.learn(200_000, callback=watch); print(time.perf_counter() - watch.start)
+watch = Watch(); model.learn(100_000, callback=watch); print(time.perf_counter() - watch.start)
+if np.mean(watch.returns) < target: print(f"SB3 seed {seed}: {np.mean(watch.returns):.0f} after its whole budget", file=sys.stderr)
 """
 )
 SB3_SPEED = (
@@ -65,7 +66,8 @@ def rlx(*overrides: str) -> list[dict[str, float]]:
 
 
 def sb3(script: str, seed: int) -> float:
-    return float(subprocess.run([sys.executable, "-c", script, str(seed)], check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run([sys.executable, "-c", script, str(seed)], check=True, stdout=subprocess.PIPE, text=True)
+    return float(done.stdout)
 
 
 def steps_per_s(*overrides: str) -> float:
@@ -84,7 +86,9 @@ def compare(title: str, ours: Callable[[int], float], theirs: Callable[[int], fl
 
 def solve() -> None:
     def ours(seed: int) -> float:
-        return rlx("algo=ppo", "env=cartpole", "loop.target_return=475", f"seed={seed}")[-1]["time/elapsed_s"]
+        lines = rlx("algo=ppo", "env=cartpole", "loop.target_return=475", f"seed={seed}")
+        solved = [line for line in lines if line.get("episode/return_mean_100", 0.0) >= 475.0]
+        return solved[0]["time/elapsed_s"]
 
     title = "PPO on CartPole-v1, seconds from the first env step until the last 100 training episodes average 475, median of 5 seeds"
     compare(title, ours, lambda seed: sb3(SB3_SOLVE, seed), repeats=5, unit="s")

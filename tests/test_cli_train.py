@@ -272,7 +272,7 @@ def test_every_named_environment_trains_with_every_algorithm(env: str, algo: str
         pytest.importorskip("mujoco")
     if env == "lunarlander":
         pytest.importorskip("Box2D")
-    few = "env.num_envs=1 algo.rollout_length=8 loop.total_env_steps=16 loop.eval_every=0 loop.eval_episodes=1 loop.checkpoint_every=0"
+    few = "env.num_envs=1 algo.rollout_length=8 loop.total_env_steps=16 loop.eval_every=0 loop.checkpoint_every=0"
     rlx(f"train algo={algo} env={env} recipe=null {few} log.wandb=disabled log.console=quiet --name lander")
     (line,) = lines(here / "runs" / "lander")
     assert line["env_steps"] == 16
@@ -423,8 +423,8 @@ def test_eval_prints_what_machines_read_and_changes_nothing(algo: str, rlx: Rlx,
     assert {"return_mean", "return_std", "return_ci", "episodes", "env_steps"} <= result.keys()
     low, high = result["return_ci"]
     assert result["return_min"] <= low <= result["return_mean"] <= high <= result["return_max"]
-    assert (result["run"], result["checkpoint"], result["episodes"], result["mode"]) == (algo, 640, 20, "deterministic")
-    assert result["env_steps"] == 20 * result["length_mean"] == 20 * result["return_mean"], "CartPole pays 1 a step"
+    assert (result["run"], result["env_steps"], result["episodes"], result["mode"]) == (algo, 640, 20, "deterministic")
+    assert result["eval_env_steps"] == 20 * result["length_mean"] == 20 * result["return_mean"], "CartPole pays 1 a step"
     assert json.loads(rlx(f"eval {algo} --episodes 20 --json")) == result
     text = rlx(f"eval {algo} --episodes 20")
     assert f"{algo} at 640 env steps, 20 deterministic episodes of CartPole-v1:" in text
@@ -451,7 +451,7 @@ def test_eval_of_the_best_the_latest_and_a_numbered_checkpoint(rlx: Rlx, runs: P
     best = max(scores, key=lambda steps: (scores[steps], steps))
 
     def evaluated(which: str) -> int:
-        return json.loads(rlx(f"eval ppo --episodes 2 --json --checkpoint {which}"))["checkpoint"]
+        return json.loads(rlx(f"eval ppo --episodes 2 --json --checkpoint {which}"))["env_steps"]
 
     assert evaluated("best") == best
     assert evaluated("latest") == 640
@@ -476,6 +476,6 @@ def test_eval_falls_back_when_the_latest_checkpoint_is_damaged(
     (runs / "ppo" / "checkpoints" / "000000000640" / "algo.pt").write_bytes(b"torn")
     assert run_main("eval ppo --episodes 2 --json", monkeypatch) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["checkpoint"] < 640
+    assert json.loads(out)["env_steps"] < 640
     assert "is damaged" in err
     assert "falling back to the checkpoint before it" in err

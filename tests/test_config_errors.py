@@ -18,10 +18,7 @@ from rlx.cli.main import main
 from rlx.config.compose import Composer
 from rlx.rundir import RunDir
 
-TINY = (
-    "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 loop.eval_episodes=1 "
-    "log.wandb=disabled log.console=quiet"
-)
+TINY = "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 log.wandb=disabled log.console=quiet"
 COMMAND = Path(sys.executable).with_name("rlx")
 
 Rlx = Callable[[str], tuple[int, str, str]]

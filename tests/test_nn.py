@@ -56,7 +56,7 @@ def test_mlp_gradients_equal_autograds(activation, sizes):
     reference = sequential(mlp)
     x, weight = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
     with_zero_grads(mlp)
-    actual, pullback = mlp.evaluate(x)
+    actual, pullback = mlp.forward_vjp(x)
     expected = reference(x)
     torch.testing.assert_close(actual, expected.detach(), atol=1e-14, rtol=0)
     pullback(2 * actual * weight)
@@ -67,7 +67,7 @@ def test_mlp_gradients_equal_autograds(activation, sizes):
 
 def test_mlp_pullback_adds_to_the_gradients_that_are_there():
     mlp = with_zero_grads(MLP([3, 5, 2], "tanh", output_gain=1.0))
-    output, pullback = mlp.evaluate(torch.randn(6, 3))
+    output, pullback = mlp.forward_vjp(torch.randn(6, 3))
     pullback(torch.ones_like(output))
     once = [p.grad.clone() for p in mlp.parameters()]
     pullback(torch.ones_like(output))
@@ -85,7 +85,7 @@ def test_mlp_pullback_takes_an_expanded_gradient():
     mlp = with_zero_grads(MLP([3, 4, 1], "tanh", output_gain=1.0).double())
     reference = sequential(mlp)
     x = torch.randn(6, 3, dtype=torch.float64)
-    mlp.evaluate(x)[1](torch.ones(1, 1, dtype=torch.float64).expand(6, 1))  # stride 0
+    mlp.forward_vjp(x)[1](torch.ones(1, 1, dtype=torch.float64).expand(6, 1))  # stride 0
     reference(x).sum().backward()
     for p, q in zip(mlp.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
@@ -102,7 +102,7 @@ def test_mlp_in_its_four_forms_is_close_to_torchs_own(activation):
     with torch.no_grad():
         without = mlp(x)
     in_numpy = mlp.forward_numpy(x.numpy(), mlp.numpy_layers())
-    for form in (mlp(x).detach(), without, mlp.evaluate(x)[0], torch.from_numpy(in_numpy)):
+    for form in (mlp(x).detach(), without, mlp.forward_vjp(x)[0], torch.from_numpy(in_numpy)):
         torch.testing.assert_close(form, expected, atol=2e-6, rtol=0)
         assert form.dtype == torch.float32
     assert torch.equal(x, before)
@@ -115,7 +115,7 @@ def test_mlp_takes_inputs_that_are_not_contiguous_and_leaves_them_alone():
     x, before = wide[:, ::2], wide.clone()
     assert not x.is_contiguous()
     reference = sequential(mlp)
-    actual, pullback = mlp.evaluate(x)
+    actual, pullback = mlp.forward_vjp(x)
     expected = reference(x.contiguous())
     torch.testing.assert_close(actual, expected.detach(), atol=1e-6, rtol=0)
     pullback(torch.ones_like(actual))
@@ -147,7 +147,7 @@ def test_first_policy_is_nearly_uniform_and_values_are_not_small():
 def test_actor_critic_gradients_equal_autograds(shared):
     net = with_zero_grads(ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[8, 8], activation="tanh", shared=shared)).double()
     x, d_params, d_value = torch.randn(5, 3).double(), torch.randn(5, 4).double(), torch.randn(5).double()
-    params, value, pullback = net.evaluate(x)
+    params, value, pullback = net.forward_vjp(x)
     assert (params.shape, value.shape) == ((5, 4), (5,))
     torch.testing.assert_close(net.policy_params(x), params, atol=1e-12, rtol=0)
     torch.testing.assert_close(net.value(x), value, atol=1e-12, rtol=0)

@@ -221,7 +221,7 @@ def test_config_error_of_make_keeps_its_type_and_text(toys):
 
 
 def test_make_that_raises_or_exits_is_reported(toys):
-    with pytest.raises(ConfigError, match="cannot be made with env.kwargs=.*OSError: no such ROM"):
+    with pytest.raises(ConfigError, match=r"cannot be made with env\.kwargs=.*OSError: no such ROM"):
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "raise"}), 2, num_workers=2, timeout_s=30)
     with pytest.raises(ConfigError, match="the first of them"):  # and not that its worker has gone while the other still starts
         ProcessVectorEnv(EnvFactory("toys:Toy-v0", {"defect": "first"}), 2, num_workers=2, timeout_s=30)

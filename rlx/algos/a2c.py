@@ -44,14 +44,14 @@ class A2C:
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
         features = self.net.features(rollout.obs.flatten(0, 1))
         self.optimizer.zero_grad()
-        params, value, pull_network = self.net.evaluate(features)
+        params, value, backward_network = self.net.forward_vjp(features)
         advantage = self._advantage(rollout, value.view_as(rollout.reward))
         target = value + advantage
         weight = ops.normalize(advantage) if config.normalize_advantage else advantage
-        log_prob, entropies, pull_head = self.net.head.evaluate(params, rollout.action.flatten(0, 1))
+        log_prob, entropies, backward_head = self.net.head.evaluate(params, rollout.action.flatten(0, 1))
         policy_loss, entropy = -(log_prob * weight).mean(), entropies.mean()
         value_loss, d_value = ops.value_loss(value, target)
-        pull_network(pull_head(weight / -len(weight), -config.entropy_coef / len(weight)), d_value.mul_(config.value_coef))
+        backward_network(backward_head(weight / -len(weight), -config.entropy_coef / len(weight)), d_value.mul_(config.value_coef))
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
         if self.net.normalizer:  # last: acting and learning used the same scale

@@ -188,6 +188,8 @@ class PPOConfig(AlgoConfig):
 
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()
+        if self.num_epochs == 1:
+            unused["recompute_advantage"] = "num_epochs above 1"
         if not self.normalize_reward:
             unused["reward_clip"] = "normalize_reward=true"
         if self.objective is Objective.clip:
@@ -198,6 +200,11 @@ class PPOConfig(AlgoConfig):
 
     def check_num_envs(self, num_envs: int) -> None:
         batch = self.rollout_length * num_envs
+        if self.normalize_advantage and batch // self.num_minibatches < 2:
+            raise ConfigError(
+                f"algo.num_minibatches={self.num_minibatches} leaves minibatches of one step, whose normalised advantage is 0; "
+                f"use at most {batch // 2}, or algo.normalize_advantage=false"
+            )
         require_divisible(
             batch,
             self.num_minibatches,

@@ -90,13 +90,16 @@ class PPO:
             "loss/value": value_loss,
             "update/entropy": entropy,
             "update/approx_kl": approximate_kl,
-            "update/clip_fraction": ((log_ratio.exp() - 1.0).abs() > config.clip).float().mean(),
             "update/grad_norm": grad_norm,
             "update/explained_variance": ops.explained_variance(value_before, target_before),
             "update/learning_rate": learning_rate,
             "update/num_epochs": float(epoch + 1),
             "update/num_gradient_steps": float(len(steps)),
-            **({"update/kl_coef": self.kl_coef} if config.objective is Objective.adaptive_kl else {}),
+            **(
+                {"update/clip_fraction": ((log_ratio.exp() - 1.0).abs() > config.clip).float().mean()}
+                if config.objective is Objective.clip
+                else {"update/kl_coef": self.kl_coef}
+            ),
         }
 
     def _estimate(self, rollout: Rollout, reward: Tensor, all_features: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,23 +133,23 @@ class PPO:
         if config.normalize_advantage:
             advantage = ops.normalize(advantage)
         self.optimizer.zero_grad()
-        params, value, pull_network = self.net.evaluate(features)
-        log_prob, entropies, pull_head = head.evaluate(params, action)
+        params, value, backward_network = self.net.forward_vjp(features)
+        log_prob, entropies, backward_head = head.evaluate(params, action)
         log_ratio, entropy = log_prob - old_log_prob, entropies.mean()
         if config.objective is Objective.clip:
             policy_loss, d_log_prob = ops.ppo_clip_loss(log_ratio, advantage, clip=config.clip)
         else:
             policy_loss, d_log_prob = ops.surrogate_loss(log_ratio, advantage)
-        d_params = pull_head(d_log_prob, -config.entropy_coef / len(features))
+        d_params = backward_head(d_log_prob, -config.entropy_coef / len(features))
         if config.objective is Objective.adaptive_kl:
-            kl, pull_kl = head.kl(old_params, params)
+            kl, backward_kl = head.kl(old_params, params)
             policy_loss = policy_loss + self.kl_coef * kl.mean()
-            d_params = d_params + pull_kl(self.kl_coef / len(features))
+            d_params = d_params + backward_kl(self.kl_coef / len(features))
         if config.value_clip is None:
             value_loss, d_value = ops.value_loss(value, target)
         else:
             value_loss, d_value = ops.clipped_value_loss(value, old_value, target, clip=config.value_clip)
-        pull_network(d_params, d_value.mul_(config.value_coef))
+        backward_network(d_params, d_value.mul_(config.value_coef))
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
         return log_ratio, (policy_loss, value_loss, entropy, grad_norm)

@@ -1,8 +1,8 @@
 """REINFORCE: the Monte-Carlo policy gradient, grad J = E[sum_t grad log pi(a_t|s_t) (G_t - b(s_t))].
 
 Williams 1992, https://doi.org/10.1007/BF00992696; with returns-to-go and an optional learnt baseline (Sutton and Barto 2018,
-section 13.4). Deviation: the loss averages over steps instead of summing over an episode, so that the step size does not
-grow with the episode's length. An episode that is open during an update is finished by the newer policy.
+section 13.4). Deviations: Adam; no factor gamma^t; the loss averages over steps instead of summing over an episode, so that the
+step size does not grow with the episode's length. An episode that is open during an update is finished by the newer policy.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Reinforce:
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         self._append(rollout)
         pending = self.pending
-        complete = pending["unused"] & pending["is_last"].flip(0).cummax(0).values.flip(0).bool()
-        num_episodes = int((pending["is_last"].bool() & pending["unused"]).sum())
+        complete = pending["unused"] & (pending["is_last"].flip(0).cumsum(0).flip(0) > 0)
+        num_episodes = int((pending["is_last"] & pending["unused"]).sum())
         if num_episodes < self.config.episodes_per_update:
             return {"update/num_gradient_steps": 0.0}
         metrics = self._learn(complete, self.config.learning_rate_at(progress.fraction_before(rollout)))
@@ -63,7 +63,7 @@ class Reinforce:
             "action": rollout.action,
             "reward": rollout.reward,
             "final_value": self._final_value(rollout),
-            "is_last": rollout.is_last.to(torch.int8),  # cummax has no bool kernel
+            "is_last": rollout.is_last,
             "unused": torch.ones_like(rollout.is_last),
         }
         self.pending = {name: torch.cat((self.pending[name], x)) if self.pending else x for name, x in new.items()}
@@ -78,26 +78,24 @@ class Reinforce:
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
         """One gradient step on the steps [P, B] marked `complete`."""
         config, pending = self.config, self.pending
-        return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"].bool(), discount=config.discount)[
-            complete
-        ]
+        return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)[complete]
         raw_features = self.net.raw_features(pending["obs"][complete])
         features = self.net.normalizer(raw_features) if self.net.normalizer else raw_features
         self.optimizer.zero_grad()
-        params, value, pull_network = self.net.evaluate(features)
+        params, value, backward_network = self.net.forward_vjp(features)
         has_baseline = config.baseline is Baseline.value
         advantage = return_ - value if has_baseline else return_
         if config.normalize_advantage:
             advantage = ops.normalize(advantage)
-        log_prob, entropies, pull_head = self.net.head.evaluate(params, pending["action"][complete])
+        log_prob, entropies, backward_head = self.net.head.evaluate(params, pending["action"][complete])
         policy_loss, entropy = -(log_prob * advantage).mean(), entropies.mean()
         value_loss, d_value = ops.value_loss(value, return_)
         value_coef = config.value_coef if has_baseline else 0.0
-        d_params = pull_head(advantage / -len(advantage), -config.entropy_coef / len(advantage))
-        pull_network(d_params, d_value.mul_(value_coef))
+        d_params = backward_head(advantage / -len(advantage), -config.entropy_coef / len(advantage))
+        backward_network(d_params, d_value.mul_(value_coef))
         loss = policy_loss + value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
-        if self.net.normalizer:  # last: acting and learning used the same scale
+        if self.net.normalizer:  # last: one scale within an update
             self.net.normalizer.update(raw_features)
         metrics: dict[str, Tensor | float] = {
             "loss/policy": policy_loss,

@@ -23,7 +23,7 @@ def evaluate(
     stochastic: Annotated[
         bool, typer.Option("--stochastic", help="Sample actions as in training, instead of the most likely one.")
     ] = False,
-    video: Annotated[int, typer.Option(min=0, help="Also record this many of the episodes as MP4.")] = 0,
+    video: Annotated[int, typer.Option(min=0, help="Also play and record this many episodes as MP4.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
@@ -48,12 +48,12 @@ def evaluate(
 
     import torch
 
-    from rlx.build import build_algorithm, env_factory, resolve_device, setup_torch
+    from rlx.build import build_algorithm, env_factory, env_spec, resolve_device, setup_torch
     from rlx.checkpoint import load_algorithm
     from rlx.errors import ConfigError
     from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, run_episodes
     from rlx.rng import seed_everything
-    from rlx.types import EnvSpec, Mode
+    from rlx.types import Mode
 
     try:
         device = resolve_device(config)
@@ -61,8 +61,7 @@ def evaluate(
         device = torch.device("cpu")
     setup_torch(config, device)
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
-    spec = EnvSpec(id=config.env.id, observation_space=env.single_observation_space, action_space=env.single_action_space)
-    algo = build_algorithm(config, spec, device)
+    algo = build_algorithm(config, env_spec(config.env.id, env), device)
     load_algorithm(chosen, algo, name=config.algo.name)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
     mode: Mode = "train" if stochastic else "eval"
@@ -76,7 +75,6 @@ def evaluate(
     low, high = bootstrap_interval(returns)
     result: dict[str, Any] = {
         "run": opened.name,
-        "checkpoint": chosen.env_steps,
         "episodes": episodes,
         "mode": "stochastic" if stochastic else "deterministic",
         "return_mean": float(returns.mean()),
@@ -85,7 +83,8 @@ def evaluate(
         "return_min": float(returns.min()),
         "return_max": float(returns.max()),
         "length_mean": float(np.mean([e.length for e in played])),
-        "env_steps": int(sum(e.length for e in played)),
+        "env_steps": chosen.env_steps,
+        "eval_env_steps": sum(e.length for e in played),
     }
     if video:
         from rlx.video import record

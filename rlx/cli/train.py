@@ -85,7 +85,8 @@ def resume(
 
       rlx resume lander runtime.device=cuda
     """
-    from rlx.config.compose import apply_overrides, check_resumable, runs_directory
+    from rlx.config.compose import apply_overrides, runs_directory
+    from rlx.config.overrides import check_resumable
     from rlx.rundir import RunDir
 
     arguments = list(overrides or [])

@@ -22,7 +22,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -31,7 +30,8 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from rlx.algos import ALGORITHMS
 from rlx.algos.config import AlgoConfig
-from rlx.config.schema import RESUMABLE, RunConfig
+from rlx.config.overrides import check_key, did_you_mean, group_value, hydra_argument, parse_overrides, refuse_unused
+from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 
 GROUPS = ("algo", "env", "recipe", "experiment")
@@ -107,7 +107,7 @@ class Composer:
             ConfigError: for anything that is not a valid configuration.
         """
         overrides = parse_overrides(arguments)
-        groups = {o.key_or_group: _group_value(o) for o in overrides if o.key_or_group in GROUPS}
+        groups = {o.key_or_group: group_value(o) for o in overrides if o.key_or_group in GROUPS}
         values = [o for o in overrides if o.key_or_group not in GROUPS]
         for group in ("algo", "recipe", "experiment"):
             self._check_option(group, groups.get(group))
@@ -120,13 +120,13 @@ class Composer:
             choices["recipe"] = recipe
         keys = leaf_keys(base)
         for override in values:
-            _check_key(override, keys, str(choices["algo"]))
+            check_key(override, keys, str(choices["algo"]))
         if env_id is not None:
             choices["env"] = env_id
             chosen.append(f"env.id='{env_id}'")
-        config, _ = self._load([*chosen, *map(_argument, values)])
+        config, _ = self._load([*chosen, *map(hydra_argument, values)])
         typed = to_run_config(config)
-        _refuse_unused(typed, [o.key_or_group for o in values])
+        refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
 
     def _load(self, arguments: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
@@ -231,63 +231,10 @@ def to_run_config(config: DictConfig) -> RunConfig:
     return typed
 
 
-def parse_overrides(arguments: list[str]) -> list[Override]:
-    """Parse `key=value` words.
-
-    Raises:
-        ConfigError: for words that are not, for lists of values, and for Hydra's +key, ++key and ~key.
-    """
-    overrides = []
-    for argument in arguments:
-        if argument.startswith("-"):
-            raise ConfigError(f"{argument}: unknown option; --help lists those there are")
-        if argument.startswith(("+", "~")):
-            raise ConfigError(f"{argument}: keys are not added or removed; write {argument.lstrip('+~').partition('=')[0]}=VALUE")
-        if "=" not in argument[1:]:
-            raise ConfigError(f"{argument or repr(argument)}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
-        try:
-            override = OverridesParser.create().parse_override(argument)
-        except HydraException as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"{argument}: cannot be read ({first}); quote it for the shell and write lists as 'key=[1,2]'") from error
-        if override.package is not None:
-            raise ConfigError(f"{argument}: a key has no '@'; write {override.key_or_group}={argument.partition('=')[2]}")
-        if override.is_sweep_override():
-            key, _, value = argument.partition("=")
-            raise ConfigError(
-                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`? "
-                f"A list is written '{key}=[...]', a text with commas \"{key}='...'\""
-            )
-        overrides.append(override)
-    seen: dict[str, str] = {}
-    for override in overrides:
-        if override.key_or_group in seen:
-            raise ConfigError(f"{override.key_or_group} is given twice: {seen[override.key_or_group]} and {override.input_line}")
-        seen[override.key_or_group] = str(override.input_line)
-    return overrides
-
-
-def check_resumable(arguments: list[str], path: str) -> None:
-    """Raise a ConfigError naming the first override that a resumed run may not change."""
-    for override in parse_overrides(arguments):
-        key = override.key_or_group
-        if not any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE):
-            raise ConfigError(
-                f"{key} cannot be changed when {path} is resumed: only loop.* (budget and cadences), log.* and runtime.device can; "
-                f"start a new run with `rlx train … {override.input_line}`"
-            )
-
-
 def leaf_keys(config: RunConfig | DictConfig) -> dict[str, Any]:
     """Dotted names of all values, enums by name; env.kwargs counts as one of them and as its members."""
     tree = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
     return _flatten(OmegaConf.to_container(tree, resolve=False, enum_to_str=True))  # type: ignore[arg-type]
-
-
-def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:
-    """Advice: the nearest option, or all of them."""
-    near = difflib.get_close_matches(word, options, n=1)
-    return f"did you mean {key}{near[0]}?" if near else f"expected one of {', '.join(options)}"
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -315,44 +262,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
-
-
-def _group_value(override: Override) -> str | None:
-    value = override.value()
-    if not isinstance(value, str | int | float) and (value is not None or override.key_or_group in ("algo", "env")):
-        raise ConfigError(f"{override.input_line}: expected one name")
-    return None if value is None else str(value)
-
-
-def _argument(override: Override) -> str:
-    line = str(override.input_line)
-    return f"++{line}" if override.key_or_group.startswith("env.kwargs") else line  # a free dictionary
-
-
-def _check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
-    key = override.key_or_group
-    if key in ("env.id", "algo.name"):
-        raise ConfigError(f"{key}: is not set by itself; write {key.partition('.')[0]}={override.value()}")
-    if key in keys or key == "env.kwargs" or key.startswith("env.kwargs."):
-        return
-    if any(k.startswith(key + ".") for k in keys):
-        raise ConfigError(f"{key}: is a group of settings; set one of {', '.join(k for k in keys if k.startswith(key + '.'))}")
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if not near:
-        near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
-    where = f" for algo={algo}" if key.startswith("algo.") else ""
-    advice = f"did you mean {near[0]}?" if near else "`rlx config` lists every key"
-    raise ConfigError(f"{key}: unknown key{where}; {advice}")
-
-
-def _refuse_unused(config: RunConfig, keys: list[str]) -> None:
-    unused = config.algo.unused_keys()
-    for key in keys:
-        name = key.removeprefix("algo.")
-        if key.startswith("algo.") and name in unused:
-            raise ConfigError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out")
-    if "env.worker_timeout_s" in keys and config.env.workers == 0:
-        raise ConfigError("env.worker_timeout_s has no effect unless env.workers is above 0; set that too, or leave it out")
 
 
 def _explain(error: Exception) -> str:
@@ -435,7 +344,7 @@ def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
     tree = OmegaConf.structured(config)
     keys = leaf_keys(tree)
     for override in parse_overrides(arguments):
-        _check_key(override, keys, config.algo.name)
+        check_key(override, keys, config.algo.name)
         try:
             OmegaConf.update(tree, override.key_or_group, override.value())
         except OmegaConfBaseException as error:

@@ -94,7 +94,7 @@ class LogConfig:
 @dataclass(kw_only=True)
 class RuntimeConfig:
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto is the CPU for small networks, where it is faster, else the GPU if there is one."""
+    """auto, cpu, cuda, cuda:N or mps; auto is the CPU for small networks, where it is faster, else CUDA if there is any."""
     threads: int = 1
     """Threads of one torch operation; 1 is the fastest for small networks. Another number gives other rounding."""
     precision: Precision = Precision.highest

@@ -179,7 +179,15 @@ class VectorEnvFactory:
         return self.native and self.id in NATIVE and not self.kwargs
 
     def __call__(self, num_envs: int) -> VectorEnv:
-        """B environments that can be restored as bare replay allows."""
+        """B environments that can be restored as bare replay allows.
+
+        Raises:
+            ConfigError: if a setting would have no effect.
+        """
+        if self.is_native and self.workers:
+            raise ConfigError(
+                f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"
+            )
         if self.is_native:
             return NATIVE[self.id](num_envs)
         single = EnvFactory(self.id, self.kwargs)

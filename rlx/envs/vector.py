@@ -8,6 +8,7 @@ a HalfCheetah step, and because a snapshot needs the environments one by one.
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -81,7 +82,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         obs, reward, terminated, truncated = self._obs, self._reward, self._terminated, self._truncated
-        per_env = actions.tolist() if self._discrete else actions
+        per_env = actions.tolist() if self._discrete else actions.copy()  # an env may change its action in place; the log must not
         i = 0
         try:
             for i, env in enumerate(self.envs):
@@ -94,7 +95,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         for i, env in enumerate(self.envs):
             try:
                 self._obs[i], _ = env.reset(seed=int(seeds[i]))
-                for action in actions[i].tolist() if self._discrete else actions[i]:
+                for action in actions[i].tolist() if self._discrete else map(np.copy, actions[i]):
                     self._obs[i], *_ = env.step(action)
             except Exception as error:
                 raise _env_error(env, i, "replay", error) from error
@@ -209,7 +210,7 @@ def replay_defect(make: MakeEnv, *, steps: int = 100) -> str | None:
 def _follow(env: gymnasium.Env[Any, Any], seed: int, actions: list[Any]) -> list[tuple[Any, ...]]:
     trace: list[tuple[Any, ...]] = [(np.array(env.reset(seed=seed)[0]), 0.0, False, False)]
     for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
+        obs, reward, terminated, truncated, _ = env.step(copy.copy(action))
         trace.append((np.array(obs), reward, terminated, truncated))
         if terminated or truncated:
             break

@@ -61,7 +61,6 @@ class ActorCritic(nn.Module):
         self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
-        self._discrete = isinstance(spec.action_space, gymnasium.spaces.Discrete)
         self._acts_in_numpy = sum(p.numel() for p in self.policy.parameters()) <= _SMALL
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
         self._home = 0
@@ -78,22 +77,22 @@ class ActorCritic(nn.Module):
         raw = self.raw_features(obs)
         return self.normalizer(raw) if self.normalizer else raw
 
-    def evaluate(self, features: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+    def forward_vjp(self, features: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
         """[B, D] to distribution parameters [B, D'] and values [B], and the function that carries their gradients back.
 
         The pullback adds to `parameter.grad`, given the gradients of a loss with respect to both outputs.
         """
         if self.critic is None:
-            out, pull = self.policy.evaluate(features)
-            return out[:, :-1], out[:, -1], lambda d_params, d_value: pull(torch.cat((d_params, d_value.unsqueeze(1)), dim=1))
-        params, pull_policy = self.policy.evaluate(features)
-        value, pull_value = self.critic.evaluate(features)
+            out, backward_both = self.policy.forward_vjp(features)
+            return out[:, :-1], out[:, -1], lambda d_params, d_value: backward_both(torch.cat((d_params, d_value.unsqueeze(1)), dim=1))
+        params, backward_policy = self.policy.forward_vjp(features)
+        value, backward_value = self.critic.forward_vjp(features)
 
-        def pullback(d_params: Tensor, d_value: Tensor) -> None:
-            pull_policy(d_params)
-            pull_value(d_value.unsqueeze(1))
+        def backward(d_params: Tensor, d_value: Tensor) -> None:
+            backward_policy(d_params)
+            backward_value(d_value.unsqueeze(1))
 
-        return params, value[:, 0], pullback
+        return params, value[:, 0], backward
 
     def policy_params(self, features: Tensor) -> Tensor:
         """[B, D] to distribution parameters [B, D']."""
@@ -124,4 +123,4 @@ class ActorCritic(nn.Module):
         params = self.policy.forward_numpy(x, self._numpy_layers)
         if self.critic is None:
             params = params[:, :-1]
-        return self.head.sample_numpy(params) if mode == "train" else params.argmax(-1) if self._discrete else params
+        return self.head.sample_numpy(params) if mode == "train" else self.head.mode(params)

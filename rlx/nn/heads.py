@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -48,8 +48,8 @@ class CategoricalHead(nn.Module):
         """`sample` under NumPy's global generator."""
         return (params - np.log(np.random.standard_exponential(params.shape))).argmax(-1)
 
-    def mode(self, params: Tensor) -> Tensor:
-        """[B, D] to the most likely actions [B]."""
+    def mode(self, params: Any) -> Any:
+        """[B, D] to the most likely actions [B]; a tensor or an array."""
         return params.argmax(-1)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
@@ -106,8 +106,8 @@ class GaussianHead(nn.Module):
         noise += params
         return noise
 
-    def mode(self, params: Tensor) -> Tensor:
-        """[B, A] to the most likely actions [B, A]."""
+    def mode(self, params: Any) -> Any:
+        """[B, A] to the most likely actions [B, A]; a tensor or an array."""
         return params
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Multi-layer perceptron that can be differentiated by hand.
 
 For networks this small autograd's bookkeeping costs more than the arithmetic: without it a PPO minibatch takes half the time on
-a CPU. `evaluate` therefore returns, beside the output, the function that carries a gradient back (the pullback, in the language
+a CPU. `forward_vjp` therefore returns, beside the output, the function that carries a gradient back (the pullback, in the language
 of vector-Jacobian products). `forward` is ordinary and differentiable. Activations are limited to those whose derivative is a
 function of their output, so that only outputs are kept.
 """
@@ -83,7 +83,7 @@ class MLP(nn.Module):
         return x
 
     @torch.no_grad()
-    def evaluate(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+    def forward_vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """The output [B, sizes[-1]], and a function that adds the gradient of a loss to `parameter.grad`, given that of the output."""
         inputs = []
         for i, (weight, bias) in enumerate(self._weights_and_biases):
@@ -92,7 +92,7 @@ class MLP(nn.Module):
             inputs.append(x)
             x = nn.functional.linear(x, weight, bias)
 
-        def pullback(grad: Tensor) -> None:
+        def backward(grad: Tensor) -> None:
             for i in range(len(inputs) - 1, -1, -1):
                 weight, bias = self._weights_and_biases[i]
                 weight.grad.addmm_(grad.t(), inputs[i])  # type: ignore[union-attr]
@@ -100,4 +100,4 @@ class MLP(nn.Module):
                 if i > 0:
                     grad = _activation_backward(grad @ weight, inputs[i], self.activation)
 
-        return x, pullback
+        return x, backward

@@ -1,0 +1,109 @@
+"""The words of a command line, `key=value`, checked before Hydra sees them: its own advice for a typo is to add the typo."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+
+from rlx.config.schema import RESUMABLE, RunConfig
+from rlx.errors import ConfigError
+
+
+def parse_overrides(arguments: list[str]) -> list[Override]:
+    """Parse `key=value` words.
+
+    Raises:
+        ConfigError: for words that are not, for lists of values, and for Hydra's +key, ++key and ~key.
+    """
+    overrides = []
+    for argument in arguments:
+        if argument.startswith("-"):
+            raise ConfigError(f"{argument}: unknown option; --help lists those there are")
+        if argument.startswith(("+", "~")):
+            raise ConfigError(f"{argument}: keys are not added or removed; write {argument.lstrip('+~').partition('=')[0]}=VALUE")
+        if "=" not in argument[1:]:
+            raise ConfigError(f"{argument or repr(argument)}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
+        try:
+            override = OverridesParser.create().parse_override(argument)
+        except HydraException as error:
+            first = str(error).splitlines()[0]
+            raise ConfigError(f"{argument}: cannot be read ({first}); quote it for the shell and write lists as 'key=[1,2]'") from error
+        if override.package is not None:
+            raise ConfigError(f"{argument}: a key has no '@'; write {override.key_or_group}={argument.partition('=')[2]}")
+        if override.is_sweep_override():
+            key, _, value = argument.partition("=")
+            raise ConfigError(
+                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`? (not in this version: train once for each value.) "
+                f"A list is written '{key}=[...]', a text with commas \"{key}='...'\""
+            )
+        overrides.append(override)
+    seen: dict[str, str] = {}
+    for override in overrides:
+        if override.key_or_group in seen:
+            raise ConfigError(f"{override.key_or_group} is given twice: {seen[override.key_or_group]} and {override.input_line}")
+        seen[override.key_or_group] = str(override.input_line)
+    return overrides
+
+
+def group_value(override: Override) -> str | None:
+    value = override.value()
+    if not isinstance(value, str | int | float) and (value is not None or override.key_or_group in ("algo", "env")):
+        raise ConfigError(f"{override.input_line}: expected one name")
+    return None if value is None else str(value)
+
+
+def hydra_argument(override: Override) -> str:
+    line = str(override.input_line)
+    return f"++{line}" if override.key_or_group.startswith("env.kwargs") else line  # a free dictionary
+
+
+def check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
+    key = override.key_or_group
+    if key in ("env.id", "algo.name"):
+        raise ConfigError(f"{key}: is not set by itself; write {key.partition('.')[0]}={override.value()}")
+    if key in keys or key == "env.kwargs" or key.startswith("env.kwargs."):
+        return
+    if any(k.startswith(key + ".") for k in keys):
+        raise ConfigError(f"{key}: is a group of settings; set one of {', '.join(k for k in keys if k.startswith(key + '.'))}")
+    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
+    if not near:
+        near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    where = f" for algo={algo}" if key.startswith("algo.") else ""
+    advice = f"did you mean {near[0]}?" if near else "`rlx config` lists every key"
+    raise ConfigError(f"{key}: unknown key{where}; {advice}")
+
+
+def refuse_unused(config: RunConfig, keys: list[str]) -> None:
+    unused = config.algo.unused_keys()
+    for key in keys:
+        name = key.removeprefix("algo.")
+        if key.startswith("algo.") and name in unused:
+            raise ConfigError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out")
+    others = {
+        "env.worker_timeout_s": (config.env.workers > 0, "env.workers is above 0"),
+        "loop.eval_episodes": (config.loop.eval_every > 0, "loop.eval_every is above 0"),
+    }
+    for key, (used, condition) in others.items():
+        if key in keys and not used:
+            raise ConfigError(f"{key} has no effect unless {condition}; set that too, or leave it out")
+
+
+def check_resumable(arguments: list[str], path: str) -> None:
+    """Raise a ConfigError naming the first override that a resumed run may not change."""
+    for override in parse_overrides(arguments):
+        key = override.key_or_group
+        if not any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE):
+            raise ConfigError(
+                f"{key} cannot be changed when {path} is resumed: only loop.* (budget and cadences), log.* and runtime.device can; "
+                f"start a new run with `rlx train … {override.input_line}`"
+            )
+
+
+def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:
+    """Advice: the nearest option, or all of them."""
+    near = difflib.get_close_matches(word, options, n=1)
+    return f"did you mean {key}{near[0]}?" if near else f"expected one of {', '.join(options)}"
