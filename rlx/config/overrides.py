@@ -37,7 +37,8 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
         if override.is_sweep_override():
             key, _, value = argument.partition("=")
             raise ConfigError(
-                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`? (not in this version: train once for each value.) "
+                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`? "
+                "(not in this version: train once for each value.) "
                 f"A list is written '{key}=[...]', a text with commas \"{key}='...'\""
             )
         overrides.append(override)
