@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rlx.collect import env_actions, to_tensor
 from rlx.config.schema import RunConfig
-from rlx.envs.registry import EnvFactory, quiet_rendering
+from rlx.envs.registry import EnvFactory, extra_for, quiet_rendering
 from rlx.errors import ConfigError
 from rlx.types import Algorithm, Mode
 
@@ -32,7 +32,10 @@ def record(
     except ImportError:
         raise ConfigError("--video needs a package that is not installed: pip install 'rlx[video]'") from None
     quiet_rendering()
-    env = EnvFactory(config.env.id, config.env.kwargs)(render_mode="rgb_array")
+    camera: dict[str, Any] = {}
+    if extra_for(config.env.id) == "mujoco" and not {"camera_id", "camera_name"} & config.env.kwargs.keys():
+        camera["camera_name"] = "track"  # gymnasium 1.4 stays where the body began, and soon shows an empty floor
+    env = EnvFactory(config.env.id, config.env.kwargs)(render_mode="rgb_array", **camera)
     to_env = env_actions(env.action_space)
     directory.mkdir(exist_ok=True)
     fps = env.metadata.get("render_fps", _DEFAULT_FPS)

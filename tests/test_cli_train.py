@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import gc
 import json
 import re
 import shlex
@@ -479,3 +480,17 @@ def test_eval_falls_back_when_the_latest_checkpoint_is_damaged(
     assert json.loads(out)["env_steps"] < 640
     assert "is damaged" in err
     assert "falling back to the checkpoint before it" in err
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # imageio leaves its pipes to the collector
+def test_eval_records_a_video_of_every_frame_of_an_episode(rlx: Rlx, runs: Path) -> None:
+    imageio = pytest.importorskip("imageio.v3", reason="needs the video extra")
+    pytest.importorskip("imageio_ffmpeg", reason="needs the video extra")
+    result = json.loads(rlx("eval ppo --episodes 2 --video 1 --json"))
+    (path,) = result["videos"]
+    frames = imageio.imread(path)
+    assert frames.shape[1:] == (400, 600, 3)
+    assert len(frames) > 5
+    assert frames.min() < 50, "something is drawn"
+    assert frames.max() > 200, "on a light ground"
+    gc.collect()
