@@ -248,6 +248,11 @@ def test_missing_extra_is_named(env: str, module: str, extra: str, rlx: Rlx, her
     assert not (here / "runs").exists()
 
 
+def test_workers_of_a_native_environment_are_refused(rlx: Rlx, here: Path) -> None:
+    assert_refused(rlx("train env=cartpole env.workers=2"), "env.workers=2 has no effect", "add env.native=false, or leave it out")
+    assert not (here / "runs").exists()
+
+
 @pytest.mark.parametrize("device", ["cuda", "cuda:99", "mps"])
 def test_device_that_is_not_there(device: str, rlx: Rlx, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

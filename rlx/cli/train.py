@@ -149,11 +149,12 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
 
 def _check_parts(config: RunConfig) -> None:
     """Raise if the device is not there, the environment cannot be made, or the algorithm cannot train on it."""
-    from rlx.build import build_algorithm, resolve_device
+    from rlx.build import build_algorithm, env_factory, resolve_device
     from rlx.envs.registry import EnvFactory
     from rlx.types import EnvSpec
 
     device = resolve_device(config)
+    env_factory(config)
     env = EnvFactory(config.env.id, config.env.kwargs)()
     spec = EnvSpec(id=config.env.id, observation_space=env.observation_space, action_space=env.action_space)
     env.close()

@@ -166,6 +166,9 @@ class VectorEnvFactory:
         native: use rlx's own implementation where there is one and `kwargs` are empty.
         workers: worker processes to step in; 0 steps in this process.
         worker_timeout_s: seconds after which a worker that does not answer is given up.
+
+    Raises:
+        ConfigError: if a setting would have no effect.
     """
 
     id: str
@@ -174,20 +177,18 @@ class VectorEnvFactory:
     workers: int = 0
     worker_timeout_s: float = 60.0
 
+    def __post_init__(self) -> None:
+        if self.is_native and self.workers:
+            raise ConfigError(
+                f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"
+            )
+
     @property
     def is_native(self) -> bool:
         return self.native and self.id in NATIVE and not self.kwargs
 
     def __call__(self, num_envs: int) -> VectorEnv:
-        """B environments that can be restored as bare replay allows.
-
-        Raises:
-            ConfigError: if a setting would have no effect.
-        """
-        if self.is_native and self.workers:
-            raise ConfigError(
-                f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"
-            )
+        """B environments that can be restored as bare replay allows."""
         if self.is_native:
             return NATIVE[self.id](num_envs)
         single = EnvFactory(self.id, self.kwargs)
