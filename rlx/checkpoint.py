@@ -248,11 +248,10 @@ class Checkpointer:
             sync_directory(temporary)
             temporary.rename(target)
             sync_directory(self.directory)
-        except StorageError:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, StorageError):  # from `first`, and it says which file
+                raise
             raise StorageError(
                 f"the checkpoint at {int(target.name)} env steps could not be written to {self.directory} ({error.strerror or error}); "
                 "earlier checkpoints are intact: free some space and `rlx resume` the run"
@@ -286,6 +285,8 @@ class Checkpointer:
                 self.warn(f"{error}; falling back to the checkpoint before it")
                 path.rename(path.with_name(f"{path.name}.damaged-{int(time.time())}"))
                 continue
+            if checkpoint.manifest.get("why_not_exact"):
+                self.warn(f"{path} was saved without the environments, which begin new episodes: {checkpoint.manifest['why_not_exact']}")
             load_algorithm(checkpoint, state["algo"], name=self.algo)
             _load(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(_RUN))
             return True

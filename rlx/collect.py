@@ -152,9 +152,7 @@ class Collector:
             CheckpointError: if an environment does not lead back to where it was.
         """
         self._rng.bit_generator.state = state["rng"]
-        if not self.inexact and state["env"] is None:
-            self.inexact = "the checkpoint holds no state of the environments"
-        if self.inexact:
+        if self.inexact or state["env"] is None:
             self.reset()
             return
         self.env.load_state_dict(state["env"])  # type: ignore[attr-defined]

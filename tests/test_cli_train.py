@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium
 import pytest
+import torch
 import yaml
 
 from rlx.algos import ALGORITHMS
@@ -412,6 +413,17 @@ def test_inexact_resume_can_be_asked_for(rlx: Rlx, runs: Path) -> None:
     out = rlx("resume swing --inexact loop.total_env_steps=704")
     assert "resume will not be exact: resumed with --inexact" in out
     assert json.loads((runs / "swing" / "checkpoints" / "000000000704" / "manifest.json").read_text())["exact"] is False
+
+
+def test_a_resume_after_an_inexact_one_says_that_it_begins_new_episodes_and_is_exact_again(rlx: Rlx, runs: Path) -> None:
+    rlx(f"train algo=ppo env=pendulum {FAST} --name swing")
+    checkpoints = runs / "swing" / "checkpoints"
+    rlx("resume swing --inexact loop.total_env_steps=704")
+    out = rlx("resume swing loop.total_env_steps=768")
+    assert "000000000704 was saved without the environments, which begin new episodes: resumed with --inexact" in out
+    assert json.loads((checkpoints / "000000000768" / "manifest.json").read_text())["exact"] is True
+    assert torch.load(checkpoints / "000000000768" / "run.pt", weights_only=True)["collector"]["env"] is not None
+    assert "new episodes" not in rlx("resume swing loop.total_env_steps=832")
 
 
 # Evaluating
