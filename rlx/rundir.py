@@ -189,10 +189,10 @@ class RunDir:
             StorageError: if the directory cannot be written.
         """
         try:
-            file = (self.path / ".lock").open("ab")
+            file = (self.path / ".lock").open("ab")  # not "wb": in a stranger's run it may be a link to anything
         except OSError as error:
             raise StorageError(f"{self.path} cannot be written ({error.strerror})") from error
-        with file:  # not "wb": in a stranger's run it may be a link to anything
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

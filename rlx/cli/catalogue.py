@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from rlx.config.compose import Composed, Composer
+    from rlx.config.compose import Composer
 
 EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video": "imageio"}
 """For every extra of rlx, the module that is there once it is installed."""
@@ -42,10 +42,10 @@ def config(
 
       rlx config algo=ppo --json | jq '.values["algo.clip"]'
     """
-    from rlx.config.compose import Composer
+    from rlx.config.compose import Composer, leaf_keys
 
     composed = Composer(config_dir).compose(overrides or [])
-    values, unused = _values(composed), {f"algo.{k}": setting for k, setting in composed.config.algo.unused_keys().items()}
+    values, unused = leaf_keys(composed.config), {f"algo.{k}": setting for k, setting in composed.config.algo.unused_keys().items()}
     docs = key_docs(composed.config.algo.name)
     if as_json:
         typer.echo(json.dumps({
@@ -246,13 +246,6 @@ def _field_docs(class_: type) -> dict[str, str]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     docs[name] = " ".join(text.split())
     return docs
-
-
-def _values(composed: Composed) -> dict[str, Any]:
-    """Every value by its dotted key, the algorithm's name and the environment's id included."""
-    from rlx.config.compose import leaf_keys
-
-    return leaf_keys(composed.config)
 
 
 def as_typed(value: Any) -> str:

@@ -51,7 +51,7 @@ def evaluate(
     from rlx.build import build_algorithm, env_factory, env_spec, resolve_device, setup_torch
     from rlx.checkpoint import load_algorithm
     from rlx.errors import ConfigError
-    from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, run_episodes
+    from rlx.evaluate import MAX_PARALLEL, episode_seeds, run_episodes, summarize
     from rlx.rng import seed_everything
     from rlx.types import Mode
 
@@ -69,20 +69,18 @@ def evaluate(
     played = run_episodes(env, algo, seeds, mode=mode)
     env.close()
 
-    import numpy as np
-
-    returns = np.array([e.return_ for e in played])
-    low, high = bootstrap_interval(returns)
+    summary = {name.removeprefix("eval/"): value for name, value in summarize(played).items()}
+    low, high = summary["return_ci_low"], summary["return_ci_high"]
     result: dict[str, Any] = {
         "run": opened.name,
         "episodes": episodes,
         "mode": "stochastic" if stochastic else "deterministic",
-        "return_mean": float(returns.mean()),
-        "return_std": float(returns.std(ddof=1)) if episodes > 1 else 0.0,
+        "return_mean": summary["return_mean"],
+        "return_std": summary["return_std"],
         "return_ci": [low, high],
-        "return_min": float(returns.min()),
-        "return_max": float(returns.max()),
-        "length_mean": float(np.mean([e.length for e in played])),
+        "return_min": min(e.return_ for e in played),
+        "return_max": max(e.return_ for e in played),
+        "length_mean": summary["length_mean"],
         "env_steps": chosen.env_steps,
         "eval_env_steps": sum(e.length for e in played),
     }

@@ -113,14 +113,14 @@ def default_name(composed: Composed, *, timed: bool) -> str:
 
 def _auto_resume(root: Path, name: str, composed: Composed) -> None:
     from rlx.config.compose import leaf_keys
-    from rlx.config.schema import RESUMABLE
+    from rlx.config.overrides import is_resumable
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
     run = RunDir.open(root, name)
     saved, wanted = map(leaf_keys, (run.config(trust=True), composed.config))
     changed = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
-    fixed = [k for k in changed if not any(k == r or k.startswith(r + ".") for r in RESUMABLE)]
+    fixed = [k for k in changed if not is_resumable(k)]
     if fixed:
         differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")

@@ -240,8 +240,6 @@ def leaf_keys(config: RunConfig | DictConfig) -> dict[str, Any]:
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if key == "defaults" and not prefix:
-            continue
         if isinstance(value, dict) and value:
             flat |= _flatten(value, f"{prefix}{key}.")
         else:
@@ -308,7 +306,7 @@ def save_config(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.structured(config))
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(path: Path) -> RunConfig:
     """Read a run's config.yaml as data: no resolvers, no unknown keys, no code.
 
     Raises:
@@ -328,7 +326,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
     try:
         base = OmegaConf.structured(RunConfig)
         base.algo = OmegaConf.structured(ALGORITHMS[name].config)
-        merged = OmegaConf.merge(base, content, OmegaConf.from_dotlist(overrides or []))
+        merged = OmegaConf.merge(base, content)
     except (OmegaConfBaseException, ValueError) as error:
         raise ConfigError(f"{path} does not fit this version's settings: {_explain(error)}") from error
     assert isinstance(merged, DictConfig)

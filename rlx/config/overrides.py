@@ -93,11 +93,16 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
             raise ConfigError(f"{key} has no effect unless {condition}; set that too, or leave it out")
 
 
+def is_resumable(key: str) -> bool:
+    """Whether a resumed run may change a key."""
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE)
+
+
 def check_resumable(arguments: list[str], path: str) -> None:
     """Raise a ConfigError naming the first override that a resumed run may not change."""
     for override in parse_overrides(arguments):
         key = override.key_or_group
-        if not any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE):
+        if not is_resumable(key):
             raise ConfigError(
                 f"{key} cannot be changed when {path} is resumed: only loop.* (budget and cadences), log.* and runtime.device can; "
                 f"start a new run with `rlx train … {override.input_line}`"

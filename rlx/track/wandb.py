@@ -322,8 +322,6 @@ def _why_no_login() -> str:
 
     try:
         found = wandb.login(prompt=False, verify=False)
-    except TypeError:  # before 0.31, where wandb.api was not yet deprecated
-        found = bool(wandb.api.api_key)
     except wandb.errors.AuthenticationError as error:
         return f"no usable login, {_reason(error)}"
     return "" if found else "no login"
