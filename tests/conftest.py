@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
+from launch import run_main
 
 from rlx.rng import seed_everything
 
@@ -37,3 +41,30 @@ def _same(a: Any, b: Any) -> bool:
 def same() -> Callable[[Any, Any], bool]:
     """Whether two trees of tensors, arrays, numbers and strings are equal to the last bit."""
     return _same
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current directory; modules and environments that a test brings are forgotten after it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RLX_RUNS_DIR", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    known = dict(gymnasium.registry)
+    yield tmp_path
+    gymnasium.registry.clear()
+    gymnasium.registry.update(known)
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[str], tuple[int, str, str]]:
+    """Run a command line in this process: exit code, stdout and stderr."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        capsys.readouterr()
+        code = run_main(line, monkeypatch)
+        return (code, *capsys.readouterr())
+
+    return run

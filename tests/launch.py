@@ -1,8 +1,9 @@
-"""The real command in processes of its own, for tests of what ends a run from outside or from within."""
+"""The real command: in this process, or in processes of its own for tests of what ends a run from outside or from within."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rlx.checkpoint import find_checkpoints
+from rlx.cli.main import main
 from rlx.rundir import RunDir
 from rlx.track.record import read_metrics
 
@@ -32,6 +36,14 @@ def start(*arguments: str, cwd: Path, **settings: Any) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     defaults = {"preexec_fn": _default_signals, "start_new_session": True, **pipes}
     return subprocess.Popen([sys.executable, "-m", "rlx.cli.main", *arguments], cwd=cwd, env=env, text=True, **{**defaults, **settings})
+
+
+def run_main(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Run `rlx COMMAND` in this process, which is a hundred times faster than in one of its own; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["rlx", *shlex.split(command)])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return int(end.value.code or 0)
 
 
 def finish(process: subprocess.Popen[str], timeout_s: float = TIMEOUT_S) -> tuple[int, str, str]:

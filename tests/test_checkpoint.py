@@ -19,6 +19,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from launch import lines
 
 import rlx.files
 from rlx.algos import ALGORITHMS
@@ -29,7 +30,7 @@ from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError, EnvError, StorageError
 from rlx.run import train
 from rlx.rundir import RunDir
-from rlx.track.record import Record, read_metrics
+from rlx.track.record import Record
 from rlx.types import EnvSpec
 
 FILES = ("algo.pt", "run.pt", "manifest.json")
@@ -484,10 +485,6 @@ def short_run(root: Path, name: str) -> tuple[RunDir, RunConfig]:
          "loop.checkpoint_every=311", "log.wandb=disabled", "log.console=quiet"]
     ).config  # fmt: skip
     return RunDir.create(root, name, config, {}), config
-
-
-def lines(run: RunDir) -> list[dict[str, Any]]:
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run.metrics_path)]
 
 
 def fill(path: Path) -> None:

@@ -6,21 +6,19 @@ import fcntl
 import gc
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import pytest
 import torch
 import yaml
+from launch import run_main
 
 from rlx.algos import ALGORITHMS
-from rlx.cli.main import main
 from rlx.config.compose import Composer, load_config
 from rlx.rundir import RunDir
 
@@ -71,38 +69,16 @@ gymnasium.register(id="Line-v0", entry_point=Line)
 gymnasium.register(id="Forgetful-v0", entry_point=Forgetful)
 """
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Rlx = Callable[..., str]
 """A command line to what it prints; `code` is the exit code that it must have."""
 
 
-def run_main(command: str, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["rlx", *shlex.split(command)])
-    with pytest.raises(SystemExit) as end:
-        main()
-    return int(end.value.code or 0)
-
-
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current directory; modules and environments that a test brings are forgotten after it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RLX_RUNS_DIR", raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    known = dict(gymnasium.registry)
-    yield tmp_path
-    gymnasium.registry.clear()
-    gymnasium.registry.update(known)
-    sys.modules.pop("my_module", None)
-
-
 @pytest.fixture
-def rlx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlx:
-    """Run a command in this process, which is a hundred times faster than in one of its own."""
-
-    def run(command: str, code: int = 0) -> str:
-        capsys.readouterr()
-        exit_code = run_main(command, monkeypatch)
-        out, err = capsys.readouterr()
+def rlx(run_command: Callable[[str], tuple[int, str, str]]) -> Rlx:
+    def run(line: str, code: int = 0) -> str:
+        exit_code, out, err = run_command(line)
         assert exit_code == code, err
         return err if code else out
 

@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium
 import pytest
 import torch
 
-from rlx.cli.main import main
 from rlx.config.compose import Composer
 from rlx.rundir import RunDir
 
 TINY = "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 log.wandb=disabled log.console=quiet"
 COMMAND = Path(sys.executable).with_name("rlx")
 
+pytestmark = pytest.mark.usefixtures("here")
+
 Rlx = Callable[[str], tuple[int, str, str]]
 """A command line to its exit code, stdout and stderr."""
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current directory; modules and environments that a test brings are forgotten after it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RLX_RUNS_DIR", raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    known = dict(gymnasium.registry)
-    yield tmp_path
-    gymnasium.registry.clear()
-    gymnasium.registry.update(known)
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
-            del sys.modules[name]
-
-
 @pytest.fixture
-def rlx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlx:
-    """Run a command in this process, which is a hundred times faster than in one of its own."""
-
-    def run(command: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["rlx", *shlex.split(command)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return run
+def rlx(run_command: Rlx) -> Rlx:
+    return run_command
 
 
 def write(directory: Path, files: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import lines
 
 from rlx import loop
 from rlx.algos import ALGORITHMS
@@ -76,11 +77,6 @@ def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
     time.sleep(random.uniform(0.0, 0.02))
     os.kill(pid, signal.SIGKILL)
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the run ended before it could be killed"
-
-
-def lines(run: RunDir) -> list[dict[str, Any]]:
-    """metrics.jsonl without what depends on the clock."""
-    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in read_metrics(run.metrics_path)]
 
 
 def final_state(run: RunDir) -> dict[str, Any]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
-import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import gymnasium
 import pytest
 
-from rlx.cli.main import main
 from rlx.config.compose import Composer
 from rlx.rundir import RunDir
 
@@ -46,17 +43,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def _evil_module(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A current directory whose module leaves a trace when it is imported."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RLX_RUNS_DIR", raising=False)
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "evilmod.py").write_text(EVIL_MODULE)
-    known = dict(gymnasium.registry)
-    yield tmp_path
-    gymnasium.registry.clear()
-    gymnasium.registry.update(known)
-    sys.modules.pop("evilmod", None)
+    monkeypatch.syspath_prepend(here)
+    (here / "evilmod.py").write_text(EVIL_MODULE)
 
 
 @pytest.fixture
@@ -65,14 +55,10 @@ def gift(trained: Path, here: Path) -> Path:
 
 
 @pytest.fixture
-def rlx(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Rlx:
-    def run(command: str) -> tuple[int, str]:
-        monkeypatch.setattr(sys, "argv", ["rlx", *shlex.split(command)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main()
-        printed = capsys.readouterr()
-        return int(end.value.code or 0), printed.out + printed.err
+def rlx(run_command: Callable[[str], tuple[int, str, str]]) -> Rlx:
+    def run(line: str) -> tuple[int, str]:
+        code, out, err = run_command(line)
+        return code, out + err
 
     return run
 
