@@ -3,7 +3,8 @@
 Every message says what was got, what was expected and what to type next. Anything that is not an `RlxError` is a bug in rlx.
 
 Exit codes: 0 done; 1 a bug; 2 usage or configuration; 3 training became non-finite; 4 a checkpoint cannot be used;
-5 an environment failed; 6 the disk refused a write; 7 W&B cannot be reached; 130 and 143 stopped by SIGINT and SIGTERM after saving.
+5 an environment failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 130 and 143 stopped by
+SIGINT and SIGTERM after saving.
 """
 
 
@@ -45,3 +46,9 @@ class SyncError(RlxError, ConnectionError):
     """W&B cannot be reached or refuses; the record on disk is complete."""
 
     exit_code = 7
+
+
+class SweepError(RlxError):
+    """Some runs of a sweep failed; the others are finished."""
+
+    exit_code = 8

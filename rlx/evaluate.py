@@ -57,11 +57,13 @@ def bootstrap_interval(values: NDArray[np.float64], *, confidence: float = 0.95,
 
 
 def summarize(episodes: list[Episode]) -> dict[str, float]:
-    """Mean, standard deviation and 95 % bootstrap interval of the undiscounted returns."""
+    """Mean, interquartile mean, standard deviation and 95 % bootstrap interval (of the mean) of the undiscounted returns."""
     returns = np.array([e.return_ for e in episodes])
     low, high = bootstrap_interval(returns)
+    cut = len(returns) // 4
     return {
         "eval/return_mean": float(returns.mean()),
+        "eval/return_iqm": float(np.sort(returns)[cut : len(returns) - cut].mean()),
         "eval/return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
         "eval/return_ci_low": low,
         "eval/return_ci_high": high,

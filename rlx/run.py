@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from rlx import loop
 from rlx.build import Parts, build, resolve_device
-from rlx.config.compose import Composed, save_config
+from rlx.config.compose import save_config
 from rlx.config.schema import RunConfig
 from rlx.errors import RlxError
 from rlx.files import replace_durably
-from rlx.rundir import RunDir
+from rlx.rundir import RunDir, wandb_tags
 from rlx.signals import SignalHandler
 from rlx.track.console import make_console
-from rlx.track.logger import RunLogger
+from rlx.track.logger import Console, RunLogger
 from rlx.track.record import Record
 from rlx.track.wandb import make_mirror
 from rlx.types import Progress
@@ -37,13 +34,20 @@ class Outcome:
     """0, or 128 plus the signal that stopped it."""
 
 
-def new_meta(composed: Composed) -> dict[str, Any]:
-    """What meta.json says of a run from the start."""
-    return {**composed.choices, "algo": composed.config.algo.name, "env_id": composed.config.env.id,
-            "seed": composed.config.seed, "wandb_id": secrets.token_hex(4)}  # fmt: skip
+Pause = Callable[[Mapping[str, float]], bool]
+"""Whether a run pauses after the iteration that wrote a line of the record."""
 
 
-def train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: bool = False) -> Outcome:
+def train(
+    run: RunDir,
+    config: RunConfig,
+    *,
+    overrides: list[str],
+    inexact: bool = False,
+    console: Console | None = None,
+    wandb: str | None = None,
+    pause: Pause | None = None,
+) -> Outcome:
     """Train a run from where it is to its end, in its own directory.
 
     Args:
@@ -51,6 +55,9 @@ def train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: bool
         config: what to train; saved if it differs from what the run had.
         overrides: what a resumed run changes, for the record.
         inexact: begin new episodes instead of replaying the open ones.
+        console: what shows the run, instead of the one that the configuration names.
+        wandb: a W&B mode that overrules the configuration's this time.
+        pause: where to save and stop before the end, to go on another time.
 
     Raises:
         RlxError: for what the user can mend; the run can be resumed from its last checkpoint.
@@ -64,51 +71,57 @@ def train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: bool
         with _ending(run) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)
             with contextlib.closing(parts):
-                progress, finished = _train(run, config, parts, device, signals, segment)
-            ending |= {"env_steps": progress.env_steps, "status": "finished" if finished else "stopped"}
+                title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
+                console = console or make_console(config.log.console.value, title)
+                with contextlib.closing(console):
+                    progress, finished = _train(run, config, parts, signals, segment, console, wandb or config.log.wandb.value, pause)
+            status = "finished" if finished else "stopped" if signals.stopped_by else "paused"
+            ending |= {"env_steps": progress.env_steps, "status": status}
     stopped_by = signals.stopped_by
     return Outcome(progress=progress, finished=finished, exit_code=128 + stopped_by if stopped_by and not finished else 0)
 
 
 def _train(
-    run: RunDir, config: RunConfig, parts: Parts, device: torch.device, signals: SignalHandler, segment: int
+    run: RunDir, config: RunConfig, parts: Parts, signals: SignalHandler, segment: int, console: Console, wandb: str, pause: Pause | None
 ) -> tuple[Progress, bool]:
     meta = run.meta()
-    title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
-    console = make_console(config.log.console.value, title)
-    try:
-        parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
-        if parts.collector.inexact:
-            console.note(f"resume will not be exact: {parts.collector.inexact}")
-        with contextlib.closing(Record(run.metrics_path)) as record:
-            mirror = make_mirror(
-                config.log.wandb.value,
-                run_dir=run.path,
-                run_id=meta.get("wandb_id", run.name),
-                name=run.name,
-                project=config.log.wandb_project,
-                config=dataclasses.asdict(config),
-                tags=[config.algo.name, config.env.id],
-                segment=segment,
-                note=console.note,
+    parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
+    if parts.collector.inexact:
+        console.note(f"resume will not be exact: {parts.collector.inexact}")
+    with contextlib.closing(Record(run.metrics_path)) as record:
+        sweep = meta.get("sweep")
+        mirror = make_mirror(
+            wandb,
+            run_dir=run.path,
+            run_id=meta.get("wandb_id", run.name),
+            name=f"{sweep}/{run.name}" if sweep else run.name,
+            project=config.log.wandb_project,
+            config=dataclasses.asdict(config),
+            tags=wandb_tags(config, meta),
+            group=sweep,
+            segment=segment,
+            note=console.note,
+        )
+
+        def watch(line: Mapping[str, float]) -> None:
+            if pause is not None and pause(line):
+                signals.pause()
+
+        exit_code = 1
+        try:
+            progress, finished = loop.train(
+                parts.algo,
+                parts.collector,
+                parts.evaluator,
+                config=config.loop,
+                logger=RunLogger(record, console, mirror, watch),
+                checkpointer=parts.checkpointer,
+                signals=signals,
             )
-            exit_code = 1
-            try:
-                progress, finished = loop.train(
-                    parts.algo,
-                    parts.collector,
-                    parts.evaluator,
-                    config=config.loop,
-                    logger=RunLogger(record, console, mirror),
-                    checkpointer=parts.checkpointer,
-                    signals=signals,
-                )
-                exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
-            finally:
-                parts.checkpointer.close()
-                mirror.close(exit_code=exit_code)
-    finally:
-        console.close()
+            exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
+        finally:
+            parts.checkpointer.close()
+            mirror.close(exit_code=exit_code)
     return progress, finished
 
 

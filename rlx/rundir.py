@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlx.config.compose import load_config, save_config
+from rlx.config.compose import Composed, load_config, save_config
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, StorageError
 from rlx.files import replace_durably
@@ -200,6 +201,17 @@ class RunDir:
                     f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM"
                 ) from None
             yield
+
+
+def new_meta(composed: Composed) -> dict[str, Any]:
+    """What meta.json says of a run from the start."""
+    return {**composed.choices, "algo": composed.config.algo.name, "env_id": composed.config.env.id,
+            "seed": composed.config.seed, "wandb_id": secrets.token_hex(4)}  # fmt: skip
+
+
+def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:
+    """What a run's copies in W&B are found by."""
+    return [config.algo.name, config.env.id, *([f"sweep:{meta['sweep']}"] if meta.get("sweep") else [])]
 
 
 def list_runs(root: Path) -> list[RunDir]:

@@ -16,7 +16,7 @@ class SignalHandler:
 
     def __init__(self) -> None:
         self.stopped_by: signal.Signals | None = None
-        self._save = False
+        self._save = self._paused = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> SignalHandler:
@@ -42,8 +42,12 @@ class SignalHandler:
     def _request_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True
 
+    def pause(self) -> None:
+        """Stop after the iteration, for a reason of ours."""
+        self._paused = True
+
     def should_stop(self) -> bool:
-        return self.stopped_by is not None
+        return self._paused or self.stopped_by is not None
 
     def should_save(self) -> bool:
         requested, self._save = self._save, False

@@ -97,9 +97,9 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
         "nearest that divide it: 3 and 7",
     ),
     # how a setting is written
-    ("seed=1,2,3", "seed: one run takes one value, got several (1,2,3); did you mean `rlx sweep`?"),
-    ("algo=ppo,a2c", "algo: one run takes one value, got several (ppo,a2c); did you mean `rlx sweep`?"),
-    ("'seed=range(1,4)'", "seed: one run takes one value", "did you mean `rlx sweep`?"),
+    ("seed=1,2,3", "seed: one run takes one value, got several (1,2,3); did you mean `rlx sweep`, which trains with each of them?"),
+    ("algo=ppo,a2c", "algo: one run takes one value, got several (ppo,a2c); did you mean `rlx sweep`, which trains with each of them?"),
+    ("'seed=range(1,4)'", "seed: one run takes one value", "did you mean `rlx sweep`, which trains with each of them?"),
     ("+algo.clip=0.1", "+algo.clip=0.1: keys are not added or removed; write algo.clip=VALUE"),
     ("++algo.clip=0.1", "++algo.clip=0.1: keys are not added or removed; write algo.clip=VALUE"),
     ("'~algo.clip'", "~algo.clip: keys are not added or removed; write algo.clip=VALUE"),
@@ -285,7 +285,8 @@ def test_file_that_is_not_utf8_is_named(file: str, rlx: Rlx, here: Path) -> None
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and one that has never saved, in a directory of runs."""
-    from rlx.run import new_meta, train
+    from rlx.run import train
+    from rlx.rundir import new_meta
 
     root = tmp_path_factory.mktemp("runs")
     composed = Composer().compose(TINY.split())
@@ -348,7 +349,6 @@ def test_runs_directory_that_cannot_be_made(rlx: Rlx, here: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("sweep seed=1,2", "No such command 'sweep'"),
         ("eval --episodes 0", "Invalid value for '--episodes'"),
         ("eval --seed -1", "Invalid value for '--seed'"),
         ("eval --epsiodes 3", "No such option"),

@@ -22,8 +22,8 @@ from rlx.build import build
 from rlx.checkpoint import find_checkpoints
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
-from rlx.run import new_meta, train
-from rlx.rundir import RunDir
+from rlx.run import train
+from rlx.rundir import RunDir, new_meta
 from rlx.track.console import QuietConsole
 from rlx.track.logger import NullMirror, RunLogger
 from rlx.track.record import Record, read_metrics

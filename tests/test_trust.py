@@ -34,7 +34,8 @@ Rlx = Callable[[str], tuple[int, str]]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from rlx.run import new_meta, train
+    from rlx.run import train
+    from rlx.rundir import new_meta
 
     root = tmp_path_factory.mktemp("runs")
     composed = Composer().compose(SETTINGS.split())

@@ -27,6 +27,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, check and print the configuration; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on where the run of this name is, if there is one.")] = False,
+    multirun: Annotated[bool, typer.Option("--multirun", "-m", help="The same as `rlx sweep`, with its options.")] = False,
 ) -> None:
     """Train an algorithm on an environment.
 
@@ -59,7 +60,7 @@ def train(
     if dry_run:
         _print_plan(composed)
         return
-    from rlx.run import new_meta
+    from rlx.rundir import new_meta
 
     run = RunDir.create(root, run_name, composed.config, new_meta(composed))
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"

@@ -83,6 +83,7 @@ class Composer:
         if config_dir is not None:
             search_path.prepend("rlx-user", f"file://{config_dir.resolve()}", SearchPathQuery(provider="main"))
         self._loader = ConfigLoaderImpl(config_search_path=search_path)
+        self._chosen: dict[tuple[tuple[str, str | None], ...], tuple[list[str], dict[str, str | None], dict[str, Any], str | None]] = {}
 
     def options(self, group: str) -> list[str]:
         """Names that a group offers."""
@@ -109,25 +110,45 @@ class Composer:
         overrides = parse_overrides(arguments)
         groups = {o.key_or_group: group_value(o) for o in overrides if o.key_or_group in GROUPS}
         values = [o for o in overrides if o.key_or_group not in GROUPS]
-        for group in ("algo", "recipe", "experiment"):
-            self._check_option(group, groups.get(group))
-        env_id = self._resolve_env(groups)
-        chosen = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
-        base, choices = self._load(chosen)
-        recipe = groups["recipe"] if "recipe" in groups else f"{choices['algo']}_{choices['env']}"
-        if recipe is not None and self.file("recipe", recipe):
-            chosen.append(f"recipe={recipe}")
-            choices["recipe"] = recipe
-        keys = leaf_keys(base)
+        chosen, choices, keys, env_id = self._choose(groups)
         for override in values:
             check_key(override, keys, str(choices["algo"]))
-        if env_id is not None:
-            choices["env"] = env_id
-            chosen.append(f"env.id='{env_id}'")
         config, _ = self._load([*chosen, *map(hydra_argument, values)])
         typed = to_run_config(config)
         refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
+
+    def keys(self, groups: dict[str, str | None]) -> dict[str, Any]:
+        """Every key that can be set when these members of the groups are chosen, with its default.
+
+        Raises:
+            ConfigError: if a group has no such member.
+        """
+        return self._choose(groups)[2]
+
+    def _choose(self, groups: dict[str, str | None]) -> tuple[list[str], dict[str, str | None], dict[str, Any], str | None]:
+        """What a choice of groups comes to: words for Hydra, what each group resolved to, the keys, and the id of an env without a file.
+
+        The result is kept, for a sweep composes many runs of the same groups.
+        """
+        question = tuple(sorted(groups.items(), key=lambda item: item[0]))
+        if question not in self._chosen:
+            groups = dict(groups)
+            for group in ("algo", "recipe", "experiment"):
+                self._check_option(group, groups.get(group))
+            env_id = self._resolve_env(groups)
+            chosen = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
+            base, choices = self._load(chosen)
+            recipe = groups["recipe"] if "recipe" in groups else f"{choices['algo']}_{choices['env']}"
+            if recipe is not None and self.file("recipe", recipe):
+                chosen.append(f"recipe={recipe}")
+                choices["recipe"] = recipe
+            if env_id is not None:
+                choices["env"] = env_id
+                chosen.append(f"env.id='{env_id}'")
+            self._chosen[question] = chosen, choices, leaf_keys(base), env_id
+        chosen, choices, keys, env_id = self._chosen[question]
+        return list(chosen), dict(choices), keys, env_id
 
     def _load(self, arguments: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
         """The composed configuration, and what each group resolved to."""

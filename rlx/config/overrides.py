@@ -13,11 +13,11 @@ from rlx.config.schema import RESUMABLE, RunConfig
 from rlx.errors import ConfigError
 
 
-def parse_overrides(arguments: list[str]) -> list[Override]:
+def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list[Override]:
     """Parse `key=value` words.
 
     Raises:
-        ConfigError: for words that are not, for lists of values, and for Hydra's +key, ++key and ~key.
+        ConfigError: for words that are not, for Hydra's +key, ++key and ~key, and for several values unless `allow_sweeps`.
     """
     overrides = []
     for argument in arguments:
@@ -34,11 +34,10 @@ def parse_overrides(arguments: list[str]) -> list[Override]:
             raise ConfigError(f"{argument}: cannot be read ({first}); quote it for the shell and write lists as 'key=[1,2]'") from error
         if override.package is not None:
             raise ConfigError(f"{argument}: a key has no '@'; write {override.key_or_group}={argument.partition('=')[2]}")
-        if override.is_sweep_override():
+        if override.is_sweep_override() and not allow_sweeps:
             key, _, value = argument.partition("=")
             raise ConfigError(
-                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`? "
-                "(not in this version: train once for each value.) "
+                f"{key}: one run takes one value, got several ({value}); did you mean `rlx sweep`, which trains with each of them? "
                 f"A list is written '{key}=[...]', a text with commas \"{key}='...'\""
             )
         overrides.append(override)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
 
-from rlx.clock import Clock
-from rlx.metrics import MetricBuffer
-from rlx.track.record import Record
-from rlx.types import Progress
+if TYPE_CHECKING:
+    from rlx.clock import Clock
+    from rlx.metrics import MetricBuffer
+    from rlx.track.record import Record
+    from rlx.types import Progress
 
 
 class Console(Protocol):
@@ -42,14 +43,17 @@ class NullMirror:
 class RunLogger:
     """The loop's logger: the record first, then those who look at it."""
 
-    def __init__(self, record: Record, console: Console, mirror: Mirror) -> None:
-        self.record, self.console, self.mirror = record, console, mirror
+    def __init__(
+        self, record: Record, console: Console, mirror: Mirror, watch: Callable[[Mapping[str, Any]], None] = lambda line: None
+    ) -> None:
+        self.record, self.console, self.mirror, self.watch = record, console, mirror, watch
 
     def write(self, line: Mapping[str, float], progress: Progress) -> None:
         full = {"env_steps": progress.env_steps, "iteration": progress.iteration, **line}
         self.record.write(full)
         self.console.line(full, progress)
         self.mirror.write(full)
+        self.watch(full)
 
     def rewind(self, env_steps: int) -> None:
         self.record.rewind(env_steps)

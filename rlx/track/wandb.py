@@ -39,6 +39,7 @@ _LAST_CHANCE_S = 3.0
 """How long the end of a short run waits for W&B to begin."""
 _FLUSH_S = 2.0  # what a killed trainer loses of the copy; W&B's own is 15
 _UPLOAD_TIMEOUT_S = 120.0
+_LOGIN_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 _MAX_TAG = 64  # W&B refuses longer ones
 
 
@@ -66,6 +67,7 @@ def make_mirror(
     tags: list[str],
     segment: int,
     note: Callable[[str], None],
+    group: str | None = None,
 ) -> Mirror:
     """The mirror for log.wandb. Asks nobody anything, and raises nothing that W&B does.
 
@@ -80,6 +82,7 @@ def make_mirror(
         tags: labels to filter by.
         segment: 0 for a new run, k for the k-th resumption.
         note: says one line to the user; called only within this function, `write` and `close`.
+        group: what W&B shows the run together with, such as the sweep that it is of.
     """
     mode = _mode_of_environment() if mode == "auto" else mode
     if mode == "disabled":
@@ -88,7 +91,7 @@ def make_mirror(
         why_not = "" if mode == "offline" else _why_no_login()
         if why_not:
             note(f"W&B: offline ({why_not}); `wandb login` and then `rlx sync {name}` uploads it")
-        described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags)
+        described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags, group=group)
         return WandbMirror(described, segment=segment, offline=mode == "offline" or bool(why_not), note=note)
     except Exception as error:
         _tear_down()
@@ -167,7 +170,29 @@ class WandbMirror:
 
     def _begin_offline(self) -> wandb.Run:
         first = self._described
-        return _begin(first if self._segment == 0 else replace(first, id=f"{first.id}-r{self._segment}", group=first.id), mode="offline")
+        again = replace(first, id=f"{first.id}-r{self._segment}", group=first.group or first.id)
+        return _begin(first if self._segment == 0 else again, mode="offline")
+
+
+def mirrors(mode: str) -> bool:
+    """Whether one of many runs mirrors itself under log.wandb=`mode`: not if nobody asked for it and there is no login to do it with."""
+    if mode != "auto" or (mode := _mode_of_environment()) != "auto":
+        return mode != "disabled"
+    if not any(os.environ.get(name) for name in _LOGIN_VARIABLES) and not any(map(os.path.exists, _login_files())):
+        return False  # found out without W&B, which takes two seconds to say so
+    try:
+        return not _why_no_login()
+    except Exception:  # the runs would not do better
+        return False
+    finally:
+        _tear_down()
+
+
+def _login_files() -> list[str]:
+    """Where W&B keeps credentials, or the address of a server that has its own."""
+    home = Path.home()
+    settings = Path(os.environ.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb") / "settings"
+    return [os.environ.get("NETRC") or str(home / ".netrc"), str(home / "_netrc"), str(settings), "wandb/settings"]
 
 
 def upload(
