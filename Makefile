@@ -48,6 +48,7 @@ types: $(VENV)/.dev
 check: lint types test
 
 slow: $(VENV)/.dev
+	$(INSTALL) --editable '.[dev,ray]'
 	$(BIN)/python -m pytest -m slow -q -s
 
 bench: $(VENV)/.dev

@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -133,7 +133,27 @@ def checkpoint() -> None:
         )
 
 
+def sweep() -> None:
+    """What a sweep adds to the training of its runs: start-up, checkpoints' last writes, scheduling."""
+
+    def ratio() -> tuple[float, float, float]:
+        with tempfile.TemporaryDirectory() as directory:
+            words = ["sweep", "algo=ppo", "env=cartpole", "algo.learning_rate=1e-3,3e-3,1e-2,2e-2", "--seeds", "5", "--jobs", "2", "--name", "s"]
+            begin = time.perf_counter()
+            subprocess.run([RLX, *words], check=True, env={**os.environ, "RLX_RUNS_DIR": directory}, stdout=subprocess.DEVNULL)
+            wall = time.perf_counter() - begin
+            records = [path.read_text().splitlines() for path in Path(directory).glob("s/*/metrics.jsonl")]
+            training = sum(json.loads(lines[-1])["time/elapsed_s"] for lines in records)
+        assert len(records) == 20
+        return wall, training / 2, wall / (training / 2)
+
+    measured = sorted((ratio() for _ in range(3)), key=lambda m: m[2])
+    wall, ideal, median = measured[1]
+    print(f"rlx sweep of 20 PPO CartPole runs, 2 jobs, W&B as without a login: {wall:.1f} s, start to exit, for {2 * ideal:.1f} s of training; "
+          f"ratio to half of that {median:.2f} ({measured[0][2]:.2f} to {measured[-1][2]:.2f})", flush=True)  # fmt: skip
+
+
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint)}
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep)}
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()

@@ -63,6 +63,7 @@ RULES = {
     "rlx.checkpoint": (*COMMON, "rlx.files"),
     "rlx.collect": COMMON,
     "rlx.replay": COMMON,
+    "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.rundir", "rlx.track.record"),
     "rlx.types": (),
     "rlx.errors": (),
     "rlx.ops": (),
@@ -74,6 +75,10 @@ FOREIGN = {
     "hydra": ("rlx.config", "rlx.sweep"),
     "omegaconf": ("rlx.config", "rlx.sweep"),
     "optuna": ("rlx.sweep",),
+    "ray": ("rlx.sweep.ray",),
+    "submitit": ("rlx.sweep.slurm",),
+    "scipy": ("rlx.stats",),
+    "matplotlib": ("rlx.stats",),
     "typer": ("rlx.cli",),
     "rich": ("rlx.cli", "rlx.track.console"),
 }
@@ -142,6 +147,8 @@ def loaded(code: str, *names: str, cwd: Path) -> tuple[str, set[str]]:
         ("algos", "ppo"),
         ("train algo.learnin_rate=1", "did you mean algo.learning_rate?"),
         ("train algo=ppo algo.clip=7", "algo.clip must be"),
+        ("sweep algo.learnin_rate=1,2", "did you mean algo.learning_rate?"),
+        ("sweep algo.clip=0.1,0.2 --seeds 2 --dry-run", "2 settings"),
     ],
 )
 def test_a_command_that_does_not_train_imports_neither_torch_nor_wandb(arguments: str, said: str, tmp_path: Path) -> None:

@@ -67,6 +67,20 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     return complete_overrides(ctx, incomplete) if not matching and incomplete and ctx.info_name == "resume" else matching
 
 
+def complete_sweeps(incomplete: str) -> list[Candidate]:
+    """Complete the name of a sweep, newest first."""
+    from rlx.config.compose import runs_directory
+
+    paths = [p for p in runs_directory().glob("*") if (p / "sweep.json").is_file()]
+    newest = sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
+    return [c for c in [("latest", "the newest"), *[(p.name, "") for p in newest]] if c[0].startswith(incomplete)]
+
+
+def complete_runs_and_sweeps(ctx: typer.Context, incomplete: str) -> list[Candidate]:
+    """Complete the name of a run or of a sweep."""
+    return [*complete_runs(ctx, incomplete), *[c for c in complete_sweeps(incomplete) if c[0] != "latest"]]
+
+
 def complete_envs(incomplete: str) -> list[Candidate]:
     """Complete the short name of an environment."""
     from rlx.config.compose import Composer

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from rlx import __version__
-from rlx.cli import catalogue, doctor, evaluate, runs, sync, train
+from rlx.cli import catalogue, doctor, evaluate, runs, sweep, sync, train
 from rlx.errors import RlxError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ _WORDS = {"ignore_unknown_options": True}  # so that a misspelt option gets our 
 
 app.command("train", context_settings=_WORDS)(train.train)
 app.command("resume", context_settings=_WORDS)(train.resume)
+app.command("sweep", context_settings=_WORDS)(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("config", context_settings=_WORDS)(catalogue.config)
 app.command("algos")(catalogue.algos)
@@ -48,6 +49,9 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 def main() -> None:
     """Run the command; a user's mistake is one line on stderr and an exit code, never a traceback."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["train"] and (many := {"-m", "--multirun"} & set(arguments)):  # Hydra's way to say it
+        sys.argv[1:] = ["sweep", *[word for word in arguments[1:] if word not in many]]
     try:
         app()
     except RlxError as error:

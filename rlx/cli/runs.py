@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
-from rlx.cli.complete import complete_runs
+from rlx.cli.complete import complete_runs, complete_sweeps
 from rlx.cli.plot import number, plot
 
 if TYPE_CHECKING:
@@ -48,24 +48,38 @@ class Row:
 def ls(
     runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    sweep: Annotated[
+        str | None, typer.Option(help="List the runs of a sweep, by name, path or latest.", autocompletion=complete_sweeps)
+    ] = None,
 ) -> None:
-    """List the runs, the one started last at the top.
+    """List the runs, the one started last at the top, and the sweeps; or the runs of a sweep.
 
     Examples:
 
       rlx ls
+
+      rlx ls --sweep latest
 
       rlx ls --json | jq -r 'select(.status == "killed") | .run'
     """
     from rlx.config.compose import runs_directory
 
     root = runs_dir or runs_directory()
+    if sweep is not None:
+        from rlx.cli.sweeps import list_sweep
+
+        list_sweep(root, sweep, as_json=as_json)
+        return
     rows = [read_row(run) for run in _newest_first(root)]
     if as_json:
         print_json(asdict(row) for row in rows)
         return
     console = terminal()
+    from rlx.cli.sweeps import print_sweeps
+
     if not rows:
+        if print_sweeps(console, root):
+            return
         console.print(f"There are no runs in {root} yet; start one: rlx train algo=ppo env=cartpole", soft_wrap=True)
         return
     from rich.text import Text
@@ -83,6 +97,7 @@ def ls(
     for row in rows:
         if row.problem:
             console.print(Text(f"{row.run}: {row.problem}", style="red"), soft_wrap=True)
+    print_sweeps(console, root)
     if console.is_terminal:
         console.print("\nreturn: mean of the last 100 training episodes   More: rlx show RUN", style="dim")
 
@@ -102,13 +117,10 @@ def read_row(run: RunDir) -> Row:
     problems = []
     if not run.meta():
         problems.append("meta.json is damaged or missing")
-    try:
-        total = _TOTAL.search((run.path / "config.yaml").read_text())
-        problems += [] if total else ["config.yaml is damaged"]
-    except (OSError, UnicodeDecodeError):
-        total = None
-        problems.append("config.yaml is missing")
-    row = Row(run=run.name, status=run.status if run.meta() else "?", total_env_steps=int(total[1]) if total else None, age_s=_age_s(run))
+    total = total_env_steps(run.path)
+    if total is None:
+        problems.append("config.yaml is damaged" if (run.path / "config.yaml").is_file() else "config.yaml is missing")
+    row = Row(run=run.name, status=run.status if run.meta() else "?", total_env_steps=total, age_s=_age_s(run))
     try:
         data = run.metrics_path.read_bytes()
     except OSError:
@@ -127,6 +139,15 @@ def read_row(run: RunDir) -> Row:
             row.env_steps = next((line["env_steps"] for line in reversed(run.metrics())), None)
     row.problem = "; ".join(problems) + f": see rlx show {run.name}" if problems else None
     return row
+
+
+def total_env_steps(directory: Path) -> int | None:
+    """The budget in a run's config.yaml, found without reading it as a configuration; None if it is missing or damaged."""
+    try:
+        total = _TOTAL.search((directory / "config.yaml").read_text())
+    except (OSError, UnicodeDecodeError):
+        return None
+    return int(total[1]) if total else None
 
 
 def show(

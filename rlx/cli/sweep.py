@@ -1,0 +1,210 @@
+"""rlx sweep: many runs from one command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlx.cli.complete import complete_overrides, complete_sweeps
+
+if TYPE_CHECKING:
+    from rlx.sweep.ledger import Spec, SweepDir
+    from rlx.sweep.prepare import Prepared
+
+_OBJECTIVE = "eval/return_iqm"
+_SEARCH, _WHERE, _AGAIN = "Search with Optuna", "Where runs are trained", "Going on"
+_EXECUTORS = ("local", "ray", "slurm")
+_AGGREGATES = ("iqm", "mean", "median", "min", "max")
+
+
+def sweep(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUES", help="What is swept, and what is set.", autocompletion=complete_overrides),
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="How many seeds each setting gets, or which: 5, or 3,7,11.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at once; the default fills the machine.")] = None,
+    name: Annotated[str | None, typer.Option(help="Directory of the sweep, runs/NAME; the default follows from what is swept.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose and check every run and list them; train nothing.")] = False,
+    config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
+    objective: Annotated[str | None, typer.Option(help=f"The metric whose last value judges a setting. [default: {_OBJECTIVE}]")] = None,
+    minimize: Annotated[bool, typer.Option("--minimize", help="Less of the objective is better.")] = False,
+    aggregate: Annotated[str, typer.Option(help="How the seeds of a setting make one number: iqm, mean, median, min or max.")] = "iqm",
+    trials: Annotated[int | None, typer.Option(help="Search: how many settings to try.", rich_help_panel=_SEARCH)] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, random, grid, qmc, gp, cmaes. [default: tpe]", rich_help_panel=_SEARCH)] = None,
+    pruner: Annotated[str | None, typer.Option(help="hyperband, halving, median or none. [default: none]", rich_help_panel=_SEARCH)] = None,
+    rungs: Annotated[int | None, typer.Option(help="Looks of the pruner at a setting, each after three times the steps of the one before. "
+                                              "[default: 3]", rich_help_panel=_SEARCH)] = None,
+    space: Annotated[str | None, typer.Option(help="Search space from conf/search/NAME.yaml, or a file; the default is the algorithm's, "
+                                              "if nothing is swept.", rich_help_panel=_SEARCH)] = None,
+    storage: Annotated[str | None, typer.Option(help="Optuna storage URL that several machines share; the default is a file in the sweep.",
+                                                rich_help_panel=_SEARCH)] = None,
+    executor: Annotated[str, typer.Option(help="local, ray or slurm.", rich_help_panel=_WHERE)] = "local",
+    address: Annotated[str | None, typer.Option(help="Ray: address of a cluster, host:port or auto.", rich_help_panel=_WHERE)] = None,
+    slurm: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="SLURM: partition=gpu, timeout_min=60, …; can be repeated.",
+                                                    rich_help_panel=_WHERE)] = None,
+    retries: Annotated[int, typer.Option(help="How often a run goes on from its checkpoint when its process dies or hangs.",
+                                         rich_help_panel=_WHERE)] = 2,
+    stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign of life after which a run counts as hung; 0 never.",
+                                                 rich_help_panel=_WHERE)] = 1800.0,
+    resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with, or latest; more --seeds or --trials extend it.",
+                                               autocompletion=complete_sweeps, rich_help_panel=_AGAIN)] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try the failed runs again.", rich_help_panel=_AGAIN)] = False,
+) -> None:  # fmt: skip
+    """Train many runs: every combination of the values given, each with several seeds, or settings that a search proposes.
+
+    The same command again goes on where it was: finished runs are kept, others continue from their checkpoints.
+
+    Examples:
+
+      rlx sweep algo=ppo env=cartpole algo.learning_rate=1e-4,3e-4,1e-3 --seeds 5 --jobs 2
+
+      rlx sweep algo=reinforce,a2c,ppo env=cartpole --seeds 5
+
+      rlx sweep algo=ppo env=cartpole 'algo.learning_rate=interval(1e-5,1e-2)' --trials 60 --seeds 3 --pruner hyperband
+
+      rlx sweep --resume latest --seeds 10
+    """
+    from rlx.config.compose import runs_directory
+    from rlx.errors import ConfigError
+    from rlx.sweep.ledger import SweepDir
+    from rlx.sweep.prepare import Prepared, check_choice, extend, find, prepare
+
+    check_choice("--executor", executor, _EXECUTORS)
+    check_choice("--aggregate", aggregate, _AGGREGATES)
+    for given, option, wants in ((address, "--address", "ray"), (slurm, "--slurm", "slurm")):
+        if given and executor != wants:
+            raise ConfigError(f"{option} goes with --executor {wants}, and this is --executor {executor}")
+    if executor == "local" and not dry_run:
+        from rlx.sweep.local import warm_up
+
+        warm_up()
+    root = runs_directory()
+    found: SweepDir | None
+    if resume is not None:
+        fixed = {"--name": name, "--config-dir": config_dir, "--objective": objective, "--minimize": minimize, "--sampler": sampler,
+                 "--pruner": pruner, "--rungs": rungs, "--space": space, "--storage": storage}  # fmt: skip
+        given_too = [*(overrides or []), *[option for option, value in fixed.items() if value]]
+        if given_too:
+            raise ConfigError(
+                f"--resume goes on with a sweep as it is, so that {given_too[0]} has no place; only --seeds and --trials extend it"
+            )
+        there = found = SweepDir.open(root, resume)
+        spec = extend(there.spec(), seeds=seeds, trials=trials, name=there.name)
+        prepared = Prepared.again(there, spec)
+    else:
+        options = {"trials": trials, "sampler": sampler, "pruner": pruner, "rungs": rungs, "storage": storage, "space": space}
+        spec, prepared = prepare(overrides or [], seeds, name, config_dir, objective, minimize, aggregate, options)
+        found = find(root, prepared.name, spec)
+        if found is not None and list(found.grid().values()) != [point for point, _ in prepared.points.values()]:
+            prepared = Prepared.again(found, spec)  # shuffled, or the files that it was expanded from have changed since
+    if dry_run:
+        _print_points(prepared)
+        return
+    with_executor = {"jobs": jobs, "address": address, "slurm": slurm or []}
+    _work(root, found, spec, prepared, executor, with_executor, retries=retries, stall_s=stall_timeout, retry_failed=retry_failed)
+
+
+def _work(
+    root: Path,
+    found: SweepDir | None,
+    spec: Spec,
+    prepared: Prepared,
+    where: str,
+    options: dict[str, Any],
+    *,
+    retries: int,
+    stall_s: float,
+    retry_failed: bool,
+) -> None:
+    """Create or open the sweep and bring it to its end."""
+    from rlx.cli.sweepview import make_watcher, print_end
+    from rlx.errors import ConfigError, SweepError
+    from rlx.signals import SignalHandler
+    from rlx.sweep.drive import Drive
+    from rlx.sweep.ledger import SweepDir
+    from rlx.sweep.places import make_executor
+
+    if retries < 0 or stall_s < 0:
+        raise ConfigError("--retries and --stall-timeout: expected at least 0")
+    place = make_executor(where, prepared.configs, options, folder=root / prepared.name)
+    try:
+        points = {key: point for key, (point, _) in prepared.points.items()}
+        sweep = found or SweepDir.create(root, prepared.name, spec, points)
+        with sweep.lock():
+            if found is not None and found.spec() != spec:
+                sweep.write(spec, points)
+            failures = sweep.history().failures
+            if retry_failed:
+                for run in failures:
+                    sweep.log("retry", run=run)
+                failures = {}
+            plan = make_plan(sweep, spec, prepared, failed=list(failures))
+            watcher = make_watcher(sweep.name)
+            drive = Drive(sweep, plan, place, retries=retries, stall_s=stall_s, watcher=watcher)
+            watcher.begin(drive, new=found is None, space=prepared.space.describe() if prepared.space else [])
+            with SignalHandler() as signals:
+                try:
+                    drive.run(signals)
+                finally:
+                    watcher.close(drive)
+    finally:
+        place.close()
+    print_end(root, drive)
+    if signals.stopped_by is not None:
+        raise typer.Exit(128 + signals.stopped_by)
+    if drive.failures:
+        number = len(drive.failures)
+        raise SweepError(
+            f"{number} run{'s' if number > 1 else ''} failed; once the cause is mended: `rlx sweep --resume {sweep.name} --retry-failed`"
+        )
+
+
+def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, failed: list[str]) -> Any:
+    from rlx.sweep.places import job_maker
+    from rlx.sweep.plan import GridPlan, SearchPlan
+
+    make_job = job_maker(prepared.configs)
+    if spec.search is None:
+        return GridPlan(sweep, spec, prepared.points, make_job=make_job, failed=failed, required=prepared.required)
+    from rlx.sweep.study import Study
+
+    assert prepared.space is not None
+    search = spec.search
+    study = Study(
+        search.storage or f"sqlite:///{sweep.path.resolve() / 'study.db'}",
+        sweep.name,
+        prepared.space,
+        sampler=search.sampler,
+        pruner=search.pruner,
+        direction=spec.direction,
+        seed=spec.seeds[0],
+        num_rungs=search.rungs if search.pruner != "none" else 1,
+        objective=spec.objective,
+    )
+    return SearchPlan(sweep, spec, study, compose=lambda p: prepared.composer.compose(list(p.words)), make_job=make_job)
+
+
+def _print_points(prepared: Prepared) -> None:
+    """What would be trained."""
+    from rlx.cli.catalogue import make_table, terminal
+    from rlx.sweep.plan import describe
+
+    console, seeds = terminal(), len(prepared.spec.seeds)
+    if prepared.space is not None:
+        assert prepared.spec.search is not None
+        console.print(f"{prepared.name}: {prepared.spec.search.trials} trials × {seeds} seeds; nothing was trained", soft_wrap=True)
+        for line in prepared.space.describe():
+            console.print(f"  {line}", soft_wrap=True)
+        return
+    console.print(
+        f"{prepared.name}: {len(prepared.points)} settings × {seeds} seeds = {len(prepared.points) * seeds} runs; nothing was trained",
+        soft_wrap=True,
+    )
+    table = make_table("runs", "settings", "env steps")
+    for key, (point, composed) in prepared.points.items():
+        names = f"{key}-s{prepared.spec.seeds[0]}" + (f" … s{prepared.spec.seeds[-1]}" if seeds > 1 else "")
+        table.add_row(names, describe(point.values) or "as given", f"{composed.config.loop.total_env_steps:,}")
+    console.print(table)

@@ -1,0 +1,264 @@
+"""A sweep on disk: sweep.json says what it is, ledger.jsonl what happened, and its runs are ordinary runs beside them.
+
+Whether a run is finished is for the run itself to say. The ledger adds what no run knows: which trials there are, and which attempts
+failed, with their errors. It is append-only, and a torn last line is ignored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rlx.config.compose import Composed
+from rlx.errors import ConfigError, StorageError
+from rlx.files import replace_durably
+from rlx.rundir import RunDir, new_meta, now
+from rlx.sweep.space import Point
+
+SPEC = "sweep.json"
+LEDGER = "ledger.jsonl"
+FORMAT = 1
+
+
+@dataclass(kw_only=True)
+class Search:
+    """How the points of a sweep are found, if they are not a grid."""
+
+    trials: int
+    sampler: str = "tpe"
+    pruner: str = "none"
+    rungs: int = 3
+    storage: str | None = None
+    """An Optuna storage URL; None is study.db in the sweep's directory."""
+
+
+@dataclass(kw_only=True)
+class Spec:
+    """What a sweep is. Two commands with the same spec are the same sweep."""
+
+    words: list[str]
+    """The KEY=VALUE words of the command, without `seed`."""
+    seeds: list[int]
+    swept: list[str]
+    objective: str
+    direction: Literal["maximize", "minimize"] = "maximize"
+    aggregate: str = "iqm"
+    config_dir: str | None = None
+    search: Search | None = None
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two commands to be the same sweep."""
+        return asdict(self)
+
+
+@dataclass
+class Failure:
+    """How the last attempt at a run failed."""
+
+    run: str
+    error: str
+    exit_code: int = 1
+    attempts: int = 1
+
+
+@dataclass
+class History:
+    """What the ledger tells."""
+
+    points: dict[str, Point] = field(default_factory=dict)
+    numbers: dict[str, int] = field(default_factory=dict)
+    """For every point of a search, the number of its trial in the study."""
+    told: dict[str, str] = field(default_factory=dict)
+    """For every point of a search that has ended, how: complete, pruned or failed."""
+    values: dict[str, float] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
+
+
+class SweepDir:
+    """One sweep on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @staticmethod
+    def is_sweep(path: Path) -> bool:
+        return (path / SPEC).is_file()
+
+    @classmethod
+    def create(cls, root: Path, name: str, spec: Spec, points: dict[str, Point]) -> SweepDir:
+        """Make the directory of a new sweep.
+
+        Raises:
+            ConfigError: if the name cannot be a directory or is taken.
+            StorageError: if it cannot be written.
+        """
+        RunDir.check_new(root, name)
+        path = root / name
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise StorageError(f"{path} cannot be made ({error.strerror}); set RLX_RUNS_DIR to a directory you can write") from error
+        sweep = cls(path)
+        sweep.write(spec, points)
+        return sweep
+
+    def write(self, spec: Spec, points: dict[str, Point]) -> None:
+        content = {"format": FORMAT, "name": self.name, "created": self.content().get("created", now()), **asdict(spec),
+                   "points": {key: {"words": list(p.words), "values": p.values} for key, p in points.items()}}  # fmt: skip
+        replace_durably(self.path / SPEC, json.dumps(content, indent=1).encode())
+
+    @classmethod
+    def open(cls, root: Path, reference: str) -> SweepDir:
+        """Find a sweep by name or path, or as `latest`.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        sweeps = list_sweeps(root)
+        if reference == "latest":
+            if not sweeps:
+                raise ConfigError(f"there are no sweeps in {root} yet; start one: `rlx sweep algo=ppo env=cartpole --seeds 5`")
+            return sweeps[-1]
+        for path in (root / reference, Path(reference)):
+            if cls.is_sweep(path):
+                return cls(path)
+        near = difflib.get_close_matches(reference, [s.name for s in sweeps], n=1, cutoff=0.4)
+        there = f"the sweeps there are: {', '.join(s.name for s in sweeps[-8:])}" if sweeps else "there are no sweeps yet"
+        raise ConfigError(f"{reference}: no such sweep in {root}; {f'did you mean {near[0]}?' if near else there}")
+
+    def content(self) -> dict[str, Any]:
+        """sweep.json, or {} where it is missing or damaged."""
+        try:
+            content = json.loads((self.path / SPEC).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def spec(self) -> Spec:
+        """Raises a ConfigError if sweep.json cannot be used."""
+        content = self.content()
+        if content.get("format") != FORMAT:
+            raise ConfigError(
+                f"{self.path / SPEC} is damaged, or of another version of rlx; its runs are intact: `rlx compare {self.name}`"
+            )
+        search = content.get("search")
+        names = Spec.__dataclass_fields__
+        return Spec(**{k: v for k, v in content.items() if k in names} | {"search": Search(**search) if search else None})
+
+    def grid(self) -> dict[str, Point]:
+        """The points that were known when the sweep began: all of a grid, none of a search."""
+        points = self.content().get("points", {})
+        return {key: Point(words=tuple(p["words"]), values=p["values"]) for key, p in points.items()}
+
+    def runs(self) -> list[RunDir]:
+        """The runs that there are so far, in order."""
+        return [RunDir(p) for p in sorted(self.path.iterdir()) if (p / "meta.json").is_file()]
+
+    def run(self, point: str, seed: int) -> RunDir:
+        """The run of a point and a seed, which need not exist yet."""
+        return RunDir(self.path / f"{point}-s{seed}")
+
+    def create_run(self, point: str, seed: int, composed: Composed, values: dict[str, Any]) -> RunDir:
+        """The run of a point and a seed; made if it does not exist."""
+        run = self.run(point, seed)
+        if (run.path / "meta.json").is_file():
+            return run
+        if run.path.exists():  # a power cut came between the directory and its files
+            shutil.rmtree(run.path)
+        config = dataclasses.replace(composed.config, seed=seed)
+        seeded = dataclasses.replace(composed, config=config)
+        meta = {**new_meta(seeded), "sweep": self.name, "point": point, "values": values}
+        return RunDir.create(self.path, run.name, config, meta)
+
+    # The ledger
+
+    def log(self, event: str, **details: Any) -> None:
+        """Append an event; it reaches the operating system at once."""
+        line = json.dumps({"at": now(), "event": event, **details}).encode() + b"\n"
+        try:
+            with (self.path / LEDGER).open("a+b") as file:
+                size = file.seek(0, 2)
+                file.seek(max(0, size - 1))
+                torn = size > 0 and file.read(1) != b"\n"  # a power cut may have left half a line
+                file.write(b"\n" + line if torn else line)
+        except OSError as error:
+            raise StorageError(f"{self.path / LEDGER} cannot be written ({error.strerror}); free some space, then resume") from error
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened, in order; lines that cannot be read are left out."""
+        events = []
+        try:
+            lines = (self.path / LEDGER).read_bytes().split(b"\n")
+        except OSError:
+            return []
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict) and isinstance(event.get("event"), str):
+                events.append(event)
+        return events
+
+    def history(self) -> History:
+        history = History(points=self.grid())
+        for e in self.events():
+            run, point = str(e.get("run", "")), str(e.get("point", ""))
+            match e["event"]:
+                case "trial":
+                    history.points[point] = Point(words=tuple(e["words"]), values=e["values"])
+                    history.numbers[point] = int(e["number"])
+                case "told":
+                    history.told[point] = str(e["outcome"])
+                    if e.get("value") is not None:
+                        history.values[point] = float(e["value"])
+                case "failed":
+                    history.failures[run] = Failure(run, str(e.get("error")), int(e.get("exit_code") or 1), int(e.get("attempt") or 1))
+                case "retry":
+                    history.failures.pop(run, None)
+                case "end" if e.get("status") in ("finished", "paused"):
+                    history.failures.pop(run, None)
+        return history
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Drive the sweep; the kernel lets go of it however the process ends.
+
+        Raises:
+            ConfigError: if another process drives it.
+        """
+        try:
+            file = (self.path / ".lock").open("ab")
+        except OSError as error:
+            raise StorageError(f"{self.path} cannot be written ({error.strerror})") from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.path} is being worked on by another process; `rlx ls --sweep {self.name}` shows how far it is"
+                ) from None
+            yield
+
+    def is_locked(self) -> bool:
+        return RunDir(self.path).is_locked()
+
+
+def list_sweeps(root: Path) -> list[SweepDir]:
+    """Every sweep in a directory, oldest first."""
+    if not root.is_dir():
+        return []
+    sweeps = [SweepDir(p) for p in root.iterdir() if SweepDir.is_sweep(p)]
+    return sorted(sweeps, key=lambda s: (str(s.content().get("created", "")), s.name))

@@ -1,0 +1,305 @@
+"""Which runs a sweep consists of: all of a grid, or those that a search asks for, seed by seed and rung by rung."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol
+
+from rlx.config.compose import Composed
+from rlx.config.schema import RunConfig
+from rlx.errors import ConfigError
+from rlx.rundir import RunDir
+from rlx.sweep.drive import AGGREGATES, last_value, missing_metric
+from rlx.sweep.executor import Job, Result
+from rlx.sweep.ledger import Spec, SweepDir
+from rlx.sweep.space import Point
+
+RUNG_FACTOR = 3
+"""Every rung of a search trains this many times as long as the one before (Li et al. 2018, Hyperband's eta)."""
+
+MakeJob = Callable[[RunDir, RunConfig], Job]
+
+
+class Study(Protocol):
+    """What a search needs of `rlx.sweep.study.Study`."""
+
+    def ask(self) -> tuple[int, Point]: ...
+    def again(self, number: int) -> Point: ...
+    def unfinished(self) -> list[int]: ...
+    def report(self, number: int, rung: int, value: float) -> bool: ...
+    def tell(self, number: int, value: float | None, outcome: Literal["complete", "pruned", "failed"]) -> None: ...
+    def claimed(self) -> int: ...
+
+
+def cores(config: RunConfig) -> int:
+    """CPU cores that a run keeps busy: torch's threads or the environments' processes, which take turns."""
+    return max(config.runtime.threads, config.env.workers)
+
+
+class Scores:
+    """What the finished runs of a sweep reached, by point."""
+
+    def __init__(self, sweep: SweepDir, spec: Spec, *, required: bool) -> None:
+        self.sweep, self.spec, self._required = sweep, spec, required
+        self._aggregate = AGGREGATES[spec.aggregate]
+        self._values: dict[str, dict[int, float]] = {}
+
+    def add(self, point: str, seed: int) -> float | None:
+        """Read what a finished run reached.
+
+        Raises:
+            ConfigError: if it did not log the objective, which somebody asked for.
+        """
+        run = self.sweep.run(point, seed)
+        value = last_value(run, self.spec.objective)
+        if value is None and self._required:
+            raise missing_metric(run, self.spec.objective)
+        if value is not None:
+            self._values.setdefault(point, {})[seed] = value
+        return value
+
+    def best(self) -> tuple[str, float] | None:
+        """The best point that all seeds are known of."""
+        whole = {p: self._aggregate(list(v.values())) for p, v in self._values.items() if len(v) == len(self.spec.seeds)}
+        finite = {p: v for p, v in whole.items() if math.isfinite(v)}
+        if not finite:
+            return None
+        choose = max if self.spec.direction == "maximize" else min
+        point = choose(finite, key=finite.__getitem__)
+        return point, finite[point]
+
+
+class GridPlan:
+    """Every point with every seed.
+
+    Args:
+        points: with their compositions, by key.
+        failed: runs that failed before and are not to be tried again.
+        required: whether every run must log the objective.
+    """
+
+    def __init__(
+        self,
+        sweep: SweepDir,
+        spec: Spec,
+        points: dict[str, tuple[Point, Composed]],
+        *,
+        make_job: MakeJob,
+        failed: Sequence[str] = (),
+        required: bool = False,
+    ) -> None:
+        self.sweep, self.points = sweep, points
+        self.scores = Scores(sweep, spec, required=required)
+        self.total_runs = len(points) * len(spec.seeds)
+        self._make_job = make_job
+        self._finished = 0
+        self._open: dict[str, tuple[str, int]] = {}
+        self._todo: list[tuple[str, int]] = []
+        for key in points:
+            for seed in spec.seeds:
+                run = sweep.run(key, seed)
+                if run.status == "finished":
+                    self._finished += 1
+                    self.scores.add(key, seed)
+                elif run.name not in failed:
+                    self._todo.append((key, seed))
+
+    def next(self) -> Job | None:
+        if not self._todo:
+            return None
+        key, seed = self._todo.pop(0)
+        point, composed = self.points[key]
+        run = self.sweep.create_run(key, seed, composed, point.values)
+        self._open[run.name] = (key, seed)
+        return self._make_job(run, composed.config)
+
+    def ended(self, job: Job, result: Result) -> list[str]:
+        key, seed = self._open.pop(job.name)
+        if result.status == "failed":
+            return [f"{job.name} failed: {result.error}"]
+        self._finished += 1
+        value = self.scores.add(key, seed)
+        shown = f"{self.scores.spec.objective} {value:.4g}" if value is not None else "finished"
+        return [f"{job.name}  {shown}  {describe(self.points[key][0].values)}"]
+
+    def finished_runs(self) -> int:
+        return self._finished
+
+    def best(self) -> tuple[str, float, dict[str, Any]] | None:
+        best = self.scores.best()
+        return (*best, self.points[best[0]][0].values) if best else None
+
+    def values_of(self, job: Job) -> dict[str, Any]:
+        return self.points[self._open[job.name][0]][0].values if job.name in self._open else {}
+
+
+@dataclass
+class _Trial:
+    """A point of a search that is being trained."""
+
+    key: str
+    number: int
+    point: Point
+    composed: Composed
+    rung: int = 0
+    todo: list[int] = field(default_factory=list)
+    open: int = 0
+    values: dict[int, float] = field(default_factory=dict)
+    """What the seeds reached at this rung."""
+    error: str | None = None
+
+
+class SearchPlan:
+    """Trials of a study: a point is trained with all its seeds to one rung, judged by their aggregate, and goes on or is pruned.
+
+    Pausing is exact (a paused run goes on from its checkpoint as if it had never stopped), so that a bad point costs the first rung of
+    every seed and nothing more.
+    """
+
+    def __init__(self, sweep: SweepDir, spec: Spec, study: Study, *, compose: Callable[[Point], Composed], make_job: MakeJob) -> None:
+        assert spec.search is not None
+        self.sweep, self.spec, self.study = sweep, spec, study
+        self.search = spec.search
+        self.total_runs = self.search.trials * len(spec.seeds)
+        self._compose, self._make_job = compose, make_job
+        self._aggregate = AGGREGATES[spec.aggregate]
+        self._open: dict[str, tuple[_Trial, int]] = {}
+        self._failed_now = 0
+        self._trials: dict[str, _Trial] = {}
+        history = sweep.history()
+        self._told = dict(history.told)
+        self._values = dict(history.values)
+        self._points = dict(history.points)
+        if self.search.storage is None:  # a kill between the study and the ledger; in a shared storage it may be another's
+            for number in sorted(set(study.unfinished()) - set(history.numbers.values())):
+                self._log_trial(number, study.again(number))
+            history = sweep.history()
+        for key, number in history.numbers.items():
+            if key not in self._told:
+                study.again(number)
+                self._begin(key, number, history.points[key])
+
+    @property
+    def num_rungs(self) -> int:
+        return 1 if self.search.pruner == "none" else self.search.rungs
+
+    def next(self) -> Job | None:
+        while True:
+            for trial in self._trials.values():
+                if trial.todo and trial.error is None:
+                    return self._job(trial, trial.todo.pop(0))
+            if self.study.claimed() + self._failed_now >= self.search.trials:
+                return None
+            number, point = self.study.ask()
+            self._begin(self._log_trial(number, point), number, point)
+
+    def _log_trial(self, number: int, point: Point) -> str:
+        key = f"{len(self._points):03d}"
+        self._points[key] = point
+        self.sweep.log("trial", point=key, number=number, words=list(point.words), values=point.values)
+        return key
+
+    def _begin(self, key: str, number: int, point: Point) -> None:
+        trial = _Trial(key=key, number=number, point=point, composed=self._compose(point))
+        self._trials[key] = trial
+        self._climb(trial)
+
+    def _job(self, trial: _Trial, seed: int) -> Job:
+        run = self.sweep.create_run(trial.key, seed, trial.composed, trial.point.values)
+        job = self._make_job(run, trial.composed.config)
+        at = self._steps(trial)
+        if at is not None:
+            job = replace(job, pause_at=at, pause_metric=self.spec.objective)
+        trial.open += 1
+        self._open[run.name] = (trial, seed)
+        return job
+
+    def _steps(self, trial: _Trial) -> int | None:
+        """Env steps of the trial's rung; None for the last one, which is the whole run."""
+        above = self.num_rungs - 1 - trial.rung
+        return None if above == 0 else math.ceil(trial.composed.config.loop.total_env_steps / RUNG_FACTOR**above)
+
+    def ended(self, job: Job, result: Result) -> list[str]:
+        trial, _ = self._open.pop(job.name)
+        trial.open -= 1
+        if result.status == "failed":
+            trial.error = result.error
+            said = [f"{job.name} failed: {result.error}"]
+            if trial.open == 0:
+                self._tell(trial, None, "failed")
+            return said
+        if trial.error is not None:
+            if trial.open == 0:
+                self._tell(trial, None, "failed")
+            return []
+        return self._climb(trial) if trial.open == 0 and not trial.todo else []
+
+    def _climb(self, trial: _Trial) -> list[str]:
+        """Read what the seeds reached; once that is all of them, judge the point, and on to its next rung."""
+        while True:
+            at = self._steps(trial)
+            trial.todo, trial.values = [], {}
+            for seed in self.spec.seeds:
+                run = self.sweep.run(trial.key, seed)
+                finished = run.status == "finished"
+                value = last_value(run, self.spec.objective, None if finished else at) if finished or at is not None else None
+                if value is None and finished:
+                    raise missing_metric(run, self.spec.objective)
+                if value is None:
+                    trial.todo.append(seed)
+                else:
+                    trial.values[seed] = value
+            if trial.todo:
+                return []
+            value = self._aggregate(list(trial.values.values()))
+            pruned = self.study.report(trial.number, trial.rung, value) if math.isfinite(value) else False
+            last = at is None or all(self.sweep.run(trial.key, seed).status == "finished" for seed in self.spec.seeds)
+            if last or pruned:
+                self._tell(trial, value, "complete" if last else "pruned")
+                how = "" if last else f"pruned at {at:,} steps, "
+                return [f"{trial.key}  {how}{self.spec.objective} {value:.4g}  {describe(trial.point.values)}"]
+            trial.rung += 1
+
+    def _tell(self, trial: _Trial, value: float | None, outcome: Literal["complete", "pruned", "failed"]) -> None:
+        self.study.tell(trial.number, value, outcome)
+        self.sweep.log("told", point=trial.key, number=trial.number, outcome=outcome, value=value)
+        self._told[trial.key] = outcome
+        if value is not None:
+            self._values[trial.key] = value
+        self._failed_now += outcome == "failed"
+        del self._trials[trial.key]
+
+    def finished_runs(self) -> int:
+        seeds = len(self.spec.seeds)
+        done = sum(self.sweep.run(t.key, s).status == "finished" for t in self._trials.values() for s in self.spec.seeds)
+        return len(self._told) * seeds + done
+
+    def best(self) -> tuple[str, float, dict[str, Any]] | None:
+        complete = {k: v for k, v in self._values.items() if self._told.get(k) == "complete" and math.isfinite(v)}
+        if not complete:
+            return None
+        choose = max if self.spec.direction == "maximize" else min
+        key = choose(complete, key=complete.__getitem__)
+        return key, complete[key], self._points[key].values
+
+    def values_of(self, job: Job) -> dict[str, Any]:
+        return self._open[job.name][0].point.values if job.name in self._open else {}
+
+
+def describe(values: dict[str, Any]) -> str:
+    """Settings as a person would type them, with the last part of their names."""
+    return "  ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in values.items())
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return str(value).lower() if value is not None else "null"
+    return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
+
+
+def check_objective(spec: Spec, config: RunConfig) -> None:
+    """Raise if no run of a configuration can log the objective."""
+    if spec.objective.startswith("eval/") and config.loop.eval_every == 0:
+        raise ConfigError(f"--objective {spec.objective}: loop.eval_every=0 never evaluates; set it, or choose episode/return_mean_100")

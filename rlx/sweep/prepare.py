@@ -1,0 +1,171 @@
+"""From the words of a command to a sweep: its points composed and checked, its name, and the sweep of that name on disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlx.config.compose import Composed, Composer
+from rlx.config.overrides import did_you_mean
+from rlx.config.schema import RunConfig
+from rlx.errors import ConfigError
+from rlx.rundir import RunDir
+from rlx.sweep.ledger import Search, Spec, SweepDir
+from rlx.sweep.plan import check_objective
+from rlx.sweep.space import Point, SearchSpace, compose_all, expand, load_space, seeds_of, swept_keys
+
+OBJECTIVE = "eval/return_iqm"
+
+
+class Prepared:
+    """A sweep's points composed and checked; those of a search are checked at the ends of its ranges only."""
+
+    def __init__(self, spec: Spec, name: str, composer: Composer, *, required: bool, points: list[Point] | None = None) -> None:
+        self.spec, self.name, self.composer, self.required = spec, name, composer, required
+        self.space: SearchSpace | None = None
+        self.points: dict[str, tuple[Point, Composed]] = {}
+        if spec.search is not None:
+            self.space = SearchSpace(spec.words, composer)
+            self.configs = [composer.compose(list(point.words)).config for point in self.space.examples()]
+        else:
+            points = expand(spec.words, composer) if points is None else points
+            composed = compose_all(points, composer)
+            self.points = {f"{i:03d}": pair for i, pair in enumerate(zip(points, composed, strict=True))}
+            self.configs = [c.config for c in composed]
+        if required:
+            for config in self.configs:
+                check_objective(spec, config)
+
+    @classmethod
+    def again(cls, sweep: SweepDir, spec: Spec) -> Prepared:
+        """A sweep that is on disk, with the points that it began with."""
+        composer = Composer(Path(spec.config_dir) if spec.config_dir else None)
+        return cls(spec, sweep.name, composer, required=spec.search is not None, points=list(sweep.grid().values()))
+
+
+def prepare(
+    words: list[str],
+    seeds: str | None,
+    name: str | None,
+    config_dir: Path | None,
+    objective: str | None,
+    minimize: bool,
+    aggregate: str,
+    options: dict[str, Any],
+) -> tuple[Spec, Prepared]:
+    """From a command line to a sweep.
+
+    Raises:
+        ConfigError: for anything that cannot be swept.
+    """
+    composer = Composer(config_dir)
+    trials = options["trials"]
+    words, seed_list = seeds_of(words, seeds)
+    if trials is None:
+        useless = next((k for k, v in options.items() if v is not None), None)
+        if useless is not None:
+            raise ConfigError(f"--{useless} is for a search: say how many settings to try with --trials N")
+    else:
+        if options["space"] is not None or not swept_keys(words):
+            chosen = options["space"] or composer.compose(words).config.algo.name
+            mine = {word.partition("=")[0] for word in words}
+            words = [*words, *[w for w in load_space(chosen, composer) if w.partition("=")[0] not in mine]]
+        search = _search(options)
+    spec = Spec(
+        words=words,
+        seeds=seed_list,
+        swept=swept_keys(words),
+        objective=objective or OBJECTIVE,
+        direction="minimize" if minimize else "maximize",
+        aggregate=aggregate,
+        config_dir=str(config_dir.resolve()) if config_dir else None,
+        search=search if trials is not None else None,
+    )
+    prepared = Prepared(spec, "", composer, required=objective is not None or trials is not None)
+    prepared.name = name if name is not None else default_name(spec, prepared.configs)
+    return spec, prepared
+
+
+def _search(options: dict[str, Any]) -> Search:
+    from rlx.sweep.study import PRUNERS, SAMPLERS  # imports optuna
+
+    search = Search(trials=options["trials"], storage=options["storage"])
+    if search.trials < 1:
+        raise ConfigError(f"--trials {search.trials}: expected at least 1")
+    for key, choices in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
+        if options[key] is not None:
+            check_choice(f"--{key}", options[key], choices)
+            setattr(search, key, options[key])
+    if options["rungs"] is not None:
+        if search.pruner == "none":
+            raise ConfigError("--rungs has no effect without a pruner: add --pruner hyperband, or leave --rungs out")
+        if not 2 <= options["rungs"] <= 8:
+            raise ConfigError(f"--rungs {options['rungs']}: expected 2 to 8; the first rung is 1/3^(rungs - 1) of the steps")
+        search.rungs = options["rungs"]
+    return search
+
+
+def extend(spec: Spec, *, seeds: str | None, trials: int | None, name: str) -> Spec:
+    """A sweep with more seeds or trials.
+
+    Raises:
+        ConfigError: for fewer of them.
+    """
+    if seeds is not None:
+        _, wanted = seeds_of([f"seed={spec.seeds[0]}"], seeds) if "," not in seeds else seeds_of([], seeds)
+        missing = [s for s in spec.seeds if s not in wanted]
+        if missing:
+            raise ConfigError(f"--seeds {seeds}: {name} already has seeds {', '.join(map(str, spec.seeds))}; it can get more, not others")
+        if wanted != spec.seeds and spec.search is not None:
+            raise ConfigError(f"--seeds {seeds}: trials of a search that have been judged keep their seeds; confirm the best setting with "
+                              f"`rlx sweep` over new seeds instead (`rlx ls --sweep {name}` shows it)")  # fmt: skip
+        spec = dataclasses.replace(spec, seeds=[*spec.seeds, *[s for s in wanted if s not in spec.seeds]])
+    if trials is not None:
+        if spec.search is None:
+            raise ConfigError(f"--trials {trials}: {name} is a grid, not a search; start a search with a --name of its own")
+        if trials < spec.search.trials:
+            raise ConfigError(f"--trials {trials}: {name} has {spec.search.trials}; it can get more, not fewer")
+        spec = dataclasses.replace(spec, search=dataclasses.replace(spec.search, trials=trials))
+    return spec
+
+
+def default_name(spec: Spec, configs: Sequence[RunConfig]) -> str:
+    """What is swept, with a digest of everything, so that the same command finds its sweep again."""
+    algos, envs = ("+".join(dict.fromkeys(names)) for names in ((c.algo.name for c in configs), (c.env.id for c in configs)))
+    keys = "-".join(k.rpartition(".")[2] for k in spec.swept if k not in ("algo", "env"))
+    digest = hashlib.sha256(json.dumps(spec.identity(), sort_keys=True).encode()).hexdigest()[:6]
+    readable = "-".join(part for part in (algos, envs.lower(), keys) if part)
+    return f"{re.sub(r'[^A-Za-z0-9._+-]', '-', readable)[:80]}-{digest}"
+
+
+def find(root: Path, name: str, spec: Spec) -> SweepDir | None:
+    """The sweep of this name, if there is one and it is this sweep."""
+    RunDir.check_name(name)
+    path = root / name
+    if not path.exists():
+        return None
+    if not SweepDir.is_sweep(path):
+        raise ConfigError(f"{path} exists and is not a sweep; choose another --name")
+    found = SweepDir(path)
+    there, here = found.spec().identity(), spec.identity()
+    changed = [key for key in here if there.get(key) != here[key]]
+    if changed:
+        differences = "; ".join(f"{key} {_brief(there[key])} there and {_brief(here[key])} here" for key in changed)
+        raise ConfigError(
+            f"{path} is another sweep: {differences}; choose another --name, or extend it: `rlx sweep --resume {name} --seeds …`"
+        )
+    return found
+
+
+def _brief(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise ConfigError(f"{option} {value}: {did_you_mean(value, list(choices))}")

@@ -1,0 +1,377 @@
+"""A sweep from the shell: every run as if trained alone, nothing lost or trained twice, whatever dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launch import finish, left_over, lines, start, wait_for
+
+from rlx.errors import ConfigError
+from rlx.rundir import RunDir
+from rlx.sweep import local
+from rlx.sweep.executor import Job, Result
+from rlx.sweep.ledger import SweepDir
+from rlx.sweep.local import LocalExecutor
+
+Command = Callable[[str], tuple[int, str, str]]
+
+SHORT = (
+    "loop.total_env_steps=6000 loop.log_every=1000 loop.eval_every=3000 loop.eval_episodes=3 loop.checkpoint_every=2000 log.wandb=disabled"
+)
+SMALL = f"algo=ppo env=cartpole recipe=null {SHORT}"
+LONGER = SMALL.replace("=6000", "=60_000")
+
+TROUBLE = '''
+import os, signal, time
+from pathlib import Path
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Trouble(CartPoleEnv):
+    """CartPole that does something bad, once, after some steps, where a file says so."""
+    steps = 0
+    def step(self, action):
+        Trouble.steps += 1
+        what = Path("trouble")
+        if Trouble.steps == 700 and what.exists():
+            kind = what.read_text()
+            if kind.startswith("once "):
+                what.unlink()
+            if "kill" in kind:
+                os.kill(os.getpid(), signal.SIGKILL)
+            if "hang" in kind:
+                time.sleep(1000)
+            if "raise" in kind:
+                raise RuntimeError("the pole is gone")
+        return super().step(action)
+
+gymnasium.register("Trouble-v0", Trouble, max_episode_steps=500)
+'''
+
+
+def sweep_of(here: Path, name: str) -> SweepDir:
+    return SweepDir.open(here / "runs", name)
+
+
+def records(sweep: SweepDir) -> dict[str, list[dict[str, Any]]]:
+    return {run.name: lines(run) for run in sweep.runs()}
+
+
+def starts(sweep: SweepDir) -> dict[str, int]:
+    """How often each run was started, according to the run itself."""
+    return {run.name: len(run.segments) for run in sweep.runs()}
+
+
+@pytest.fixture
+def trouble(here: Path) -> str:
+    """Words of a sweep over an environment that misbehaves if there is a file `trouble`."""
+    (here / "trouble_env.py").write_text(TROUBLE)
+    return f"algo=ppo env=trouble_env:Trouble-v0 algo.rollout_length=64 env.num_envs=2 {SHORT.replace('=6000', '=3000')}"
+
+
+# What is trained
+
+
+def test_a_sweep_trains_every_value_with_every_seed_as_if_each_were_trained_alone(here: Path, run_command: Command) -> None:
+    code, out, err = run_command(f"sweep {SMALL} algo.learning_rate=1e-3,1e-2 --seeds 2 --name lr")
+    assert (code, err) == (0, "")
+    assert "2 settings × 2 seeds = 4 runs" in out
+    assert "finished: 4 runs" in out
+    swept = sweep_of(here, "lr")
+    assert [run.name for run in swept.runs()] == ["000-s0", "000-s1", "001-s0", "001-s1"]
+    assert {run.status for run in swept.runs()} == {"finished"}
+    run_command(f"train {SMALL} algo.learning_rate=1e-2 seed=1 --name alone")
+    alone = RunDir(here / "runs" / "alone")
+    assert lines(alone) == lines(RunDir(swept.path / "001-s1"))
+    assert (alone.path / "config.yaml").read_text() == (swept.path / "001-s1" / "config.yaml").read_text()
+
+
+def test_runs_of_a_sweep_are_ordinary_runs(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} --seeds 1 --name one")
+    assert run_command("show one/000-s0")[0] == 0
+    assert run_command("eval one/000-s0 --episodes 2")[0] == 0
+    code, out, _ = run_command("resume one/000-s0 loop.total_env_steps=7000 log.console=quiet")
+    assert (code, "finished after" in out) == (0, True)
+
+
+def test_groups_are_swept_and_each_run_is_composed_on_its_own(here: Path, run_command: Command) -> None:
+    code, out, _ = run_command(f"sweep algo=reinforce,ppo env=cartpole recipe=null algo.clip=0.1,0.3 {SHORT} --seeds 1 --name algos")
+    assert (code, "3 settings × 1 seed = 3 runs" in out) == (0, True)
+    assert [run.meta()["algo"] for run in sweep_of(here, "algos").runs()] == ["reinforce", "ppo", "ppo"]
+
+
+def test_train_m_is_a_sweep(here: Path, run_command: Command) -> None:
+    code, _, _ = run_command(f"train -m {SMALL} seed=3,5 --name multi")
+    assert code == 0
+    assert [run.name for run in sweep_of(here, "multi").runs()] == ["000-s3", "000-s5"]
+
+
+def test_the_same_command_again_finds_its_sweep_and_trains_nothing_twice(here: Path, run_command: Command) -> None:
+    command = f"sweep {SMALL} algo.gae_lambda=0.9,0.95 --seeds 1"
+    run_command(command)
+    (swept,) = list((here / "runs").iterdir())
+    code, out, _ = run_command(command)
+    assert code == 0
+    assert "2 of them done" in out
+    assert starts(SweepDir(swept)) == {"000-s0": 1, "001-s0": 1}
+    assert "ppo-cartpole-v1-gae_lambda-" in swept.name
+
+
+def test_more_seeds_extend_a_sweep_and_leave_its_runs_alone(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} --seeds 1 --name more")
+    before = (here / "runs/more/000-s0/meta.json").read_bytes()
+    code, out, _ = run_command("sweep --resume more --seeds 3")
+    assert (code, "3 runs, 1 of them done" in out) == (0, True)
+    assert [run.status for run in sweep_of(here, "more").runs()] == ["finished"] * 3
+    assert (here / "runs/more/000-s0/meta.json").read_bytes() == before
+
+
+def test_a_dry_run_lists_and_trains_nothing(here: Path, run_command: Command) -> None:
+    code, out, _ = run_command(f"sweep {SMALL} algo.learning_rate=1e-3,1e-2 --seeds 2 --dry-run")
+    assert code == 0
+    assert "learning_rate=0.01" in out
+    assert not (here / "runs").exists()
+
+
+# What dies
+
+
+def test_a_sweep_killed_at_three_random_moments_and_resumed_equals_one_that_was_not(here: Path, run_command: Command) -> None:
+    words = f"{LONGER} algo.learning_rate=1e-3,1e-2 --seeds 2 --jobs 2"
+    assert run_command(f"sweep {words} --name whole")[0] == 0
+    for _ in range(3):
+        process = start("sweep", *words.split(), "--name", "killed", cwd=here)
+        time.sleep(random.uniform(1.5, 4.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        finish(process)
+    assert run_command("sweep --resume killed")[0] == 0
+    whole, killed = sweep_of(here, "whole"), sweep_of(here, "killed")
+    assert records(whole) == records(killed)
+    assert {run.status for run in killed.runs()} == {"finished"}
+    for run in killed.runs():
+        assert sum(segment["status"] == "finished" for segment in run.segments) == 1
+
+
+def test_ctrl_c_saves_every_run_and_leaves_no_process(here: Path, run_command: Command) -> None:
+    words = f"{LONGER.replace('=60_000', '=2_000_000')} --seeds 2 --jobs 2 --name stopped"
+    process = start("sweep", *words.split(), cwd=here)
+    wait_for(lambda: len(list(here.glob("runs/stopped/*/metrics.jsonl"))) == 2, process)
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    code, out, _ = finish(process)
+    assert code == 130
+    assert "`rlx sweep --resume stopped` goes on" in out
+    assert left_over(process) == []
+    for run in sweep_of(here, "stopped").runs():
+        assert run.status == "stopped"
+        assert list(run.checkpoints.iterdir())
+
+
+def test_runs_save_themselves_if_only_the_sweep_is_killed(here: Path) -> None:
+    words = f"{LONGER.replace('=60_000', '=5_000_000')} --seeds 1 --name orphan"
+    process = start("sweep", *words.split(), cwd=here)
+    wait_for(lambda: list(here.glob("runs/orphan/*/metrics.jsonl")), process)
+    time.sleep(0.3)
+    process.kill()
+    finish(process)
+    (run,) = sweep_of(here, "orphan").runs()
+    deadline = time.monotonic() + 20
+    while run.is_locked() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert run.status == "stopped"
+
+
+def test_a_run_whose_process_dies_goes_on_from_its_checkpoint(here: Path, run_command: Command, trouble: str) -> None:
+    (here / "trouble").write_text("once kill")
+    code, out, _ = run_command(f"sweep {trouble} --seeds 2 --jobs 1 --name dies")
+    assert code == 0
+    assert "SIGKILL" in out
+    (here / "trouble").unlink(missing_ok=True)
+    run_command(f"sweep {trouble} --seeds 2 --jobs 1 --name lives")
+    assert records(sweep_of(here, "dies")) == records(sweep_of(here, "lives"))
+
+
+def test_a_run_that_hangs_is_seen_killed_and_goes_on(here: Path, run_command: Command, trouble: str) -> None:
+    (here / "trouble").write_text("once hang")
+    code, out, _ = run_command(f"sweep {trouble} --seeds 1 --stall-timeout 3 --name hangs")
+    assert code == 0
+    assert "no sign of life for 3 s in phase collect" in out
+    assert [run.status for run in sweep_of(here, "hangs").runs()] == ["finished"]
+
+
+def test_a_run_that_dies_every_time_fails_and_the_rest_goes_on(here: Path, run_command: Command, trouble: str) -> None:
+    (here / "trouble").write_text("kill")
+    code, out, err = run_command(f"sweep {trouble} --seeds 1 --retries 1 --name dies")
+    assert code == 8
+    assert "1 run failed" in err
+    assert "failed: 000-s0: its process was ended by SIGKILL" in out
+    assert [e["event"] for e in sweep_of(here, "dies").events()].count("start") == 2
+
+
+def test_failed_runs_are_listed_with_their_error_and_can_be_retried(here: Path, run_command: Command, trouble: str) -> None:
+    (here / "trouble").write_text("raise")
+    code, out, err = run_command(f"sweep {trouble} --seeds 2 --name fails")
+    assert code == 8
+    assert "failed: 000-s0, 000-s1: " in out
+    assert "the pole is gone" in out
+    assert "`rlx sweep --resume fails --retry-failed`" in err
+    code, out, _ = run_command("sweep --resume fails")
+    assert (code, "2 failed before and are left alone" in out) == (8, True)
+    code, out, _ = run_command("ls --sweep fails")
+    assert (code, "the pole is gone" in out) == (0, True)
+    (here / "trouble").unlink()
+    assert run_command("sweep --resume fails --retry-failed")[0] == 0
+    assert [run.status for run in sweep_of(here, "fails").runs()] == ["finished"] * 2
+
+
+# Where it is trained
+
+
+def test_jobs_times_cores_never_exceed_the_cores_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    assert local._slots(None, 1, 0) == 8
+    assert local._slots(None, 3, 0) == 2
+    assert local._slots(2, 4, 0) == 2
+    assert local._slots(None, 1, 2) == 2  # one GPU each
+    with pytest.raises(ConfigError, match=r"--jobs 3: runs each of 4 cores .* 8 cores here; say --jobs 2 or less"):
+        local._slots(3, 4, 0)
+    with pytest.raises(ConfigError, match="9 cores busy"):
+        local._slots(None, 9, 0)
+    with pytest.raises(ConfigError, match="there are 2 here"):
+        local._slots(3, 1, 2)
+    with pytest.raises(ConfigError, match="at least 1"):
+        local._slots(0, 1, 0)
+
+
+def test_every_gpu_job_gets_a_gpu_of_its_own_and_gives_it_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "available_cores", lambda: 8)
+    executor = LocalExecutor(2, gpus=["4", "7"])
+    jobs = [Job(run=str(here / name), gpus=1) for name in "abc"]
+    for job in jobs:
+        Path(job.run).mkdir()
+    monkeypatch.setattr(local, "_child", _tell_gpu)
+
+    def work_on(job: Job) -> None:
+        executor.start(job)
+
+    work_on(jobs[0])
+    work_on(jobs[1])
+    ended: list[tuple[Job, Result]] = []
+    while len(ended) < 2:
+        ended += executor.wait(5.0)
+    work_on(jobs[2])
+    while len(ended) < 3:
+        ended += executor.wait(5.0)
+    executor.close()
+    seen = {Path(job.run).name: (Path(job.run) / "gpu").read_text() for job, _ in ended}
+    assert {seen["a"], seen["b"]} == {"4", "7"}
+    assert seen["c"] in ("4", "7")
+
+
+def _tell_gpu(job: Job, gpu: str | None, answer: Any) -> None:
+    (Path(job.run) / "gpu").write_text(str(gpu))
+    answer.send(Result(status="finished"))
+
+
+def test_runs_have_one_thread_unless_they_ask_for_more(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} --seeds 1 --name one")
+    (run,) = sweep_of(here, "one").runs()
+    assert run.segments[0]["threads"] == 1
+
+
+# What it keeps
+
+
+def test_a_torn_last_line_of_the_ledger_is_ignored_and_ended(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} --seeds 1 --name torn")
+    swept = sweep_of(here, "torn")
+    before = swept.events()
+    with (swept.path / "ledger.jsonl").open("ab") as file:
+        file.write(b'{"event": "st')
+    assert swept.events() == before
+    swept.log("later")
+    assert [e["event"] for e in swept.events()] == [*[e["event"] for e in before], "later"]
+
+
+def test_ls_shows_progress_and_the_best_setting(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} algo.learning_rate=1e-5,1e-2 --seeds 2 --name lr")
+    code, out, _ = run_command("ls --sweep latest")
+    assert code == 0
+    assert "4 of 4 runs, at rest" in out
+    assert "best so far" in out
+    assert "rlx compare lr" in out
+    (seen,) = map(json.loads, run_command("ls --sweep lr --json")[1].splitlines())
+    assert seen["counts"] == {"finished": 4}
+    assert seen["best"]["values"] == {"algo.learning_rate": 0.01}
+    assert "lr" in run_command("ls")[1]
+
+
+def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} algo.clip=0.1,0.2 --seeds 1 --name clip")
+    meta = RunDir(here / "runs/clip/001-s0").meta()
+    assert (meta["sweep"], meta["point"], meta["values"]) == ("clip", "001", {"algo.clip": 0.2})
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("algo.learnin_rate=1,2", "algo.learnin_rate: unknown key"),
+        ("algo=ppo,a2c algo.clipp=1,2", "algo.clipp: unknown key"),
+        ("'algo.learning_rate=range(5,1)'", "algo.learning_rate"),
+        ("'algo.learning_rate=interval(1e-5,1e-2)'", "--trials"),
+        ("algo.discount=0.9,1.5", "algo.discount must be within [0, 1], got 1.5"),
+        ("--seeds 0", "--seeds"),
+        ("--seeds x", "--seeds"),
+        ("seed=1,2 --seeds 3", "seed"),
+        ("--jobs 0", "--jobs 0"),
+        ("--jobs 999", "say --jobs"),
+        ("--executor kubernetes", "--executor kubernetes: expected one of local, ray, slurm"),
+        ("--aggregate mode", "--aggregate mode"),
+        ("--pruner hyperband", "--pruner is for a search"),
+        ("--address x:1", "--address goes with --executor ray"),
+        ("--trials 0 algo.clip=1,2", "--trials 0"),
+        ("--objective eval/return_mean loop.eval_every=0", "never evaluates"),
+        ("--resume nothing", "no such sweep"),
+        ("--resume latest algo=ppo", "algo=ppo has no place"),
+        ("--name latest", "latest"),
+        ("--multirum", "--multirum: unknown option"),
+    ],
+)
+def test_a_mistake_is_one_line_that_says_what_to_type(words: str, said: str, here: Path, run_command: Command) -> None:
+    code, _, err = run_command(f"sweep {words}")
+    assert (code, "Traceback" in err) == (2, False)
+    assert said in err
+    assert not (here / "runs").exists()
+
+
+def test_an_objective_that_no_run_logs_ends_the_sweep_with_the_metrics_there_are(here: Path, run_command: Command) -> None:
+    code, _, err = run_command(f"sweep {SMALL} --seeds 3 --jobs 1 --objective eval/retrun_mean --name typo")
+    assert code == 2
+    assert "did you mean eval/return_mean?" in err
+    assert sum(run.status == "finished" for run in sweep_of(here, "typo").runs()) == 1
+
+
+def test_a_name_that_another_sweep_has_is_refused_with_the_difference(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} --seeds 1 --name mine")
+    code, _, err = run_command(f"sweep {SMALL} algo.clip=0.1,0.2 --seeds 1 --name mine")
+    assert code == 2
+    assert "algo.clip=0.1,0.2" in err
+    assert "choose another --name" in err
+
+
+def test_a_sweep_is_worked_on_by_one_process(here: Path, run_command: Command) -> None:
+    run_command(f"sweep {SMALL} --seeds 1 --name mine")
+    with sweep_of(here, "mine").lock():
+        code, _, err = run_command("sweep --resume mine --seeds 2")
+    assert (code, "another process" in err) == (2, True)
