@@ -22,7 +22,7 @@ from rlx.algos import ALGORITHMS
 from rlx.cli import doctor as doctor_module
 from rlx.cli.catalogue import EXTRA_MODULES, key_docs
 from rlx.cli.main import app
-from rlx.cli.plot import MARK, number, plot
+from rlx.cli.braille import MARK, number, plot
 from rlx.config.compose import Composer, runs_directory
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
@@ -89,7 +89,7 @@ def write_checkpoint(run: RunDir, env_steps: int, *, score: float | None, why_no
 
 def test_importing_the_commands_imports_nothing_heavy() -> None:
     code = (
-        "import sys, rlx.cli.catalogue, rlx.cli.runs, rlx.cli.doctor, rlx.cli.complete, rlx.cli.plot;"
+        "import sys, rlx.cli.catalogue, rlx.cli.runs, rlx.cli.doctor, rlx.cli.complete, rlx.cli.braille;"
         "print([m for m in ('torch', 'wandb', 'gymnasium', 'hydra', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from rlx import __version__
-from rlx.cli import catalogue, doctor, evaluate, runs, sweep, sync, train
+from rlx.cli import catalogue, compare, doctor, evaluate, plot, runs, sweep, sync, train
 from rlx.errors import RlxError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.command("algos")(catalogue.algos)
 app.command("envs")(catalogue.envs)
 app.command("ls")(runs.ls)
 app.command("show")(runs.show)
+app.command("compare")(compare.compare)
+app.command("plot")(plot.plot)
 app.command("sync")(sync.sync)
 app.command("doctor")(doctor.doctor)
 

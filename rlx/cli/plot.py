@@ -1,91 +1,159 @@
-"""A curve in the terminal: braille dots, two by four of them to a character."""
+"""rlx plot: learning curves of runs and sweeps, and what a sweep says of its settings; in the terminal and as files."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-Point = tuple[float, float]
+import typer
 
-_DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # bits of U+2800 by column and row
-MARK = "●"
+from rlx.cli.braille import letter, plot_many
+from rlx.cli.complete import complete_runs_and_sweeps
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from rlx.stats.data import Group, RunData
+    from rlx.stats.figures import Trial
+
+_EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
+_KINDS = ("curves", "slice", "parallel")
+_X = {"env_steps": "env_steps", "wall_time": "time/elapsed_s"}
+_STYLES = ("blue", "red", "green", "magenta", "yellow", "cyan", "white", "bright_black")
+_MOST_IN_TERMINAL = 12
 
 
-def plot(line: Sequence[Point], marks: Sequence[Point] = (), *, width: int = 72, height: int = 12, x_label: str = "") -> list[str]:
-    """Draw a curve through `line` and a ● at each of `marks`, on axes that show their ranges.
+def plot(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP…", help="Runs and sweeps: names, paths, patterns such as 'lr/00*'.",
+                                              autocompletion=complete_runs_and_sweeps)],
+    kind: Annotated[str, typer.Option(help="curves, slice (one panel per swept key) or parallel (coordinates).")] = "curves",
+    metric: Annotated[str | None, typer.Option(help="What is drawn. [default: evaluations, or training returns]")] = None,
+    by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. [default: what differs]")] = None,
+    x: Annotated[str, typer.Option(help="env_steps or wall_time.")] = "env_steps",
+    statistic: Annotated[str, typer.Option(help="Over seeds: iqm or mean.")] = "iqm",
+    seeds: Annotated[bool, typer.Option("--seeds", help="Also draw every seed, thinly.")] = False,
+    threshold: Annotated[float | None, typer.Option(help="Draw a line at this height.")] = None,
+    minimize: Annotated[bool, typer.Option("--minimize", help="Less is better; for parallel coordinates.")] = False,
+    out: Annotated[list[Path] | None, typer.Option(help="Write here: .png, .svg, .pdf; can be repeated. [default: plots/]")] = None,
+    terminal_only: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal and write no file.")] = False,
+    runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
+) -> None:  # fmt: skip
+    """Draw learning curves with their intervals over seeds, or what a sweep says of its settings.
 
-    A value that is not finite is a gap in the curve; one value, or one value repeated, is drawn in the middle.
+    Examples:
 
-    Args:
-        line: (x, y) in the order in which they are connected.
-        marks: (x, y) drawn over the curve.
-        width: characters of a line, axis included; at least 24.
-        height: lines of the drawing, above the two of the x-axis; at least 3.
-        x_label: what x is.
+      rlx plot lr
 
-    Returns:
-        `height` + 2 lines of at most `width` characters; none if no value is finite.
+      rlx plot lr --kind parallel --out lr.svg
+
+      rlx plot car lander --metric episode/return_mean_100 --x wall_time
     """
-    points = [p for p in (*line, *marks) if _is_finite(p)]
-    if not points:
-        return []
-    x_range, y_range = (_spread([p[axis] for p in points]) for axis in (0, 1))
-    labels = {0: number(y_range[1]), height // 2: number(_middle(y_range)), height - 1: number(y_range[0])}
-    gutter = max(map(len, labels.values()))
-    columns = width - gutter - 2
-    bits = [[0] * columns for _ in range(height)]
+    from rlx.cli.catalogue import terminal
+    from rlx.config.compose import runs_directory
+    from rlx.errors import ConfigError
+    from rlx.stats import figures
+    from rlx.stats.data import check_metric, group, load
+    from rlx.sweep.prepare import check_choice
 
-    def dot(point: Point) -> tuple[int, int]:
-        """Where a point is in dots, from the top left."""
-        across, up = ((value - low) / (high - low) for value, (low, high) in zip(point, (x_range, y_range), strict=True))
-        return round(across * (2 * columns - 1)), round((1.0 - up) * (4 * height - 1))
-
-    previous: tuple[int, int] | None = None
-    for point in line:
-        if not _is_finite(point):
-            previous = None
-            continue
-        x, y = dot(point)
-        from_x, from_y = previous or (x, y)
-        steps = max(abs(x - from_x), abs(y - from_y), 1)
-        for i in range(steps + 1):
-            at_x, at_y = round(from_x + (x - from_x) * i / steps), round(from_y + (y - from_y) * i / steps)
-            bits[at_y // 4][at_x // 2] |= _DOTS[at_x % 2][at_y % 4]
-        previous = x, y
-    cells = [[chr(0x2800 + b) if b else " " for b in row] for row in bits]
-    for point in filter(_is_finite, marks):
-        x, y = dot(point)
-        cells[y // 4][x // 2] = MARK
-    rows = [f"{labels.get(i, ''):>{gutter}} {'┤' if i in labels else '│'}{''.join(row)}".rstrip() for i, row in enumerate(cells)]
-    return [*rows, f"{'':{gutter}} └{'─' * columns}", f"{'':{gutter}}  {_x_axis(x_range, x_label, columns)}".rstrip()]
-
-
-def number(value: float) -> str:
-    """A number short enough for an axis: 12.35, 480, 50k, 1.25M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if 0.99995 * limit <= abs(value) < 1e13:
-            return f"{value / (1e3 if unit == 'k' else limit):.4g}{unit}"
-    return f"{value:.4g}"
-
-
-def _is_finite(point: Point) -> bool:
-    return all(math.isfinite(v) and abs(v) < 1e300 for v in point)  # the width of a range must be finite too
+    check_choice("--kind", kind, _KINDS)
+    check_choice("--x", x, tuple(_X))
+    check_choice("--statistic", statistic, ("iqm", "mean"))
+    for path in out or []:
+        if path.suffix not in figures.FORMATS:
+            raise ConfigError(f"--out {path}: expected an ending of {', '.join(figures.FORMATS)}")
+    if out and terminal_only:
+        raise ConfigError("--out writes a file and --terminal writes none: leave one out")
+    root = runs_dir or runs_directory()
+    found = load(root, runs)
+    chosen = metric or _default_metric(found, kind)
+    check_metric(found, chosen)
+    groups = group(found, by)
+    console = terminal()
+    if kind == "curves":
+        figure = figures.draw_curves(groups, chosen, x=_X[x], statistic=statistic, every_seed=seeds, threshold=threshold)
+        _print_curves(console, groups, chosen, x=_X[x], statistic=statistic)
+    else:
+        tried = figures.trials(groups, chosen)
+        if len(tried) < 2 or not tried[0].values:
+            raise ConfigError(f"--kind {kind} shows how settings differ, and these runs have one setting; draw --kind curves")
+        if kind == "slice":
+            figure = figures.draw_slices(tried, chosen, statistic=statistic)
+            _print_slices(console, tried, chosen)
+        else:
+            figure = figures.draw_parallel(tried, chosen, statistic=statistic, minimize=minimize)
+            console.print("parallel coordinates need a file; `rlx plot --kind slice` draws in the terminal", style="dim", soft_wrap=True)
+    if terminal_only:
+        return
+    for path in out or [_default_path(root, found, kind, chosen, x)]:
+        figures.save(figure, path)
+        console.print(str(path), soft_wrap=True, highlight=False)
 
 
-def _middle(span: Point) -> float:
-    middle = (span[0] + span[1]) / 2
-    return middle if abs(middle) > 1e-9 * (span[1] - span[0]) else 0.0
+def _default_metric(runs: Sequence[RunData], kind: str) -> str:
+    """Evaluations, unless they are too few to make a curve of every run."""
+    needed = 3 if kind == "curves" else 1
+    counts = [len(run.series(_EVALUATION)[0]) for run in runs if run.lines]
+    return _EVALUATION if counts and min(counts) >= needed else _TRAINING
 
 
-def _spread(values: list[float]) -> Point:
-    """Lowest and highest value, a little apart if they are equal."""
-    low, high = min(values), max(values)
-    if high - low <= 1e-12 * max(abs(low), abs(high)):
-        room = abs(low) * 0.1 or 1.0
-        return low - room, high + room
-    return low, high
+def _default_path(root: Path, runs: Sequence[RunData], kind: str, metric: str, x: str) -> Path:
+    """plots/ in the run, in the sweep if all runs are of one, else in the directory of runs."""
+    sweeps = {run.sweep for run in runs}
+    if len(runs) == 1:
+        directory = root / runs[0].name
+    else:
+        sweep = next(iter(sweeps)) if len(sweeps) == 1 else None
+        directory = root / sweep if sweep else root
+    against = "" if x == "env_steps" else f"-{x}"
+    return directory / "plots" / f"{kind}-{metric.replace('/', '-')}{against}.png"
 
 
-def _x_axis(span: Point, label: str, columns: int) -> str:
-    left, right = number(span[0]), number(span[1])
-    return left + label.center(max(0, columns - len(left) - len(right))) + right
+def _print_curves(console: Console, groups: Sequence[Group], metric: str, *, x: str, statistic: str) -> None:
+    from rlx.stats.curves import band
+
+    drawn = []
+    silent = [g.label for g in groups if not any(len(run.series(metric, x)[0]) for run in g.runs)]
+    groups = [g for g in groups if g.label not in silent]
+    for g in groups[:_MOST_IN_TERMINAL]:
+        steps, centre, _, _ = band(g.runs, metric, x, statistic)
+        drawn.append(list(zip(steps.tolist(), centre.tolist(), strict=True)))
+    label = "env steps" if x == "env_steps" else "seconds of training"
+    console.print(f"{metric}, {'IQM' if statistic == 'iqm' else 'mean'} over seeds", highlight=False)
+    _print_drawing(console, drawn, [f"{g.label} ({len(g.runs)})" for g in groups], label)
+    if len(groups) > _MOST_IN_TERMINAL:
+        console.print(f"and {len(groups) - _MOST_IN_TERMINAL} more in the file", style="dim")
+    if silent:
+        console.print(f"left out, without {metric}: {', '.join(silent)}", style="dim", soft_wrap=True)
+
+
+def _print_drawing(
+    console: Console, drawn: list[list[tuple[float, float]]], names: list[str], x_label: str, *, joined: bool = True
+) -> None:
+    from rich.text import Text
+
+    width = min(console.width, 100)
+    for row in plot_many(drawn, width=width, height=16, x_label=x_label, joined=joined):
+        text = Text(no_wrap=True)
+        for character, owner in row:
+            text.append(character, style="" if owner is None or not joined else _STYLES[owner % len(_STYLES)])
+        text.rstrip()
+        console.print(text, soft_wrap=True)
+    if joined:
+        for i, name in enumerate(names[: len(drawn)]):
+            console.print(Text(f"  {letter(i)}  ", style=_STYLES[i % len(_STYLES)]).append(name, style="default"), soft_wrap=True)
+
+
+def _print_slices(console: Console, found: Sequence[Trial], metric: str) -> None:
+    """A drawing of dots for every key; names stand for their places."""
+    import math
+
+    from rlx.stats.figures import scale_of
+
+    for key in found[0].values:
+        scale = scale_of([t.values[key] for t in found])
+        at = [math.log10(p) if scale.log else float(p) for p in scale.positions]
+        dots = [(p, score) for p, t in zip(at, found, strict=True) for score in t.scores]
+        names = f": {', '.join(f'{i} {name}' for i, name in enumerate(scale.names))}" if scale.names else ""
+        console.print(f"\n{metric} against {'log10 of ' if scale.log else ''}{key}{names}", soft_wrap=True, highlight=False)
+        _print_drawing(console, [dots], [], key, joined=False)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rlx.cli.braille import number, plot
 from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
 from rlx.cli.complete import complete_runs, complete_sweeps
-from rlx.cli.plot import number, plot
 
 if TYPE_CHECKING:
     from rich.console import Console

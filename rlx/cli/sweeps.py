@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlx.cli.braille import number
 from rlx.cli.catalogue import make_table, print_json, terminal
-from rlx.cli.plot import number
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -73,7 +73,7 @@ class LiveView:
         self._live.stop()
 
     def render(self, drive: Drive) -> Panel:
-        from rlx.cli.plot import number
+        from rlx.cli.braille import number
         from rlx.sweep.plan import describe
 
         width = min(110, self._console.width)

@@ -1,0 +1,1 @@
+"""What runs amount to: aggregates over seeds with their intervals, comparisons, figures."""

@@ -1,0 +1,132 @@
+"""Aggregates over seeds with their uncertainty.
+
+Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice", says which and why.
+
+Scores are given as strata: one array of scores for every environment, or one in all. Every random number follows from SEED.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float64]
+Strata = Sequence[Scores]
+Statistic = Callable[[Scores], Scores]
+"""From scores [..., n] to a number for each of the leading dimensions."""
+
+SEED = 0
+RESAMPLES = 5000
+_EXACT = 10_000
+"""Most permutations that are all looked at."""
+
+
+def iqm(scores: Scores) -> Scores:
+    """Interquartile mean over the last axis: a quarter of the values, rounded down, is cut off at either end (scipy.stats.trim_mean)."""
+    ordered = np.sort(scores, axis=-1)
+    cut = scores.shape[-1] // 4
+    return np.asarray(ordered[..., cut : scores.shape[-1] - cut].mean(axis=-1))
+
+
+def mean(scores: Scores) -> Scores:
+    return np.asarray(scores.mean(axis=-1))
+
+
+def median(scores: Scores) -> Scores:
+    return np.asarray(np.median(scores, axis=-1))
+
+
+def optimality_gap(scores: Scores, target: float) -> float:
+    """Mean amount by which scores miss a target; what is above it does not make up for what is below."""
+    return float(np.maximum(target - scores, 0.0).mean())
+
+
+def stratified_bootstrap(
+    strata: Strata, statistic: Statistic, *, confidence: float = 0.95, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """Percentile interval of a statistic of all scores, runs being drawn with replacement within each stratum (Efron 1979).
+
+    One value has no spread to draw from: its interval is (nan, nan).
+    """
+    if max(len(s) for s in strata) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(SEED)
+    drawn = np.concatenate([s[rng.integers(len(s), size=(resamples, len(s)))] for s in strata], axis=1)
+    return _interval(statistic(drawn), confidence)
+
+
+def _interval(values: Scores, confidence: float) -> tuple[float, float]:
+    low, high = np.quantile(values, [(1.0 - confidence) / 2, (1.0 + confidence) / 2])
+    return float(low), float(high)
+
+
+def probability_of_improvement(x: Strata, y: Strata) -> float:
+    """P(X > Y) + P(X = Y) / 2 for a run of either: Mann and Whitney's (1947) U divided by the number of pairs, averaged over strata."""
+    return float(np.mean([_wins(a, b) for a, b in zip(x, y, strict=True)]))
+
+
+def _wins(a: Scores, b: Scores) -> Scores:
+    """Mean over pairs of 1[a > b] + 1[a = b] / 2, for a [..., n] and b [..., m]."""
+    difference = a[..., :, None] - b[..., None, :]
+    return np.asarray((np.sign(difference) + 1.0).mean(axis=(-2, -1)) / 2.0)
+
+
+def improvement_interval(x: Strata, y: Strata, *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Stratified bootstrap interval of the probability of improvement; (nan, nan) if a side has a single run."""
+    if max(len(s) for s in x) < 2 or max(len(s) for s in y) < 2:
+        return math.nan, math.nan
+    rng = np.random.default_rng(SEED)
+
+    def draw(s: Scores) -> Scores:
+        return s[rng.integers(len(s), size=(resamples, len(s)))]
+
+    values = np.mean([_wins(draw(a), draw(b)) for a, b in zip(x, y, strict=True)], axis=0)
+    return _interval(values, confidence)
+
+
+def permutation_p(x: Strata, y: Strata) -> float:
+    """Two-sided p-value of the probability of improvement under exchange of runs between x and y within each stratum (Fisher 1935).
+
+    Exact if there are at most 10,000 exchanges, else from 9,999 random ones, seeded. Ties need no correction.
+    """
+    from scipy import stats
+
+    observed = abs(probability_of_improvement(x, y) - 0.5)
+    if len(x) == 1:
+        done = stats.permutation_test(
+            (x[0], y[0]), lambda a, b, axis=-1: np.abs(_wins(np.moveaxis(a, axis, -1), np.moveaxis(b, axis, -1)) - 0.5),
+            permutation_type="independent", vectorized=True, n_resamples=_EXACT - 1 if permutations(x, y) > _EXACT else np.inf,
+            alternative="greater", rng=np.random.default_rng(SEED),
+        )  # fmt: skip
+        return float(done.pvalue)
+    rng = np.random.default_rng(SEED)
+    pooled = [np.concatenate(pair) for pair in zip(x, y, strict=True)]
+    totals = np.zeros(_EXACT - 1)
+    for values, a in zip(pooled, x, strict=True):
+        mixed = rng.permuted(np.tile(values, (_EXACT - 1, 1)), axis=1)
+        totals += _wins(mixed[:, : len(a)], mixed[:, len(a) :])
+    extreme = np.abs(totals / len(x) - 0.5) >= observed - 1e-12
+    return float((extreme.sum() + 1) / _EXACT)
+
+
+def permutations(x: Strata, y: Strata) -> int:
+    """In how many ways runs can be exchanged."""
+    return math.prod(math.comb(len(a) + len(b), len(a)) for a, b in zip(x, y, strict=True))
+
+
+def smallest_p(x: Strata, y: Strata) -> float:
+    """The smallest two-sided p that so few runs can reach."""
+    return min(1.0, 2.0 / permutations(x, y))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values that hold for all comparisons together (Holm 1979): the k-th smallest of m times m - k + 1, made monotone."""
+    corrected = [0.0] * len(p_values)
+    highest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        highest = max(highest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        corrected[index] = highest
+    return corrected

@@ -1,0 +1,219 @@
+"""Runs read for statistics, and the groups that they are compared in."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.config.compose import leaf_keys
+from rlx.config.overrides import did_you_mean
+from rlx.errors import ConfigError
+from rlx.rundir import RunDir, list_runs
+
+Series = tuple[NDArray[np.float64], NDArray[np.float64]]
+
+_NO_DIFFERENCE = ("seed", "log.", "runtime.", "loop.log_every", "loop.eval_every", "loop.eval_episodes", "loop.checkpoint_every",
+                  "loop.keep_checkpoints", "env.worker")  # fmt: skip
+"""Settings that make runs no different: where and how they are watched."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """One run, read for statistics."""
+
+    name: str
+    """As a command takes it: car, or lr/003-s1."""
+    seed: int
+    status: str
+    settings: dict[str, Any]
+    """Every key of its configuration but the seed; algo and env by their short names."""
+    lines: list[dict[str, Any]]
+    sweep: str | None = None
+    swept: tuple[str, ...] = ()
+    """The keys that its sweep swept."""
+
+    def series(self, metric: str, x: str = "env_steps") -> Series:
+        """The lines that have the metric: x [n] and its values [n]."""
+        points = [(line[x], line[metric]) for line in self.lines if _is_number(line.get(metric)) and _is_number(line.get(x))]
+        pairs = np.array(points, dtype=np.float64).reshape(-1, 2)
+        return pairs[:, 0], pairs[:, 1]
+
+    @property
+    def env_steps(self) -> int:
+        """How far it got."""
+        return int(self.lines[-1]["env_steps"]) if self.lines else 0
+
+    @property
+    def elapsed_s(self) -> float | None:
+        return next((float(line["time/elapsed_s"]) for line in reversed(self.lines) if "time/elapsed_s" in line), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that differ in their seed only, or in what the user leaves out of account."""
+
+    label: str
+    values: dict[str, Any]
+    runs: list[RunData]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def load(root: Path, references: list[str]) -> list[RunData]:
+    """Read runs and sweeps, by name, path, pattern, or `latest`.
+
+    Raises:
+        ConfigError: for a reference to nothing, and for a run whose configuration cannot be read.
+    """
+    paths: dict[Path, tuple[Path, str]] = {}
+    for reference in references:
+        for path in _find(root, reference):
+            if _is_sweep(path):
+                for run in sorted(p for p in path.iterdir() if (p / "meta.json").is_file()):
+                    paths.setdefault(run.resolve(), (run, f"{path.name}/{run.name}"))
+            else:
+                inside = _is_sweep(path.parent)
+                paths.setdefault(path.resolve(), (path, f"{path.parent.name}/{path.name}" if inside else path.name))
+    return [_read(path, name) for path, name in paths.values()]
+
+
+def _is_sweep(path: Path) -> bool:
+    return (path / "sweep.json").is_file()
+
+
+def _find(root: Path, reference: str) -> list[Path]:
+    if reference == "latest":
+        return [RunDir.open(root, "latest").path]
+    if any(c in reference for c in "*?["):
+        base, _, pattern = reference.rpartition("/")
+        there = [p for p in (root / base).glob("*") if (p / "meta.json").is_file() or _is_sweep(p)]
+        found = sorted(p for p in there if fnmatch.fnmatch(p.name, pattern))
+        if not found:
+            raise ConfigError(f"{reference}: no run or sweep in {root / base} matches; `rlx ls` lists them")
+        return found
+    for path in (root / reference, Path(reference)):
+        if _is_sweep(path) or (path / "meta.json").is_file() or (path / "config.yaml").is_file():
+            return [path]
+    names = [run.name for run in list_runs(root)] + ([p.name for p in root.iterdir() if _is_sweep(p)] if root.is_dir() else [])
+    near = difflib.get_close_matches(reference, names, n=1, cutoff=0.4)
+    raise ConfigError(f"{reference}: no such run or sweep in {root}; {f'did you mean {near[0]}?' if near else '`rlx ls` lists them'}")
+
+
+def _read(path: Path, name: str) -> RunData:
+    run = RunDir(path)
+    config, meta = run.config(trust=True), run.meta()  # only read: no environment is made
+    settings = {key: value for key, value in leaf_keys(config).items() if key not in ("seed", "algo.name", "env.id")}
+    chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id), "recipe": meta.get("recipe")}
+    swept: tuple[str, ...] = ()
+    if _is_sweep(path.parent):
+        try:
+            swept = tuple(json.loads((path.parent / "sweep.json").read_text()).get("swept", ()))
+        except (OSError, ValueError):
+            swept = ()
+    return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
+                   sweep=path.parent.name if swept or _is_sweep(path.parent) else None, swept=swept)  # fmt: skip
+
+
+def group(runs: list[RunData], by: list[str] | None = None) -> list[Group]:
+    """Put together what belongs together.
+
+    Args:
+        by: the keys that tell groups apart. None: what a sweep swept, if all runs are of one; else every key in which runs differ,
+            other than seed, cadences, logging and runtime.
+
+    Raises:
+        ConfigError: for a key that no run has.
+    """
+    known = {key: None for run in runs for key in run.settings}
+    keys = [_resolve(key, list(known)) for key in by] if by is not None else _differing(runs, list(known))
+    groups: dict[str, tuple[dict[str, Any], list[RunData]]] = {}
+    for run in runs:
+        values = {key: run.settings.get(key) for key in keys}
+        groups.setdefault(json.dumps(values, default=str), (values, []))[1].append(run)
+    ordered = sorted(groups.values(), key=lambda item: [_order(v) for v in item[0].values()])
+    own = [{key: value for key, value in values.items() if key in members[0].settings} for values, members in ordered]
+    labels = [label(values) for values in own]
+    if len(set(labels)) < len(labels):
+        labels = [label(values, digits=17) for values in own]
+    return [Group(label=name, values=values, runs=members) for name, (values, members) in zip(labels, ordered, strict=True)]
+
+
+def _resolve(key: str, known: list[str]) -> str:
+    """A key as it was typed: whole, or its last part if that is unmistakable."""
+    if key in known:
+        return key
+    matching = [k for k in known if k.rpartition(".")[2] == key]
+    if len(matching) == 1:
+        return matching[0]
+    raise ConfigError(
+        f"--by {key}: no run has this key; {did_you_mean(key, known) if not matching else 'write one of ' + ', '.join(matching)}"
+    )
+
+
+def _differing(runs: list[RunData], known: list[str]) -> list[str]:
+    swept = {run.swept for run in runs}
+    if len({run.sweep for run in runs}) == 1 and len(swept) == 1 and (keys := next(iter(swept))):
+        return [key for key in keys if key in known or not key.startswith("experiment")]
+    different = [key for key in known if len({json.dumps(run.settings.get(key), default=str) for run in runs}) > 1]
+    different = [key for key in different if not key.startswith(_NO_DIFFERENCE)]
+    if "algo" in different:  # two algorithms have different keys and defaults: their names say it
+        shared = [k for k in different if not k.startswith("algo.") or _differs_within(runs, k, "algo")]
+        different = shared
+    if "env" in different:
+        different = [
+            k for k in different if k != "recipe" and (not k.startswith(("env.", "algo.", "loop.")) or _differs_within(runs, k, "env"))
+        ]
+    return [k for k in different if k != "recipe" or len(different) == 1]
+
+
+def _differs_within(runs: list[RunData], key: str, choice: str) -> bool:
+    """Whether a key also differs among runs of the same algorithm, or env."""
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        values.setdefault(str(run.settings.get(choice)), set()).add(json.dumps(run.settings.get(key), default=str))
+    return any(len(found) > 1 for found in values.values())
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Numbers by size, then words."""
+    if _is_number(value):
+        return 0, float(value), ""
+    return (2, 0.0, "") if value is None else (1, 0.0, str(value))
+
+
+def label(values: dict[str, Any], *, digits: int = 4) -> str:
+    """One line: learning_rate=0.001 clip=0.2; algorithm and environment by their names alone."""
+    if not values:
+        return "all"
+    lasts = [key.rpartition(".")[2] for key in values]
+    parts = []
+    for key, last in zip(values, lasts, strict=True):
+        value = values[key]
+        shown = "null" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value).replace(" ", "")
+        name = last if lasts.count(last) == 1 else key
+        parts.append(shown if key in ("algo", "env") else f"{name}={shown}")
+    return " ".join(parts)
+
+
+def metrics_of(runs: Iterable[RunData]) -> list[str]:
+    """Every metric that any of the runs logged."""
+    return sorted({key for run in runs for line in run.lines for key, value in line.items() if "/" in key and _is_number(value)})
+
+
+def check_metric(runs: list[RunData], metric: str) -> None:
+    """Raise a ConfigError that names the nearest ones if no run logged a metric."""
+    there = metrics_of(runs)
+    if not there:
+        raise ConfigError("none of these runs has logged anything yet; `rlx ls` shows how far they are")
+    if metric not in there:
+        raise ConfigError(f"--metric {metric}: no run logged it; {did_you_mean(metric, there)}")
