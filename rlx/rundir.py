@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlx.config.compose import Composed, load_config, save_config
+from rlx.config.compose import Composed, load_config, runs_directory, save_config
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, StorageError
 from rlx.files import replace_durably
@@ -36,6 +36,12 @@ class RunDir:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def reference(self) -> str:
+        """What commands call the run by: its name, sweep/name within a sweep, or its path if it is elsewhere."""
+        path, root = self.path.resolve(), runs_directory().resolve()
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(self.path)
 
     @property
     def checkpoints(self) -> Path:
@@ -105,6 +111,12 @@ class RunDir:
         for path in (root / reference, Path(reference)):
             if (path / "meta.json").is_file() or (path / "config.yaml").is_file():
                 return cls(path)
+        sweep = next((p for p in (root / reference, Path(reference)) if (p / "sweep.json").is_file()), None)
+        if sweep is not None:
+            raise ConfigError(
+                f"{reference} is a sweep, of many runs: `rlx ls --sweep {reference}` lists them, {reference}/000-s0 names one, "
+                f"`rlx sweep --resume {reference}` goes on with all"
+            )
         near = difflib.get_close_matches(reference, [run.name for run in runs], n=1, cutoff=0.4)
         advice = f"did you mean {near[0]}?" if near else "`rlx ls` lists the runs"
         raise ConfigError(f"{reference}: no such run in {root}; {advice}")

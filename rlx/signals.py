@@ -12,9 +12,14 @@ from types import FrameType, TracebackType
 
 
 class SignalHandler:
-    """SIGINT, SIGTERM and SIGHUP stop after the iteration, a second one at once; SIGUSR1 saves and goes on."""
+    """SIGINT, SIGTERM and SIGHUP stop after the iteration, a second one at once; SIGUSR1 saves and goes on.
 
-    def __init__(self) -> None:
+    Args:
+        announce: say on stderr what a first signal does.
+    """
+
+    def __init__(self, *, announce: bool = True) -> None:
+        self._announce = announce
         self.stopped_by: signal.Signals | None = None
         self._save = self._paused = False
         self._previous: dict[int, object] = {}
@@ -36,6 +41,8 @@ class SignalHandler:
                 _say(1, "\x1b[?25h\n")  # the live view hides the cursor
             os._exit(128 + number)
         self.stopped_by = signal.Signals(number)
+        if not self._announce:
+            return
         _say(2, "\nstopping after this iteration; once more stops at once, without saving\n")
         _say(1, "")  # a terminal that hung up refuses even that
 

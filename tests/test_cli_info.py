@@ -20,9 +20,9 @@ from typer.testing import CliRunner, Result
 
 from rlx.algos import ALGORITHMS
 from rlx.cli import doctor as doctor_module
+from rlx.cli.braille import MARK, number, plot
 from rlx.cli.catalogue import EXTRA_MODULES, key_docs
 from rlx.cli.main import app
-from rlx.cli.braille import MARK, number, plot
 from rlx.config.compose import Composer, runs_directory
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir

@@ -34,7 +34,7 @@ SHARED_KEYS = {
     *("env_steps", "iteration", "loss/policy", "loss/value"),
     *("episode/return", "episode/return_mean_100", "episode/length", "episode/count"),
     *("update/entropy", "update/grad_norm", "update/explained_variance", "update/learning_rate", "update/num_gradient_steps"),
-    *("eval/return_mean", "eval/return_std", "eval/return_ci_low", "eval/return_ci_high", "eval/length_mean"),
+    *("eval/return_mean", "eval/return_iqm", "eval/return_std", "eval/return_ci_low", "eval/return_ci_high", "eval/length_mean"),
     *("time/elapsed_s", "time/steps_per_s", "time/collect_s", "time/update_s", "time/evaluate_s", "time/checkpoint_s"),
 }
 OWN_KEYS = {"reinforce": set(), "a2c": set(), "ppo": {"update/approx_kl", "update/clip_fraction", "update/num_epochs"}}

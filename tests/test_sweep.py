@@ -100,6 +100,9 @@ def test_runs_of_a_sweep_are_ordinary_runs(here: Path, run_command: Command) -> 
     assert run_command("eval one/000-s0 --episodes 2")[0] == 0
     code, out, _ = run_command("resume one/000-s0 loop.total_env_steps=7000 log.console=quiet")
     assert (code, "finished after" in out) == (0, True)
+    assert "`rlx show one/000-s0`" in out
+    code, _, err = run_command("resume one")
+    assert (code, "`rlx sweep --resume one` goes on with all" in err) == (2, True)
 
 
 def test_groups_are_swept_and_each_run_is_composed_on_its_own(here: Path, run_command: Command) -> None:
@@ -334,25 +337,27 @@ def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command)
         ("--seeds 0", "--seeds"),
         ("--seeds x", "--seeds"),
         ("seed=1,2 --seeds 3", "seed"),
-        ("--jobs 0", "--jobs 0"),
-        ("--jobs 999", "say --jobs"),
+        ("--seeds 2 --jobs 0", "--jobs 0"),
+        ("--seeds 2 --jobs 999", "say --jobs"),
         ("--executor kubernetes", "--executor kubernetes: expected one of local, ray, slurm"),
         ("--aggregate mode", "--aggregate mode"),
         ("--pruner hyperband", "--pruner is for a search"),
         ("--address x:1", "--address goes with --executor ray"),
         ("--trials 0 algo.clip=1,2", "--trials 0"),
-        ("--objective eval/return_mean loop.eval_every=0", "never evaluates"),
+        ("--seeds 2 --objective eval/return_mean loop.eval_every=0", "never evaluates"),
         ("--resume nothing", "no such sweep"),
         ("--resume latest algo=ppo", "algo=ppo has no place"),
-        ("--name latest", "latest"),
+        ("--seeds 2 --name latest", "latest"),
         ("--multirum", "--multirum: unknown option"),
+        ("algo=ppo", "nothing to sweep"),
+        ("algo=ppo --trials 3 --storage foo", "--storage foo"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_type(words: str, said: str, here: Path, run_command: Command) -> None:
     code, _, err = run_command(f"sweep {words}")
     assert (code, "Traceback" in err) == (2, False)
     assert said in err
-    assert not (here / "runs").exists()
+    assert not list((here / "runs").glob("*"))
 
 
 def test_an_objective_that_no_run_logs_ends_the_sweep_with_the_metrics_there_are(here: Path, run_command: Command) -> None:

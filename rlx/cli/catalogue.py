@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rlx.config.compose import Composer
 
-EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video": "imageio"}
+EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video": "imageio", "ray": "ray", "slurm": "submitit"}
 """For every extra of rlx, the module that is there once it is installed."""
 
 

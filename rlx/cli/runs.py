@@ -344,13 +344,12 @@ def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
 
 
 def _print_next(console: Console, run: RunDir, facts: dict[str, Any]) -> None:
-    from rlx.config.compose import runs_directory
 
     _title(console, "Files")
     for name in ("config.yaml", "meta.json", "metrics.jsonl", "checkpoints", "videos", "plots", "wandb"):
         if (run.path / name).exists():
             console.print(f"  {run.path / name}", soft_wrap=True)
-    reference = run.name if run.path.resolve().parent == runs_directory().resolve() else str(run.path)
+    reference = run.reference
     if ":" in str(facts["meta"].get("env_id", "")):
         reference += " --trust"
     usable = [c for c in facts["checkpoints"] if not c["damage"]]

@@ -120,8 +120,10 @@ def _work(
     retry_failed: bool,
 ) -> None:
     """Create or open the sweep and bring it to its end."""
+    import shutil
+
     from rlx.cli.sweepview import make_watcher, print_end
-    from rlx.errors import ConfigError, SweepError
+    from rlx.errors import ConfigError, RlxError, SweepError
     from rlx.signals import SignalHandler
     from rlx.sweep.drive import Drive
     from rlx.sweep.ledger import SweepDir
@@ -141,11 +143,16 @@ def _work(
                 for run in failures:
                     sweep.log("retry", run=run)
                 failures = {}
-            plan = make_plan(sweep, spec, prepared, failed=list(failures))
+            try:
+                plan = make_plan(sweep, spec, prepared, failed=list(failures))
+            except RlxError:
+                if found is None:
+                    shutil.rmtree(sweep.path, ignore_errors=True)  # its study cannot be: there is nothing to go on with
+                raise
             watcher = make_watcher(sweep.name)
             drive = Drive(sweep, plan, place, retries=retries, stall_s=stall_s, watcher=watcher)
             watcher.begin(drive, new=found is None, space=prepared.space.describe() if prepared.space else [])
-            with SignalHandler() as signals:
+            with SignalHandler(announce=False) as signals:
                 try:
                     drive.run(signals)
                 finally:

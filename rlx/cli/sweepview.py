@@ -102,8 +102,6 @@ class LiveView:
         lines: list[Text] = [head]
         if best is not None:
             lines.append(Text(f"best so far {best[1]:.4g}   {best[0]}  {describe(best[2])}", style="green"))
-        if drive.stopping:
-            lines.append(Text("saving; once more Ctrl-C stops at once", style="yellow"))
         bar = ProgressBar(total=max(1, total), completed=done + sum(slot.fraction for slot in drive.slots))
         return Panel(Group(*lines, Text(""), table, bar), title=self._name, title_align="left", width=width)
 
@@ -115,6 +113,10 @@ def _phase(slot: Slot) -> str:
     return str(slot.seen.get("phase", "starting"))
 
 
+def count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' if number != 1 else ''}"
+
+
 def make_watcher(name: str) -> LiveView | PlainView:
     return LiveView(name) if is_live_terminal() else PlainView(name)
 
@@ -122,9 +124,9 @@ def make_watcher(name: str) -> LiveView | PlainView:
 def headline(name: str, drive: Drive, *, new: bool, space: list[str]) -> list[str]:
     plan = drive.plan
     seeds = drive.num_seeds
-    what = f"{plan.total_runs // seeds} {'trials' if space else 'settings'} × {seeds} seed{'s' if seeds > 1 else ''}"
+    what = f"{count(plan.total_runs // seeds, 'trial' if space else 'setting')} × {count(seeds, 'seed')}"
     before = plan.finished_runs()
-    runs = f"{plan.total_runs} runs" if not before else f"{plan.total_runs} runs, {before} of them done"
+    runs = count(plan.total_runs, "run") + (f", {before} of them done" if before else "")
     lines = [f"{drive.sweep.path}: {what} = {runs}, on {drive.executor.description}", *[f"  {line}" for line in space]]
     if seeds == 1:
         lines.append("one seed says nothing about which setting is better; --seeds 5 does")
@@ -147,7 +149,7 @@ def print_end(root: Path, drive: Drive) -> None:
     if best is not None:
         say(f"best: {best[0]}  {drive.objective} {best[1]:.4g}  {describe(best[2])}")
     if done == total:
-        say(f"finished: {total} runs in {duration(drive.elapsed_s)}; next: `rlx compare {name}`, `rlx plot {name}`")
+        say(f"finished: {count(total, 'run')} in {duration(drive.elapsed_s)}; next: `rlx compare {name}`, `rlx plot {name}`")
     elif drive.stopping:
         say(f"stopped and saved: {done} of {total} runs are finished; `rlx sweep --resume {name}` goes on")
     else:

@@ -99,7 +99,7 @@ def resume(
     if not arguments and opened.status == "finished":
         reached = " loop.target_return=null" if config.loop.target_return is not None else ""
         typer.echo(f"{opened.path} is finished; train on with a larger budget: "
-                   f"`rlx resume {opened.name}{' --trust' if trust else ''} loop.total_env_steps=…{reached}`")  # fmt: skip
+                   f"`rlx resume {opened.reference}{' --trust' if trust else ''} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
     typer.echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
@@ -138,12 +138,12 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
 
     outcome = train_run(run, config, overrides=overrides, inexact=inexact)
     steps = f"{outcome.progress.env_steps:,} env steps"
-    trust = " --trust" if ":" in config.env.id else ""
+    trust, name = " --trust" if ":" in config.env.id else "", run.reference
     if outcome.finished:
-        say(f"finished after {steps}; next: `rlx eval {run.name}{trust}`, `rlx show {run.name}`, or train on with a larger budget: "
-                   f"`rlx resume {run.name}{trust} loop.total_env_steps=…`")  # fmt: skip
+        say(f"finished after {steps}; next: `rlx eval {name}{trust}`, `rlx show {name}`, or train on with a larger budget: "
+                   f"`rlx resume {name}{trust} loop.total_env_steps=…`")  # fmt: skip
     else:
-        say(f"stopped and saved after {steps}; `rlx resume {run.name}{trust}` goes on")
+        say(f"stopped and saved after {steps}; `rlx resume {name}{trust}` goes on")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 

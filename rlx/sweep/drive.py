@@ -12,7 +12,7 @@ from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.sweep.executor import Executor, Job, Result
 from rlx.sweep.ledger import Failure, SweepDir
-from rlx.track.beacon import read_beacon
+from rlx.track.beacon import forget_beacon, read_beacon
 
 _POLL_S = 0.2
 _SAVE_PATIENCE_S = 120.0
@@ -136,6 +136,7 @@ class Drive:
     def _start(self, job: Job) -> None:
         now = time.monotonic()
         self.sweep.log("start", run=job.name, attempt=job.attempt)
+        forget_beacon(self.sweep.path / job.name)  # a killed attempt may have left one
         self.executor.start(job)
         self.slots.append(Slot(job=job, started=now, changed=now))
 
@@ -178,6 +179,8 @@ class Drive:
             seen = read_beacon(self.sweep.path / slot.job.name)
             if seen and seen != slot.seen:
                 slot.seen, slot.changed = seen, now
+            elif not slot.seen and self.executor.waiting(slot.job):
+                slot.changed = now
             if self._stall_s and now - slot.changed > self._stall_s and slot.why_killed is None:
                 phase = f" in phase {slot.seen['phase']}" if slot.seen else " before its first step"
                 slot.why_killed = f"no sign of life for {self._stall_s:.0f} s{phase}"
@@ -186,7 +189,7 @@ class Drive:
     def _stop_all(self) -> None:
         self.stopping = True
         if self.slots:
-            self.watcher.note(f"saving {len(self.slots)} run{'s' if len(self.slots) > 1 else ''} …")
+            self.watcher.note(f"saving {len(self.slots)} run{'s' if len(self.slots) > 1 else ''}; once more stops at once, without saving")
         for slot in self.slots:
             self.executor.stop(slot.job)
 

@@ -54,6 +54,10 @@ class Executor(Protocol):
         """The jobs that have ended since the last call, after waiting for the first of them at most `timeout_s`."""
         ...
 
+    def waiting(self, job: Job) -> bool:
+        """Whether an open job may still stand in a queue, where it shows no sign of life."""
+        ...
+
     def stop(self, job: Job) -> None:
         """Ask an open job to save and end; it is still reported by `wait`."""
         ...

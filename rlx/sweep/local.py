@@ -66,6 +66,9 @@ class LocalExecutor:
         ended = [(job, o) for job, o in self._open.items() if not o.process.is_alive()]
         return [(job, self._result(job, o)) for job, o in ended]
 
+    def waiting(self, job: Job) -> bool:
+        return False
+
     def stop(self, job: Job) -> None:
         self._signal(job, signal.SIGTERM)
 

@@ -76,6 +76,9 @@ def prepare(
             mine = {word.partition("=")[0] for word in words}
             words = [*words, *[w for w in load_space(chosen, composer) if w.partition("=")[0] not in mine]]
         search = _search(options)
+    if trials is None and seeds is None and len(seed_list) == 1 and not swept_keys(words):
+        several = "a key several values (algo.learning_rate=1e-3,1e-2), several seeds (--seeds 5), or a search (--trials 30)"
+        raise ConfigError(f"nothing to sweep: give {several}")
     spec = Spec(
         words=words,
         seeds=seed_list,

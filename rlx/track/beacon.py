@@ -54,8 +54,7 @@ class BeaconConsole:
         say(text)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
+        forget_beacon(self._path.parent)
 
 
 def read_beacon(directory: Path) -> dict[str, Any]:
@@ -65,3 +64,8 @@ def read_beacon(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return seen if isinstance(seen, dict) else {}
+
+
+def forget_beacon(directory: Path) -> None:
+    with contextlib.suppress(OSError):
+        (directory / FILE).unlink(missing_ok=True)
