@@ -138,7 +138,18 @@ def sweep() -> None:
 
     def ratio() -> tuple[float, float, float]:
         with tempfile.TemporaryDirectory() as directory:
-            words = ["sweep", "algo=ppo", "env=cartpole", "algo.learning_rate=1e-3,3e-3,1e-2,2e-2", "--seeds", "5", "--jobs", "2", "--name", "s"]
+            words = [
+                "sweep",
+                "algo=ppo",
+                "env=cartpole",
+                "algo.learning_rate=1e-3,3e-3,1e-2,2e-2",
+                "--seeds",
+                "5",
+                "--jobs",
+                "2",
+                "--name",
+                "s",
+            ]
             begin = time.perf_counter()
             subprocess.run([RLX, *words], check=True, env={**os.environ, "RLX_RUNS_DIR": directory}, stdout=subprocess.DEVNULL)
             wall = time.perf_counter() - begin

@@ -16,11 +16,19 @@ import pytest
 
 from rlx.checkpoint import find_checkpoints
 from rlx.cli.main import main
-from rlx.rundir import RunDir
+from rlx.config.compose import Composer
+from rlx.rundir import RunDir, new_meta
+from rlx.sweep.executor import Executor, Job, Result
 from rlx.track.record import read_metrics
 
 TIMEOUT_S = 60.0
 """A machine that is busy with other things must not fail a test."""
+
+SETTINGS = [
+    "algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=4", "algo.rollout_length=64", "algo.num_minibatches=2",
+    "loop.log_every=2003", "loop.eval_every=9973", "loop.eval_episodes=2", "loop.checkpoint_every=4999", "log.wandb=disabled",
+]  # fmt: skip
+"""A short run; the cadences share no divisor, so that every line of the record has its own reason."""
 
 OWN_VARIABLES = ("RLX_RUNS_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED")
 
@@ -104,3 +112,20 @@ def saved_steps(opened: RunDir) -> list[int]:
 
 def contents(directory: Path) -> dict[str, bytes]:
     return {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
+
+
+def new_job(root: Path, name: str, *words: str, **settings: Any) -> Job:
+    """A run that has not begun, and the job to train it."""
+    composed = Composer().compose([*SETTINGS, *words])
+    run = RunDir.create(root, name, composed.config, new_meta(composed))
+    return Job(run=str(run.path.resolve()), mirror=False, **settings)
+
+
+def drain(executor: Executor, number: int = 1, timeout_s: float = TIMEOUT_S) -> list[tuple[Job, Result]]:
+    """Wait until so many jobs of an executor have ended."""
+    ended: list[tuple[Job, Result]] = []
+    deadline = time.monotonic() + timeout_s
+    while len(ended) < number:
+        assert time.monotonic() < deadline, f"{number - len(ended)} jobs did not end"
+        ended += executor.wait(0.1)
+    return ended

@@ -144,6 +144,7 @@ def test_summary_of_one_episode_is_defined():
         "eval/return_std": 0.0,
         "eval/return_ci_low": 4.0,
         "eval/return_ci_high": 4.0,
+        "eval/return_iqm": 4.0,
         "eval/length_mean": 8.0,
     }
 

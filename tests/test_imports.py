@@ -77,7 +77,6 @@ FOREIGN = {
     "optuna": ("rlx.sweep",),
     "ray": ("rlx.sweep.ray",),
     "submitit": ("rlx.sweep.slurm",),
-    "scipy": ("rlx.stats",),
     "matplotlib": ("rlx.stats",),
     "typer": ("rlx.cli",),
     "rich": ("rlx.cli", "rlx.track.console"),

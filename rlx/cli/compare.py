@@ -111,9 +111,11 @@ def _print(result: Comparison, *, sweep: str | None, references: list[str]) -> N
     console.print(table)
     if result.pairs:
         console.print()
-        table = make_table("", "", "P(better)", f"{percent} interval", "p", "verdict")
+        table = make_table("", "P(better)", f"{percent} interval", "p", "verdict")
+        widest = max(len(f"{pair.a} vs {pair.b}") for pair in result.pairs)
+        versus = " vs " if widest + 50 <= console.width else "\nvs "
         for pair in result.pairs:
-            table.add_row(pair.a, f"vs {pair.b}", f"{pair.improvement:.2f}", _interval(pair.improvement_ci), f"{pair.p_corrected:.3f}",
+            table.add_row(f"{pair.a}{versus}{pair.b}", f"{pair.improvement:.2f}", _interval(pair.improvement_ci), f"{pair.p_corrected:.3f}",
                           Text(pair.verdict, style=_STYLE[pair.verdict]))  # fmt: skip
         console.print(table)
     _print_notes(console, result, sweep, references)

@@ -7,6 +7,8 @@ Scores are given as strata: one array of scores for every environment, or one in
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -92,16 +94,10 @@ def permutation_p(x: Strata, y: Strata) -> float:
 
     Exact if there are at most 10,000 exchanges, else from 9,999 random ones, seeded. Ties need no correction.
     """
-    from scipy import stats
-
     observed = abs(probability_of_improvement(x, y) - 0.5)
-    if len(x) == 1:
-        done = stats.permutation_test(
-            (x[0], y[0]), lambda a, b, axis=-1: np.abs(_wins(np.moveaxis(a, axis, -1), np.moveaxis(b, axis, -1)) - 0.5),
-            permutation_type="independent", vectorized=True, n_resamples=_EXACT - 1 if permutations(x, y) > _EXACT else np.inf,
-            alternative="greater", rng=np.random.default_rng(SEED),
-        )  # fmt: skip
-        return float(done.pvalue)
+    if permutations(x, y) <= _EXACT:
+        totals = functools.reduce(lambda sums, wins: np.add.outer(sums, wins).ravel(), map(_all_exchanges, x, y))
+        return float((np.abs(totals / len(x) - 0.5) >= observed - 1e-12).mean())
     rng = np.random.default_rng(SEED)
     pooled = [np.concatenate(pair) for pair in zip(x, y, strict=True)]
     totals = np.zeros(_EXACT - 1)
@@ -110,6 +106,14 @@ def permutation_p(x: Strata, y: Strata) -> float:
         totals += _wins(mixed[:, : len(a)], mixed[:, len(a) :])
     extreme = np.abs(totals / len(x) - 0.5) >= observed - 1e-12
     return float((extreme.sum() + 1) / _EXACT)
+
+
+def _all_exchanges(a: Scores, b: Scores) -> Scores:
+    """Share of pairs that the first side wins, for every way to exchange runs between the two."""
+    pooled = np.concatenate([a, b])
+    first = np.array(list(itertools.combinations(range(len(pooled)), len(a))))
+    second = np.array([np.setdiff1d(np.arange(len(pooled)), chosen) for chosen in first])
+    return _wins(pooled[first], pooled[second])
 
 
 def permutations(x: Strata, y: Strata) -> int:

@@ -152,10 +152,11 @@ def _keep(groups: Sequence[Group], metric: str, at: int | None, notes: list[str]
         if runs:
             kept.append(Group(label=g.label, values=g.values, runs=runs))
     where = "" if at is None else f" at {at:,} env steps"
+    ends = [run.env_steps for g in groups for run in g.runs]
+    if at is not None and at > max(ends):
+        raise ConfigError(f"--at {at}: no run of these is that far; the furthest is at {max(ends):,} env steps")
     if not kept:
-        raise ConfigError(
-            f"--at {at}: no run of these is that far; the furthest is at {max(r.env_steps for g in groups for r in g.runs):,} env steps"
-        )
+        raise ConfigError(f"--at {at}: no run of these has {metric} that early; the runs go to {max(ends):,} env steps")
     if missing:
         notes.append(f"left out, without {metric}{where}: {_some(missing)}")
     if unfinished and at is None:

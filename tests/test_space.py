@@ -1,0 +1,266 @@
+"""What sweep words stand for: as Hydra's own sweeper has it, and what rlx adds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from rlx.config.compose import Composer
+from rlx.errors import ConfigError
+from rlx.sweep.space import Point, SearchSpace, compose_all, expand, load_space, seeds_of, swept_keys
+
+COMPOSER = Composer()
+
+
+def parsed(words: tuple[str, ...] | list[str]) -> list[tuple[str, Any]]:
+    return [(o.key_or_group, o.value()) for o in OverridesParser.create().parse_overrides(list(words))]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "algo.learning_rate=1e-4,3e-4,1e-3",
+        "algo.learning_rate=1e-3,1e-2 algo.clip=0.1,0.2,0.3 env=cartpole",
+        "algo=ppo,a2c env=cartpole,pendulum",
+        "algo.num_epochs=range(1,6)",
+        "algo.num_epochs=range(5,0,-2)",
+        "algo.clip=range(0.1,0.5,0.1)",
+        "algo.num_epochs=choice(1,4,8) algo.anneal_learning_rate=true,false",
+        "algo.num_epochs=sort(4,1,8)",
+        "algo.num_epochs=sort(4,1,8,reverse=true)",
+        "algo.hidden_sizes=[64,64],[32]",
+        "algo.target_kl=null,0.01",
+        "env.kwargs.mode='a,b',c",
+        "algo=glob(*)",
+        "algo=glob([a*,p*],exclude=a*)",
+        "tag(x,choice(1,2))",
+    ],
+)
+def test_the_grid_is_that_of_hydras_own_sweeper(line: str) -> None:
+    words = line.replace("tag(", "algo.num_epochs=tag(").split()
+    overrides = OverridesParser.create(config_loader=COMPOSER._loader).parse_overrides(words)
+    (theirs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+    assert [parsed(point.words) for point in expand(words, COMPOSER)] == [parsed(batch) for batch in theirs]
+
+
+def test_a_key_of_some_algorithms_applies_to_those_and_makes_no_duplicates() -> None:
+    points = expand(["algo=ppo,a2c,reinforce", "algo.clip=0.1,0.2", "algo.episodes_per_update=4,8"], COMPOSER)
+    assert [point.values for point in points] == [
+        {"algo": "ppo", "algo.clip": 0.1},
+        {"algo": "ppo", "algo.clip": 0.2},
+        {"algo": "a2c"},
+        {"algo": "reinforce", "algo.episodes_per_update": 4},
+        {"algo": "reinforce", "algo.episodes_per_update": 8},
+    ]
+    compose_all(points, COMPOSER)
+
+
+def test_a_key_that_is_not_swept_also_applies_only_where_it_exists() -> None:
+    assert [p.words for p in expand(["algo=ppo,a2c", "algo.clip=0.3"], COMPOSER)] == [("algo=ppo", "algo.clip=0.3"), ("algo=a2c",)]
+
+
+def test_repetitions_are_dropped() -> None:
+    assert len(expand(["algo.clip=0.1,0.2,0.1"], COMPOSER)) == 2
+
+
+def test_values_are_plain_data() -> None:
+    words = [
+        "algo.hidden_sizes=[64,64],[32]",
+        "algo.activation=tanh,relu",
+        "algo.target_kl=null,0.01",
+        "algo.anneal_learning_rate=true,false",
+    ]
+    for point in expand(words, COMPOSER):
+        assert json.loads(json.dumps(point.values)) == point.values
+
+
+def test_environments_without_a_file_can_be_swept() -> None:
+    points = expand(["env=cartpole,Acrobot-v1"], COMPOSER)
+    assert [c.config.env.id for c in compose_all(points, COMPOSER)] == ["CartPole-v1", "Acrobot-v1"]
+
+
+def test_a_point_that_breaks_a_rule_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"algo.discount must be within \[0, 1\], got 1.5 \(with algo.discount=1.5\)"):
+        compose_all(expand(["algo.discount=0.9,1.5"], COMPOSER), COMPOSER)
+
+
+def test_one_recipe_for_each_pair_is_composed() -> None:
+    composed = compose_all(expand(["algo=ppo,a2c", "env=cartpole"], COMPOSER), COMPOSER)
+    assert [c.choices["recipe"] for c in composed] == ["ppo_cartpole", "a2c_cartpole"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["algo.clip=range(2,1)"], "is empty"),
+        (["algo=glob(x*)"], "matches none of"),
+        (["algo.clip=glob(*)"], "members of a group"),
+        (["algo.clip=interval(0.1,0.3)"], "--trials"),
+        (["algo.clipp=0.1,0.2"], r"did you mean algo.clip\?"),
+        (["algo=ppo,a2c", "algo.episodes_per_update=1,2"], "unknown key for algo=ppo, a2c"),
+        (["algo=ppo,nothing"], "no such algo"),
+        (["algo.clip=range(0,1,0.00001)"], "at most 10,000"),
+        (["algo.clip=range(0,1,0.01)", "algo.gae_lambda=range(0,1,0.001)"], "100,000 combinations"),
+        (["--jobbs"], "unknown option"),
+    ],
+)
+def test_what_cannot_be_listed_is_refused(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        expand(words, COMPOSER)
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds", "expected"),
+    [
+        ([], None, [0]),
+        ([], "3", [0, 1, 2]),
+        (["seed=10"], "3", [10, 11, 12]),
+        ([], "3,7,11", [3, 7, 11]),
+        (["seed=1,5"], None, [1, 5]),
+        (["seed=range(2,5)"], None, [2, 3, 4]),
+        (["seed=4"], None, [4]),
+    ],
+)
+def test_seeds(words: list[str], seeds: str | None, expected: list[int]) -> None:
+    assert seeds_of(["algo=ppo", *words], seeds) == (["algo=ppo"], expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "seeds"),
+    [([], "0"), ([], "-1"), ([], "x"), ([], "1,1"), ([], "1,,2"), (["seed=1,2"], "3"), (["seed=3"], "1,2"), (["seed=-1,2"], None),
+     (["seed=a,b"], None), (["seed=interval(1,3)"], None), ([], "99999999")],
+)  # fmt: skip
+def test_seeds_that_are_none_are_refused(words: list[str], seeds: str | None) -> None:
+    with pytest.raises(ConfigError, match="seed"):
+        seeds_of(words, seeds)
+
+
+def test_swept_keys_are_those_with_several_values() -> None:
+    assert swept_keys(["algo=ppo,a2c", "env=cartpole", "algo.clip=interval(0.1,0.3)", "seed=1,2"]) == ["algo", "algo.clip", "seed"]
+
+
+# A space to search
+
+
+class Told:
+    """A trial that is told what to suggest, and checks that it is asked within the bounds."""
+
+    def __init__(self, take: str) -> None:
+        self.take = take
+        self.asked: list[str] = []
+
+    def suggest_float(self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False) -> float:
+        self.asked.append(f"{name} {low:g} {high:g} {step} {log}")
+        return low if self.take == "low" else high
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        self.asked.append(f"{name} {low} {high} {step} {log}")
+        return low if self.take == "low" else high
+
+    def suggest_categorical(self, name: str, choices: list[str]) -> str:
+        self.asked.append(f"{name} {choices}")
+        return choices[0 if self.take == "low" else -1]
+
+
+def suggest(words: list[str], take: str = "low") -> tuple[Point, list[str]]:
+    trial = Told(take)
+    return SearchSpace(words, COMPOSER).suggest(trial), trial.asked  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("word", "asked", "described"),
+    [
+        ("algo.learning_rate=interval(1e-5,1e-2)", "1e-05 0.01 None True", "1e-05 to 0.01, log scale"),
+        ("algo.learning_rate=tag(linear,interval(1e-5,1e-2))", "1e-05 0.01 None False", "1e-05 to 0.01, linear scale"),
+        ("algo.clip=interval(0.1,0.4)", "0.1 0.4 None False", "0.1 to 0.4, linear scale"),
+        ("algo.clip=tag(log,interval(0.1,0.4))", "0.1 0.4 None True", "0.1 to 0.4, log scale"),
+        ("algo.num_epochs=interval(1,20)", "1 20 1 False", "1 to 20, whole numbers, linear scale"),
+        ("algo.num_epochs=range(2,11,2)", "2 10 2 False", "2 to 10 in steps of 2, whole numbers, linear scale"),
+        ("algo.clip=range(0.1,0.45,0.1)", "0.1 0.4 0.1 False", "0.1 to 0.4 in steps of 0.1, linear scale"),
+        ("algo.activation=tanh,relu", "['tanh', 'relu']", "tanh, relu"),
+    ],
+)
+def test_ranges_and_their_scales(word: str, asked: str, described: str) -> None:
+    key = word.partition("=")[0]
+    assert suggest([word])[1] == [f"{key} {asked}"]
+    assert SearchSpace([word], COMPOSER).describe() == [f"{key}: {described}"]
+
+
+def test_keys_are_suggested_only_where_they_exist() -> None:
+    words = ["algo=a2c,ppo", "algo.clip=0.1,0.2", "env=cartpole"]
+    point, asked = suggest(words, "low")
+    assert (point.words, len(asked)) == (("algo=a2c", "env=cartpole"), 1)
+    point, asked = suggest(words, "high")
+    assert (point.values, len(asked)) == ({"algo": "ppo", "algo.clip": 0.2}, 2)
+
+
+def test_lists_survive() -> None:
+    point, _ = suggest(["algo.hidden_sizes=[64,64],[32]"], "high")
+    assert point.values == {"algo.hidden_sizes": [32]}
+    assert COMPOSER.compose(list(point.words)).config.algo.hidden_sizes == [32]
+
+
+def test_examples_reach_both_ends_of_every_range_for_every_choice() -> None:
+    points = SearchSpace(["algo=ppo,a2c", "algo.learning_rate=interval(1e-4,1e-2)", "algo.clip=0.1,0.2"], COMPOSER).examples()
+    seen = {(p.values["algo"], p.values["algo.learning_rate"]) for p in points}
+    assert seen == {(algo, rate) for algo in ("ppo", "a2c") for rate in (1e-4, 1e-2)}
+    assert {p.values.get("algo.clip") for p in points} == {0.1, 0.2, None}
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("algo.clip=interval(0.3,0.1)", "a lower end and a higher one, got 0.3 and 0.1"),
+        ("algo.clip=interval(0.1,0.1)", "a lower end and a higher one"),
+        ("algo.entropy_coef=tag(log,interval(0,0.1))", "a log scale begins above 0"),
+        ("algo.clip=tag(logarithmic,interval(0.1,0.3))", "unknown tag 'logarithmic'"),
+        ("algo.num_epochs=interval(1,2.5)", "whole number"),
+        ("algo.clip=0.1", "nothing to search"),
+    ],
+)
+def test_spaces_that_cannot_be_are_refused(word: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        SearchSpace([word], COMPOSER)
+
+
+def test_the_grid_of_a_space_lists_it_and_refuses_intervals() -> None:
+    grid = SearchSpace(["algo=ppo,a2c", "algo.clip=0.1,0.2", "algo.num_epochs=range(1,3)"], COMPOSER).grid()
+    assert len(grid) == 5
+    with pytest.raises(ConfigError, match="is an interval"):
+        SearchSpace(["algo.clip=interval(0.1,0.2)"], COMPOSER).grid()
+
+
+@pytest.mark.parametrize("name", COMPOSER.options("search"))
+def test_every_shipped_space_is_valid_at_its_ends(name: str) -> None:
+    words = [f"algo={name}", "env=cartpole", *load_space(name, COMPOSER)]
+    for point in SearchSpace(words, COMPOSER).examples():
+        COMPOSER.compose(list(point.words))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("", "expected lines like"), ("- a", "expected lines like"), ("algo:\n  clip: 1", "must be one line"), ("a: [", "not readable YAML")],
+)
+def test_a_space_file_that_is_none_is_refused(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError, match=said):
+        load_space(str(path), COMPOSER)
+
+
+def test_a_space_that_is_not_there_is_refused_with_those_that_are() -> None:
+    with pytest.raises(ConfigError, match=r"did you mean ppo\?"):
+        load_space("pppo", COMPOSER)
+
+
+def test_words_of_the_command_line_overrule_a_space_file(here: Path, run_command: Callable[[str], tuple[int, str, str]]) -> None:
+    code, out, _ = run_command("sweep algo=ppo env=cartpole algo.clip=0.2 --trials 3 --seeds 2 --dry-run")
+    assert code == 0
+    assert "algo.learning_rate: 1e-05 to 0.01, log scale" in out
+    assert "algo.clip:" not in out
