@@ -33,7 +33,7 @@ SETTINGS = [
 OWN_VARIABLES = ("RLX_RUNS_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED")
 
 
-def _default_signals() -> None:
+def default_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):  # pytest may be under nohup, or in the background
         signal.signal(number, signal.SIG_DFL)
 
@@ -42,7 +42,7 @@ def start(*arguments: str, cwd: Path, **settings: Any) -> subprocess.Popen[str]:
     """Start `rlx ARGUMENTS` in a directory whose modules it can import, as the leader of a process group of its own."""
     env = {k: v for k, v in os.environ.items() if k not in OWN_VARIABLES} | {"PYTHONPATH": str(cwd), "OMP_NUM_THREADS": "1"}
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    defaults = {"preexec_fn": _default_signals, "start_new_session": True, **pipes}
+    defaults = {"preexec_fn": default_signals, "start_new_session": True, **pipes}
     return subprocess.Popen([sys.executable, "-m", "rlx.cli.main", *arguments], cwd=cwd, env=env, text=True, **{**defaults, **settings})
 
 

@@ -12,7 +12,7 @@ import termios
 from pathlib import Path
 
 import pytest
-from launch import contents, finish, left_over, lines, run, saved_steps, start, wait_for
+from launch import contents, default_signals, finish, left_over, lines, run, saved_steps, start, wait_for
 
 from rlx.rundir import RunDir
 from rlx.signals import SignalHandler
@@ -161,6 +161,7 @@ def test_a_terminal_that_is_closed_stops_the_run_after_saving(console: str, tmp_
     settings = {"stdin": other, "stdout": other, "stderr": other, "pass_fds": (other,)}
 
     def take_terminal() -> None:
+        default_signals()
         fcntl.ioctl(other, termios.TIOCSCTTY, 0)
 
     process, opened = train_long(tmp_path, f"log.console={console}", "loop.log_every=4000", preexec_fn=take_terminal, **settings)
