@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,11 +13,14 @@ from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.schema import RunConfig
-from rlx.envs.registry import VectorEnvFactory
+from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.evaluate import Evaluator
 from rlx.rng import seed_everything
 from rlx.types import Algorithm, EnvSpec, VectorEnv
+
+if TYPE_CHECKING:
+    from rlx.envs.solvers import Probe
 
 _WIDE = 512
 """Hidden width from which a GPU beats a CPU; below, the transfers of every step cost more than it saves."""
@@ -44,7 +48,7 @@ def resolve_device(config: RunConfig) -> torch.device:
     """
     wanted = config.runtime.device
     if wanted == "auto":
-        wide = max(config.algo.hidden_sizes, default=0) >= _WIDE
+        wide = config.algo.width >= _WIDE
         return torch.device("cuda" if wide and torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
@@ -65,13 +69,26 @@ def setup_torch(config: RunConfig, device: torch.device) -> None:
         torch.use_deterministic_algorithms(True)
 
 
-def env_factory(config: RunConfig) -> VectorEnvFactory:
+def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     env = config.env
+    if env.is_game:
+        return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
     return VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
 
 
 def env_spec(env_id: str, env: VectorEnv) -> EnvSpec:
-    return EnvSpec(id=env_id, observation_space=env.single_observation_space, action_space=env.single_action_space)
+    game = getattr(env, "game", None)
+    return EnvSpec(id=env_id, observation_space=env.single_observation_space, action_space=env.single_action_space, game=game)
+
+
+def known_best(config: RunConfig) -> Probe | None:
+    """Positions with their best moves, if the environment is a game that is solved here."""
+    make_env = env_factory(config)
+    if not isinstance(make_env, GameEnvFactory):
+        return None
+    from rlx.envs.solvers import probe  # imports numba, which most runs do without
+
+    return probe(make_env.game)
 
 
 def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> Algorithm:
@@ -94,6 +111,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
     return Parts(
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),
-        evaluator=Evaluator(make_env, num_episodes=config.loop.eval_episodes, seed=config.seed),
+        evaluator=Evaluator(make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, probe=known_best(config)),
         checkpointer=Checkpointer(checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,19 +79,36 @@ class Evaluator:
         make_env: builds a vector env of a given size.
         num_episodes: episodes per evaluation.
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
+        probe: for a solved game, positions (actions so far [P, L]) and the moves of perfect play there [P, A].
     """
 
-    def __init__(self, make_env: Callable[[int], VectorEnv], *, num_episodes: int, seed: int) -> None:
+    def __init__(
+        self, make_env: Callable[[int], VectorEnv], *, num_episodes: int, seed: int, probe: tuple[NDArray[Any], NDArray[Any]] | None = None
+    ) -> None:
         self._env = make_env(min(num_episodes, MAX_PARALLEL))
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2])
+        self._probe = probe
 
     def __call__(self, algo: Algorithm, env_steps: int) -> dict[str, float]:
         with isolated_rng(self._seed, env_steps):
-            return summarize(run_episodes(self._env, algo, self._seeds))
+            result = summarize(run_episodes(self._env, algo, self._seeds))
+            return result if self._probe is None else result | {"eval/optimal_moves": optimal_moves(algo, *self._probe)}
 
     def close(self) -> None:
         self._env.close()
+
+
+@torch.no_grad()
+def optimal_moves(algo: Algorithm, histories: NDArray[Any], optimal: NDArray[Any], *, batch_size: int = 512) -> float:
+    """Share of positions (actions so far [P, L]) in which the policy chooses a move of perfect play [P, A]."""
+    right = 0
+    for begin in range(0, len(histories), batch_size):
+        part = histories[begin : begin + batch_size]
+        is_first = torch.from_numpy(part[:, 0] < 0).to(algo.device)
+        action, _, _ = algo.act(to_tensor(part, algo.device), algo.initial_carry(len(part)), is_first, mode="eval")
+        right += int(optimal[np.arange(begin, begin + len(part)), action.cpu().numpy()].sum())
+    return right / len(histories)
 
 
 def episode_seeds(num_episodes: int, *, stream: list[int]) -> NDArray[np.int64]:

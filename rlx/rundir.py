@@ -129,7 +129,7 @@ class RunDir:
         """
         config = load_config(self.path / "config.yaml")
         module, colon, _ = config.env.id.rpartition(":")
-        if colon and not trust:
+        if colon and not trust and not config.env.is_game:
             raise ConfigError(
                 f"{self.path} uses env={config.env.id}, which imports the module {module!r} and so runs its code; "
                 "if you trust where this run comes from, say --trust"

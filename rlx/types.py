@@ -38,6 +38,26 @@ class PolicyOutput(NamedTuple):
     extras: dict[str, Tensor]  # {name: [B, *]}, recorded in the rollout beside the action
 
 
+class Game(Protocol):
+    """The rules of a two-player zero-sum game, as a search needs them."""
+
+    num_actions: int
+    planes_shape: tuple[int, int, int]
+    symmetries: list[tuple[NDArray[Any], NDArray[Any]]]
+
+    def new_state(self) -> Any:
+        """The beginning; a state has `child(action)`."""
+        ...
+
+    def state_of(self, history: Any) -> Any:
+        """The state after a list of actions, which ends at the first negative one."""
+        ...
+
+    def look(self, states: Any) -> Any:
+        """Planes [n, C, H, W], player to move [n], outcome [n], number of legal moves [n] and the moves, of a list of n states."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """What an algorithm may know of its environment beyond samples."""
@@ -45,6 +65,8 @@ class EnvSpec:
     id: str
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
+    game: Game | None = None
+    """The rules, if it is a two-player game; an observation is then the list of the actions so far."""
 
 
 @dataclass(kw_only=True)

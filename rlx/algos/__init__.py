@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from rlx.algos.config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
+from rlx.algos.config import A2CConfig, AlgoConfig, AlphaZeroConfig, PPOConfig, ReinforceConfig
 
 
 @dataclass(frozen=True)
@@ -27,4 +27,5 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     ),
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
+    "alphazero": AlgoInfo(AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search in two-player games"),
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from rlx.errors import ConfigError
 
@@ -43,18 +43,46 @@ def require_divisible(total: int, divisor: int, message: str) -> None:
 
 @dataclass(kw_only=True)
 class AlgoConfig:
-    """What every algorithm of the policy-gradient family has."""
+    """What every algorithm has."""
+
+    plays_games: ClassVar[bool] = False
+    """Whether it is for two-player games instead of environments with a reward."""
 
     name: str = ""
     """Which algorithm these settings are for; set by algo=NAME."""
-    rollout_length: int = 128
-    """Env steps per env between updates, T; at least 1."""
-    discount: float = 0.99
-    """Per-step gamma in [0, 1]."""
     learning_rate: float = 3e-4
     """Adam's step size at the start; above 0."""
     anneal_learning_rate: bool = False
     """Let the step size fall linearly to 0 over loop.total_env_steps."""
+
+    def __post_init__(self) -> None:
+        require(0.0 < self.learning_rate < float("inf"), "algo.learning_rate", "above 0", self.learning_rate)
+
+    @property
+    def width(self) -> int:
+        """The widest hidden layer, which says whether a GPU pays."""
+        return 0
+
+    def check_num_envs(self, num_envs: int) -> None:
+        """Raise a ConfigError if the settings do not fit a batch of `num_envs` environments."""
+
+    def unused_keys(self) -> dict[str, str]:
+        """Settings that have no effect under the others, each with the setting that would give it one."""
+        return {}
+
+    def learning_rate_at(self, fraction: float) -> float:
+        """Step size when `fraction` of the budget is spent."""
+        return self.learning_rate * (1.0 - fraction) if self.anneal_learning_rate else self.learning_rate
+
+
+@dataclass(kw_only=True)
+class PolicyGradientConfig(AlgoConfig):
+    """What every algorithm of the policy-gradient family has."""
+
+    rollout_length: int = 128
+    """Env steps per env between updates, T; at least 1."""
+    discount: float = 0.99
+    """Per-step gamma in [0, 1]."""
     max_grad_norm: float = 0.5
     """Gradients are scaled down to this global norm; above 0."""
     value_coef: float = 0.5
@@ -73,9 +101,9 @@ class AlgoConfig:
     """Bound on normalised observations, in standard deviations; above 0."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.rollout_length >= 1, "algo.rollout_length", "at least 1", self.rollout_length)
         require(0.0 <= self.discount <= 1.0, "algo.discount", "within [0, 1]", self.discount)
-        require(0.0 < self.learning_rate < float("inf"), "algo.learning_rate", "above 0", self.learning_rate)
         require(self.max_grad_norm > 0.0, "algo.max_grad_norm", "above 0", self.max_grad_norm)
         require(0.0 <= self.value_coef < float("inf"), "algo.value_coef", "at least 0", self.value_coef)
         require(0.0 <= self.entropy_coef < float("inf"), "algo.entropy_coef", "at least 0", self.entropy_coef)
@@ -83,11 +111,11 @@ class AlgoConfig:
         require(abs(self.log_std_init) <= 20.0, "algo.log_std_init", "within [-20, 20]", self.log_std_init)
         require(self.observation_clip > 0.0, "algo.observation_clip", "above 0", self.observation_clip)
 
-    def check_num_envs(self, num_envs: int) -> None:
-        """Raise a ConfigError if the settings do not fit a batch of `num_envs` environments."""
+    @property
+    def width(self) -> int:
+        return max(self.hidden_sizes, default=0)
 
     def unused_keys(self) -> dict[str, str]:
-        """Settings that have no effect under the others, each with the setting that would give it one."""
         return {} if self.normalize_observation else {"observation_clip": "normalize_observation=true"}
 
     def network(self) -> dict[str, Any]:
@@ -99,13 +127,9 @@ class AlgoConfig:
             "observation_clip": self.observation_clip if self.normalize_observation else None,
         }
 
-    def learning_rate_at(self, fraction: float) -> float:
-        """Step size when `fraction` of the budget is spent."""
-        return self.learning_rate * (1.0 - fraction) if self.anneal_learning_rate else self.learning_rate
-
 
 @dataclass(kw_only=True)
-class ReinforceConfig(AlgoConfig):
+class ReinforceConfig(PolicyGradientConfig):
     name: str = "reinforce"
     rollout_length: int = 32
     """Env steps per env between two looks at which episodes have ended; at least 1."""
@@ -128,7 +152,7 @@ class ReinforceConfig(AlgoConfig):
 
 
 @dataclass(kw_only=True)
-class A2CConfig(AlgoConfig):
+class A2CConfig(PolicyGradientConfig):
     name: str = "a2c"
     rollout_length: int = 5
     """Env steps per env between updates, T; at least 1."""
@@ -143,7 +167,7 @@ class A2CConfig(AlgoConfig):
 
 
 @dataclass(kw_only=True)
-class PPOConfig(AlgoConfig):
+class PPOConfig(PolicyGradientConfig):
     name: str = "ppo"
     num_epochs: int = 4
     """Passes over each rollout; at least 1."""
@@ -211,3 +235,90 @@ class PPOConfig(AlgoConfig):
             f"algo.num_minibatches={self.num_minibatches} does not divide the batch of algo.rollout_length * env.num_envs = "
             f"{self.rollout_length} * {num_envs} = {batch}",
         )
+
+
+class Search(Enum):
+    gumbel = "gumbel"
+    puct = "puct"
+
+
+@dataclass(kw_only=True)
+class AlphaZeroConfig(AlgoConfig):
+    plays_games: ClassVar[bool] = True
+
+    name: str = "alphazero"
+    learning_rate: float = 2e-3
+    """Adam's step size at the start; above 0."""
+    search: Search = Search.gumbel
+    """gumbel improves the policy with few simulations; puct is the search of the paper, for hundreds."""
+    num_simulations: int = 32
+    """Positions that each move's search looks at; at least 1."""
+    blocks: int = 5
+    """Residual blocks of the network; at least 1."""
+    channels: int = 64
+    """Channels of each convolution; at least 1."""
+    batch_size: int = 512
+    """Positions per gradient step; at least 1."""
+    reuse: float = 4.0
+    """How often a position is trained on, on average; above 0."""
+    replay_size: int = 200_000
+    """Newest positions to train on; at least batch_size."""
+    replay_start: int = 5_000
+    """Positions to collect before the first gradient step; at least batch_size."""
+    weight_decay: float = 1e-4
+    """The paper's c: weights shrink by learning_rate times twice this per step; at least 0."""
+    value_coef: float = 1.0
+    """Weight of (z - v)^2 beside the policy's cross-entropy; at least 0."""
+    max_considered: int = 16
+    """Moves that Gumbel search begins with at the root; at least 1."""
+    c_visit: float = 50.0
+    """Gumbel: how much values count before there are visits; at least 0."""
+    c_scale: float = 1.0
+    """Gumbel: weight of values, scaled to [0, 1], against logits; above 0."""
+    c_puct: float = 1.25
+    """PUCT: exploration rate; above 0."""
+    fpu_reduction: float = 0.25
+    """PUCT: how much less an unvisited move is worth than its parent, times the square root of the prior already visited; at least 0."""
+    dirichlet_alpha: float | None = None
+    """PUCT: concentration of the noise on the root's prior, above 0; null is 10 over the number of actions."""
+    dirichlet_fraction: float = 0.25
+    """PUCT: the noise's share of the root's prior, within [0, 1]."""
+    temperature_plies: int = 15
+    """PUCT: moves of a game that are drawn in proportion to their visits; the most visited is played after them; at least 0."""
+    forced_playouts: float = 2.0
+    """PUCT: visits forced on a root's moves that have begun to be visited, taken off the target again (KataGo's k); 0 forces none."""
+    full_search_fraction: float = 1.0
+    """PUCT: share of moves that get num_simulations and are trained on; the others get cheap_simulations; within (0, 1]."""
+    cheap_simulations: int = 16
+    """PUCT: simulations of the moves that are not trained on; at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("num_simulations", "blocks", "channels", "batch_size", "max_considered", "cheap_simulations"):
+            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
+        for key in ("reuse", "c_scale", "c_puct"):
+            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
+        for key in ("weight_decay", "value_coef", "c_visit", "fpu_reduction", "temperature_plies", "forced_playouts"):
+            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
+        for key in ("replay_size", "replay_start"):
+            expected = f"at least algo.batch_size={self.batch_size}"
+            require(getattr(self, key) >= self.batch_size, f"algo.{key}", expected, getattr(self, key))
+        expected = f"at most algo.replay_size={self.replay_size}"
+        require(self.replay_start <= self.replay_size, "algo.replay_start", expected, self.replay_start)
+        require(
+            self.dirichlet_alpha is None or self.dirichlet_alpha > 0.0, "algo.dirichlet_alpha", "above 0, or null", self.dirichlet_alpha
+        )
+        require(0.0 <= self.dirichlet_fraction <= 1.0, "algo.dirichlet_fraction", "within [0, 1]", self.dirichlet_fraction)
+        require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
+
+    @property
+    def width(self) -> int:
+        return 8 * self.channels  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
+
+    def unused_keys(self) -> dict[str, str]:
+        puct = ("c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction", "temperature_plies", "forced_playouts",
+                "full_search_fraction", "cheap_simulations")  # fmt: skip
+        if self.search is Search.gumbel:
+            return dict.fromkeys(puct, "search=puct")
+        unused = dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
+        return unused | ({"cheap_simulations": "full_search_fraction below 1"} if self.full_search_fraction == 1.0 else {})

@@ -138,7 +138,7 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
 
     outcome = train_run(run, config, overrides=overrides, inexact=inexact)
     steps = f"{outcome.progress.env_steps:,} env steps"
-    trust, name = " --trust" if ":" in config.env.id else "", run.reference
+    trust, name = " --trust" if ":" in config.env.id and not config.env.is_game else "", run.reference
     if outcome.finished:
         say(f"finished after {steps}; next: `rlx eval {name}{trust}`, `rlx show {name}`, or train on with a larger budget: "
                    f"`rlx resume {name}{trust} loop.total_env_steps=…`")  # fmt: skip
@@ -150,15 +150,18 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
 
 def _check_parts(config: RunConfig) -> None:
     """Raise if the device is not there, the environment cannot be made, or the algorithm cannot train on it."""
-    from rlx.build import build_algorithm, env_factory, resolve_device
+    from rlx.build import build_algorithm, env_factory, env_spec, resolve_device
     from rlx.envs.registry import EnvFactory
     from rlx.types import EnvSpec
 
     device = resolve_device(config)
-    env_factory(config)
-    env = EnvFactory(config.env.id, config.env.kwargs)()
-    spec = EnvSpec(id=config.env.id, observation_space=env.observation_space, action_space=env.action_space)
-    env.close()
+    factory = env_factory(config)
+    if config.env.is_game:
+        spec = env_spec(config.env.id, factory(1))
+    else:
+        env = EnvFactory(config.env.id, config.env.kwargs)()
+        spec = EnvSpec(id=config.env.id, observation_space=env.observation_space, action_space=env.action_space)
+        env.close()
     build_algorithm(config, spec, device)
 
 

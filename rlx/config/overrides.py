@@ -84,6 +84,10 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
         if key.startswith("algo.") and name in unused:
             raise ConfigError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out")
     others = {
+        "env.workers": (not config.env.is_game or config.env.workers == 0, "the environment is no two-player game"),
+        "env.native": (not config.env.is_game, "the environment is no two-player game"),
+        "env.opponent": (config.env.is_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
+        "env.opening_plies": (config.env.is_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
         "env.worker_timeout_s": (config.env.workers > 0, "env.workers is above 0"),
         "loop.eval_episodes": (config.loop.eval_every > 0, "loop.eval_every is above 0"),
     }

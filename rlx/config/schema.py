@@ -8,6 +8,10 @@ from enum import Enum
 from typing import Any
 
 from rlx.algos.config import require
+from rlx.errors import ConfigError
+
+GAME_PREFIX = "spiel:"
+"""How the id of a two-player game begins; OpenSpiel's name of it follows."""
 
 
 class WandbMode(Enum):
@@ -43,11 +47,20 @@ class EnvConfig:
     native: bool = True
     """Use rlx's own vectorised implementation of the environment where there is one (see `rlx envs`)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200."""
+    """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200; parameters of a game, e.g. env.kwargs.rows=5."""
+    opponent: str = "uct:1000"
+    """Games: whom evaluations are played against: random, one_ply, uct:SIMULATIONS or solver."""
+    opening_plies: int = 0
+    """Games: random moves at the beginning of a game of an evaluation; at least 0."""
+
+    @property
+    def is_game(self) -> bool:
+        return self.id.startswith(GAME_PREFIX)
 
     def __post_init__(self) -> None:
         require(self.num_envs >= 1, "env.num_envs", "at least 1", self.num_envs)
         require(0 <= self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
+        require(self.opening_plies >= 0, "env.opening_plies", "at least 0", self.opening_plies)
         require(self.worker_timeout_s > 0, "env.worker_timeout_s", "above 0", self.worker_timeout_s)
 
 
@@ -127,6 +140,15 @@ class RunConfig:
         require(0 <= self.seed < 2**63, "seed", "within [0, 2**63)", self.seed)
         if hasattr(self.algo, "check_num_envs"):
             self.algo.check_num_envs(self.env.num_envs)
+            self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Raise a ConfigError if the algorithm plays games and the environment is none, or the other way round."""
+        name, env = self.algo.name, self.env
+        if self.algo.plays_games and not env.is_game:
+            raise ConfigError(f"algo={name} plays two-player games, and env={env.id} is none; try env=connect_four, or algo=ppo")
+        if env.is_game and not self.algo.plays_games:
+            raise ConfigError(f"env={env.id} is a two-player game, which algo={name} cannot play; try algo=alphazero")
 
 
 RESUMABLE = ("loop", "log", "runtime.device")

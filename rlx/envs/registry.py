@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import os
 import sys
@@ -12,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from rlx.envs.cartpole import CartPoleVectorEnv
+from rlx.envs.games import PREFIX, Game
+from rlx.envs.opponents import parse_opponent
+from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError
 
@@ -100,6 +104,9 @@ def check_env_id(env_id: str) -> None:
     Raises:
         ConfigError: with the nearest known names.
     """
+    if env_id.startswith(PREFIX):
+        Game(env_id.removeprefix(PREFIX))
+        return
     module, colon, name = env_id.rpartition(":")
     if colon:
         _import_user_module(module, env_id)
@@ -207,6 +214,36 @@ class VectorEnvFactory:
             defect = replay_defect(EnvFactory(self.id, self.kwargs))
         env: Any = self(num_envs)
         return (env, defect) if defect else (ReplayVectorEnv(env), None)
+
+
+@dataclass(frozen=True)
+class GameEnvFactory:
+    """Builds batches of a two-player game: against itself for training, against an opponent for evaluation.
+
+    Raises:
+        ConfigError: if the game cannot be played here, or there is no such opponent.
+    """
+
+    id: str
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    opponent: str = "uct:1000"
+    opening_plies: int = 0
+
+    def __post_init__(self) -> None:
+        parse_opponent(self.opponent)
+        _ = self.game
+
+    @functools.cached_property
+    def game(self) -> Game:
+        return Game(self.id.removeprefix(PREFIX), self.kwargs)
+
+    def __call__(self, num_envs: int) -> VectorEnv:
+        """B games against the opponent."""
+        return VersusOpponent(self.game, num_envs, parse_opponent(self.opponent), opening_plies=self.opening_plies)
+
+    def training(self, num_envs: int, *, inexact: bool = False) -> tuple[VectorEnv, str | None]:
+        """B games of an agent against itself."""
+        return SelfPlayVectorEnv(self.game, num_envs), None
 
 
 def quiet_rendering() -> None:

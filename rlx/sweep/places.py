@@ -35,7 +35,7 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
 
 def _wants_gpu(config: RunConfig) -> bool:
     """Whether a run needs a GPU of its own: it asks for one, or its networks are wide enough and there is one."""
-    if config.runtime.device in ("cpu", "mps") or (config.runtime.device == "auto" and max(config.algo.hidden_sizes, default=0) < 512):
+    if config.runtime.device in ("cpu", "mps") or (config.runtime.device == "auto" and config.algo.width < 512):
         return False
     from rlx.build import resolve_device  # imports torch, which the others do without
 

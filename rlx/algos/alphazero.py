@@ -1,0 +1,254 @@
+"""AlphaZero: a network that guides a tree search through the rules, and learns from the search's own games.
+
+Silver et al. 2017 (AlphaGo Zero) and 2018 (AlphaZero); l = (z - v)^2 - pi^T log p + c ||theta||^2. The search is PUCT as there, or Gumbel
+(Danihelka et al. 2022), whose target is the improved policy. Deviations: Adam with decoupled weight decay instead of momentum; games
+are trained on in the order in which they began, so that short ones, which end first, are not over-represented.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlx.algos.config import AlphaZeroConfig, Search
+from rlx.errors import ConfigError
+from rlx.nn.tower import FrozenTower, Tower, fast_dtype
+from rlx.planning.search import RulesModel, SearchConfig, Searched, search
+from rlx.replay import PositionReplay
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+
+class _Ply(NamedTuple):
+    """What is remembered of a move until its game is over."""
+
+    policy: Tensor  # [A]
+    trained: bool
+
+
+class AlphaZero:
+    """Self-play with tree search."""
+
+    def __init__(self, config: AlphaZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        if spec.game is None:
+            raise ConfigError(
+                f"algo={config.name} needs the rules of a two-player game, which env={spec.id} does not have; try env=connect_four"
+            )
+        self.config, self.device, self.game = config, device, spec.game
+        self.rollout_length = 1
+        self.net = Tower(self.game.planes_shape, self.game.num_actions, blocks=config.blocks, channels=config.channels).to(device)
+        self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate, weight_decay=2.0 * config.weight_decay)
+        self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
+        self._symmetries = tuple(torch.from_numpy(np.stack(each)) for each in zip(*self.game.symmetries, strict=True))
+        self._frozen = FrozenTower(self.net, device)
+        self._steps = 0
+        self._open: list[list[_Ply]] = [[] for _ in range(num_envs)]
+        self._order = list(range(num_envs))  # when each open game began, counted in games
+        self._begun, self._released = num_envs, 0
+        self._waiting: dict[int, dict[str, Any]] = {}  # games that ended before one that began earlier
+
+    # Saving
+
+    def state_dict(self) -> State:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "steps": self._steps,
+            "open": [_pack(game, self.game.num_actions) for game in self._open],
+            "order": list(self._order),
+            "begun": self._begun,
+            "released": self._released,
+            "waiting": {str(k): dict(v) for k, v in self._waiting.items()},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self._steps, self._begun, self._released = state["steps"], state["begun"], state["released"]
+        self._open = [_unpack(game) for game in state["open"]]
+        self._order = list(state["order"])
+        self._waiting = {int(k): dict(v) for k, v in state["waiting"].items()}
+        self._frozen = FrozenTower(self.net, self.device)
+
+    # Acting
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Search from the positions after the actions obs [B, L], and choose a move in each."""
+        histories = obs.cpu().numpy()
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        found, model, full = self.search(histories, mode=mode, rng=rng)
+        action = found.best()
+        if mode == "train" and self.config.search is Search.puct:
+            action = self._explore(found, action, (histories >= 0).sum(axis=1), rng)
+        spent = [model.network_s, found.times["tree"], sum(found.times.values()), model.evaluations, model.duplicates]
+        extras = {
+            "policy": torch.from_numpy(found.policy(self.game.num_actions)),
+            "root_value": torch.from_numpy(found.value().astype(np.float32)),
+            "trained": torch.from_numpy(full),
+            "depth": torch.from_numpy(found.depth),
+            "spent": torch.tensor([spent], dtype=torch.float64).expand(len(action), -1) / len(action),
+        }
+        return PolicyOutput(torch.from_numpy(action).to(self.device), carry, extras)
+
+    def search(
+        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, simulations: int | None = None
+    ) -> tuple[Searched, RulesModel, NDArray[np.bool_]]:
+        """Search from the positions after the actions of each row [B, L], with training's noise only in mode "train".
+
+        Returns:
+            The trees, the model that they were grown with, and where the search was a full one [B].
+        """
+        config = self.config
+        model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen)
+        full = np.ones(len(histories), dtype=bool)
+        if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
+            full = rng.random(len(histories)) < config.full_search_fraction
+        budget = np.where(full, simulations or config.num_simulations, config.cheap_simulations)
+        return search(model, self.search_config(mode, simulations), rng, simulations=budget), model, full
+
+    def search_config(self, mode: Mode, simulations: int | None = None) -> SearchConfig:
+        config, noise = self.config, mode == "train"
+        alpha = config.dirichlet_alpha if config.dirichlet_alpha is not None else 10.0 / self.game.num_actions
+        return SearchConfig(
+            gumbel=config.search is Search.gumbel, simulations=simulations or config.num_simulations, c_init=config.c_puct,
+            fpu_reduction=config.fpu_reduction, forced=config.forced_playouts if noise else 0.0,
+            dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
+            c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0,
+        )  # fmt: skip
+
+    def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+        """Early in the game, moves in proportion to their visits."""
+        visits = found.visits(self.game.num_actions)
+        drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
+        return np.where(ply < self.config.temperature_plies, drawn, best)
+
+    # Learning
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        extras = rollout.extras
+        ended = {(t, b): e for e, (t, b) in enumerate(zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True))}
+        for t in range(len(rollout.reward)):
+            for b, game in enumerate(self._open):
+                game.append(_Ply(extras["policy"][t, b], bool(extras["trained"][t, b])))
+                if (t, b) in ended:
+                    self._end(b, rollout.final_obs[ended[t, b]], float(rollout.reward[t, b]))
+        metrics: dict[str, Tensor | float] = {
+            "search/root_value": extras["root_value"].mean(),
+            "search/depth": extras["depth"].mean(),
+            **_timing(extras["spent"]),
+            **self._release(),
+        }
+        return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
+
+    def _end(self, b: int, history: Tensor, outcome: float) -> None:
+        """Keep a game that is over until all that began before it are."""
+        game, self._open[b] = self._open[b], []
+        self._waiting[self._order[b]] = {"history": history.cpu().clone(), "outcome": outcome, **_pack(game, self.game.num_actions)}
+        self._order[b] = self._begun
+        self._begun += 1
+
+    def _release(self) -> dict[str, float]:
+        """Move games to the replay, in the order in which they began; returns what they were like."""
+        lengths, outcomes = [], []
+        while self._released in self._waiting:
+            game = self._waiting.pop(self._released)
+            self._released += 1
+            plies = _unpack(game)
+            states = [self.game.new_state()]
+            for action in game["history"][: len(plies) - 1].tolist():
+                states.append(states[-1].child(action))
+            seen = self.game.look(states)
+            z = np.where(seen.player == 0, game["outcome"], -game["outcome"]).astype(np.float32)
+            kept = np.array([ply.trained for ply in plies])
+            policy = torch.stack([ply.policy for ply in plies])
+            self.replay.add(torch.from_numpy(seen.planes[kept]), policy[torch.from_numpy(kept)], torch.from_numpy(z[kept]))
+            lengths.append(len(plies))
+            outcomes.append(game["outcome"])
+        if not lengths:
+            return {}
+        first = float(np.mean([(o + 1.0) / 2.0 for o in outcomes]))
+        return {
+            "game/length": float(np.mean(lengths)),
+            "game/first_player_score": first,
+            "game/draws": float(np.mean(np.equal(outcomes, 0))),
+        }
+
+    def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
+        """Take the gradient steps that are owed."""
+        config, replay = self.config, self.replay
+        owed = int((replay.added - config.replay_start) * config.reuse / config.batch_size) - self._steps
+        if owed <= 0 or replay.added < config.replay_start:
+            return {}
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        total: dict[str, Tensor] = {}
+        self.net.train()
+        for _ in range(owed):
+            for name, value in self._step().items():
+                total[name] = total.get(name, torch.zeros(())) + value / owed
+        self._steps += owed
+        self._frozen = FrozenTower(self.net, self.device)
+        return {**total, "update/learning_rate": learning_rate, "update/num_gradient_steps": float(owed), "replay/size": float(replay.size)}
+
+    def _step(self) -> dict[str, Tensor]:
+        index = torch.randint(self.replay.size, (self.config.batch_size,))
+        planes, policy, z = self.replay[index]
+        repeated = 1.0 - len(torch.unique(planes.flatten(1), dim=0)) / len(planes)
+        planes, policy = self._turn(planes, policy, torch.randint(len(self._symmetries[0]), (len(index),)))
+        planes, policy, z = planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
+        dtype = fast_dtype(self.device.type)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits, value = self.net(planes)
+        logits, value = logits.float(), value.float()
+        policy_loss = F.cross_entropy(logits, policy)
+        value_loss = F.mse_loss(value, z)
+        self.optimizer.zero_grad()
+        (policy_loss + self.config.value_coef * value_loss).backward()
+        self.optimizer.step()
+        entropy = -torch.xlogy(policy, policy).sum(dim=1).mean()
+        result = {
+            "loss/policy": policy_loss,
+            "loss/value": value_loss,
+            "update/entropy": entropy,
+            "replay/repeated": torch.tensor(repeated),
+        }
+        return {name: loss.detach().cpu() for name, loss in result.items()}
+
+    def _turn(self, planes: Tensor, policy: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Each position [n, C, H, W] and its policy [n, A] under the symmetry `which` [n]."""
+        cells, actions = (table[which] for table in self._symmetries)
+        flat = planes.flatten(2)
+        turned = flat.gather(2, cells[:, None, :].expand(-1, flat.shape[1], -1))
+        return turned.view_as(planes), policy.gather(1, actions)
+
+
+def _pack(game: list[_Ply], num_actions: int) -> dict[str, Any]:
+    """A game's plies as tensors."""
+    policy = torch.stack([ply.policy for ply in game]) if game else torch.zeros(0, num_actions)
+    return {"policy": policy, "trained": torch.tensor([ply.trained for ply in game], dtype=torch.bool)}
+
+
+def _unpack(state: dict[str, Any]) -> list[_Ply]:
+    return [_Ply(policy, bool(trained)) for policy, trained in zip(state["policy"].unbind(), state["trained"], strict=True)]
+
+
+def _timing(spent: Tensor) -> dict[str, float]:
+    """What the search spent its time on, from extras [T, B, 5]."""
+    network_s, tree_s, total_s, evaluations, duplicates = spent.sum(dim=(0, 1)).tolist()
+    return {
+        "search/duplicate_share": duplicates / max(evaluations + duplicates, 1.0),
+        "time/search_network_share": network_s / total_s,
+        "time/search_tree_share": tree_s / total_s,
+        "time/simulations_per_s": (evaluations + duplicates) / total_s,
+        "time/evaluations_per_s": evaluations / total_s,
+    }

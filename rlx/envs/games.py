@@ -1,0 +1,289 @@
+"""Two-player games of perfect information: OpenSpiel's rules, under encoders and symmetries of rlx's own.
+
+OpenSpiel's observation tensors put the players in an order that differs from game to game and says nothing of symmetries. Here the
+player to move comes first in every named game, and a game is tried out when it is made: rules that a search cannot be trusted with
+are refused with their reason.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.errors import ConfigError
+
+PREFIX = "spiel:"
+GameState = Any
+"""A pyspiel.State."""
+Symmetry = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""How cells [H * W] and actions [A] change places: new[i] = old[permutation[i]]."""
+
+
+class Positions(NamedTuple):
+    """What a search must know of n positions; m legal moves in all."""
+
+    planes: NDArray[np.float32]  # [n, C, H, W], the player to move first; zeros where the game is over
+    player: NDArray[np.int64]  # [n] who moves, 0 or 1; -1 where the game is over
+    outcome: NDArray[np.float32]  # [n] what player 0 gets, scaled to [-1, 1]; 0 while the game goes on
+    num_legal: NDArray[np.int64]  # [n] legal moves, 0 where the game is over
+    legal: NDArray[np.int64]  # [m] the legal moves of the first position, then of the second, and so on
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """Planes of a named game, from those of OpenSpiel."""
+
+    own: tuple[tuple[int, ...], tuple[int, ...]]
+    """For each player, OpenSpiel's planes that show the player's stones; each cell is on one of them at most."""
+    side: bool = False
+    """Add a plane of ones for player 1, where the two play under different rules (goal, direction, komi)."""
+    last_pass: bool = False
+    """Add a plane of ones after a pass, which the next pass would end the game upon."""
+    symmetries: tuple[str, ...] = ("identity",)
+
+
+_ALL = ("identity", "mirror", "flip", "half_turn", "transpose", "quarter_turn", "quarter_back", "antitranspose")
+_ENCODERS = {
+    "tic_tac_toe": _Encoder(((2,), (1,)), symmetries=_ALL),
+    "connect_four": _Encoder(((0,), (1,)), symmetries=("identity", "mirror")),
+    # The four that leave the four discs of the beginning as they are.
+    "othello": _Encoder(((1,), (1,)), symmetries=("identity", "half_turn", "transpose", "antitranspose")),
+    "hex": _Encoder(((5, 6, 7, 8), (0, 1, 2, 3)), side=True, symmetries=("identity", "half_turn")),
+    "go": _Encoder(((0,), (1,)), side=True, last_pass=True, symmetries=_ALL),
+    "breakthrough": _Encoder(((0,), (1,)), side=True, symmetries=("identity", "mirror")),
+}
+_OTHER = {"othello": ((2,), (2,))}
+"""Planes of the opponent, where they are not the player's own planes seen from the other side."""
+
+
+class Game:
+    """A two-player zero-sum game whose state is known to both.
+
+    Args:
+        name: of OpenSpiel, e.g. `connect_four`.
+        parameters: of the game, e.g. `{"board_size": 7}`.
+
+    Raises:
+        ConfigError: if there is no such game, a parameter is not one of its, or a search cannot play it.
+    """
+
+    def __init__(self, name: str, parameters: dict[str, Any] | None = None) -> None:
+        self.name, self.parameters = name, dict(parameters or {})
+        self._game = _load(name, self.parameters)
+        _refuse_unplayable(name, self._game)
+        from open_spiel.python.observation import make_observation
+
+        self.num_actions = int(self._game.num_distinct_actions())
+        self.max_length = int(self._game.max_game_length())
+        self.scale = float(max(abs(self._game.min_utility()), abs(self._game.max_utility())))
+        shape = list(self._game.observation_tensor_shape())
+        self._raw_shape = tuple(shape) if len(shape) == 3 else (int(np.prod(shape)), 1, 1)
+        self._observation = make_observation(self._game)
+        self._encoder = _ENCODERS.get(name)
+        self.planes_shape = self._planes_shape()
+        self.symmetries: list[Symmetry] = self._symmetries()
+        self._try_out()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Game, (self.name, self.parameters)
+
+    def __str__(self) -> str:
+        words = ",".join(f"{k}={v}" for k, v in self.parameters.items())
+        return f"{self.name}({words})" if words else self.name
+
+    @property
+    def spiel(self) -> Any:
+        """The pyspiel.Game."""
+        return self._game
+
+    def new_state(self) -> GameState:
+        return self._game.new_initial_state()
+
+    def state_of(self, history: Sequence[int] | NDArray[Any]) -> GameState:
+        """The state after a list of actions, which ends at the first negative one."""
+        state = self.new_state()
+        for action in history:
+            if action < 0:
+                break
+            state.apply_action(int(action))
+        return state
+
+    def look(self, states: Sequence[GameState]) -> Positions:
+        """See the positions as a network and a search do."""
+        n = len(states)
+        raw = np.zeros((n, self._raw_size), dtype=np.float32)
+        player = np.full(n, -1, dtype=np.int64)
+        outcome = np.zeros(n, dtype=np.float32)
+        num_legal = np.zeros(n, dtype=np.int64)
+        passed = np.zeros(n, dtype=bool)
+        legal: list[list[int]] = []
+        buffer, set_from, wants_pass = self._observation.tensor, self._observation.set_from, self._wants_pass
+        for i, state in enumerate(states):
+            who = state.current_player()
+            if who < 0:
+                outcome[i] = state.player_return(0) / self.scale
+                continue
+            player[i] = who
+            set_from(state, who)
+            raw[i] = buffer
+            moves = state.legal_actions()
+            num_legal[i] = len(moves)
+            legal.append(moves)
+            if wants_pass:
+                history = state.history()
+                passed[i] = bool(history) and history[-1] == self.num_actions - 1
+        flat = np.fromiter(itertools.chain.from_iterable(legal), dtype=np.int64, count=int(num_legal.sum()))
+        return Positions(self._encode(raw.reshape(n, *self._raw_shape), player, passed), player, outcome, num_legal, flat)
+
+    @functools.cached_property
+    def _raw_size(self) -> int:
+        return int(np.prod(self._raw_shape))
+
+    @functools.cached_property
+    def _wants_pass(self) -> bool:
+        return self._encoder is not None and self._encoder.last_pass
+
+    def _planes_shape(self) -> tuple[int, int, int]:
+        c, h, w = self._raw_shape
+        if self._encoder is None:
+            return c + 1, h, w
+        return 2 + self._encoder.side + self._encoder.last_pass, h, w
+
+    def _encode(self, raw: NDArray[np.float32], player: NDArray[np.int64], passed: NDArray[np.bool_]) -> NDArray[np.float32]:
+        out = np.zeros((len(raw), *self.planes_shape), dtype=np.float32)
+        second = player == 1
+        if self._encoder is None:  # an unnamed game: as OpenSpiel shows it to the player to move, and who that is
+            out[:, :-1] = raw
+            out[second, -1] = 1.0
+            return out
+        own = self._encoder.own
+        theirs = _OTHER.get(self.name, own[::-1])
+        for who, rows in ((0, player == 0), (1, second)):
+            seen = raw[rows]
+            out[rows, 0] = seen[:, own[who]].sum(axis=1)
+            out[rows, 1] = seen[:, theirs[who]].sum(axis=1)
+        if self._encoder.side:
+            out[second, 2] = 1.0
+        if self._encoder.last_pass:
+            out[passed, -1] = 1.0
+        return out
+
+    def _symmetries(self) -> list[Symmetry]:
+        _, h, w = self.planes_shape
+        if self._encoder is None:
+            return [(np.arange(h * w), np.arange(self.num_actions))]
+        return [self._symmetry(name, h, w) for name in self._encoder.symmetries if h == w or name not in _TURNS]
+
+    def _symmetry(self, name: str, h: int, w: int) -> Symmetry:
+        cells = _GRIDS[name](np.arange(h * w).reshape(h, w)).reshape(-1)
+        if self.name == "connect_four":
+            return cells, np.arange(w)[::-1].copy() if name == "mirror" else np.arange(w)
+        if self.name == "breakthrough":  # action: row, column, direction (three down, three up), capture
+            actions = np.arange(self.num_actions).reshape(h, w, 2, 3, 2)
+            return cells, (actions[:, ::-1, :, ::-1] if name == "mirror" else actions).reshape(-1)
+        return cells, np.concatenate([cells, np.arange(h * w, self.num_actions)])
+
+    def _try_out(self) -> None:
+        """Play a few random games: a broken tensor or mask would cost days of training before anybody sees it.
+
+        Raises:
+            ConfigError: if an observation does not change with a move, or returns do not sum to zero.
+        """
+        rng = np.random.default_rng(0)
+        for _ in range(2):
+            state, before = self.new_state(), None
+            for _ in range(min(self.max_length, 60)):
+                if state.is_terminal():
+                    break
+                positions = self.look([state])
+                if before is not None and np.array_equal(before, positions.planes):
+                    raise ConfigError(
+                        f"env={PREFIX}{self}: its observation did not change with a move; this release of open-spiel cannot be used"
+                    )
+                before = positions.planes
+                state.apply_action(int(rng.choice(positions.legal)))
+            if state.is_terminal() and abs(sum(state.returns())) > 1e-9:
+                raise ConfigError(f"env={PREFIX}{self}: its returns sum to {sum(state.returns())}, not to zero")
+
+
+_TURNS = ("transpose", "quarter_turn", "quarter_back", "antitranspose")
+_GRIDS: dict[str, Any] = {
+    "identity": lambda g: g,
+    "mirror": lambda g: g[:, ::-1],
+    "flip": lambda g: g[::-1],
+    "half_turn": lambda g: g[::-1, ::-1],
+    "transpose": lambda g: g.T,
+    "quarter_turn": lambda g: np.rot90(g),
+    "quarter_back": lambda g: np.rot90(g, -1),
+    "antitranspose": lambda g: g[::-1, ::-1].T,
+}
+
+
+def _load(name: str, parameters: dict[str, Any]) -> Any:
+    import difflib
+
+    import pyspiel
+
+    if name not in pyspiel.registered_names():
+        near = difflib.get_close_matches(name, playable_names(), n=3)
+        advice = f"did you mean env={PREFIX}{near[0]}?" if near else f"the games are {', '.join(playable_names())}"
+        raise ConfigError(f"env={PREFIX}{name}: OpenSpiel has no such game; {advice}")
+    specification = {g.short_name: g for g in pyspiel.registered_games()}[name].parameter_specification
+    known = {key for key in specification if not key.endswith("obs_tensor")}  # how positions are shown is not the user's to choose
+    for key in parameters:
+        if key not in known:
+            there = ", ".join(sorted(known)) or "none"
+            raise ConfigError(f"env.kwargs.{key}: {name} has no such parameter; it has {there}")
+    try:
+        game = pyspiel.load_game(name, parameters)
+        if game.num_distinct_actions() < 1 or min(game.observation_tensor_shape(), default=1) < 1:
+            raise ValueError("such a board has no cells")
+        game.new_initial_state()
+        return game
+    except Exception as error:  # whatever a game's constructor says of its parameters
+        raise ConfigError(f"env={PREFIX}{name} cannot be made with env.kwargs={parameters}: {' '.join(str(error).split())}") from error
+
+
+def _refuse_unplayable(name: str, game: Any) -> None:
+    """Raise a ConfigError unless a tree search for two can play a game."""
+    reason = _unplayable(game.get_type(), players=game.num_players())
+    if reason:
+        raise ConfigError(
+            f"env={PREFIX}{name}: {reason}; search needs two players, full information, no dice and one outcome at the end, "
+            "as in connect_four, othello or go"
+        )
+
+
+def _unplayable(kind: Any, players: int | None = None) -> str | None:
+    import pyspiel
+
+    types = pyspiel.GameType
+    if players is not None and players != 2:
+        return f"it is for {players} player{'s' if players != 1 else ''}"
+    if kind.min_num_players > 2 or kind.max_num_players < 2:
+        return "it is not for two players"
+    if kind.dynamics != types.Dynamics.SEQUENTIAL:
+        return "its players move at the same time"
+    if kind.chance_mode != types.ChanceMode.DETERMINISTIC:
+        return "chance has a part in it"
+    if kind.information != types.Information.PERFECT_INFORMATION:
+        return "it hides information from its players"
+    if kind.reward_model != types.RewardModel.TERMINAL or kind.utility != types.Utility.ZERO_SUM:
+        return "it is not decided by one zero-sum outcome at its end"
+    if not kind.provides_observation_tensor:
+        return "OpenSpiel has no tensor for its positions"
+    return None
+
+
+@functools.cache
+def playable_names() -> tuple[str, ...]:
+    """OpenSpiel's games that can be played here with their default parameters."""
+    import pyspiel
+
+    return tuple(sorted(g.short_name for g in pyspiel.registered_games() if g.default_loadable and _unplayable(g) is None))

@@ -1,0 +1,97 @@
+"""A residual tower with a policy and a value head, and a copy of it that is only asked."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+_HEAD_PLANES = 8
+
+
+class _Block(nn.Module):
+    """x + conv(relu(conv(x))), each convolution with batch normalisation (He et al. 2016)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(channels, channels, 3)
+        self.conv2, self.bn2 = _conv(channels, channels, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+
+def _conv(inputs: int, outputs: int, size: int) -> tuple[nn.Conv2d, nn.Module]:
+    return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs)
+
+
+class Tower(nn.Module):
+    """The network of AlphaGo Zero (Silver et al. 2017, Methods), with heads of eight planes.
+
+    Args:
+        planes_shape: (C, H, W) of a position.
+        num_actions: A.
+    """
+
+    def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, *, blocks: int, channels: int) -> None:
+        super().__init__()
+        c, h, w = planes_shape
+        self.conv, self.bn = _conv(c, channels, 3)
+        self.blocks = nn.Sequential(*[_Block(channels) for _ in range(blocks)])
+        self.policy_conv, self.policy_bn = _conv(channels, _HEAD_PLANES, 1)
+        self.value_conv, self.value_bn = _conv(channels, _HEAD_PLANES, 1)
+        self.policy = nn.Linear(_HEAD_PLANES * h * w, num_actions)
+        self.value_hidden = nn.Linear(_HEAD_PLANES * h * w, channels)
+        self.value = nn.Linear(channels, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)  # begins without an opinion
+
+    def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [n, A] and values in (-1, 1) [n] of planes [n, C, H, W]."""
+        x = self.blocks(F.relu(self.bn(self.conv(planes))))
+        logits = self.policy(F.relu(self.policy_bn(self.policy_conv(x))).flatten(1))
+        hidden = F.relu(self.value_hidden(F.relu(self.value_bn(self.value_conv(x))).flatten(1)))
+        return logits, torch.tanh(self.value(hidden)).squeeze(1)
+
+
+@functools.cache
+def fast_dtype(device_type: str) -> torch.dtype:
+    """The precision that convolutions are fast in: bfloat16 where the processor multiplies it, else float32."""
+    if device_type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    if device_type == "cpu" and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+class FrozenTower:
+    """A tower that only predicts: normalisation folded into the convolutions, channels last, in the fast precision."""
+
+    def __init__(self, tower: Tower, device: torch.device) -> None:
+        self._device, self._dtype = device, fast_dtype(device.type)
+        net = copy.deepcopy(tower).eval()
+        for name in ("conv", "policy_conv", "value_conv"):
+            _fold(net, name, name.replace("conv", "bn"))
+        for block in net.blocks:
+            _fold(block, "conv1", "bn1")
+            _fold(block, "conv2", "bn2")
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._net = net.to(device=device, dtype=self._dtype).requires_grad_(False)
+
+    @torch.inference_mode()
+    def __call__(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits [n, A] and values [n] of planes [n, C, H, W]."""
+        x = torch.from_numpy(planes).to(device=self._device, dtype=self._dtype).contiguous(memory_format=torch.channels_last)
+        logits, value = self._net(x)
+        return logits.float().cpu().numpy(), value.float().cpu().numpy()
+
+
+def _fold(module: nn.Module, conv: str, bn: str) -> None:
+    setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
+    setattr(module, bn, nn.Identity())

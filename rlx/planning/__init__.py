@@ -1,0 +1,1 @@
+"""Planning: one tree search for known rules and for learned models."""

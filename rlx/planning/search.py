@@ -1,0 +1,354 @@
+"""Search in B trees side by side: select a leaf in every tree, look at all leaves in one call of the network, back up.
+
+A `Model` says what lies behind an edge; known rules and learned dynamics are both models.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.planning.tree import GUMBEL, PUCT, Rule, Trees, improved_scores
+
+Array = NDArray[Any]
+
+
+class Found(NamedTuple):
+    """What a model says of n positions, m legal moves in all."""
+
+    counts: Array  # [n] legal moves; 0: the game is over
+    actions: Array  # [m] the moves
+    logits: Array  # [m] the network's, float32
+    value: Array  # [n] for whoever moves there, float32
+    reward: Array  # [n] of the move that led there, for whoever made it, float32
+    discount: Array  # [n] -1: the opponent moves there; 0: the game is over; else what the value there counts for the same player
+
+
+class Model(Protocol):
+    """What a search asks about positions; each is known by its tree and its slot, of which the root's is 0."""
+
+    def root(self) -> Found:
+        """The B positions that are searched; reward and discount have no meaning."""
+        ...
+
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+        """Positions after `actions` [n] in the nodes `parents` [n] of `trees` [n]; they are called `slots` [n] from here on."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """How to search.
+
+    Attributes:
+        gumbel: Gumbel search instead of PUCT.
+        simulations: of every tree.
+        dirichlet_alpha: of the root's noise under PUCT; 0 adds none.
+        dirichlet_fraction: the noise's share of the root's prior.
+        max_considered: most root moves that Gumbel search begins with.
+        gumbel_scale: 1 samples them, 0 takes the best.
+        leaves: descents of one tree before their leaves are evaluated together, with virtual losses; PUCT only.
+    """
+
+    gumbel: bool = False
+    simulations: int = 32
+    c_init: float = 1.25
+    c_base: float = 19652.0
+    fpu_reduction: float = 0.25
+    forced: float = 0.0
+    dirichlet_alpha: float = 0.0
+    dirichlet_fraction: float = 0.25
+    c_visit: float = 50.0
+    c_scale: float = 1.0
+    max_considered: int = 16
+    gumbel_scale: float = 0.0
+    leaves: int = 1
+    track_bounds: bool = False
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(
+            kind=GUMBEL if self.gumbel else PUCT, c_init=self.c_init, c_base=self.c_base, fpu_reduction=self.fpu_reduction,
+            forced=self.forced, c_visit=self.c_visit, c_scale=self.c_scale,
+        )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Searched:
+    """B searched trees."""
+
+    trees: Trees
+    config: SearchConfig
+    gumbel: Array
+    """[B, A'] noise of the root's legal moves under Gumbel."""
+    depth: Array
+    """[B] mean length of a descent."""
+    times: dict[str, float] = field(default_factory=dict)
+    """Seconds in `model` and in `tree`."""
+
+    def root_edges(self, b: int) -> slice:
+        start = int(self.trees.start[b, 0])
+        return slice(start, start + int(self.trees.count[b, 0]))
+
+    def value(self) -> Array:
+        """Mean return of each root [B], its own value among them."""
+        trees, out = self.trees, np.empty(len(self.trees.size))
+        for b in range(len(out)):
+            out[b] = (trees.value[b, 0] + trees.w[b, self.root_edges(b)].sum()) / trees.visits[b, 0]
+        return out
+
+    def policy(self, num_actions: int) -> Array:
+        """What the network should learn to play [B, A]: shares of the visits, or Gumbel's improved policy."""
+        trees, out = self.trees, np.zeros((len(self.trees.size), num_actions), dtype=np.float32)
+        for b in range(len(out)):
+            edges = self.root_edges(b)
+            out[b, trees.action[b, edges]] = softmax(self.scores(b)) if self.config.gumbel else self._pruned_visits(b)
+        return out
+
+    def visits(self, num_actions: int) -> Array:
+        """Visits of the root's moves [B, A]."""
+        out = np.zeros((len(self.trees.size), num_actions), dtype=np.int64)
+        for b in range(len(out)):
+            edges = self.root_edges(b)
+            out[b, self.trees.action[b, edges]] = self.trees.n[b, edges]
+        return out
+
+    def best(self) -> Array:
+        """The move to play [B]: the most visited; under Gumbel the one of these with the best score, noise included."""
+        trees, out = self.trees, np.empty(len(self.trees.size), dtype=np.int64)
+        for b in range(len(out)):
+            edges = self.root_edges(b)
+            n = trees.n[b, edges]
+            tie = self.gumbel[b, : len(n)] + self.scores(b) if self.config.gumbel else trees.prior[b, edges]
+            out[b] = trees.action[b, edges][np.argmax(np.where(n == n.max(), tie, -np.inf))]
+        return out
+
+    def scores(self, b: int) -> Array:
+        """Gumbel's logit + sigma(completed Q) of the root's moves."""
+        t = self.trees
+        out = np.empty(int(t.count[b, 0]))
+        improved_scores(b, 0, self.config.rule, out, t.start, t.count, t.visits, t.value, t.logit, t.prior, t.n, t.w, t.low, t.high)
+        return out
+
+    def _pruned_visits(self, b: int) -> Array:
+        """Shares of the visits, less those that were forced and that PUCT would not have made (Wu 2019, section 3.2)."""
+        trees, edges, config = self.trees, self.root_edges(b), self.config
+        n = trees.n[b, edges].astype(np.float64)
+        if config.forced > 0.0 and len(n) > 1:
+            total, prior = float(trees.visits[b, 0]), trees.prior[b, edges].astype(np.float64)
+            scale = math.sqrt(total) * (config.c_init + math.log((total + config.c_base + 1.0) / config.c_base))
+            q = np.divide(trees.w[b, edges], n, out=np.zeros_like(n), where=n > 0)
+            q = 2.0 * (q - trees.low[b]) / (trees.high[b] - trees.low[b]) - 1.0
+            best = int(np.argmax(n))
+            goal = q[best] + prior[best] * scale / (1.0 + n[best])
+            gap = goal - q
+            needed = np.where(gap > 0.0, np.ceil(prior * scale / np.maximum(gap, 1e-9) - 1.0), n)
+            owed = np.floor(np.sqrt(config.forced * prior * (total - 1.0)))
+            kept = np.maximum(n - owed, np.minimum(n, needed))
+            kept[kept <= 1.0] = 0.0
+            kept[best] = n[best]
+            n = kept
+        return n / n.sum()
+
+
+def softmax(x: Array) -> Array:
+    e = np.exp(x - x.max())
+    return np.asarray(e / e.sum())
+
+
+def considered_visits(most: int, simulations: int) -> list[int]:
+    """For each simulation the visits of the move it goes to, under sequential halving of `most` moves (Danihelka et al. 2022, fig. 1)."""
+    if most <= 1:
+        return list(range(simulations))
+    rounds = math.ceil(math.log2(most))
+    visits, sequence, left = [0] * most, list[int](), most
+    while len(sequence) < simulations:
+        for _ in range(max(1, simulations // (rounds * left))):
+            sequence += visits[:left]
+            visits[:left] = [v + 1 for v in visits[:left]]
+        left = max(2, left // 2)
+    return sequence[:simulations]
+
+
+def search(model: Model, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None) -> Searched:
+    """Search from the model's roots.
+
+    Args:
+        rng: of the root's noise.
+        simulations: of each tree [B], instead of the same for all.
+    """
+    began = time.perf_counter()
+    root = model.root()
+    in_model = time.perf_counter() - began
+    num_trees = len(root.counts)
+    budget = np.full(num_trees, config.simulations) if simulations is None else simulations
+    most = int(budget.max())
+    trees = Trees(num_trees, most + config.leaves + 1, int(root.counts.max()) * (most + 2))
+    everyone = np.arange(num_trees)
+    trees.add(everyone, np.full(num_trees, -1), root.counts, root.actions, root.logits, root.value)
+    gumbel = _root_noise(trees, config, rng)
+    table = _table(root.counts, budget, config) if config.gumbel else np.full((num_trees, most), -1)
+    rule, depth = config.rule, np.zeros(num_trees)
+    done = np.zeros(num_trees, dtype=np.int64)
+    while len(active := everyone[done < budget]):
+        picks = []
+        for _ in range(1 if config.gumbel else config.leaves):
+            picks.append(trees.select(active, rule, table[active, done[active]], gumbel))
+            if config.leaves > 1:
+                trees.hold(active, picks[-1], 1)
+        if config.leaves > 1:
+            for edges in picks:
+                trees.hold(active, edges, -1)
+        chosen = np.concatenate([np.stack([active, edges], axis=1) for edges in picks])
+        in_model += _evaluate(model, trees, np.unique(chosen, axis=0) if config.leaves > 1 else chosen, config)
+        done[active] += 1 if config.leaves == 1 else len(picks)
+    depth = _mean_depth(trees)
+    total = time.perf_counter() - began
+    return Searched(trees=trees, config=config, gumbel=gumbel, depth=depth, times={"model": in_model, "tree": total - in_model})
+
+
+def _evaluate(model: Model, trees: Trees, chosen: Array, config: SearchConfig) -> float:
+    """Back up the edges [n, 2] (tree, edge) that descents ended at, asking the model where they are new; returns the seconds it took."""
+    b, edges = chosen[:, 0], chosen[:, 1]
+    new = trees.child[b, edges] < 0
+    values, seconds = np.zeros(len(b), dtype=np.float32), 0.0
+    if new.any():
+        at, by = b[new], edges[new]
+        slots = trees.size[at].copy()
+        if config.leaves > 1:  # several new nodes of one tree: they are added in this order
+            slots += np.arange(len(at)) - np.searchsorted(at, at)
+        began = time.perf_counter()
+        found = model.step(at, trees.node[at, by], trees.action[at, by], slots)
+        seconds = time.perf_counter() - began
+        trees.add(at, by, found.counts, found.actions, found.logits, found.value)
+        trees.reward[at, by], trees.discount[at, by] = found.reward, found.discount
+        values[new] = found.value
+    trees.backup(b, edges, values, track_bounds=config.track_bounds)
+    return seconds
+
+
+def _root_noise(trees: Trees, config: SearchConfig, rng: np.random.Generator) -> Array:
+    """Mix Dirichlet noise into the roots' priors, or draw Gumbel's; returns the latter [B, A'], zero where there is none."""
+    counts = trees.count[:, 0]
+    gumbel = np.zeros((len(counts), max(1, int(counts.max()))))
+    if config.gumbel:
+        return rng.gumbel(size=gumbel.shape) * config.gumbel_scale
+    if config.dirichlet_alpha > 0.0:
+        for b, c in enumerate(counts):
+            noise = rng.dirichlet(np.full(c, config.dirichlet_alpha))
+            mixed = (1.0 - config.dirichlet_fraction) * trees.prior[b, :c] + config.dirichlet_fraction * noise
+            trees.prior[b, :c] = mixed
+    return gumbel
+
+
+def _table(counts: Array, budget: Array, config: SearchConfig) -> Array:
+    """Visits that a root's child must have to be visited at each simulation [B, S]."""
+    rows: dict[tuple[int, int], list[int]] = {}
+    out = np.zeros((len(counts), int(budget.max())), dtype=np.int64)
+    for b, (c, n) in enumerate(zip(counts.tolist(), budget.tolist(), strict=True)):
+        key = (min(c, config.max_considered), n)
+        if key not in rows:
+            rows[key] = considered_visits(*key)
+        out[b, :n] = rows[key]
+    return out
+
+
+def _mean_depth(trees: Trees) -> Array:
+    """Mean depth of the nodes of each tree [B], the root's being 0."""
+    depth = np.zeros(trees.visits.shape, dtype=np.int32)
+    everyone = np.arange(len(trees.size))
+    for slot in range(1, depth.shape[1]):
+        has = everyone[trees.size > slot]
+        if not len(has):
+            break
+        edges = trees.parent_edge[has, slot]
+        depth[has, slot] = depth[has, trees.node[has, edges]] + 1
+    return np.asarray(depth.sum(axis=1) / np.maximum(trees.size - 1, 1))
+
+
+Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
+"""From planes [n, C, H, W] to logits [n, A] and values [n] for the player to move."""
+
+
+class RulesModel:
+    """Known rules and a network: states of a game are stepped, and only those that are new are evaluated.
+
+    Args:
+        game: with `look(states)`; states with `child(action)`.
+        states: the B roots; none is over.
+        evaluate: the network.
+    """
+
+    CACHED = 2**25
+    """Most numbers of logits that are kept for positions that come again within a search."""
+
+    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate) -> None:
+        self._look, self._evaluate = game.look, evaluate
+        self._states: list[list[Any]] = [[s] for s in states]
+        self._player: list[list[int]] = [[] for _ in states]
+        self._known: dict[bytes, int] = {}
+        self._logits: list[NDArray[np.float32]] = []
+        self._values: list[float] = []
+        self._most = max(1, self.CACHED // game.num_actions)
+        self.evaluations = self.duplicates = 0
+        self.network_s = 0.0
+
+    def root(self) -> Found:
+        seen = self._look([s[0] for s in self._states])
+        for players, who in zip(self._player, seen.player.tolist(), strict=True):
+            players.append(who)
+        logits, value = self._predict(seen)
+        nothing = np.zeros(len(value), dtype=np.float32)
+        return Found(seen.num_legal, seen.legal, logits, value, nothing, nothing)
+
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+        states, players = self._states, self._player
+        mover = np.empty(len(trees), dtype=np.int64)
+        children = []
+        for i, (b, parent, action) in enumerate(zip(trees.tolist(), parents.tolist(), actions.tolist(), strict=True)):
+            children.append(states[b][parent].child(action))
+            mover[i] = players[b][parent]
+        seen = self._look(children)
+        for b, slot, state, who in zip(trees.tolist(), slots.tolist(), children, seen.player.tolist(), strict=True):
+            assert len(states[b]) == slot
+            states[b].append(state)
+            players[b].append(who)
+        logits, value = self._predict(seen)
+        over = seen.player < 0
+        reward = np.where(mover == 0, seen.outcome, -seen.outcome).astype(np.float32)
+        discount = np.where(over, 0.0, np.where(seen.player == mover, 1.0, -1.0)).astype(np.float32)
+        return Found(seen.num_legal, seen.legal, logits, value, reward, discount)
+
+    def _predict(self, seen: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits of the legal moves [m] and values [n]; every position is evaluated once."""
+        going = np.flatnonzero(seen.player >= 0)
+        value = np.zeros(len(seen.player), dtype=np.float32)
+        if not len(going):
+            return np.zeros(0, dtype=np.float32), value
+        if len(self._values) > self._most:
+            self._known, self._logits, self._values = {}, [], []
+        which, new = np.empty(len(going), dtype=np.int64), list[int]()
+        for k, i in enumerate(going.tolist()):
+            key = seen.planes[i].tobytes()
+            index = self._known.setdefault(key, len(self._values) + len(new))
+            if index == len(self._values) + len(new):
+                new.append(i)
+            which[k] = index
+        if new:
+            began = time.perf_counter()
+            logits, values = self._evaluate(seen.planes[new])
+            self.network_s += time.perf_counter() - began
+            self._logits += list(logits)
+            self._values += values.tolist()
+        self.evaluations += len(new)
+        self.duplicates += len(going) - len(new)
+        counts = seen.num_legal[going]
+        rows = np.stack([self._logits[i] for i in which.tolist()])
+        value[going] = [self._values[i] for i in which.tolist()]
+        return rows[np.repeat(np.arange(len(going)), counts), seen.legal], value

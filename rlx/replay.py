@@ -1,0 +1,60 @@
+"""What an algorithm remembers of the past to train on again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlx.types import State
+
+
+class PositionReplay:
+    """The newest positions of games, with what was searched and how the game ended.
+
+    Args:
+        capacity: positions; the oldest are overwritten.
+        planes_shape: (C, H, W).
+        num_actions: A.
+    """
+
+    def __init__(self, capacity: int, planes_shape: tuple[int, int, int], num_actions: int) -> None:
+        self.capacity, self.added = capacity, 0
+        self._planes = torch.zeros(0, *planes_shape)
+        self._policy = torch.zeros(0, num_actions)
+        self._z = torch.zeros(0)
+
+    @property
+    def size(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, planes: Tensor, policy: Tensor, z: Tensor) -> None:
+        """Add planes [n, C, H, W], policies [n, A] and outcomes [n]."""
+        index = (self.added + torch.arange(len(z))) % self.capacity
+        self._grow(min(self.capacity, self.added + len(z)))
+        self._planes[index], self._policy[index], self._z[index] = planes, policy, z
+        self.added += len(z)
+
+    def _grow(self, size: int) -> None:
+        """Memory is taken as it is needed, in steps of a half."""
+        have = len(self._z)
+        if size > have:
+            more = min(self.capacity, max(size, have + have // 2, 1024)) - have
+            for name in ("_planes", "_policy", "_z"):
+                old = getattr(self, name)
+                setattr(self, name, torch.cat([old, old.new_zeros(more, *old.shape[1:])]))
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self._planes[index], self._policy[index], self._z[index]
+
+    def state_dict(self) -> State:
+        size = self.size
+        return {
+            "planes": self._planes[:size].clone(),
+            "policy": self._policy[:size].clone(),
+            "z": self._z[:size].clone(),
+            "added": self.added,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self._planes, self._policy, self._z = state["planes"].clone(), state["policy"].clone(), state["z"].clone()
+        self.added = state["added"]
