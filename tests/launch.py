@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from rlx.algos import ALGORITHMS
 from rlx.checkpoint import find_checkpoints
 from rlx.cli.main import main
 from rlx.config.compose import Composer
@@ -29,6 +30,9 @@ SETTINGS = [
     "loop.log_every=2003", "loop.eval_every=9973", "loop.eval_episodes=2", "loop.checkpoint_every=4999", "log.wandb=disabled",
 ]  # fmt: skip
 """A short run; the cadences share no divisor, so that every line of the record has its own reason."""
+
+POLICY_GRADIENT = [name for name, info in ALGORITHMS.items() if not info.config.plays_games]
+GAME_PLAYING = [name for name in ALGORITHMS if name not in POLICY_GRADIENT]
 
 OWN_VARIABLES = ("RLX_RUNS_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED")
 

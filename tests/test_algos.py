@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from launch import POLICY_GRADIENT
 from torch import Tensor, nn
 
 from rlx import ops
@@ -133,7 +134,7 @@ def weights(algo: Any) -> dict[str, Tensor]:
 # Every algorithm
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_act_does_not_change_the_algorithm(name, same):
     algo = build(ALGORITHMS[name].config(normalize_observation=True))
     before = copy.deepcopy(algo.state_dict())
@@ -143,7 +144,7 @@ def test_act_does_not_change_the_algorithm(name, same):
 
 
 @SPECS
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_eval_mode_is_deterministic_and_train_mode_is_not(name, spec, same):
     algo, obs, is_first = build(ALGORITHMS[name].config(), spec), torch.randn(64, 3), torch.zeros(64, dtype=torch.bool)
     rng = GlobalRNG().state_dict()
@@ -155,7 +156,7 @@ def test_eval_mode_is_deterministic_and_train_mode_is_not(name, spec, same):
 
 
 @SPECS
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_state_continues_identically_through_a_file(name, spec, same):
     config = ALGORITHMS[name].config(normalize_observation=True, **({"normalize_reward": True} if name == "ppo" else {}))
     algo, rollouts = build(config, spec), [make_rollout(spec) for _ in range(6)]
@@ -174,7 +175,7 @@ def test_state_continues_identically_through_a_file(name, spec, same):
 
 
 @pytest.mark.parametrize("better", [0, 1])
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_policy_goes_to_the_better_arm_of_a_bandit(name, better):
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
     algo = build(ALGORITHMS[name].config(learning_rate=0.01, **settings), num_envs=16)
@@ -223,7 +224,7 @@ def test_a_reward_that_is_not_finite_stops_training_before_any_parameter_changes
     assert not moved(algo, before)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_learning_rate_anneals_from_its_start_to_nothing(name):
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
     algo = build(ALGORITHMS[name].config(learning_rate=0.01, anneal_learning_rate=True, **settings))
@@ -232,7 +233,7 @@ def test_learning_rate_anneals_from_its_start_to_nothing(name):
     assert rates == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_normaliser_moves_only_after_learning(name, monkeypatch):
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
     algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings))

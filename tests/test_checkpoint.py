@@ -19,10 +19,9 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from launch import lines
+from launch import POLICY_GRADIENT, lines
 
 import rlx.files
-from rlx.algos import ALGORITHMS
 from rlx.build import build_algorithm
 from rlx.checkpoint import Checkpointer, best_checkpoint, find_checkpoints, read_manifest
 from rlx.config.compose import Composer
@@ -173,7 +172,7 @@ def test_saving_twice_at_one_step_does_nothing_the_second_time(saved: Saved) -> 
     assert saved.contents() == before
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", POLICY_GRADIENT)
 def test_a_checkpoint_is_as_large_as_its_parameters_and_their_moments(algo: str, tmp_path: Path) -> None:
     config = Composer().compose([f"algo={algo}", "recipe=null", "algo.hidden_sizes=[256,256]"]).config
     spec = EnvSpec(id="x", observation_space=gymnasium.spaces.Box(-1, 1, (8,)), action_space=gymnasium.spaces.Discrete(4))

@@ -16,9 +16,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from launch import run_main
+from launch import GAME_PLAYING, POLICY_GRADIENT, run_main
 
-from rlx.algos import ALGORITHMS
 from rlx.config.compose import Composer, load_config
 from rlx.rundir import RunDir
 
@@ -121,7 +120,7 @@ def meta(run: Path) -> dict[str, Any]:
 # What a run writes
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", POLICY_GRADIENT)
 def test_train_writes_what_is_documented(algo: str, trained: Path) -> None:
     run = trained / algo
     assert {p.name for p in run.iterdir()} - {".lock"} == {"config.yaml", "meta.json", "metrics.jsonl", "checkpoints"}
@@ -141,7 +140,7 @@ def test_train_writes_what_is_documented(algo: str, trained: Path) -> None:
         assert (manifest["algo"], manifest["exact"], manifest["why_not_exact"]) == (algo, True, None)
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", POLICY_GRADIENT)
 def test_same_quantity_has_same_key_in_every_algorithm(algo: str, trained: Path) -> None:
     written = lines(trained / algo)
     assert {key for line in written for key in line} == SHARED_KEYS | OWN_KEYS[algo]
@@ -196,7 +195,8 @@ def test_dry_run_prints_a_config_that_can_be_read_back_and_trains_nothing(rlx: R
     (here / "config.yaml").write_text(out)
     assert load_config(here / "config.yaml") == Composer().compose(settings.split()).config
     assert yaml.safe_load(out)["env"] == {
-        "id": "Pendulum-v1", "num_envs": 8, "workers": 0, "worker_timeout_s": 60.0, "native": True, "kwargs": {"g": 9.5}
+        "id": "Pendulum-v1", "num_envs": 8, "workers": 0, "worker_timeout_s": 60.0, "native": True, "kwargs": {"g": 9.5},
+        "opponent": "uct:1000", "opening_plies": 0,
     }  # fmt: skip
 
 
@@ -243,15 +243,20 @@ def test_any_gymnasium_id_trains_with_its_spaces(rlx: Rlx, here: Path) -> None:
     assert meta(here / "runs" / "lake")["env_id"] == "FrozenLake-v1"
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("env", sorted(p.stem for p in (Path(__file__).parents[1] / "conf" / "env").glob("*.yaml")))
-def test_every_named_environment_trains_with_every_algorithm(env: str, algo: str, rlx: Rlx, here: Path) -> None:
+ENV_FILES = {p.stem: p.read_text() for p in sorted((Path(__file__).parents[1] / "conf" / "env").glob("*.yaml"))}
+
+
+@pytest.mark.parametrize(
+    ("env", "algo"), [(env, a) for env, text in ENV_FILES.items() for a in (GAME_PLAYING if "spiel:" in text else POLICY_GRADIENT)]
+)
+def test_every_named_environment_trains_with_every_algorithm_for_it(env: str, algo: str, rlx: Rlx, here: Path) -> None:
     if env in ("ant", "halfcheetah", "hopper", "humanoid", "walker2d"):
         pytest.importorskip("mujoco")
     if env == "lunarlander":
         pytest.importorskip("Box2D")
-    few = "env.num_envs=1 algo.rollout_length=8 loop.total_env_steps=16 loop.eval_every=0 loop.checkpoint_every=0"
-    rlx(f"train algo={algo} env={env} recipe=null {few} log.wandb=disabled log.console=quiet --name lander")
+    few = "env.num_envs=1 loop.total_env_steps=16 loop.eval_every=0 loop.checkpoint_every=0"
+    own = "algo.rollout_length=8" if algo in POLICY_GRADIENT else "algo.blocks=1 algo.channels=4 algo.num_simulations=4"
+    rlx(f"train algo={algo} env={env} recipe=null {few} {own} log.wandb=disabled log.console=quiet --name lander")
     (line,) = lines(here / "runs" / "lander")
     assert line["env_steps"] == 16
     assert [p.name for p in (here / "runs" / "lander" / "checkpoints").iterdir()] == ["000000000016"]
@@ -314,7 +319,7 @@ def test_existing_name_is_refused_and_untouched(rlx: Rlx, runs: Path) -> None:
 # Resuming
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", POLICY_GRADIENT)
 def test_resume_extends_the_budget_on_the_same_axis_and_records_it(algo: str, rlx: Rlx, runs: Path) -> None:
     run = runs / algo
     before = lines(run)
@@ -405,7 +410,7 @@ def test_a_resume_after_an_inexact_one_says_that_it_begins_new_episodes_and_is_e
 # Evaluating
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", POLICY_GRADIENT)
 def test_eval_prints_what_machines_read_and_changes_nothing(algo: str, rlx: Rlx, runs: Path) -> None:
     before = contents(runs)
     result = json.loads(rlx(f"eval {algo} --episodes 20 --json"))

@@ -138,7 +138,8 @@ def test_what_cannot_be_set_is_not_offered() -> None:
 def test_everything_offered_for_a_key_is_a_valid_override() -> None:
     keys = [word for section in ("env", "loop", "log", "runtime") for word in fish(f"rlx train {section}.") if word.endswith("=")]
     assert len(keys) > 15
-    offered = [fish(f"rlx train {key}") for key in keys if key != "env.worker_timeout_s="]  # which needs env.workers
+    conditional = ("env.worker_timeout_s=", "env.opponent=", "env.opening_plies=")  # need workers, or a game
+    offered = [fish(f"rlx train {key}") for key in keys if key not in conditional]
     for choice in (0, -1):
         Composer().compose([words[choice] for words in offered])
 
@@ -185,7 +186,7 @@ def test_completion_imports_nothing_heavy() -> None:
     )
     env = {**os.environ, "_RLX_COMPLETE": "complete_bash", "COMP_WORDS": "rlx\ntrain\nalgo\n=", "COMP_CWORD": "3"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert (done.stdout.split(), done.stderr) == (["a2c", "ppo", "reinforce"], "[]")
+    assert (done.stdout.split(), done.stderr) == (["a2c", "alphazero", "ppo", "reinforce"], "[]")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -203,7 +204,7 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.stdout.splitlines() == [
-        "a2c ppo reinforce",
+        "a2c alphazero ppo reinforce",
         "algo.learning_rate= algo.learning_rate=0.0003",
         "latest lander",
     ], done.stderr

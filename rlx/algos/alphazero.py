@@ -35,9 +35,7 @@ class AlphaZero:
 
     def __init__(self, config: AlphaZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         if spec.game is None:
-            raise ConfigError(
-                f"algo={config.name} needs the rules of a two-player game, which env={spec.id} does not have; try env=connect_four"
-            )
+            raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")
         self.config, self.device, self.game = config, device, spec.game
         self.rollout_length = 1
         self.net = Tower(self.game.planes_shape, self.game.num_actions, blocks=config.blocks, channels=config.channels).to(device)
@@ -176,11 +174,11 @@ class AlphaZero:
             outcomes.append(game["outcome"])
         if not lengths:
             return {}
-        first = float(np.mean([(o + 1.0) / 2.0 for o in outcomes]))
+        z = np.array(outcomes)
         return {
             "game/length": float(np.mean(lengths)),
-            "game/first_player_score": first,
-            "game/draws": float(np.mean(np.equal(outcomes, 0))),
+            "game/first_player_score": float((z + 1.0).mean() / 2.0),
+            "game/draws": float((z == 0.0).mean()),
         }
 
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
@@ -219,10 +217,10 @@ class AlphaZero:
         result = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
-            "update/entropy": entropy,
+            "update/target_entropy": entropy,  # what the policy's loss cannot fall below
             "replay/repeated": torch.tensor(repeated),
         }
-        return {name: loss.detach().cpu() for name, loss in result.items()}
+        return {name: number.detach().cpu() for name, number in result.items()}
 
     def _turn(self, planes: Tensor, policy: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
         """Each position [n, C, H, W] and its policy [n, A] under the symmetry `which` [n]."""

@@ -1,0 +1,113 @@
+"""The search of rlx/planning/tree.py once more, in plain Python on objects: slow, and written to be read beside the papers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from rlx.planning.search import Found, Model, SearchConfig, considered_visits
+
+
+@dataclass
+class Edge:
+    action: int
+    logit: float
+    prior: float = 0.0
+    n: int = 0
+    w: float = 0.0
+    reward: float = 0.0
+    discount: float = 0.0
+    child: Node | None = None
+
+    @property
+    def q(self) -> float:
+        return self.w / self.n
+
+
+@dataclass
+class Node:
+    slot: int
+    value: float
+    edges: list[Edge] = field(default_factory=list)
+    visits: int = 1
+
+
+def softmax(x: list[float]) -> list[float]:
+    e = [math.exp(v - max(x)) for v in x]
+    return [v / sum(e) for v in e]
+
+
+def make_node(found: Found, i: int, slot: int) -> Node:
+    first = int(found.counts[:i].sum())
+    legal = range(first, first + int(found.counts[i]))
+    node = Node(slot, float(found.value[i]), [Edge(int(found.actions[k]), float(found.logits[k])) for k in legal])
+    for edge, prior in zip(node.edges, softmax([e.logit for e in node.edges]) if node.edges else [], strict=True):
+        edge.prior = prior
+    return node
+
+
+def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbel: np.ndarray) -> Node:
+    """Search one of the model's trees, with the same noise."""
+    top = make_node(root, tree, 0)
+    size = 1
+    table = considered_visits(min(len(top.edges), config.max_considered), config.simulations)
+    for simulation in range(config.simulations):
+        node, path = top, []
+        while True:
+            if not config.gumbel:
+                edge = puct(node, config)
+            elif node is top:
+                scores = improved(node, config)
+                left = [k for k, e in enumerate(node.edges) if e.n == table[simulation]]
+                edge = node.edges[max(left, key=lambda k: gumbel[k] + scores[k])]
+            else:
+                edge = inner(node, config)
+            path.append((node, edge))
+            if edge.child is None or not edge.child.edges:
+                break
+            node = edge.child
+        g = 0.0
+        if edge.child is None:
+            found = model.step(np.array([tree]), np.array([node.slot]), np.array([edge.action]), np.array([size]))
+            edge.child = make_node(found, 0, size)
+            edge.reward, edge.discount = float(found.reward[0]), float(found.discount[0])
+            g = edge.child.value
+            size += 1
+        for parent, taken in reversed(path):
+            g = taken.reward + taken.discount * g
+            taken.n += 1
+            taken.w += g
+            parent.visits += 1
+    return top
+
+
+def puct(node: Node, config: SearchConfig) -> Edge:
+    """argmax of Q + P sqrt(N) / (1 + n) (c1 + log((N + c2 + 1) / c2)), MuZero's appendix B; unvisited moves by KataGo's reduction."""
+    seen = sum(e.prior for e in node.edges if e.n)
+    unseen = (node.value + sum(e.w for e in node.edges)) / node.visits - config.fpu_reduction * math.sqrt(seen)
+    rate = config.c_init + math.log((node.visits + config.c_base + 1) / config.c_base)
+
+    def score(e: Edge) -> float:
+        return (e.q if e.n else unseen) + e.prior * math.sqrt(node.visits) * rate / (1 + e.n)
+
+    return max(node.edges, key=score)
+
+
+def improved(node: Node, config: SearchConfig) -> list[float]:
+    """Logits plus sigma of the completed Q, scaled to [0, 1]."""
+    visited = [e for e in node.edges if e.n]
+    mixed = node.value
+    if visited:
+        weighted = sum(e.prior * e.q for e in visited) / sum(e.prior for e in visited)
+        total = sum(e.n for e in visited)
+        mixed = (node.value + total * weighted) / (1 + total)
+    most = max((e.n for e in visited), default=0)
+    top = max(e.logit for e in node.edges)
+    return [e.logit - top + (config.c_visit + most) * config.c_scale * ((e.q if e.n else mixed) + 1) / 2 for e in node.edges]
+
+
+def inner(node: Node, config: SearchConfig) -> Edge:
+    policy, total = softmax(improved(node, config)), sum(e.n for e in node.edges)
+    return node.edges[max(range(len(policy)), key=lambda k: policy[k] - node.edges[k].n / (1 + total))]

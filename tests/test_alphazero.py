@@ -1,0 +1,167 @@
+"""AlphaZero: what it remembers of its games, how it turns them, and that it learns from them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlx.algos.alphazero import AlphaZero
+from rlx.algos.config import AlphaZeroConfig, Search
+from rlx.collect import Collector
+from rlx.envs.games import Game
+from rlx.envs.play import SelfPlayVectorEnv
+from rlx.errors import ConfigError
+from rlx.nn.tower import FrozenTower, Tower
+from rlx.replay import PositionReplay
+from rlx.types import EnvSpec, Progress
+
+CPU = torch.device("cpu")
+TINY = {"blocks": 1, "channels": 8, "num_simulations": 4, "batch_size": 32, "replay_start": 64, "replay_size": 4000}
+
+
+def make(num_envs: int = 8, game: Game | None = None, **settings: Any) -> tuple[AlphaZero, Collector]:
+    env = SelfPlayVectorEnv(game or Game("tic_tac_toe"), num_envs)
+    spec = EnvSpec(id="x", observation_space=env.single_observation_space, action_space=env.single_action_space, game=env.game)
+    algo = AlphaZero(AlphaZeroConfig(**{**TINY, **settings}), spec, num_envs, CPU)
+    collector = Collector(env, algo, seed=0)
+    collector.reset()
+    return algo, collector
+
+
+def run(algo: AlphaZero, collector: Collector, iterations: int, total: int = 10**9) -> list[dict[str, Any]]:
+    progress, lines = Progress(total_env_steps=total), []
+    for _ in range(iterations):
+        rollout, _ = collector.collect(1)
+        progress.advance(rollout)
+        lines.append(dict(algo.update(rollout, progress)))
+    return lines
+
+
+def test_every_position_of_every_game_is_kept_in_the_order_in_which_games_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    algo, collector = make(5, reuse=1e-9)
+    added: list[int] = []
+    add = PositionReplay.add
+    monkeypatch.setattr(PositionReplay, "add", lambda self, planes, policy, z: (added.append(len(z)), add(self, planes, policy, z)))
+    ended: list[tuple[int, int]] = []  # when a game began, and its length
+    begun = [0] * 5
+    order, next_id = list(range(5)), 5
+    for now in range(1, 61):
+        rollout, _ = collector.collect(1)
+        for b in rollout.final_b.tolist():
+            ended.append((order[b], now - begun[b]))
+            begun[b], order[b], next_id = now, next_id, next_id + 1
+        algo.update(rollout, Progress(total_env_steps=10**9, env_steps=5 * now))
+    lengths = dict(ended)
+    assert sorted(lengths)[: len(added)] == list(range(len(added)))
+    assert added == [lengths[i] for i in range(len(added))]
+    assert len(added) >= 20
+    assert [i for i, _ in ended] != sorted(i for i, _ in ended), "some games overtook others"
+
+
+def test_outcomes_are_for_whoever_moves() -> None:
+    game = Game("tic_tac_toe")
+    algo, collector = make(1, game, reuse=1e-9)
+    while algo.replay.added == 0:
+        rollout, _ = collector.collect(1)
+        history, reward = rollout.final_obs, rollout.reward
+        algo.update(rollout, Progress(total_env_steps=10**9, env_steps=1))
+    planes, policy, z = algo.replay[torch.arange(algo.replay.size)]
+    outcome = float(reward[0, 0])
+    assert z.tolist() == [outcome if ply % 2 == 0 else -outcome for ply in range(len(z))]
+    states = [game.state_of(history[0, :ply].tolist()) for ply in range(len(z))]
+    np.testing.assert_array_equal(planes.numpy(), game.look(states).planes)
+    torch.testing.assert_close(policy.sum(dim=1), torch.ones(len(z)))
+    for state, target in zip(states, policy, strict=True):
+        assert set(np.flatnonzero(target.numpy())) <= set(state.legal_actions())
+
+
+def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
+    algo, collector = make(8, search=Search.puct, full_search_fraction=0.3, cheap_simulations=2, reuse=1e-9)
+    lines = run(algo, collector, 80)
+    played = sum(line.get("game/length", 0.0) > 0 for line in lines)
+    assert played > 5
+    plies = 80 * 8
+    assert 0.15 * plies < algo.replay.added < 0.45 * plies
+
+
+def test_acting_changes_nothing_and_without_noise_repeats_itself() -> None:
+    algo, _ = make(4)
+    obs = torch.full((4, 9), -1, dtype=torch.int32)
+    before = {k: v.clone() for k, v in algo.net.state_dict().items()}
+    first = torch.ones(4, dtype=torch.bool)
+    one = algo.act(obs, (), first, mode="eval")
+    other = algo.act(obs, (), first, mode="eval")
+    assert torch.equal(one.action, other.action)
+    assert all(torch.equal(before[k], v) for k, v in algo.net.state_dict().items())
+    moves = {tuple(algo.act(obs, (), first, mode="train").action.tolist()) for _ in range(10)}
+    assert len(moves) > 1, "training explores"
+
+
+def test_positions_and_policies_turn_together() -> None:
+    game = Game("tic_tac_toe")
+    algo, _ = make(1, game)
+    state = game.state_of([0, 4, 1])
+    planes, policy = torch.from_numpy(game.look([state]).planes), torch.zeros(1, 9)
+    policy[0, 2] = 1.0  # the block
+    for k, (_, actions) in enumerate(game.symmetries):
+        turned, target = algo._turn(planes, policy, torch.tensor([k]))
+        image = game.state_of([int(np.argsort(actions)[a]) for a in (0, 4, 1)])
+        np.testing.assert_array_equal(turned.numpy(), game.look([image]).planes)
+        assert target[0, int(np.argsort(actions)[2])] == 1.0
+
+
+def test_the_copy_that_searches_ask_is_the_network() -> None:
+    torch.manual_seed(1)
+    net = Tower((2, 6, 7), 7, blocks=2, channels=16)
+    net.train()
+    for _ in range(5):  # running statistics that are not the initial ones
+        net(torch.rand(32, 2, 6, 7))
+    torch.nn.init.normal_(net.value.weight)
+    planes = (torch.rand(64, 2, 6, 7) > 0.7).float()
+    logits, value = FrozenTower(net, CPU)(planes.numpy())
+    expected_logits, expected_value = net.eval()(planes)
+    assert np.abs(logits - expected_logits.detach().numpy()).max() < 0.05 * expected_logits.abs().max()  # bfloat16 has 8 bits
+    assert np.abs(value - expected_value.detach().numpy()).max() < 0.05
+
+
+def test_a_new_network_has_no_opinion_of_any_position() -> None:
+    net = Tower((2, 6, 7), 7, blocks=1, channels=8).eval()
+    assert net((torch.rand(16, 2, 6, 7) > 0.5).float())[1].abs().max() == 0.0
+
+
+def test_the_replay_forgets_the_oldest_first_and_restores() -> None:
+    replay = PositionReplay(10, (1, 1, 1), 2)
+    for k in range(7):
+        replay.add(torch.full((2, 1, 1, 1), float(k)), torch.zeros(2, 2), torch.full((2,), float(k)))
+    assert sorted(replay[torch.arange(replay.size)][2].tolist()) == [2, 2, 3, 3, 4, 4, 5, 5, 6, 6]
+    copy = PositionReplay(10, (1, 1, 1), 2)
+    copy.load_state_dict(replay.state_dict())
+    for both in (replay, copy):
+        both.add(torch.full((1, 1, 1, 1), 9.0), torch.zeros(1, 2), torch.tensor([9.0]))
+    assert torch.equal(replay[torch.arange(10)][2], copy[torch.arange(10)][2])
+
+
+def test_gradient_steps_follow_the_positions() -> None:
+    algo, collector = make(16, reuse=2.0)
+    lines = run(algo, collector, 40)
+    steps = sum(line.get("update/num_gradient_steps", 0.0) for line in lines)
+    assert steps == int((algo.replay.added - 64) * 2.0 / 32)
+
+
+def test_losses_fall_towards_what_the_data_allows() -> None:
+    algo, collector = make(32, num_simulations=8, reuse=16.0, learning_rate=5e-3)
+    lines = [line for line in run(algo, collector, 60) if "loss/policy" in line]
+    first, last = lines[0], lines[-1]
+    assert last["loss/policy"] - last["update/target_entropy"] < 0.7 * (first["loss/policy"] - first["update/target_entropy"])
+    assert last["loss/value"] < first["loss/value"]
+
+
+def test_an_environment_without_rules_is_refused() -> None:
+    import gymnasium
+
+    spec = EnvSpec(id="Box-v0", observation_space=gymnasium.spaces.Box(0, 1), action_space=gymnasium.spaces.Discrete(2))
+    with pytest.raises(ConfigError, match="env=Box-v0 is none; try env=connect_four"):
+        AlphaZero(AlphaZeroConfig(), spec, 1, CPU)

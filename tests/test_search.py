@@ -1,0 +1,224 @@
+"""The tree search: the kernels against plain Python, by hand, and on games whose outcome is known."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from reference_tree import Node, search_one
+
+from rlx.envs.games import Game
+from rlx.envs.solvers import ConnectFourSolver, probe
+from rlx.planning.search import Found, RulesModel, SearchConfig, considered_visits, search
+from rlx.planning.tree import Trees
+
+
+class RandomModel:
+    """A made-up game: what lies behind a path of actions is drawn from the path itself, so that any order of questions agrees."""
+
+    def __init__(self, num_trees: int, *, seed: int, most: int = 6) -> None:
+        self._seed, self._most = seed, most
+        self._paths: list[dict[int, tuple[int, ...]]] = [{0: ()} for _ in range(num_trees)]
+
+    def root(self) -> Found:
+        return self._found([(b, ()) for b in range(len(self._paths))])
+
+    def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
+        paths = []
+        for b, parent, action, slot in zip(trees, parents, actions, slots, strict=True):
+            path = (*self._paths[b][int(parent)], int(action))
+            self._paths[b][int(slot)] = path
+            paths.append((int(b), path))
+        return self._found(paths)
+
+    def _found(self, paths: list[tuple[int, tuple[int, ...]]]) -> Found:
+        counts, actions, logits, rest = [], [], [], []
+        for b, path in paths:
+            rng = np.random.default_rng([self._seed, b, len(path), *path])
+            over = bool(path) and rng.random() < 0.15
+            count = 0 if over else int(rng.integers(1, self._most + 1))
+            counts.append(count)
+            actions += sorted(rng.choice(20, size=count, replace=False).tolist())
+            logits += rng.normal(size=count).tolist()
+            value, discount = (0.0, 0.0) if over else (rng.uniform(-1, 1), rng.choice([-1.0, 1.0, -1.0]))
+            rest.append((value, rng.uniform(-1, 1) if over else 0.0, discount))
+        value, reward, discount = (np.array(column, dtype=np.float32) for column in zip(*rest, strict=True))
+        return Found(np.array(counts), np.array(actions, dtype=np.int64), np.array(logits, dtype=np.float32), value, reward, discount)
+
+
+def same_tree(trees: Trees, b: int, slot: int, node: Node) -> int:
+    """Compare a tree in arrays with one of objects; returns the number of nodes compared."""
+    first, count = int(trees.start[b, slot]), int(trees.count[b, slot])
+    assert (count, int(trees.visits[b, slot]) if count else 1) == (len(node.edges), node.visits)
+    compared = 1
+    for e, edge in zip(range(first, first + count), node.edges, strict=True):
+        assert (trees.action[b, e], trees.n[b, e]) == (edge.action, edge.n)
+        assert trees.w[b, e] == pytest.approx(edge.w, abs=1e-5)
+        assert trees.prior[b, e] == pytest.approx(edge.prior, abs=1e-6)
+        if edge.child is not None:
+            compared += same_tree(trees, b, int(trees.child[b, e]), edge.child)
+    return compared
+
+
+@pytest.mark.parametrize("config", [
+    SearchConfig(simulations=60), SearchConfig(simulations=60, c_init=3.0, fpu_reduction=0.0),
+    SearchConfig(simulations=60, gumbel=True), SearchConfig(simulations=45, gumbel=True, gumbel_scale=1.0, max_considered=4, c_scale=0.1),
+])  # fmt: skip
+def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -> None:
+    for seed in range(4):
+        found = search(RandomModel(8, seed=seed), config, np.random.default_rng(seed))
+        compared = 0
+        for b in range(8):
+            model = RandomModel(8, seed=seed)
+            compared += same_tree(found.trees, b, 0, search_one(model, config, b, model.root(), found.gumbel[b]))
+        assert compared > 200
+
+
+def test_trees_side_by_side_do_not_touch_each_other() -> None:
+    config = SearchConfig(simulations=40)
+    together = search(RandomModel(8, seed=1), config, np.random.default_rng(0))
+    budgets = np.array([40, 1, 17, 40, 5, 40, 40, 2])
+    mixed = search(RandomModel(8, seed=1), config, np.random.default_rng(0), simulations=budgets)
+    for b in np.flatnonzero(budgets == 40):
+        np.testing.assert_array_equal(together.visits(20)[b], mixed.visits(20)[b])
+    np.testing.assert_array_equal(mixed.visits(20).sum(axis=1), budgets)
+
+
+class Bandit:
+    """A root with three moves that end the game at once."""
+
+    REWARD = np.array([0.0, 1.0, -1.0], dtype=np.float32)
+
+    def root(self) -> Found:
+        zero = np.zeros(1, dtype=np.float32)
+        return Found(np.array([3]), np.arange(3), np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32)), zero, zero, zero)
+
+    def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
+        zero = np.zeros(len(actions), dtype=np.float32)
+        none = np.zeros(0, dtype=np.int64)
+        return Found(np.zeros(len(actions), dtype=np.int64), none, none.astype(np.float32), zero, self.REWARD[actions], zero)
+
+
+def test_puct_by_hand() -> None:
+    """Without reduction and with c = 1: scores of the first visits are P sqrt(N), then Q + P sqrt(N) / (1 + n)."""
+    config = SearchConfig(simulations=1, c_init=1.0, c_base=1e9, fpu_reduction=0.0)
+
+    def visits(simulations: int) -> list[int]:
+        config_n = dataclasses.replace(config, simulations=simulations)
+        return search(Bandit(), config_n, np.random.default_rng(0)).visits(3)[0].tolist()
+
+    assert visits(1) == [1, 0, 0]  # the prior alone
+    # N = 2: a: 0 + .5 sqrt(2) / 2 = .354; b: parent's mean 0 + .3 sqrt(2) = .424
+    assert visits(2) == [1, 1, 0]
+    # N = 3: b: 1 + .3 sqrt(3) / 2 = 1.26, the others below 1
+    assert visits(3) == [1, 2, 0]
+    assert visits(50)[1] > 40
+
+
+def test_the_most_considered_moves_are_halved_until_the_budget_is_spent() -> None:
+    assert considered_visits(1, 4) == [0, 1, 2, 3]
+    assert considered_visits(4, 8) == [0, 0, 0, 0, 1, 1, 2, 2]
+    assert considered_visits(16, 32) == [0] * 16 + [1] * 8 + [2] * 4 + [3] * 4
+    assert considered_visits(3, 2) == [0, 0]
+
+
+@pytest.mark.parametrize(("most", "simulations"), [(2, 5), (4, 16), (7, 32), (16, 16), (16, 100)])
+def test_sequential_halving_spends_its_budget_on_ever_fewer_moves(most: int, simulations: int) -> None:
+    sequence = considered_visits(most, simulations)
+    assert len(sequence) == simulations
+    visits = [0] * most
+    for wanted in sequence:
+        visits[visits.index(wanted)] += 1
+    assert sorted(visits, reverse=True) == visits
+    assert visits[0] - visits[1] <= 1, "the last two are compared to the end"
+
+
+def test_gumbel_plays_by_values_where_they_differ_and_by_logits_where_they_do_not() -> None:
+    found = search(Bandit(), SearchConfig(simulations=16, gumbel=True), np.random.default_rng(0))
+    assert found.best()[0] == 1
+    policy = found.policy(3)[0]
+    assert policy[1] > 0.99
+    assert policy.sum() == pytest.approx(1.0)
+
+
+def test_forced_visits_are_not_part_of_the_target() -> None:
+    forced = search(Bandit(), SearchConfig(simulations=200, forced=8.0), np.random.default_rng(0))
+    free = search(Bandit(), SearchConfig(simulations=200), np.random.default_rng(0))
+    assert forced.visits(3)[0][2] > free.visits(3)[0][2]
+    assert forced.policy(3)[0][2] <= free.policy(3)[0][2]
+
+
+# On games
+
+
+def blind(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A network that knows nothing."""
+    return np.zeros((len(planes), 9 if planes.shape[-1] == 3 else 7), dtype=np.float32), np.zeros(len(planes), dtype=np.float32)
+
+
+MODES = [SearchConfig(simulations=400), SearchConfig(simulations=400, gumbel=True), SearchConfig(simulations=400, leaves=8)]
+
+
+@pytest.mark.parametrize("config", MODES, ids=["puct", "gumbel", "leaves"])
+@pytest.mark.parametrize(("history", "best", "sign"), [
+    ([0, 3, 1, 4], 2, 1), ([8, 0, 3, 1, 4], 2, 1),  # three in a row now, for either colour
+    ([0, 8, 1], 2, None),  # must block
+    ([0, 1, 4, 8, 3], None, -1), ([0, 4, 3, 6, 5, 7], None, -1),  # two threats of the other, for either colour
+])  # fmt: skip
+def test_values_have_the_sign_of_whoever_moves(config: SearchConfig, history: list[int], best: int | None, sign: int | None) -> None:
+    game = Game("tic_tac_toe")
+    state = game.state_of(history)
+    if state.is_terminal():
+        pytest.fail("the position must be open")
+    found = search(RulesModel(game, [state], blind), config, np.random.default_rng(0))
+    if best is not None:
+        assert found.best()[0] == best
+    if sign is not None:
+        assert np.sign(found.value()[0]) == sign
+
+
+@pytest.mark.parametrize("gumbel", [False, True])
+def test_search_finds_the_moves_of_perfect_play(gumbel: bool) -> None:
+    game = Game("tic_tac_toe")
+    known = probe(game)
+    assert known is not None
+    some = np.random.default_rng(0).choice(len(known.histories), 150, replace=False)
+    states = [game.state_of(h) for h in known.histories[some]]
+    found = search(RulesModel(game, states, blind), SearchConfig(simulations=800, gumbel=gumbel), np.random.default_rng(0))
+    assert known.optimal[some, found.best()].mean() > 0.97
+
+
+def test_search_finds_forced_wins_of_connect_four() -> None:
+    game, solver = Game("connect_four"), ConnectFourSolver()
+    known = probe(game)
+    assert known is not None
+    mates: list[tuple[list[int], int]] = []
+    for history in known.histories:
+        moves = [int(a) for a in history if a >= 0]
+        if len(moves) >= 20 and len(mates) < 12:
+            winning = [a for a, v in solver.values(moves).items() if v == 1]
+            mates += [(moves, winning[0])] if len(winning) == 1 else []
+    found = search(RulesModel(game, [game.state_of(m) for m, _ in mates], blind), SearchConfig(simulations=3000), np.random.default_rng(0))
+    assert np.mean(found.best() == [best for _, best in mates]) > 0.6, "one column in seven would be right by chance"
+
+
+def test_equal_positions_are_evaluated_once() -> None:
+    game, asked = Game("tic_tac_toe"), []
+
+    def count(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked.extend(p.tobytes() for p in planes)
+        return blind(planes)
+
+    model = RulesModel(game, [game.new_state() for _ in range(16)], count)
+    search(model, SearchConfig(simulations=30), np.random.default_rng(0))
+    assert len(asked) == len(set(asked)) == model.evaluations
+    assert model.duplicates > 10 * model.evaluations
+
+
+def test_edges_grow_when_positions_have_more_moves_than_the_first() -> None:
+    model = RandomModel(3, seed=5, most=20)
+    found = search(model, SearchConfig(simulations=120), np.random.default_rng(0))
+    assert (found.trees.used <= found.trees.action.shape[1]).all()
+    np.testing.assert_array_equal(found.visits(20).sum(axis=1), 120)
