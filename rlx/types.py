@@ -42,6 +42,7 @@ class Game(Protocol):
     """The rules of a two-player zero-sum game, as a search needs them."""
 
     num_actions: int
+    max_length: int
     planes_shape: tuple[int, int, int]
     symmetries: list[tuple[NDArray[Any], NDArray[Any]]]
 

@@ -152,11 +152,14 @@ def test_gradient_steps_follow_the_positions() -> None:
 
 
 def test_losses_fall_towards_what_the_data_allows() -> None:
-    algo, collector = make(32, num_simulations=8, reuse=16.0, learning_rate=5e-3)
-    lines = [line for line in run(algo, collector, 60) if "loss/policy" in line]
-    first, last = lines[0], lines[-1]
-    assert last["loss/policy"] - last["update/target_entropy"] < 0.7 * (first["loss/policy"] - first["update/target_entropy"])
-    assert last["loss/value"] < first["loss/value"]
+    """A fixed replay is learnt: the policy's loss nears the entropy of its targets, the value's falls below that of knowing nothing."""
+    algo, collector = make(32, num_simulations=8, reuse=1e-9, learning_rate=5e-3)
+    run(algo, collector, 40)
+    algo.net.train()
+    steps = [algo._step() for _ in range(300)]
+    first, last = ({k: np.mean([s[k] for s in part]) for k in steps[0]} for part in (steps[:5], steps[-20:]))
+    assert last["loss/policy"] - last["update/target_entropy"] < 0.6 * (first["loss/policy"] - first["update/target_entropy"])
+    assert last["loss/value"] < 0.98 * first["loss/value"]
 
 
 def test_an_environment_without_rules_is_refused() -> None:

@@ -1,0 +1,89 @@
+"""rlx arena: who is stronger, from games."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rlx.cli.complete import complete_runs
+
+if TYPE_CHECKING:
+    from rlx.match import Player
+
+
+def arena(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN…", help="Runs that play the same game.", autocompletion=complete_runs)],
+    opponents: Annotated[str, typer.Option(help="Others that take part, with commas: random, one_ply, uct:N.")] = "uct:100,random",
+    openings: Annotated[int, typer.Option(min=1, help="Openings for each pair of players; each is played twice, colours swapped.")] = 20,
+    opening_plies: Annotated[int | None, typer.Option(min=0, help="Random moves of an opening. [default: by the game]")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="Of the runs' searches. [default: as in training]")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the openings.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Let players meet each other and rate them: Elo with 95 % intervals, wins, draws and losses.
+
+    Examples:
+
+      rlx arena latest --opponents uct:100,uct:1000,random
+
+      rlx arena small large --openings 50
+    """
+    from rlx.cli.players import find_player, load_run
+    from rlx.errors import ConfigError
+    from rlx.match import play_match
+    from rlx.stats.elo import rate
+
+    _, game, _ = load_run(runs[0])
+    names = [*runs, *[name.strip() for name in opponents.split(",") if name.strip()]]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{max(names, key=names.count)} is named twice: its games against itself would say nothing")
+    if len(names) < 2:
+        raise ConfigError("one player: name another run, or --opponents uct:100")
+    players: list[Player] = [find_player(name, game, simulations=simulations, key="--opponents") for name in names]
+    plies = opening_plies if opening_plies is not None else min(8, max(1, game.max_length // 10))
+    points, tally = {}, {name: [0, 0, 0] for name in names}
+    for i, j in itertools.combinations(range(len(names)), 2):
+        match = play_match(game, players[i], players[j], openings=openings, opening_plies=plies, seed=seed)
+        points[i, j] = (match.returns.sum(axis=1) + 2.0) / 2.0
+        for name, returns in ((names[i], match.returns), (names[j], -match.returns)):
+            for k, kind in enumerate((returns > 0, returns == 0, returns < 0)):
+                tally[name][k] += int(kind.sum())
+    anchor = names.index("random") if "random" in names else None
+    ratings = rate(points, len(names), anchor=anchor)
+    rows: list[dict[str, Any]] = []
+    for i in sorted(range(len(names)), key=lambda i: -ratings.elo[i]):
+        wins, draws, losses = tally[names[i]]
+        games = wins + draws + losses
+        rows.append({"player": players[i].name, "elo": round(float(ratings.elo[i]), 1), "elo_low": round(float(ratings.low[i]), 1),
+                     "elo_high": round(float(ratings.high[i]), 1), "games": games, "wins": wins, "draws": draws, "losses": losses,
+                     "score": (wins + draws / 2) / games})  # fmt: skip
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {"game": str(game), "opening_plies": plies, "anchor": names[anchor] if anchor is not None else None, "players": rows}
+            )
+        )
+        return
+    _print(
+        rows,
+        f"{game}: {2 * openings} games for each pair from {openings} openings of {plies} random plies, colours swapped",
+        anchor is not None,
+    )
+
+
+def _print(rows: list[dict[str, Any]], title: str, anchored: bool) -> None:
+    from rlx.cli.catalogue import make_table, terminal
+
+    console = terminal()
+    console.print(title, soft_wrap=True)
+    table = make_table("player", "Elo", "95 % interval", "wins", "draws", "losses", "score")
+    for row in rows:
+        interval = f"{row['elo_low']:.0f} to {row['elo_high']:.0f}"
+        counts = [str(row[k]) for k in ("wins", "draws", "losses")]
+        table.add_row(row["player"], f"{row['elo']:.0f}", interval, *counts, f"{row['score']:.2f}")
+    console.print(table)
+    zero = "random is at 0" if anchored else "their mean is at 0"
+    console.print(f"Bradley-Terry ratings, {zero}; intervals by bootstrap over openings, seed 0", style="dim", soft_wrap=True)

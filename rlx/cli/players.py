@@ -1,0 +1,66 @@
+"""Players by name, for `rlx play` and `rlx arena`: runs, and opponents such as uct:1000."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlx.algos.alphazero import AlphaZero
+    from rlx.envs.games import Game
+    from rlx.match import Player
+
+
+def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None = None) -> tuple[AlphaZero, Game, str]:
+    """A trained player of games, its game, and its name.
+
+    Raises:
+        ConfigError: if the run does not play games.
+    """
+    import torch
+
+    from rlx.build import build_algorithm, env_factory, env_spec, setup_torch
+    from rlx.checkpoint import load_algorithm
+    from rlx.cli.evaluate import choose_checkpoint
+    from rlx.config.compose import runs_directory
+    from rlx.envs.registry import GameEnvFactory
+    from rlx.errors import ConfigError
+    from rlx.rundir import RunDir
+
+    run = RunDir.open(runs_directory(), name)
+    config = run.config(trust=False)
+    if not config.env.is_game:
+        raise ConfigError(
+            f"{run.reference} is {config.algo.name} on {config.env.id}, which is no game; rlx eval {run.reference} evaluates it"
+        )
+    if simulations is not None:
+        config.algo.num_simulations = simulations
+    device = torch.device("cpu")
+    setup_torch(config, device)
+    make_env = env_factory(config)
+    assert isinstance(make_env, GameEnvFactory)
+    algo: Any = build_algorithm(config, env_spec(config.env.id, make_env(1)), device)
+    load_algorithm(choose_checkpoint(run, checkpoint), algo, name=config.algo.name)
+    return algo, make_env.game, run.reference
+
+
+def find_player(name: str, game: Game, *, simulations: int | None = None, key: str = "--opponent") -> Player:
+    """A run that plays this game, or a known opponent.
+
+    Raises:
+        ConfigError: if there is neither, or the run plays another game.
+    """
+    from rlx.envs.opponents import NAMES, parse_opponent
+    from rlx.errors import ConfigError
+    from rlx.match import KnownPlayer, RunPlayer
+
+    try:
+        return KnownPlayer(name, parse_opponent(name))
+    except ConfigError:
+        pass
+    try:
+        algo, own, reference = load_run(name, simulations=simulations)
+    except ConfigError as error:
+        raise ConfigError(f"{key} {name}: neither a run ({error}) nor one of {NAMES}") from error
+    if str(own) != str(game):
+        raise ConfigError(f"{key} {name} plays {own}, not {game}")
+    return RunPlayer(reference, algo)
