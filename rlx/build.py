@@ -111,6 +111,8 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
     return Parts(
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),
-        evaluator=Evaluator(make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, probe=known_best(config)),
+        evaluator=Evaluator(
+            make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, paired=config.env.is_game, probe=known_best(config)
+        ),
         checkpointer=Checkpointer(checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect),
     )

@@ -79,15 +79,22 @@ class Evaluator:
         make_env: builds a vector env of a given size.
         num_episodes: episodes per evaluation.
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
+        paired: see `episode_seeds`.
         probe: for a solved game, positions (actions so far [P, L]) and the moves of perfect play there [P, A].
     """
 
     def __init__(
-        self, make_env: Callable[[int], VectorEnv], *, num_episodes: int, seed: int, probe: tuple[NDArray[Any], NDArray[Any]] | None = None
+        self,
+        make_env: Callable[[int], VectorEnv],
+        *,
+        num_episodes: int,
+        seed: int,
+        paired: bool = False,
+        probe: tuple[NDArray[Any], NDArray[Any]] | None = None,
     ) -> None:
         self._env = make_env(min(num_episodes, MAX_PARALLEL))
         self._seed = seed
-        self._seeds = episode_seeds(num_episodes, stream=[seed, 2])
+        self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
         self._probe = probe
 
     def __call__(self, algo: Algorithm, env_steps: int) -> dict[str, float]:
@@ -111,6 +118,14 @@ def optimal_moves(algo: Algorithm, histories: NDArray[Any], optimal: NDArray[Any
     return right / len(histories)
 
 
-def episode_seeds(num_episodes: int, *, stream: list[int]) -> NDArray[np.int64]:
-    """The seeds of num_episodes episodes; the first n are the same whatever num_episodes is."""
-    return np.random.default_rng(np.random.SeedSequence(stream)).integers(SEED_LIMIT, size=num_episodes)
+def episode_seeds(num_episodes: int, *, stream: list[int], paired: bool = False) -> NDArray[np.int64]:
+    """The seeds of num_episodes episodes; the first n are the same whatever num_episodes is.
+
+    Args:
+        paired: an even seed is followed by the odd one above it, which in games against an opponent is the same opening from the other side.
+    """
+    rng = np.random.default_rng(np.random.SeedSequence(stream))
+    if not paired:
+        return rng.integers(SEED_LIMIT, size=num_episodes)
+    evens = 2 * rng.integers(SEED_LIMIT // 2, size=(num_episodes + 1) // 2)
+    return np.stack([evens, evens + 1], axis=1).reshape(-1)[:num_episodes]

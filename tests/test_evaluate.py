@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rlx.algos.config import PPOConfig
 from rlx.algos.ppo import PPO
-from rlx.collect import Collector, Episode
+from rlx.collect import SEED_LIMIT, Collector, Episode
 from rlx.envs.registry import VectorEnvFactory
 from rlx.evaluate import Evaluator, bootstrap_interval, episode_seeds, run_episodes, summarize
 from rlx.rng import GlobalRNG, seed_everything
@@ -165,3 +165,11 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
     assert 0.90 <= covered <= 0.98
     narrower = bootstrap_interval(np.arange(10.0), confidence=0.5)
     assert bootstrap_interval(np.arange(10.0))[0] < narrower[0] < 4.5 < narrower[1] < bootstrap_interval(np.arange(10.0))[1]
+
+
+def test_games_are_played_from_both_sides_in_turn():
+    seeds = episode_seeds(7, stream=[1], paired=True)
+    assert (seeds % 2).tolist() == [0, 1, 0, 1, 0, 1, 0]
+    assert (seeds[::2][:3] + 1 == seeds[1::2]).all()
+    assert episode_seeds(4, stream=[1], paired=True).tolist() == seeds[:4].tolist()
+    assert seeds.max() < SEED_LIMIT

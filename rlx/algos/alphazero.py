@@ -27,6 +27,7 @@ class _Ply(NamedTuple):
     """What is remembered of a move until its game is over."""
 
     policy: Tensor  # [A]
+    value: float  # of the search, for whoever moved
     trained: bool
 
 
@@ -112,7 +113,8 @@ class AlphaZero:
         if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
             full = rng.random(len(histories)) < config.full_search_fraction
         budget = np.where(full, simulations or config.num_simulations, config.cheap_simulations)
-        return search(model, self.search_config(mode, simulations), rng, simulations=budget), model, full
+        early = (histories >= 0).sum(axis=1) < config.exploration_plies
+        return search(model, self.search_config(mode, simulations), rng, simulations=budget, explore=early), model, full
 
     def search_config(self, mode: Mode, simulations: int | None = None) -> SearchConfig:
         config, noise = self.config, mode == "train"
@@ -128,7 +130,7 @@ class AlphaZero:
         """Early in the game, moves in proportion to their visits."""
         visits = found.visits(self.game.num_actions)
         drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
-        return np.where(ply < self.config.temperature_plies, drawn, best)
+        return np.where(ply < self.config.exploration_plies, drawn, best)
 
     # Learning
 
@@ -137,7 +139,7 @@ class AlphaZero:
         ended = {(t, b): e for e, (t, b) in enumerate(zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True))}
         for t in range(len(rollout.reward)):
             for b, game in enumerate(self._open):
-                game.append(_Ply(extras["policy"][t, b], bool(extras["trained"][t, b])))
+                game.append(_Ply(extras["policy"][t, b], float(extras["root_value"][t, b]), bool(extras["trained"][t, b])))
                 if (t, b) in ended:
                     self._end(b, rollout.final_obs[ended[t, b]], float(rollout.reward[t, b]))
         metrics: dict[str, Tensor | float] = {
@@ -166,10 +168,11 @@ class AlphaZero:
             for action in game["history"][: len(plies) - 1].tolist():
                 states.append(states[-1].child(action))
             seen = self.game.look(states)
-            z = np.where(seen.player == 0, game["outcome"], -game["outcome"]).astype(np.float32)
+            z = np.where(seen.player == 0, game["outcome"], -game["outcome"])
+            z = (1.0 - self.config.value_mix) * z + self.config.value_mix * game["value"].numpy()
             kept = np.array([ply.trained for ply in plies])
             policy = torch.stack([ply.policy for ply in plies])
-            self.replay.add(torch.from_numpy(seen.planes[kept]), policy[torch.from_numpy(kept)], torch.from_numpy(z[kept]))
+            self.replay.add(torch.from_numpy(seen.planes[kept]), policy[torch.from_numpy(kept)], torch.from_numpy(z[kept]).float())
             lengths.append(len(plies))
             outcomes.append(game["outcome"])
         if not lengths:
@@ -233,11 +236,13 @@ class AlphaZero:
 def _pack(game: list[_Ply], num_actions: int) -> dict[str, Any]:
     """A game's plies as tensors."""
     policy = torch.stack([ply.policy for ply in game]) if game else torch.zeros(0, num_actions)
-    return {"policy": policy, "trained": torch.tensor([ply.trained for ply in game], dtype=torch.bool)}
+    value, trained = torch.tensor([ply.value for ply in game]), torch.tensor([ply.trained for ply in game], dtype=torch.bool)
+    return {"policy": policy, "value": value, "trained": trained}
 
 
 def _unpack(state: dict[str, Any]) -> list[_Ply]:
-    return [_Ply(policy, bool(trained)) for policy, trained in zip(state["policy"].unbind(), state["trained"], strict=True)]
+    plies = zip(state["policy"].unbind(), state["value"].tolist(), state["trained"].tolist(), strict=True)
+    return [_Ply(policy, value, trained) for policy, value, trained in plies]
 
 
 def _timing(spent: Tensor) -> dict[str, float]:

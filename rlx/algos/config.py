@@ -269,6 +269,10 @@ class AlphaZeroConfig(AlgoConfig):
     """The paper's c: weights shrink by learning_rate times twice this per step; at least 0."""
     value_coef: float = 1.0
     """Weight of (z - v)^2 beside the policy's cross-entropy; at least 0."""
+    exploration_plies: int = 15
+    """Moves at the beginning of a game that are drawn, by Gumbel's noise or in proportion to the visits; then the best is played."""
+    value_mix: float = 0.0
+    """Share of the search's own value, beside the game's outcome, in what the value network learns; within [0, 1]."""
     max_considered: int = 16
     """Moves that Gumbel search begins with at the root; at least 1."""
     c_visit: float = 50.0
@@ -283,8 +287,6 @@ class AlphaZeroConfig(AlgoConfig):
     """PUCT: concentration of the noise on the root's prior, above 0; null is 10 over the number of actions."""
     dirichlet_fraction: float = 0.25
     """PUCT: the noise's share of the root's prior, within [0, 1]."""
-    temperature_plies: int = 15
-    """PUCT: moves of a game that are drawn in proportion to their visits; the most visited is played after them; at least 0."""
     forced_playouts: float = 2.0
     """PUCT: visits forced on a root's moves that have begun to be visited, taken off the target again (KataGo's k); 0 forces none."""
     full_search_fraction: float = 1.0
@@ -298,7 +300,7 @@ class AlphaZeroConfig(AlgoConfig):
             require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
         for key in ("reuse", "c_scale", "c_puct"):
             require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("weight_decay", "value_coef", "c_visit", "fpu_reduction", "temperature_plies", "forced_playouts"):
+        for key in ("weight_decay", "value_coef", "c_visit", "fpu_reduction", "exploration_plies", "forced_playouts"):
             require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
         for key in ("replay_size", "replay_start"):
             expected = f"at least algo.batch_size={self.batch_size}"
@@ -309,6 +311,7 @@ class AlphaZeroConfig(AlgoConfig):
             self.dirichlet_alpha is None or self.dirichlet_alpha > 0.0, "algo.dirichlet_alpha", "above 0, or null", self.dirichlet_alpha
         )
         require(0.0 <= self.dirichlet_fraction <= 1.0, "algo.dirichlet_fraction", "within [0, 1]", self.dirichlet_fraction)
+        require(0.0 <= self.value_mix <= 1.0, "algo.value_mix", "within [0, 1]", self.value_mix)
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
 
     @property
@@ -316,7 +319,7 @@ class AlphaZeroConfig(AlgoConfig):
         return 8 * self.channels  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
 
     def unused_keys(self) -> dict[str, str]:
-        puct = ("c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction", "temperature_plies", "forced_playouts",
+        puct = ("c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction", "forced_playouts",
                 "full_search_fraction", "cheap_simulations")  # fmt: skip
         if self.search is Search.gumbel:
             return dict.fromkeys(puct, "search=puct")

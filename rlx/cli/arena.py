@@ -69,7 +69,7 @@ def arena(
         return
     _print(
         rows,
-        f"{game}: {2 * openings} games for each pair from {openings} openings of {plies} random plies, colours swapped",
+        f"{game}: {2 * openings} games for each pair, from {openings} openings of {plies} random plies, colours swapped",
         anchor is not None,
     )
 

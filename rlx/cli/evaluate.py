@@ -25,6 +25,7 @@ def evaluate(
     ] = False,
     video: Annotated[int, typer.Option(min=0, help="Also play and record this many episodes as MP4.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
+    opponent: Annotated[str | None, typer.Option(help="Games: random, one_ply, uct:N or solver. [default: as in training]")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
@@ -40,18 +41,22 @@ def evaluate(
       rlx eval lander --json | jq .return_mean
     """
     from rlx.config.compose import runs_directory
+    from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
     opened = RunDir.open(runs_directory(), run)
     config = opened.config(trust=trust)
+    if opponent is not None:
+        config.env.opponent = opponent
+        if not config.env.is_game:
+            raise ConfigError(f"--opponent {opponent}: env={config.env.id} is no game; leave it out")
     chosen = choose_checkpoint(opened, checkpoint)
 
     import torch
 
-    from rlx.build import build_algorithm, env_factory, env_spec, resolve_device, setup_torch
+    from rlx.build import build_algorithm, env_factory, env_spec, known_best, resolve_device, setup_torch
     from rlx.checkpoint import load_algorithm
-    from rlx.errors import ConfigError
-    from rlx.evaluate import MAX_PARALLEL, episode_seeds, run_episodes, summarize
+    from rlx.evaluate import MAX_PARALLEL, episode_seeds, optimal_moves, run_episodes, summarize
     from rlx.rng import seed_everything
     from rlx.types import Mode
 
@@ -63,7 +68,7 @@ def evaluate(
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
     algo = build_algorithm(config, env_spec(config.env.id, env), device)
     load_algorithm(chosen, algo, name=config.algo.name)
-    seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
+    seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"
     seed_everything(seed)
     played = run_episodes(env, algo, seeds, mode=mode)
@@ -84,6 +89,15 @@ def evaluate(
         "env_steps": chosen.env_steps,
         "eval_env_steps": sum(e.length for e in played),
     }
+    if config.env.is_game:
+        returns = [e.return_ for e in played]
+        result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
+                   "draws": sum(r == 0 for r in returns), "losses": sum(r < 0 for r in returns)}  # fmt: skip
+        best = known_best(config)
+        if best is not None:
+            result["optimal_moves"] = optimal_moves(algo, *best)
+    if video and config.env.is_game:
+        raise ConfigError("--video: games have no pictures; rlx play shows them")
     if video:
         from rlx.video import record
 
@@ -95,6 +109,11 @@ def evaluate(
     typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}:")
     typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
+    if config.env.is_game:
+        typer.echo(f"  score {result['score']:.3f} against {result['opponent']}: "
+                   f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
+    if "optimal_moves" in result:
+        typer.echo(f"  optimal moves {100 * result['optimal_moves']:.1f} % of the positions that are known")
     typer.echo(f"  length {result['length_mean']:.1f} steps")
     for path in result.get("videos", []):
         typer.echo(f"  video {path}")

@@ -176,12 +176,15 @@ def considered_visits(most: int, simulations: int) -> list[int]:
     return sequence[:simulations]
 
 
-def search(model: Model, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None) -> Searched:
+def search(
+    model: Model, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None, explore: Array | None = None
+) -> Searched:
     """Search from the model's roots.
 
     Args:
         rng: of the root's noise.
         simulations: of each tree [B], instead of the same for all.
+        explore: which trees' roots get Gumbel's noise [B]; otherwise all do.
     """
     began = time.perf_counter()
     root = model.root()
@@ -193,6 +196,8 @@ def search(model: Model, config: SearchConfig, rng: np.random.Generator, *, simu
     everyone = np.arange(num_trees)
     trees.add(everyone, np.full(num_trees, -1), root.counts, root.actions, root.logits, root.value)
     gumbel = _root_noise(trees, config, rng)
+    if explore is not None:
+        gumbel[~explore] = 0.0
     table = _table(root.counts, budget, config) if config.gumbel else np.full((num_trees, most), -1)
     rule, depth = config.rule, np.zeros(num_trees)
     done = np.zeros(num_trees, dtype=np.int64)
