@@ -122,7 +122,7 @@ def episode_seeds(num_episodes: int, *, stream: list[int], paired: bool = False)
     """The seeds of num_episodes episodes; the first n are the same whatever num_episodes is.
 
     Args:
-        paired: an even seed is followed by the odd one above it, which in games against an opponent is the same opening from the other side.
+        paired: an even seed is followed by the odd one above it: against an opponent, the same opening from the other side.
     """
     rng = np.random.default_rng(np.random.SeedSequence(stream))
     if not paired:

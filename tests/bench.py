@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -164,7 +164,35 @@ def sweep() -> None:
           f"ratio to half of that {median:.2f} ({measured[0][2]:.2f} to {measured[-1][2]:.2f})", flush=True)  # fmt: skip
 
 
+def selfplay() -> None:
+    """What self-play costs beside the calls of its network: connect four, 5 blocks of 64 channels, 256 games, 32 simulations."""
+    import torch
+
+    from rlx.build import build
+    from rlx.config.compose import Composer
+
+    torch.set_num_threads(1)
+    words = ["algo=alphazero", "env=connect_four", "recipe=null", "env.num_envs=256", "loop.eval_every=0", *QUIET]
+    with tempfile.TemporaryDirectory() as directory:
+        parts = build(Composer().compose(words).config, Path(directory), torch.device("cpu"))
+        parts.collector.reset()
+        for _ in range(8):  # games at different lengths, kernels compiled
+            parts.collector.collect(1)
+        measured = []
+        for _ in range(12):
+            begin = time.perf_counter()
+            rollout, _ = parts.collector.collect(1)
+            wall = time.perf_counter() - begin
+            network_s, _, _, evaluations, duplicates = rollout.extras["spent"].sum(dim=(0, 1)).tolist()
+            measured.append((wall / network_s, evaluations / wall, (evaluations + duplicates) / wall))
+        parts.close()
+    ratio, evaluations_per_s, simulations_per_s = (statistics.median(column) for column in zip(*measured, strict=True))
+    print(f"self-play of connect four, wall time over that of its network's calls: {ratio:.3f} "
+          f"({min(measured)[0]:.3f} to {max(measured)[0]:.3f}); {evaluations_per_s:,.0f} evaluations/s, "
+          f"{simulations_per_s:,.0f} simulations/s, one thread", flush=True)  # fmt: skip
+
+
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep)}
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay)}
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()

@@ -108,6 +108,8 @@ class AlphaZero:
             The trees, the model that they were grown with, and where the search was a full one [B].
         """
         config = self.config
+        if mode == "eval":
+            simulations = simulations or config.eval_simulations
         model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen)
         full = np.ones(len(histories), dtype=bool)
         if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:

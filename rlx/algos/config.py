@@ -253,6 +253,8 @@ class AlphaZeroConfig(AlgoConfig):
     """gumbel improves the policy with few simulations; puct is the search of the paper, for hundreds."""
     num_simulations: int = 32
     """Positions that each move's search looks at; at least 1."""
+    eval_simulations: int | None = None
+    """Simulations of each move in evaluations, at least 1; null is num_simulations."""
     blocks: int = 5
     """Residual blocks of the network; at least 1."""
     channels: int = 64
@@ -311,6 +313,8 @@ class AlphaZeroConfig(AlgoConfig):
             self.dirichlet_alpha is None or self.dirichlet_alpha > 0.0, "algo.dirichlet_alpha", "above 0, or null", self.dirichlet_alpha
         )
         require(0.0 <= self.dirichlet_fraction <= 1.0, "algo.dirichlet_fraction", "within [0, 1]", self.dirichlet_fraction)
+        simulations = self.eval_simulations
+        require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
         require(0.0 <= self.value_mix <= 1.0, "algo.value_mix", "within [0, 1]", self.value_mix)
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
 

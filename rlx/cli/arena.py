@@ -19,7 +19,7 @@ def arena(
     opponents: Annotated[str, typer.Option(help="Others that take part, with commas: random, one_ply, uct:N.")] = "uct:100,random",
     openings: Annotated[int, typer.Option(min=1, help="Openings for each pair of players; each is played twice, colours swapped.")] = 20,
     opening_plies: Annotated[int | None, typer.Option(min=0, help="Random moves of an opening. [default: by the game]")] = None,
-    simulations: Annotated[int | None, typer.Option(min=1, help="Of the runs' searches. [default: as in training]")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="Of the runs' searches. [default: as in evaluations]")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Draws the openings.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

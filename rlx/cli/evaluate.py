@@ -26,6 +26,7 @@ def evaluate(
     video: Annotated[int, typer.Option(min=0, help="Also play and record this many episodes as MP4.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     opponent: Annotated[str | None, typer.Option(help="Games: random, one_ply, uct:N or solver. [default: as in training]")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="Games: of each search. [default: as in training's evaluations]")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
@@ -46,10 +47,13 @@ def evaluate(
 
     opened = RunDir.open(runs_directory(), run)
     config = opened.config(trust=trust)
+    for option, given in (("opponent", opponent), ("simulations", simulations)):
+        if given is not None and not config.env.is_game:
+            raise ConfigError(f"--{option} {given}: env={config.env.id} is no game; leave it out")
     if opponent is not None:
         config.env.opponent = opponent
-        if not config.env.is_game:
-            raise ConfigError(f"--opponent {opponent}: env={config.env.id} is no game; leave it out")
+    if simulations is not None:
+        config.algo.eval_simulations = simulations
     chosen = choose_checkpoint(opened, checkpoint)
 
     import torch

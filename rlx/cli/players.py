@@ -33,7 +33,7 @@ def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None =
             f"{run.reference} is {config.algo.name} on {config.env.id}, which is no game; rlx eval {run.reference} evaluates it"
         )
     if simulations is not None:
-        config.algo.num_simulations = simulations
+        config.algo.eval_simulations = simulations
     device = torch.device("cpu")
     setup_torch(config, device)
     make_env = env_factory(config)
