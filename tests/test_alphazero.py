@@ -168,3 +168,38 @@ def test_an_environment_without_rules_is_refused() -> None:
     spec = EnvSpec(id="Box-v0", observation_space=gymnasium.spaces.Box(0, 1), action_space=gymnasium.spaces.Discrete(2))
     with pytest.raises(ConfigError, match="env=Box-v0 is none; try env=connect_four"):
         AlphaZero(AlphaZeroConfig(), spec, 1, CPU)
+
+
+def test_random_moves_are_played_and_leave_the_targets_alone() -> None:
+    """With every early move random the moves are spread evenly; the policy recorded beside them is the search's."""
+    algo, _ = make(512, random_moves=1.0, exploration_plies=9)
+    obs = torch.full((512, 9), -1, dtype=torch.int32)
+    played = algo.act(obs, (), torch.ones(512, dtype=torch.bool), mode="train")
+    counts = torch.bincount(played.action, minlength=9)
+    assert counts.min() > 30
+    assert (played.extras["policy"].sum(dim=1) - 1.0).abs().max() < 1e-5
+    evaluated = algo.act(obs[:4], (), torch.ones(4, dtype=torch.bool), mode="eval")
+    assert len(set(evaluated.action.tolist())) == 1, "evaluations do not explore"
+
+
+def test_after_the_first_plies_the_best_move_is_played() -> None:
+    algo, _ = make(64, random_moves=0.5, exploration_plies=2)
+    obs = torch.full((64, 9), -1, dtype=torch.int32)
+    obs[:, :2] = torch.tensor([4, 0])
+    later = algo.act(obs, (), torch.zeros(64, dtype=torch.bool), mode="train")
+    assert len(set(later.action.tolist())) == 1
+    early = algo.act(torch.full((64, 9), -1, dtype=torch.int32), (), torch.ones(64, dtype=torch.bool), mode="train")
+    assert len(set(early.action.tolist())) > 2
+
+
+def test_the_value_learns_a_mix_of_outcome_and_search() -> None:
+    algo, collector = make(1, reuse=1e-9, value_mix=0.25)
+    roots = []
+    while algo.replay.added == 0:
+        rollout, _ = collector.collect(1)
+        roots.append(float(rollout.extras["root_value"][0, 0]))
+        algo.update(rollout, Progress(total_env_steps=10**9, env_steps=1))
+    outcome = float(rollout.reward[0, 0])
+    _, _, z = algo.replay[torch.arange(algo.replay.size)]
+    expected = [0.75 * (outcome if ply % 2 == 0 else -outcome) + 0.25 * root for ply, root in enumerate(roots)]
+    assert z.tolist() == pytest.approx(expected, abs=1e-6)

@@ -87,7 +87,7 @@ class AlphaZero:
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         found, model, full = self.search(histories, mode=mode, rng=rng)
         action = found.best()
-        if mode == "train" and self.config.search is Search.puct:
+        if mode == "train":
             action = self._explore(found, action, (histories >= 0).sum(axis=1), rng)
         spent = [model.network_s, found.times["tree"], sum(found.times.values()), model.evaluations, model.duplicates]
         extras = {
@@ -129,10 +129,17 @@ class AlphaZero:
         )  # fmt: skip
 
     def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Early in the game, moves in proportion to their visits."""
-        visits = found.visits(self.game.num_actions)
-        drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
-        return np.where(ply < self.config.exploration_plies, drawn, best)
+        """Early in the game, moves in proportion to their visits under PUCT, and now and then any move."""
+        config, visits = self.config, found.visits(self.game.num_actions)
+        action, early = best, ply < config.exploration_plies
+        if config.search is Search.puct:
+            drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
+            action = np.where(early, drawn, action)
+        if config.random_moves > 0.0:
+            trees = found.trees
+            anything = np.array([trees.action[b, rng.integers(trees.count[b, 0])] for b in range(len(best))])
+            action = np.where(early & (rng.random(len(best)) < config.random_moves), anything, action)
+        return action
 
     # Learning
 

@@ -273,6 +273,8 @@ class AlphaZeroConfig(AlgoConfig):
     """Weight of (z - v)^2 beside the policy's cross-entropy; at least 0."""
     exploration_plies: int = 15
     """Moves at the beginning of a game that are drawn, by Gumbel's noise or in proportion to the visits; then the best is played."""
+    random_moves: float = 0.0
+    """Share of those moves that are any legal one, so that rare positions are seen; their own targets stay the search's; within [0, 1]."""
     value_mix: float = 0.0
     """Share of the search's own value, beside the game's outcome, in what the value network learns; within [0, 1]."""
     max_considered: int = 16
@@ -315,6 +317,7 @@ class AlphaZeroConfig(AlgoConfig):
         require(0.0 <= self.dirichlet_fraction <= 1.0, "algo.dirichlet_fraction", "within [0, 1]", self.dirichlet_fraction)
         simulations = self.eval_simulations
         require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
+        require(0.0 <= self.random_moves <= 1.0, "algo.random_moves", "within [0, 1]", self.random_moves)
         require(0.0 <= self.value_mix <= 1.0, "algo.value_mix", "within [0, 1]", self.value_mix)
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
 
