@@ -45,7 +45,8 @@ SETTINGS = {
     "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
             "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
     "alphazero": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=32",
-                  "algo.replay_size=301", "algo.search=puct", "algo.full_search_fraction=0.6", "algo.random_moves=0.2", "algo.value_mix=0.3",
+                  "algo.replay_size=301", "algo.search=puct", "algo.full_search_fraction=0.6",
+                  "algo.random_moves=0.2", "algo.value_mix=0.3",
                   "algo.cheap_simulations=3",
                   "algo.anneal_learning_rate=true"],
 }  # fmt: skip
