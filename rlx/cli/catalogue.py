@@ -112,10 +112,11 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
         table.add_row(*map(str, row.values()))
     console = terminal()
     console.print(table)
-    console.print("\nAll of them take discrete and continuous actions.", style="dim")
-    first, last = rows[0]["name"], rows[-1]["name"]
-    console.print(f"Train one:      rlx train algo={last} env=cartpole", style="dim")
-    console.print(f"Its settings:   rlx config algo={first} --describe", style="dim")
+    games = [name for name, info in ALGORITHMS.items() if info.config.plays_games]
+    others = [name for name in ALGORITHMS if name not in games]
+    console.print(f"\n{', '.join(games)}: two-player games. The others: discrete and continuous actions.", style="dim")
+    console.print(f"Train one:      rlx train algo={others[-1]} env=cartpole, rlx train algo={games[0]} env=connect_four", style="dim")
+    console.print(f"Its settings:   rlx config algo={others[0]} --describe", style="dim")
 
 
 def envs(

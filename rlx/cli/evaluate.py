@@ -50,6 +50,8 @@ def evaluate(
     for option, given in (("opponent", opponent), ("simulations", simulations)):
         if given is not None and not config.env.is_game:
             raise ConfigError(f"--{option} {given}: env={config.env.id} is no game; leave it out")
+    if video and config.env.is_game:
+        raise ConfigError(f"--video: games have no pictures; rlx play {opened.reference} shows them")
     if opponent is not None:
         config.env.opponent = opponent
     if simulations is not None:
@@ -100,8 +102,6 @@ def evaluate(
         best = known_best(config)
         if best is not None:
             result["optimal_moves"] = optimal_moves(algo, *best)
-    if video and config.env.is_game:
-        raise ConfigError("--video: games have no pictures; rlx play shows them")
     if video:
         from rlx.video import record
 
