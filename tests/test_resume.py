@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import random
@@ -149,7 +150,7 @@ def train_part(run: RunDir, config: RunConfig, iterations: int | None, spoil: Ca
         restore = parts.checkpointer.restore
 
         def restore_spoilt(state: Any) -> bool:
-            fresh = {name: part.state_dict() for name, part in state.items()}
+            fresh = {name: copy.deepcopy(part.state_dict()) for name, part in state.items()}  # a state may share a network's memory
             restored = restore(state)
             spoil({"state": state, "fresh": fresh})
             return restored
@@ -196,6 +197,21 @@ def test_resume_without_one_piece_of_state_is_noticed(piece: str, tmp_path: Path
     train_part(spoilt, config, None, PIECES[piece])
     with pytest.raises(AssertionError):
         assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+
+
+@pytest.mark.parametrize("piece", ["net", "optimizer", "replay", "steps", "open", "order", "begun", "released", "waiting"])
+def test_resume_without_one_piece_of_alphazero_is_noticed(piece: str, tmp_path: Path) -> None:
+    config = compose("alphazero", "game", total_env_steps=600)
+    straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
+    train_part(straight, config, None)
+    train_part(spoilt, config, 98)  # a game that overtook another waits for it
+
+    def finish_without() -> None:
+        train_part(spoilt, config, None, keep_fresh("algo", piece))
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+
+    with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
+        finish_without()
 
 
 def test_resume_without_the_open_episodes_of_reinforce_is_noticed(tmp_path: Path) -> None:
