@@ -81,9 +81,8 @@ def env_spec(env_id: str, env: VectorEnv) -> EnvSpec:
     return EnvSpec(id=env_id, observation_space=env.single_observation_space, action_space=env.single_action_space, game=game)
 
 
-def known_best(config: RunConfig) -> Probe | None:
+def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> Probe | None:
     """Positions with their best moves, if the environment is a game that is solved here."""
-    make_env = env_factory(config)
     if not isinstance(make_env, GameEnvFactory):
         return None
     from rlx.envs.solvers import probe  # imports numba, which most runs do without
@@ -112,7 +111,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),
         evaluator=Evaluator(
-            make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, paired=config.env.is_game, probe=known_best(config)
+            make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, paired=config.env.is_game, probe=known_best(make_env)
         ),
         checkpointer=Checkpointer(checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect),
     )

@@ -100,7 +100,7 @@ class AlphaZero:
         return PolicyOutput(torch.from_numpy(action).to(self.device), carry, extras)
 
     def search(
-        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, simulations: int | None = None
+        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator
     ) -> tuple[Searched, RulesModel, NDArray[np.bool_]]:
         """Search from the positions after the actions of each row [B, L], with training's noise only in mode "train".
 
@@ -108,21 +108,20 @@ class AlphaZero:
             The trees, the model that they were grown with, and where the search was a full one [B].
         """
         config = self.config
-        if mode == "eval":
-            simulations = simulations or config.eval_simulations
+        simulations = (config.eval_simulations if mode == "eval" else None) or config.num_simulations
         model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen)
         full = np.ones(len(histories), dtype=bool)
         if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
             full = rng.random(len(histories)) < config.full_search_fraction
-        budget = np.where(full, simulations or config.num_simulations, config.cheap_simulations)
+        budget = np.where(full, simulations, config.cheap_simulations)
         early = (histories >= 0).sum(axis=1) < config.exploration_plies
-        return search(model, self.search_config(mode, simulations), rng, simulations=budget, explore=early), model, full
+        return search(model, self.search_config(mode), rng, simulations=budget, explore=early), model, full
 
-    def search_config(self, mode: Mode, simulations: int | None = None) -> SearchConfig:
+    def search_config(self, mode: Mode) -> SearchConfig:
         config, noise = self.config, mode == "train"
         alpha = config.dirichlet_alpha if config.dirichlet_alpha is not None else 10.0 / self.game.num_actions
         return SearchConfig(
-            gumbel=config.search is Search.gumbel, simulations=simulations or config.num_simulations, c_init=config.c_puct,
+            gumbel=config.search is Search.gumbel, c_init=config.c_puct,
             fpu_reduction=config.fpu_reduction, forced=config.forced_playouts if noise else 0.0,
             dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
             c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0,
@@ -130,9 +129,9 @@ class AlphaZero:
 
     def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Early in the game, moves in proportion to their visits under PUCT, and now and then any move."""
-        config, visits = self.config, found.visits(self.game.num_actions)
-        action, early = best, ply < config.exploration_plies
+        config, action, early = self.config, best, ply < self.config.exploration_plies
         if config.search is Search.puct:
+            visits = found.visits(self.game.num_actions)
             drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
             action = np.where(early, drawn, action)
         if config.random_moves > 0.0:

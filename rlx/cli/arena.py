@@ -33,16 +33,17 @@ def arena(
     """
     from rlx.cli.players import find_player, load_run
     from rlx.errors import ConfigError
-    from rlx.match import play_match
+    from rlx.match import RunPlayer, play_match
     from rlx.stats.elo import rate
 
-    _, game, _ = load_run(runs[0])
+    algo, game, reference = load_run(runs[0], simulations=simulations)
     names = [*runs, *[name.strip() for name in opponents.split(",") if name.strip()]]
     if len(set(names)) < len(names):
         raise ConfigError(f"{max(names, key=names.count)} is named twice: its games against itself would say nothing")
     if len(names) < 2:
         raise ConfigError("one player: name another run, or --opponents uct:100")
-    players: list[Player] = [find_player(name, game, simulations=simulations, key="--opponents") for name in names]
+    players: list[Player] = [RunPlayer(reference, algo)]
+    players += [find_player(name, game, simulations=simulations, key="--opponents") for name in names[1:]]
     plies = opening_plies if opening_plies is not None else min(8, max(1, game.max_length // 10))
     points, tally = {}, {name: [0, 0, 0] for name in names}
     for i, j in itertools.combinations(range(len(names)), 2):

@@ -37,10 +37,10 @@ def move_name(game: Game, state: GameState, action: int) -> str:
 def row_name(game: Game, row: int) -> str:
     """Rows are counted from the top, but from the bottom in go and breakthrough, as their players do."""
     height = game.planes_shape[1]
-    return str(row + 1 if game.name == "go" or game.name != "breakthrough" else height - row)
+    return str(height - row if game.name == "breakthrough" else row + 1)
 
 
-def side_name(game: Game, player: int) -> Text:
+def side_name(player: int) -> Text:
     from rich.text import Text
 
     return Text(f"{_STONES[player][0]}", style=_STONES[player][1])

@@ -71,7 +71,8 @@ def evaluate(
     except ConfigError:  # trained on a GPU that is not here
         device = torch.device("cpu")
     setup_torch(config, device)
-    env = env_factory(config)(min(episodes, MAX_PARALLEL))
+    make_env = env_factory(config)
+    env = make_env(min(episodes, MAX_PARALLEL))
     algo = build_algorithm(config, env_spec(config.env.id, env), device)
     load_algorithm(chosen, algo, name=config.algo.name)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
@@ -99,7 +100,7 @@ def evaluate(
         returns = [e.return_ for e in played]
         result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
                    "draws": sum(r == 0 for r in returns), "losses": sum(r < 0 for r in returns)}  # fmt: skip
-        best = known_best(config)
+        best = known_best(make_env)
         if best is not None:
             result["optimal_moves"] = optimal_moves(algo, *best)
     if video:

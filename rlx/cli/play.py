@@ -10,6 +10,8 @@ import typer
 from rlx.cli.complete import complete_runs
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from rich.console import Console
 
     from rlx.algos.alphazero import AlphaZero
@@ -102,22 +104,28 @@ class _Table:
 
     # Moves
 
-    def search(self, state: GameState) -> Searched:
+    def row(self) -> NDArray[np.int32]:
+        """The actions so far, as an observation [1, L]."""
         import numpy as np
 
         row = np.full((1, self.game.max_length), -1, dtype=np.int32)
         row[0, : len(self.history)] = self.history
-        return self.algo.search(row, mode="eval", rng=np.random.default_rng(0))[0]
+        return row
+
+    def search(self) -> Searched:
+        import numpy as np
+
+        return self.algo.search(self.row(), mode="eval", rng=np.random.default_rng(0))[0]
 
     def run_moves(self, state: GameState) -> None:
         from rlx.cli.board import move_name, side_name
 
-        found = self.search(state)
+        found = self.search()
         action = int(found.best()[0])
         if self.explain:
             self.show_search(state, found)
         value = float(found.value()[0])
-        self.console.print(side_name(self.game, self.run_side), f"{self.name} plays {move_name(self.game, state, action)}", end="")
+        self.console.print(side_name(self.run_side), f"{self.name} plays {move_name(self.game, state, action)}", end="")
         self.console.print(f"   it expects {value:+.2f}", style="dim")
         self.history.append(action)
 
@@ -127,11 +135,9 @@ class _Table:
         from rlx.cli.board import move_name, side_name
 
         assert self.other is not None
-        row = np.full((1, self.game.max_length), -1, dtype=np.int32)
-        row[0, : len(self.history)] = self.history
-        action = self.other.move(row, np.array([0]))[0]
+        action = self.other.move(self.row(), np.array([0]))[0]
         text = f"{self.other.name} plays {move_name(self.game, state, action)}"
-        self.console.print(side_name(self.game, 1 - self.run_side), text)
+        self.console.print(side_name(1 - self.run_side), text)
         self.history.append(action)
 
     def person_moves(self, state: GameState) -> bool:
@@ -140,7 +146,7 @@ class _Table:
 
         names = {name: action for action, name in move_names(self.game, state).items()}
         while True:
-            self.console.print(side_name(self.game, 1 - self.run_side), f"{_HELP}", style="dim")
+            self.console.print(side_name(1 - self.run_side), f"{_HELP}", style="dim")
             word = input("> ").strip().lower()
             if word in names:
                 self.history.append(names[word])
@@ -153,7 +159,7 @@ class _Table:
                     return True
                 self.console.print("there is nothing to take back")
             elif word in ("hint", "h"):
-                self.show_search(state, self.search(state))
+                self.show_search(state, self.search())
             elif word in ("explain", "e"):
                 self.explain = not self.explain
                 self.console.print(f"explanations are {'on' if self.explain else 'off'}")

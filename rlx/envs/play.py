@@ -31,6 +31,32 @@ class _GameVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._history = np.full((num_envs, length), _NO_ACTION, dtype=np.int32)
         self._ply = np.zeros(num_envs, dtype=np.int64)
         self._states: list[GameState] = [game.new_state() for _ in range(num_envs)]
+        self._agent = np.zeros(num_envs, dtype=np.int64)  # for whom the reward is
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.int32], dict[str, Any]]:
+        """Begin games where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
+        seeds = np.broadcast_to(np.asarray(0 if seed is None else seed, dtype=np.int64), self.num_envs)
+        for i in np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))):
+            self._open(int(i), int(seeds[i]))
+        return self._history.copy(), {}
+
+    def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        reward = np.zeros(self.num_envs, dtype=np.float32)
+        terminated = np.zeros(self.num_envs, dtype=bool)
+        for i, action in enumerate(actions.tolist()):
+            self._apply(i, action)
+            self._reply(i)
+            state = self._states[i]
+            if state.is_terminal():
+                terminated[i], reward[i] = True, state.player_return(int(self._agent[i])) / self.game.scale
+        return self._history.copy(), reward, terminated, np.zeros(self.num_envs, dtype=bool), {}
+
+    def _open(self, i: int, seed: int) -> None:
+        """Begin a game and lead it to the agent's first turn."""
+        self._begin(i)
+
+    def _reply(self, i: int) -> None:
+        """Lead a game to the agent's next turn."""
 
     def _begin(self, i: int) -> None:
         self._history[i], self._ply[i], self._states[i] = _NO_ACTION, 0, self.game.new_state()
@@ -42,23 +68,7 @@ class _GameVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 
 class SelfPlayVectorEnv(_GameVectorEnv):
-    """One agent moves for both sides; the reward, at the end, is what player 0 gets, scaled to [-1, 1]."""
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.int32], dict[str, Any]]:
-        """Begin games where `options["reset_mask"]` (default everywhere); they all begin the same, so that seeds have no effect."""
-        for i in np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))):
-            self._begin(int(i))
-        return self._history.copy(), {}
-
-    def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        reward = np.zeros(self.num_envs, dtype=np.float32)
-        terminated = np.zeros(self.num_envs, dtype=bool)
-        for i, action in enumerate(actions.tolist()):
-            self._apply(i, action)
-            state = self._states[i]
-            if state.is_terminal():
-                terminated[i], reward[i] = True, state.player_return(0) / self.game.scale
-        return self._history.copy(), reward, terminated, np.zeros(self.num_envs, dtype=bool), {}
+    """One agent moves for both sides; the reward, at the end, is what player 0 gets, scaled to [-1, 1]. Seeds have no effect."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self._history.tolist()}
@@ -82,30 +92,14 @@ class VersusOpponent(_GameVectorEnv):
         super().__init__(game, num_envs)
         self._make_opponent, self._opening_plies = make_opponent, opening_plies
         self._opponents: list[Opponent | None] = [None] * num_envs
-        self._agent = np.zeros(num_envs, dtype=np.int64)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.int32], dict[str, Any]]:
-        """Begin games where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
-        seeds = np.asarray(seed, dtype=np.int64)
-        for i in np.flatnonzero((options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))):
-            self._agent[i] = seeds[i] % 2
-            self._opponents[i] = self._make_opponent(self.game, int(seeds[i]))
-            self._open(int(i), np.random.default_rng(int(seeds[i]) // 2))  # a pair of seeds 2k and 2k + 1 shares its opening
-            self._reply(int(i))
-        return self._history.copy(), {}
+    def _open(self, i: int, seed: int) -> None:
+        self._agent[i] = seed % 2
+        self._opponents[i] = self._make_opponent(self.game, seed)
+        self._play_opening(i, np.random.default_rng(seed // 2))  # a pair of seeds 2k and 2k + 1 shares its opening
+        self._reply(i)
 
-    def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        reward = np.zeros(self.num_envs, dtype=np.float32)
-        terminated = np.zeros(self.num_envs, dtype=bool)
-        for i, action in enumerate(actions.tolist()):
-            self._apply(i, action)
-            self._reply(i)
-            state = self._states[i]
-            if state.is_terminal():
-                terminated[i], reward[i] = True, state.player_return(int(self._agent[i])) / self.game.scale
-        return self._history.copy(), reward, terminated, np.zeros(self.num_envs, dtype=bool), {}
-
-    def _open(self, i: int, rng: np.random.Generator) -> None:
+    def _play_opening(self, i: int, rng: np.random.Generator) -> None:
         """Random moves, drawn again if they end the game or leave the agent no turn."""
         while True:
             self._begin(i)

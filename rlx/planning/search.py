@@ -199,7 +199,7 @@ def search(
     if explore is not None:
         gumbel[~explore] = 0.0
     table = _table(root.counts, budget, config) if config.gumbel else np.full((num_trees, most), -1)
-    rule, depth = config.rule, np.zeros(num_trees)
+    rule = config.rule
     done = np.zeros(num_trees, dtype=np.int64)
     while len(active := everyone[done < budget]):
         picks = []
@@ -213,9 +213,10 @@ def search(
         chosen = np.concatenate([np.stack([active, edges], axis=1) for edges in picks])
         in_model += _evaluate(model, trees, np.unique(chosen, axis=0) if config.leaves > 1 else chosen, config)
         done[active] += 1 if config.leaves == 1 else len(picks)
-    depth = _mean_depth(trees)
     total = time.perf_counter() - began
-    return Searched(trees=trees, config=config, gumbel=gumbel, depth=depth, times={"model": in_model, "tree": total - in_model})
+    return Searched(
+        trees=trees, config=config, gumbel=gumbel, depth=_mean_depth(trees), times={"model": in_model, "tree": total - in_model}
+    )
 
 
 def _evaluate(model: Model, trees: Trees, chosen: Array, config: SearchConfig) -> float:

@@ -96,7 +96,7 @@ class Trees:
         """
         return np.asarray(
             _select(trees, rule, considered, gumbel, self.start, self.count, self.visits, self.value, self.logit, self.prior, self.child,
-                    self.n, self.w, self.reward, self.discount, self.low, self.high)
+                    self.n, self.w, self.low, self.high)
         )  # fmt: skip
 
     def backup(self, trees: Array, edges: Array, values: Array, *, track_bounds: bool = False) -> None:
@@ -220,7 +220,7 @@ def _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior,
 
 
 @numba.njit(cache=True, nogil=True)
-def _select(trees, rule, considered, gumbel, start, count, visits, value, logit, prior, child, n, w, reward, discount, low, high):
+def _select(trees, rule, considered, gumbel, start, count, visits, value, logit, prior, child, n, w, low, high):
     out = np.empty(len(trees), dtype=np.int64)
     scores = np.empty(max(1, count.max()))
     for i in range(len(trees)):
