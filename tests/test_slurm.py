@@ -93,15 +93,20 @@ FAKES = {
 }
 
 
+def stand_in(scripts: dict[str, str], head: str, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put scripts where the commands of SLURM are looked for."""
+    commands = here / "commands"
+    commands.mkdir()
+    for name, script in scripts.items():
+        (commands / name).write_text(f"{head}\n{script}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+
+
 @pytest.fixture
 def fake(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SlurmExecutor]:
     """A SLURM of shell scripts: jobs 7, 8, …; what squeue says is in the file `queue`, what scancel was told in `cancelled`."""
-    commands = here / "commands"
-    commands.mkdir()
-    for name, script in FAKES.items():
-        (commands / name).write_text(f"#!/bin/sh\n{script}\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    stand_in(FAKES, "#!/bin/sh", here, monkeypatch)
     monkeypatch.setattr(slurm, "_LOOK_EVERY_S", {"slurm": 0.0})
     monkeypatch.setattr(slurm, "_ASK_EVERY_S", 0.0)
     (here / "queue").write_text("")
@@ -338,12 +343,7 @@ RUNS = {
 
 @pytest.mark.slow
 def test_a_sweep_goes_through_preemption_and_a_stop_and_ends_as_if_nothing_had_been(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands = here / "commands"
-    commands.mkdir()
-    for name, script in RUNS.items():
-        (commands / name).write_text(f"#!/bin/bash\ncd {here}\n{script}\n")
-        (commands / name).chmod(0o755)
-    monkeypatch.setenv("PATH", f"{commands}:{os.environ['PATH']}")
+    stand_in(RUNS, f"#!/bin/bash\ncd {here}", here, monkeypatch)
     words = [*SETTINGS, "loop.total_env_steps=400_000"]
     command = ["sweep", *words, "--seeds", "2", "--name", "w", "--executor", "slurm", "--slurm", "partition=cpu"]
     runs = [RunDir(here / "runs" / "w" / f"000-s{seed}") for seed in range(2)]
