@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rlx.collect import to_tensor
 from rlx.envs.games import Game
 from rlx.envs.opponents import MakeOpponent, Opponent
-from rlx.types import Algorithm
+from rlx.types import Policy
 
 
 class Player(Protocol):
@@ -31,10 +31,10 @@ class Player(Protocol):
 
 @dataclass
 class RunPlayer:
-    """A trained algorithm, without exploration."""
+    """A trained policy, without exploration."""
 
     name: str
-    algo: Algorithm
+    algo: Policy
 
     def begin(self, game: Game, seeds: NDArray[np.int64]) -> None:
         pass

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.types import State
@@ -58,3 +62,19 @@ class PositionReplay:
     def load_state_dict(self, state: State) -> None:
         self._planes, self._policy, self._z = state["planes"].clone(), state["policy"].clone(), state["z"].clone()
         self.added = state["added"]
+
+
+class Symmetries:
+    """The ways in which a game's positions can be turned, each as (cells [H * W], actions [A]): new[i] = old[permutation[i]]."""
+
+    def __init__(self, tables: list[tuple[NDArray[Any], NDArray[Any]]]) -> None:
+        self._cells, self._actions = (torch.from_numpy(np.stack(each)) for each in zip(*tables, strict=True))
+
+    def __len__(self) -> int:
+        return len(self._cells)
+
+    def turn(self, planes: Tensor, policy: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+        """Each position [n, C, H, W] and its policy [n, A] under the symmetry `which` [n]."""
+        flat = planes.flatten(2)
+        turned = flat.gather(2, self._cells[which][:, None, :].expand(-1, flat.shape[1], -1))
+        return turned.view_as(planes), policy.gather(1, self._actions[which])

@@ -54,6 +54,10 @@ class Game(Protocol):
         """The state after a list of actions, which ends at the first negative one."""
         ...
 
+    def uct(self, simulations: int, seed: int) -> Any:
+        """A player that searches without a network: `step(state)` is its move."""
+        ...
+
     def look(self, states: Any) -> Any:
         """Planes [n, C, H, W], player to move [n], outcome [n], number of legal moves [n] and the moves, of a list of n states."""
         ...
@@ -164,6 +168,9 @@ class VectorEnv(Protocol):
 class Policy(Protocol):
     """Chooses actions. Memory is a value that is passed in and out, so evaluation cannot disturb training."""
 
+    @property
+    def device(self) -> torch.device: ...
+
     def initial_carry(self, batch_size: int) -> Tree: ...
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
@@ -174,9 +181,6 @@ class Policy(Protocol):
 class Algorithm(Policy, Stateful, Protocol):
     rollout_length: int
     """Env steps per env that the algorithm wants between two updates, T."""
-
-    @property
-    def device(self) -> torch.device: ...
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         """Absorb the data and take zero or more gradient steps; the only method that changes the algorithm."""

@@ -107,7 +107,7 @@ def test_positions_and_policies_turn_together() -> None:
     planes, policy = torch.from_numpy(game.look([state]).planes), torch.zeros(1, 9)
     policy[0, 2] = 1.0  # the block
     for k, (_, actions) in enumerate(game.symmetries):
-        turned, target = algo._turn(planes, policy, torch.tensor([k]))
+        turned, target = algo._symmetries.turn(planes, policy, torch.tensor([k]))
         image = game.state_of([int(np.argsort(actions)[a]) for a in (0, 4, 1)])
         np.testing.assert_array_equal(turned.numpy(), game.look([image]).planes)
         assert target[0, int(np.argsort(actions)[2])] == 1.0

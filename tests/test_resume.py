@@ -10,6 +10,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,9 @@ SETTINGS = {
                   "algo.random_moves=0.2", "algo.value_mix=0.3",
                   "algo.cheap_simulations=3",
                   "algo.anneal_learning_rate=true"],
+    "alphago": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301",
+                "algo.expert_simulations=5", "algo.expert_fraction=0.3", "algo.reinforce_fraction=0.4", "algo.games_per_update=4",
+                "algo.snapshot_every=3"],
 }  # fmt: skip
 
 
@@ -156,13 +160,11 @@ def train_part(run: RunDir, config: RunConfig, iterations: int | None, spoil: Ca
             return restored
 
         parts.checkpointer.restore = restore_spoilt  # type: ignore[method-assign]
-    record = Record(run.metrics_path)
-    loop.train(
-        parts.algo, parts.collector, parts.evaluator, config=config.loop, logger=RunLogger(record, QuietConsole(), NullMirror()),
-        checkpointer=parts.checkpointer, signals=StopAfter(iterations),
-    )  # fmt: skip
-    record.close()
-    parts.close()
+    with closing(Record(run.metrics_path)) as record, closing(parts):
+        loop.train(
+            parts.algo, parts.collector, parts.evaluator, config=config.loop, logger=RunLogger(record, QuietConsole(), NullMirror()),
+            checkpointer=parts.checkpointer, signals=StopAfter(iterations),
+        )  # fmt: skip
 
 
 def keep_fresh(part: str, key: str | None = None) -> Callable[[dict[str, Any]], None]:
@@ -205,6 +207,26 @@ def test_resume_without_one_piece_of_alphazero_is_noticed(piece: str, tmp_path: 
     straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
     train_part(straight, config, None)
     train_part(spoilt, config, 98)  # a game that overtook another waits for it
+
+    def finish_without() -> None:
+        train_part(spoilt, config, None, keep_fresh("algo", piece))
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+
+    with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
+        finish_without()
+
+
+@pytest.mark.parametrize(
+    ("piece", "iterations"),
+    [(p, 40) for p in ("nets", "optimizers", "expert_moves", "steps")]
+    + [(p, 110) for p in ("nets", "optimizers", "steps", "fraction", "pool", "opponent", "played")]
+    + [(p, 170) for p in ("nets", "optimizers", "values", "steps", "fraction")],
+)
+def test_resume_without_one_piece_of_alphago_is_noticed_in_every_phase(piece: str, iterations: int, tmp_path: Path) -> None:
+    config = compose("alphago", "game", total_env_steps=600)
+    straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
+    train_part(straight, config, None)
+    train_part(spoilt, config, iterations)
 
     def finish_without() -> None:
         train_part(spoilt, config, None, keep_fresh("algo", piece))

@@ -6,7 +6,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from rlx.algos.config import A2CConfig, AlgoConfig, AlphaZeroConfig, PPOConfig, ReinforceConfig
+from rlx.algos.config import A2CConfig, AlgoConfig, AlphaGoConfig, AlphaZeroConfig, PPOConfig, ReinforceConfig
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,7 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
     "alphazero": AlgoInfo(AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search in two-player games"),
+    "alphago": AlgoInfo(
+        AlphaGoConfig, "rlx.algos.alphago:AlphaGo", "Imitates experts, improves by policy gradient, learns values, searches with all"
+    ),
 }

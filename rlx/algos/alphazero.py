@@ -19,7 +19,7 @@ from rlx.algos.config import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
 from rlx.nn.tower import FrozenTower, Tower, fast_dtype
 from rlx.planning.search import RulesModel, SearchConfig, Searched, search
-from rlx.replay import PositionReplay
+from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -43,7 +43,7 @@ class AlphaZero:
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate, weight_decay=2.0 * config.weight_decay)
         self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
-        self._symmetries = tuple(torch.from_numpy(np.stack(each)) for each in zip(*self.game.symmetries, strict=True))
+        self._symmetries = Symmetries(self.game.symmetries)
         self._frozen = FrozenTower(self.net, device)
         self._steps = 0
         self._open: list[list[_Ply]] = [[] for _ in range(num_envs)]
@@ -213,7 +213,7 @@ class AlphaZero:
         index = torch.randint(self.replay.size, (self.config.batch_size,))
         planes, policy, z = self.replay[index]
         repeated = 1.0 - len(torch.unique(planes.flatten(1), dim=0)) / len(planes)
-        planes, policy = self._turn(planes, policy, torch.randint(len(self._symmetries[0]), (len(index),)))
+        planes, policy = self._symmetries.turn(planes, policy, torch.randint(len(self._symmetries), (len(index),)))
         planes, policy, z = planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
         dtype = fast_dtype(self.device.type)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
@@ -232,13 +232,6 @@ class AlphaZero:
             "replay/repeated": torch.tensor(repeated),
         }
         return {name: number.detach().cpu() for name, number in result.items()}
-
-    def _turn(self, planes: Tensor, policy: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Each position [n, C, H, W] and its policy [n, A] under the symmetry `which` [n]."""
-        cells, actions = (table[which] for table in self._symmetries)
-        flat = planes.flatten(2)
-        turned = flat.gather(2, cells[:, None, :].expand(-1, flat.shape[1], -1))
-        return turned.view_as(planes), policy.gather(1, actions)
 
 
 def _pack(game: list[_Ply], num_actions: int) -> dict[str, Any]:

@@ -243,14 +243,13 @@ class Search(Enum):
 
 
 @dataclass(kw_only=True)
-class AlphaZeroConfig(AlgoConfig):
+class GamePlayingConfig(AlgoConfig):
+    """What every algorithm for two-player games has."""
+
     plays_games: ClassVar[bool] = True
 
-    name: str = "alphazero"
     learning_rate: float = 2e-3
     """Adam's step size at the start; above 0."""
-    search: Search = Search.gumbel
-    """gumbel improves the policy with few simulations; puct is the search of the paper, for hundreds."""
     num_simulations: int = 32
     """Positions that each move's search looks at; at least 1."""
     eval_simulations: int | None = None
@@ -265,10 +264,32 @@ class AlphaZeroConfig(AlgoConfig):
     """How often a position is trained on, on average; above 0."""
     replay_size: int = 200_000
     """Newest positions to train on; at least batch_size."""
-    replay_start: int = 5_000
-    """Positions to collect before the first gradient step; at least batch_size."""
     weight_decay: float = 1e-4
     """The paper's c: weights shrink by learning_rate times twice this per step; at least 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("num_simulations", "blocks", "channels", "batch_size"):
+            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
+        require(0.0 < self.reuse < float("inf"), "algo.reuse", "above 0", self.reuse)
+        require(0.0 <= self.weight_decay < float("inf"), "algo.weight_decay", "at least 0", self.weight_decay)
+        expected = f"at least algo.batch_size={self.batch_size}"
+        require(self.replay_size >= self.batch_size, "algo.replay_size", expected, self.replay_size)
+        simulations = self.eval_simulations
+        require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
+
+    @property
+    def width(self) -> int:
+        return 8 * self.channels  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
+
+
+@dataclass(kw_only=True)
+class AlphaZeroConfig(GamePlayingConfig):
+    name: str = "alphazero"
+    search: Search = Search.gumbel
+    """gumbel improves the policy with few simulations; puct is the search of the paper, for hundreds."""
+    replay_start: int = 5_000
+    """Positions to collect before the first gradient step; at least batch_size."""
     value_coef: float = 1.0
     """Weight of (z - v)^2 beside the policy's cross-entropy; at least 0."""
     exploration_plies: int = 15
@@ -300,30 +321,23 @@ class AlphaZeroConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("num_simulations", "blocks", "channels", "batch_size", "max_considered", "cheap_simulations"):
+        for key in ("max_considered", "cheap_simulations"):
             require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
-        for key in ("reuse", "c_scale", "c_puct"):
+        for key in ("c_scale", "c_puct"):
             require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("weight_decay", "value_coef", "c_visit", "fpu_reduction", "exploration_plies", "forced_playouts"):
+        for key in ("value_coef", "c_visit", "fpu_reduction", "exploration_plies", "forced_playouts"):
             require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
-        for key in ("replay_size", "replay_start"):
-            expected = f"at least algo.batch_size={self.batch_size}"
-            require(getattr(self, key) >= self.batch_size, f"algo.{key}", expected, getattr(self, key))
+        expected = f"at least algo.batch_size={self.batch_size}"
+        require(self.replay_start >= self.batch_size, "algo.replay_start", expected, self.replay_start)
         expected = f"at most algo.replay_size={self.replay_size}"
         require(self.replay_start <= self.replay_size, "algo.replay_start", expected, self.replay_start)
         require(
             self.dirichlet_alpha is None or self.dirichlet_alpha > 0.0, "algo.dirichlet_alpha", "above 0, or null", self.dirichlet_alpha
         )
         require(0.0 <= self.dirichlet_fraction <= 1.0, "algo.dirichlet_fraction", "within [0, 1]", self.dirichlet_fraction)
-        simulations = self.eval_simulations
-        require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
         require(0.0 <= self.random_moves <= 1.0, "algo.random_moves", "within [0, 1]", self.random_moves)
         require(0.0 <= self.value_mix <= 1.0, "algo.value_mix", "within [0, 1]", self.value_mix)
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
-
-    @property
-    def width(self) -> int:
-        return 8 * self.channels  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
 
     def unused_keys(self) -> dict[str, str]:
         puct = ("c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction", "forced_playouts",
@@ -332,3 +346,58 @@ class AlphaZeroConfig(AlgoConfig):
             return dict.fromkeys(puct, "search=puct")
         unused = dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
         return unused | ({"cheap_simulations": "full_search_fraction below 1"} if self.full_search_fraction == 1.0 else {})
+
+
+class Part(Enum):
+    search = "search"
+    sl_policy = "sl_policy"
+    rl_policy = "rl_policy"
+    rollout_policy = "rollout_policy"
+    value = "value"
+
+
+class ValueData(Enum):
+    one_position = "one_position"
+    whole_games = "whole_games"
+
+
+@dataclass(kw_only=True)
+class AlphaGoConfig(GamePlayingConfig):
+    name: str = "alphago"
+    expert_simulations: int = 200
+    """Of the UCT player that the supervised policy imitates; at least 1."""
+    expert_random_moves: float = 0.1
+    """Share of the experts' moves that are replaced by any legal one, so that games differ; within [0, 1]."""
+    expert_fraction: float = 0.1
+    """Share of loop.total_env_steps that the experts play; above 0."""
+    reinforce_fraction: float = 0.5
+    """Share of loop.total_env_steps for the policy gradient, above 0; the rest is for the value network, above 0 too."""
+    reinforce_learning_rate: float = 5e-4
+    """Adam's step size of the policy gradient; above 0."""
+    games_per_update: int = 64
+    """Finished games per step of the policy gradient; at least 1."""
+    snapshot_every: int = 25
+    """Steps of the policy gradient after which the policy joins the pool of its opponents; at least 1."""
+    value_data: ValueData = ValueData.one_position
+    """one_position of each game for the value network, or whole_games, whose positions resemble each other."""
+    mix: float = 0.5
+    """Lambda: the share of a rollout's outcome, beside the value network, in what a leaf is worth; within [0, 1]."""
+    c_puct: float = 2.5
+    """Exploration rate of the search; above 0."""
+    temperature: float = 1.5
+    """The supervised policy's logits are divided by it before they guide the search; above 0."""
+    player: Part = Part.search
+    """What evaluations play with once it is trained: the search, or one of its parts."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("expert_simulations", "games_per_update", "snapshot_every"):
+            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
+        for key in ("reinforce_learning_rate", "c_puct", "temperature"):
+            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
+        for key in ("expert_random_moves", "mix"):
+            require(0.0 <= getattr(self, key) <= 1.0, f"algo.{key}", "within [0, 1]", getattr(self, key))
+        for key in ("expert_fraction", "reinforce_fraction"):
+            require(0.0 < getattr(self, key) < 1.0, f"algo.{key}", "within (0, 1)", getattr(self, key))
+        both = self.expert_fraction + self.reinforce_fraction
+        require(both < 1.0, "algo.expert_fraction + algo.reinforce_fraction", "below 1, to leave steps for the value network", both)

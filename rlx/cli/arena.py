@@ -20,6 +20,7 @@ def arena(
     openings: Annotated[int, typer.Option(min=1, help="Openings for each pair of players; each is played twice, colours swapped.")] = 20,
     opening_plies: Annotated[int | None, typer.Option(min=0, help="Random moves of an opening. [default: by the game]")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Of the runs' searches. [default: as in evaluations]")] = None,
+    parts: Annotated[bool, typer.Option("--parts", help="Let each part of an alphago run play for itself.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Draws the openings.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -30,20 +31,26 @@ def arena(
       rlx arena latest --opponents uct:100,uct:1000,random
 
       rlx arena small large --openings 50
+
+      rlx arena GO --parts --opponents uct:1000
     """
-    from rlx.cli.players import find_player, load_run
+    from rlx.cli.players import find_player, load_run, split
     from rlx.errors import ConfigError
     from rlx.match import RunPlayer, play_match
     from rlx.stats.elo import rate
 
     algo, game, reference = load_run(runs[0], simulations=simulations)
-    names = [*runs, *[name.strip() for name in opponents.split(",") if name.strip()]]
+    asked = [*runs, *[name.strip() for name in opponents.split(",") if name.strip()]]
+    found: list[Player] = [RunPlayer(reference, algo)]
+    found += [find_player(name, game, simulations=simulations, key="--opponents") for name in asked[1:]]
+    players = [one for player in found for one in (split(player) if parts else [player])]
+    if parts and len(players) == len(found):
+        raise ConfigError(f"--parts: {runs[0]} has no parts that play for themselves; runs of algo=alphago have")
+    if len(players) < 2:
+        raise ConfigError("one player: name another run, or --opponents uct:100")
+    names = [player.name for player in players]
     if len(set(names)) < len(names):
         raise ConfigError(f"{max(names, key=names.count)} is named twice: its games against itself would say nothing")
-    if len(names) < 2:
-        raise ConfigError("one player: name another run, or --opponents uct:100")
-    players: list[Player] = [RunPlayer(reference, algo)]
-    players += [find_player(name, game, simulations=simulations, key="--opponents") for name in names[1:]]
     plies = opening_plies if opening_plies is not None else min(8, max(1, game.max_length // 10))
     points, tally = {}, {name: [0, 0, 0] for name in names}
     for i, j in itertools.combinations(range(len(names)), 2):

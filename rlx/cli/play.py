@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
+    from rlx.algos.alphago import AlphaGo
     from rlx.algos.alphazero import AlphaZero
     from rlx.envs.games import Game, GameState
     from rlx.match import Player
@@ -64,7 +65,7 @@ class _Table:
     """One game, and who sits at it."""
 
     def __init__(
-        self, console: Console, algo: AlphaZero, game: Game, name: str, other: Player | None, *, run_side: int, explain: bool
+        self, console: Console, algo: AlphaZero | AlphaGo, game: Game, name: str, other: Player | None, *, run_side: int, explain: bool
     ) -> None:
         self.console, self.algo, self.game, self.name, self.other = console, algo, game, name, other
         self.run_side, self.explain = run_side, explain

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rlx.algos.alphago import AlphaGo
     from rlx.algos.alphazero import AlphaZero
     from rlx.envs.games import Game
     from rlx.match import Player
 
 
-def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None = None) -> tuple[AlphaZero, Game, str]:
+def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None = None) -> tuple[AlphaZero | AlphaGo, Game, str]:
     """A trained player of games, its game, and its name.
 
     Raises:
@@ -64,3 +65,11 @@ def find_player(name: str, game: Game, *, simulations: int | None = None, key: s
     if str(own) != str(game):
         raise ConfigError(f"{key} {name} plays {own}, not {game}")
     return RunPlayer(reference, algo)
+
+
+def split(player: Player) -> list[Player]:
+    """The parts of a run that has several, each a player of its own; else the player."""
+    from rlx.match import RunPlayer
+
+    parts = getattr(player.algo, "parts", None) if isinstance(player, RunPlayer) else None
+    return [player] if parts is None else [RunPlayer(f"{player.name}:{name}", part) for name, part in parts().items()]

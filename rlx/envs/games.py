@@ -21,6 +21,8 @@ from rlx.errors import ConfigError
 PREFIX = "spiel:"
 GameState = Any
 """A pyspiel.State."""
+_UCT_C = 2.0
+"""Exploration constant of UCT, the default of OpenSpiel's own examples."""
 Symmetry = tuple[NDArray[np.int64], NDArray[np.int64]]
 """How cells [H * W] and actions [A] change places: new[i] = old[permutation[i]]."""
 
@@ -113,6 +115,12 @@ class Game:
                 break
             state.apply_action(int(action))
         return state
+
+    def uct(self, simulations: int, seed: int) -> Any:
+        """OpenSpiel's MCTSBot: UCT with random rollouts, and proven wins and losses backed up; `step(state)` is its move."""
+        import pyspiel
+
+        return pyspiel.MCTSBot(self._game, pyspiel.RandomRolloutEvaluator(1, seed), _UCT_C, simulations, 256, True, seed, False)
 
     def look(self, states: Sequence[GameState]) -> Positions:
         """See the positions as a network and a search do."""

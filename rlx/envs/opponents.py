@@ -21,8 +21,6 @@ MakeOpponent = Callable[[Game, int], Opponent]
 """An opponent for one game of a Game, its randomness drawn from a seed."""
 
 NAMES = "random, one_ply, uct:SIMULATIONS (e.g. uct:1000) or solver"
-_UCT_C = 2.0
-"""Exploration constant, the default of OpenSpiel's own examples."""
 
 
 def parse_opponent(text: str, key: str = "env.opponent") -> MakeOpponent:
@@ -80,13 +78,10 @@ def _wins(state: GameState, action: int) -> bool:
 
 
 class UCTPlayer:
-    """OpenSpiel's MCTSBot: UCT with random rollouts, and proven wins and losses backed up."""
+    """See `Game.uct`."""
 
     def __init__(self, game: Game, seed: int, *, simulations: int) -> None:
-        import pyspiel
-
-        evaluator = pyspiel.RandomRolloutEvaluator(1, seed)
-        self._bot: Any = pyspiel.MCTSBot(game.spiel, evaluator, _UCT_C, simulations, 256, True, seed, False)
+        self._bot: Any = game.uct(simulations, seed)
 
     def move(self, state: GameState) -> int:
         return int(self._bot.step(state))

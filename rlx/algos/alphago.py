@@ -1,0 +1,434 @@
+"""AlphaGo: a policy learnt from experts, improved by policy gradient, a value network from its games, and a search that uses them all.
+
+Silver et al. 2016, https://doi.org/10.1038/nature16961. One run goes through three phases, which follow from its env steps: experts play
+and are imitated (the supervised and the rollout policy); the policy plays a pool of its past selves and follows the gradient of the
+outcome; games of both teach the value network, one position of each. Deviations: the experts are a tree search with random
+rollouts instead of people; the rollout policy is linear in the board's cells instead of in patterns; networks are residual.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlx.algos.config import AlphaGoConfig, Part, ValueData
+from rlx.errors import ConfigError
+from rlx.nn.tower import FrozenTower, Tower, fast_dtype
+from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
+from rlx.planning.search import RulesModel, SearchConfig, Searched, search
+from rlx.replay import PositionReplay, Symmetries
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+_SUPERVISED = -1
+"""Who moves: the supervised policy, the current one (`_CURRENT`), or a member of the pool, from 0."""
+_CURRENT = -2
+_ANYTHING = -3
+
+
+class Phase(IntEnum):
+    expert = 0
+    reinforce = 1
+    value = 2
+
+
+class _Played(NamedTuple):
+    """A finished game of the policy gradient."""
+
+    history: Tensor  # [L]
+    side: int  # of the current policy
+    outcome: float  # for player 0
+
+
+class AlphaGo:
+    """Supervised learning, policy gradient and a value network, in this order; then search."""
+
+    def __init__(self, config: AlphaGoConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        if spec.game is None:
+            raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")
+        self.config, self.device, self.game = config, device, spec.game
+        self.rollout_length = 1
+        self.supervised, self.policy, self.value = (self._tower() for _ in range(3))
+        self.rollout_policy = nn.Linear(int(np.prod(self.game.planes_shape)), self.game.num_actions).to(device)
+        nn.init.zeros_(self.rollout_policy.weight)
+        self.optimizers = {
+            "supervised": self._adam(self.supervised, config.learning_rate),
+            "rollout_policy": self._adam(self.rollout_policy, config.learning_rate),
+            "policy": self._adam(self.policy, config.reinforce_learning_rate),
+            "value": self._adam(self.value, config.learning_rate),
+        }
+        self.expert_moves, self.values = (
+            PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions) for _ in range(2)
+        )
+        self._symmetries = Symmetries(self.game.symmetries)
+        self._steps = dict.fromkeys(("supervised", "value", "policy"), 0)
+        self._fraction = 0.0  # of the budget that is spent
+        self._pool: list[State] = []
+        self._opponent = 0  # of the games that begin now
+        self._played: list[_Played] = []
+        self._freeze()
+
+    def _tower(self) -> Tower:
+        net = Tower(self.game.planes_shape, self.game.num_actions, blocks=self.config.blocks, channels=self.config.channels)
+        return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def _adam(self, net: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=2.0 * self.config.weight_decay)
+
+    # Saving
+
+    def state_dict(self) -> State:
+        return {
+            "nets": {name: getattr(self, name).state_dict() for name in ("supervised", "policy", "value", "rollout_policy")},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "expert_moves": self.expert_moves.state_dict(),
+            "values": self.values.state_dict(),
+            "steps": dict(self._steps),
+            "fraction": self._fraction,
+            "pool": list(self._pool),
+            "opponent": self._opponent,
+            "played": [tuple(game) for game in self._played],
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        for name, net in state["nets"].items():
+            getattr(self, name).load_state_dict(net)
+        for name, optimizer in state["optimizers"].items():
+            self.optimizers[name].load_state_dict(optimizer)
+        self.expert_moves.load_state_dict(state["expert_moves"])
+        self.values.load_state_dict(state["values"])
+        self._steps, self._fraction, self._opponent = dict(state["steps"]), state["fraction"], state["opponent"]
+        self._pool = list(state["pool"])
+        self._played = [_Played(*game) for game in state["played"]]
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Copies of the networks that only predict."""
+        self._fast_supervised, self._fast_policy, self._fast_value = (
+            FrozenTower(net, self.device) for net in (self.supervised, self.policy, self.value)
+        )
+        self._fast_pool = [self._frozen(weights) for weights in self._pool]
+        self._freeze_rollout_policy()
+
+    def _freeze_rollout_policy(self) -> None:
+        weight, bias = (p.detach().cpu().numpy() for p in (self.rollout_policy.weight, self.rollout_policy.bias))
+        self._fast_rollout_policy = LinearPolicy(weight.copy(), bias.copy())
+
+    def _frozen(self, weights: State) -> FrozenTower:
+        net = self._tower()
+        net.load_state_dict(weights)
+        return FrozenTower(net, self.device)
+
+    # Acting
+
+    @property
+    def phase(self) -> Phase:
+        if self._fraction < self.config.expert_fraction:
+            return Phase.expert
+        return Phase.reinforce if self._fraction < self.config.expert_fraction + self.config.reinforce_fraction else Phase.value
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        """What is drawn when a game begins (phase, side of the current policy, opponent, ply of the random move), and its labels."""
+        roles = torch.zeros(batch_size, 4, dtype=torch.long, device=self.device)
+        return {"roles": roles, "labels": torch.full((batch_size, self.game.max_length), -1, device=self.device)}
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Moves after the actions obs [B, L]: those of the phase, or in mode "eval" of `player`."""
+        histories = obs.cpu().numpy()
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        if mode == "eval":
+            return PolicyOutput(torch.from_numpy(self.best(self.player, histories, rng)).to(self.device), carry, {})
+        roles = torch.where(is_first[:, None], torch.from_numpy(self._draw_roles(len(histories), rng)).to(self.device), carry["roles"])
+        labels = torch.where(is_first[:, None], -1, carry["labels"])
+        ply = (histories >= 0).sum(axis=1)
+        action, label = self._play(histories, ply, roles.cpu().numpy(), rng)
+        labels = labels.clone()
+        labels[torch.arange(len(ply)), torch.from_numpy(ply)] = torch.from_numpy(label).to(self.device)
+        carry = {"roles": roles, "labels": labels}
+        return PolicyOutput(torch.from_numpy(action).to(self.device), carry, carry)
+
+    @property
+    def player(self) -> Part:
+        """What evaluations play with: before all parts are trained, the newest policy."""
+        newest = {Phase.expert: Part.sl_policy, Phase.reinforce: Part.rl_policy, Phase.value: self.config.player}
+        return newest[self.phase]
+
+    def _draw_roles(self, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
+        side = rng.integers(2, size=n)
+        turn = rng.integers(self._usual_length(), size=n)
+        return np.stack([np.full(n, int(self.phase)), side, np.full(n, self._opponent), turn], axis=1)
+
+    def _usual_length(self) -> int:
+        """The range that the ply of the random move is drawn from; most games should reach it."""
+        return max(2, self.game.max_length * 3 // 4)
+
+    def _play(
+        self, histories: NDArray[np.int32], ply: NDArray[np.int64], roles: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The moves [B], and what the experts would have played, -1 where nobody asked them."""
+        states = [self.game.state_of(h) for h in histories.tolist()]
+        seen = self.game.look(states)
+        phase, side, opponent, turn = roles.T
+        expert = phase == Phase.expert
+        who = np.where(seen.player == side, _CURRENT, opponent)
+        if self.config.value_data is ValueData.one_position:
+            of_value = np.where(ply < turn, _SUPERVISED, np.where(ply == turn, _ANYTHING, _CURRENT))
+        else:
+            of_value = np.full(len(ply), _CURRENT)
+        who = np.where(phase == Phase.value, of_value, np.where(expert, _ANYTHING, who))
+        logits = np.zeros((len(ply), self.game.num_actions), dtype=np.float32)
+        for number in np.unique(who[who != _ANYTHING]).tolist():
+            rows = np.flatnonzero(who == number)
+            net = self._fast_supervised if number == _SUPERVISED else self._fast_policy if number == _CURRENT else self._fast_pool[number]
+            logits[rows] = net(seen.planes[rows])[0]
+        action = sample_legal(logits, seen.num_legal, seen.legal, rng)
+        label = np.full(len(ply), -1)
+        if expert.any():
+            uct = self.game.uct(self.config.expert_simulations, int(rng.integers(2**31 - 1)))
+            for i in np.flatnonzero(expert).tolist():
+                label[i] = uct.step(states[i])
+            action = np.where(expert & (rng.random(len(ply)) >= self.config.expert_random_moves), label, action)
+        return action, label
+
+    def best(self, part: Part, histories: NDArray[np.int32], rng: np.random.Generator, *, mix: float | None = None) -> NDArray[np.int64]:
+        """The moves [B] of a part of the player, without exploration; `mix` instead of the setting."""
+        if part is Part.search:
+            return np.asarray(self.search(histories, mode="eval", rng=rng, mix=mix)[0].best())
+        states = [self.game.state_of(h) for h in histories.tolist()]
+        seen = self.game.look(states)
+        if part is Part.value:
+            return self._best_by_value(states, seen)
+        if part is Part.rollout_policy:
+            return sample_legal(self._fast_rollout_policy(seen.planes), seen.num_legal, seen.legal, None)
+        net = self._fast_supervised if part is Part.sl_policy else self._fast_policy
+        return sample_legal(net(seen.planes)[0], seen.num_legal, seen.legal, None)
+
+    def _best_by_value(self, states: list[Any], seen: Any) -> NDArray[np.int64]:
+        """The moves to the positions that the value network likes best."""
+        parent = np.repeat(np.arange(len(states)), seen.num_legal)
+        after = self.game.look([states[b].child(a) for b, a in zip(parent.tolist(), seen.legal.tolist(), strict=True)])
+        going = after.player >= 0
+        value = np.where(seen.player[parent] == 0, after.outcome, -after.outcome)
+        if going.any():
+            found = self._fast_value(after.planes[going])[1]
+            value[going] = np.where(after.player[going] == seen.player[parent][going], found, -found)
+        scores = np.full((len(states), self.game.num_actions), -np.inf)
+        scores[parent, seen.legal] = value
+        return np.asarray(scores.argmax(axis=1))
+
+    def search(
+        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, mix: float | None = None
+    ) -> tuple[Searched, RulesModel, NDArray[np.bool_]]:
+        """Search from the positions after the actions of each row [B, L], guided by the supervised policy.
+
+        Returns:
+            The trees, the model that they were grown with, and ones [B]: every search is a full one.
+        """
+        config = self.config
+        mix = config.mix if mix is None else mix
+        states = [self.game.state_of(h) for h in histories.tolist()]
+        model = RulesModel(self.game, states, self._prior_and_value)
+        if mix > 0.0:
+            model = RolloutModel(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
+        simulations = config.eval_simulations or config.num_simulations
+        found = search(model, SearchConfig(simulations=simulations, c_init=config.c_puct), rng)
+        return found, model, np.ones(len(histories), dtype=bool)
+
+    def _prior_and_value(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        return self._fast_supervised(planes)[0] / np.float32(self.config.temperature), self._fast_value(planes)[1]
+
+    # Learning
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        seen: dict[str, list[float]] = {}
+        for e, (t, b) in enumerate(zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True)):
+            history, labels = rollout.final_obs[e].cpu(), rollout.extras["labels"][t, b].cpu()
+            found = self._keep(history, labels, rollout.extras["roles"][t, b].tolist(), float(rollout.reward[t, b]))
+            for name, number in found.items():
+                seen.setdefault(name, []).append(number)
+        metrics: dict[str, Tensor | float] = {name: float(np.mean(numbers)) for name, numbers in seen.items()}
+        before = self.phase
+        if before is Phase.expert:
+            metrics |= self._supervised_steps(self._fraction / self.config.expert_fraction)
+        elif before is Phase.reinforce:
+            metrics |= self._reinforce()
+        else:
+            begun = self.config.expert_fraction + self.config.reinforce_fraction
+            metrics |= self._value_steps((self._fraction - begun) / (1.0 - begun))
+        self._fraction = min(1.0, progress.env_steps / progress.total_env_steps)
+        if self.phase is not Phase.expert and not self._pool:
+            self._begin_reinforce()
+        return metrics | {"train/phase": float(before)}
+
+    def _keep(self, history: Tensor, labels: Tensor, roles: list[int], outcome: float) -> dict[str, float]:
+        """Keep a game that is over for what it is to teach; returns what it says of the policies and the value network."""
+        phase, side, opponent, turn = roles
+        if phase == Phase.expert:
+            return self._learn_moves(history, labels)
+        if phase == Phase.value:
+            return self._learn_outcome(history, outcome, turn)
+        self._played.append(_Played(history.clone(), side, outcome))
+        supervised = 0  # the first of the pool
+        return {"reinforce/score_against_supervised": (1.0 + (outcome if side == 0 else -outcome)) / 2.0} if opponent == supervised else {}
+
+    def _plies(self, history: Tensor) -> list[Any]:
+        """The states of a game that is over, without the last."""
+        actions = history[history >= 0].tolist()
+        states = [self.game.new_state()]
+        for action in actions[:-1]:
+            states.append(states[-1].child(action))
+        return states
+
+    def _learn_moves(self, history: Tensor, labels: Tensor) -> dict[str, float]:
+        """Keep what experts played; returns how often the policies, that have not seen it yet, agree."""
+        seen = self.game.look(self._plies(history))
+        label = labels[: len(seen.player)]
+        greedy = sample_legal(self._fast_supervised(seen.planes)[0], seen.num_legal, seen.legal, None)
+        fast = sample_legal(self._fast_rollout_policy(seen.planes), seen.num_legal, seen.legal, None)
+        played = F.one_hot(label.long(), self.game.num_actions).float()
+        self.expert_moves.add(torch.from_numpy(seen.planes), played, torch.zeros(len(label)))
+        return {
+            "supervised/new_game_accuracy": float((greedy == label.numpy()).mean()),
+            "rollout_policy/new_game_accuracy": float((fast == label.numpy()).mean()),
+        }
+
+    def _learn_outcome(self, history: Tensor, outcome: float, turn: int) -> dict[str, float]:
+        """Keep the position after the random move, or all, with the outcome; returns the error of the value that has not seen it."""
+        states = self._plies(history)
+        if self.config.value_data is ValueData.one_position:
+            states = states[turn + 1 : turn + 2]
+        if not states:  # the game was over before
+            return {}
+        seen = self.game.look(states)
+        z = np.where(seen.player == 0, outcome, -outcome).astype(np.float32)
+        error = float(np.square(self._fast_value(seen.planes)[1] - z).mean())
+        self.values.add(torch.from_numpy(seen.planes), torch.zeros(len(z), self.game.num_actions), torch.from_numpy(z))
+        return {"value/new_game_mse": error}
+
+    def _owed(self, name: str, replay: PositionReplay) -> int:
+        return max(0, int(replay.added * self.config.reuse / self.config.batch_size) - self._steps[name])
+
+    def _supervised_steps(self, fraction: float) -> dict[str, Tensor | float]:
+        owed = self._owed("supervised", self.expert_moves)
+        total: dict[str, Tensor | float] = {}
+        for _ in range(owed):
+            planes, policy, _ = self._sample(self.expert_moves)
+            logits = self._forward(self.supervised, planes)[0]
+            loss = F.cross_entropy(logits, policy)
+            self._descend("supervised", loss, self.config.learning_rate * (1.0 - fraction))
+            fast_loss = F.cross_entropy(self.rollout_policy(planes.flatten(1)), policy)
+            self._descend("rollout_policy", fast_loss, self.config.learning_rate)
+            total = {"loss/supervised": loss.detach().cpu(), "loss/rollout_policy": fast_loss.detach().cpu()}
+        if owed:
+            self._steps["supervised"] += owed
+            self._fast_supervised = FrozenTower(self.supervised, self.device)
+            self._freeze_rollout_policy()
+        return total
+
+    def _value_steps(self, fraction: float) -> dict[str, Tensor | float]:
+        owed = self._owed("value", self.values)
+        total: dict[str, Tensor | float] = {}
+        for _ in range(owed):
+            planes, _, z = self._sample(self.values)
+            loss = F.mse_loss(self._forward(self.value, planes)[1], z)
+            self._descend("value", loss, self.config.learning_rate * (1.0 - fraction))
+            total = {"loss/value": loss.detach().cpu()}
+        if owed:
+            self._steps["value"] += owed
+            self._fast_value = FrozenTower(self.value, self.device)
+        return total
+
+    def _sample(self, replay: PositionReplay) -> tuple[Tensor, Tensor, Tensor]:
+        planes, policy, z = replay[torch.randint(replay.size, (self.config.batch_size,))]
+        planes, policy = self._symmetries.turn(planes, policy, torch.randint(len(self._symmetries), (len(z),)))
+        return planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
+
+    def _forward(self, net: Tower, planes: Tensor) -> tuple[Tensor, Tensor]:
+        dtype = fast_dtype(self.device.type)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits, value = net(planes)
+        return logits.float(), value.float()
+
+    def _descend(self, name: str, loss: Tensor, learning_rate: float) -> None:
+        optimizer = self.optimizers[name]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def _begin_reinforce(self) -> None:
+        """The supervised policy is where the policy gradient begins, and its first opponent."""
+        self.policy.load_state_dict(self.supervised.state_dict())
+        self.policy.eval()  # statistics stay those of the experts' games: a batch of one's own games is no fair sample
+        self._fast_policy = FrozenTower(self.policy, self.device)
+        self._join_pool()
+
+    def _join_pool(self) -> None:
+        self._pool.append({name: tensor.detach().clone() for name, tensor in self.policy.state_dict().items()})
+        self._fast_pool.append(self._frozen(self._pool[-1]))
+
+    def _reinforce(self) -> dict[str, Tensor | float]:
+        """One step of the policy gradient when enough games are over: the mean of (z - b) grad log p."""
+        if len(self._played) < self.config.games_per_update:
+            return {}
+        games, self._played = self._played, []
+        sides = np.array([game.side for game in games])
+        z = np.array([game.outcome if game.side == 0 else -game.outcome for game in games], dtype=np.float32)
+        baseline = np.array([z[sides == side].mean() for side in sides])  # whoever begins wins more often
+        states: list[Any] = []
+        actions: list[int] = []
+        advantage: list[float] = []
+        for game, gain in zip(games, (z - baseline).tolist(), strict=True):
+            for state, action in zip(self._plies(game.history), game.history.tolist(), strict=False):
+                if state.current_player() == game.side:
+                    states.append(state)
+                    actions.append(action)
+                    advantage.append(gain)
+        seen = self.game.look(states)
+        illegal = torch.ones(len(states), self.game.num_actions, dtype=torch.bool)
+        illegal[torch.from_numpy(np.repeat(np.arange(len(states)), seen.num_legal)), torch.from_numpy(seen.legal)] = False
+        planes = torch.from_numpy(seen.planes).to(self.device).contiguous(memory_format=torch.channels_last)
+        self.policy.eval()
+        logits = self._forward(self.policy, planes)[0].masked_fill(illegal.to(self.device), -torch.inf)
+        log_p = logits.log_softmax(dim=1).gather(1, torch.tensor(actions, device=self.device)[:, None]).squeeze(1)
+        loss = -(log_p * torch.tensor(advantage, device=self.device)).mean()
+        self._descend("policy", loss, self.config.reinforce_learning_rate)
+        self._steps["policy"] += 1
+        self._fast_policy = FrozenTower(self.policy, self.device)
+        if self._steps["policy"] % self.config.snapshot_every == 0:
+            self._join_pool()
+        self._opponent = int(torch.randint(len(self._pool), ()))
+        return {
+            "loss/policy": loss.detach().cpu(),
+            "reinforce/entropy": torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean().detach().cpu(),
+            "reinforce/score_against_pool": float((z.mean() + 1.0) / 2.0),
+            "reinforce/pool_size": float(len(self._pool)),
+        }
+
+    # Parts of the player, to be compared
+
+    def parts(self) -> dict[str, AlphaGoPart]:
+        """Every part as a player of its own, and the search with each kind of leaf (Silver et al. 2016, figure 4b)."""
+        single = {part.value: AlphaGoPart(self, part, None) for part in Part if part is not Part.search}
+        return single | {f"search_mix_{mix:g}": AlphaGoPart(self, Part.search, mix) for mix in (0.0, 0.5, 1.0)}
+
+
+class AlphaGoPart:
+    """A policy that plays with one part of AlphaGo."""
+
+    def __init__(self, whole: AlphaGo, part: Part, mix: float | None) -> None:
+        self._whole, self._part, self._mix, self.device = whole, part, mix, whole.device
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        action = self._whole.best(self._part, obs.cpu().numpy(), rng, mix=self._mix)
+        return PolicyOutput(torch.from_numpy(action).to(self.device), carry, {})
