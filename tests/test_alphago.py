@@ -16,7 +16,8 @@ from rlx.algos.config import AlphaGoConfig, Part, ValueData
 from rlx.collect import Collector
 from rlx.envs.games import Game
 from rlx.envs.play import SelfPlayVectorEnv
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, NonFiniteError
+from rlx.nn.tower import descend
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, play_out, sample_legal
 from rlx.planning.search import RulesModel, SearchConfig, search
 from rlx.types import EnvSpec, Progress
@@ -113,6 +114,26 @@ def test_the_policy_gradient_raises_what_won_and_lowers_what_lost() -> None:
     logits = algo._fast_policy(game.look([game.state_of([0, 2])]).planes)[0][0]
     p = np.exp(logits - logits.max())
     assert p[0] + p[1] > 3 * p[2], "beside or on the own stone wins; on the other's loses"
+
+
+def test_a_gradient_that_is_not_finite_stops_training_before_it_spreads() -> None:
+    algo, collector = make()
+    run(algo, collector, 0.1)
+    before = {name: tensor.clone() for name, tensor in algo.supervised.named_parameters()}
+    weight = algo.supervised.policy.weight
+    loss = torch.sqrt((weight - weight.detach()).square().sum())  # zero, with a gradient that is not a number
+    with pytest.raises(NonFiniteError, match=r"norm nan.*smaller algo\.learning_rate"):
+        descend(algo.optimizers["supervised"], loss, 1e-3)
+    assert all(torch.equal(before[name], tensor) for name, tensor in algo.supervised.named_parameters())
+
+
+def test_the_entropy_bonus_keeps_the_policy_from_playing_one_game_only() -> None:
+    entropies = []
+    for coef in (0.0, 0.3):
+        algo, collector = make(expert_fraction=0.01, reinforce_fraction=0.9, entropy_coef=coef, reinforce_learning_rate=3e-3, num_envs=16)
+        lines = run(algo, collector, 0.9, total=6000)
+        entropies.append(np.mean([float(line["reinforce/entropy"]) for line in lines[-100:] if "reinforce/entropy" in line]))
+    assert entropies[1] > entropies[0] + 0.2
 
 
 def test_one_position_of_each_game_teaches_the_value_network_and_it_follows_the_random_move() -> None:

@@ -156,7 +156,7 @@ def test_losses_fall_towards_what_the_data_allows() -> None:
     algo, collector = make(32, num_simulations=8, reuse=1e-9, learning_rate=5e-3)
     run(algo, collector, 40)
     algo.net.train()
-    steps = [algo._step() for _ in range(300)]
+    steps = [algo._step(algo.config.learning_rate) for _ in range(300)]
     first, last = ({k: np.mean([s[k] for s in part]) for k in steps[0]} for part in (steps[:5], steps[-20:]))
     assert last["loss/policy"] - last["update/target_entropy"] < 0.6 * (first["loss/policy"] - first["update/target_entropy"])
     assert last["loss/value"] < 0.98 * first["loss/value"]

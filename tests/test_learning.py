@@ -68,3 +68,15 @@ def test_recipe_reaches_its_return(overrides: str, least: float, elsewhere: str,
     print(row)
     assert min(returns) >= least
     table.append(row)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_alphazero_plays_every_position_of_tic_tac_toe_perfectly_and_never_loses(tmp_path: Path) -> None:
+    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
+    train = "train algo=alphazero env=tic_tac_toe log.console=quiet log.wandb=disabled --name ttt"
+    subprocess.run([RLX, *train.split()], check=True, env=environment)
+    evaluate = [RLX, "eval", "ttt", "--episodes", "1000", "--opponent", "uct:1000", "--json"]
+    out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
+    print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
+    assert (out["optimal_moves"], out["losses"]) == (1.0, 0)

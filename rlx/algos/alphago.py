@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower, fast_dtype
+from rlx.nn.tower import FrozenTower, Tower, descend, fast_dtype
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
 from rlx.planning.search import RulesModel, SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
@@ -320,9 +320,9 @@ class AlphaGo:
             planes, policy, _ = self._sample(self.expert_moves)
             logits = self._forward(self.supervised, planes)[0]
             loss = F.cross_entropy(logits, policy)
-            self._descend("supervised", loss, self.config.learning_rate * (1.0 - fraction))
+            descend(self.optimizers["supervised"], loss, self.config.learning_rate * (1.0 - fraction))
             fast_loss = F.cross_entropy(self.rollout_policy(planes.flatten(1)), policy)
-            self._descend("rollout_policy", fast_loss, self.config.learning_rate)
+            descend(self.optimizers["rollout_policy"], fast_loss, self.config.learning_rate)
             total = {"loss/supervised": loss.detach().cpu(), "loss/rollout_policy": fast_loss.detach().cpu()}
         if owed:
             self._steps["supervised"] += owed
@@ -336,7 +336,7 @@ class AlphaGo:
         for _ in range(owed):
             planes, _, z = self._sample(self.values)
             loss = F.mse_loss(self._forward(self.value, planes)[1], z)
-            self._descend("value", loss, self.config.learning_rate * (1.0 - fraction))
+            descend(self.optimizers["value"], loss, self.config.learning_rate * (1.0 - fraction))
             total = {"loss/value": loss.detach().cpu()}
         if owed:
             self._steps["value"] += owed
@@ -353,14 +353,6 @@ class AlphaGo:
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits, value = net(planes)
         return logits.float(), value.float()
-
-    def _descend(self, name: str, loss: Tensor, learning_rate: float) -> None:
-        optimizer = self.optimizers[name]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
 
     def _begin_reinforce(self) -> None:
         """The supervised policy is where the policy gradient begins, and its first opponent."""
@@ -395,10 +387,12 @@ class AlphaGo:
         illegal[torch.from_numpy(np.repeat(np.arange(len(states)), seen.num_legal)), torch.from_numpy(seen.legal)] = False
         planes = torch.from_numpy(seen.planes).to(self.device).contiguous(memory_format=torch.channels_last)
         self.policy.eval()
-        logits = self._forward(self.policy, planes)[0].masked_fill(illegal.to(self.device), -torch.inf)
-        log_p = logits.log_softmax(dim=1).gather(1, torch.tensor(actions, device=self.device)[:, None]).squeeze(1)
+        illegal = illegal.to(self.device)
+        log_all = self._forward(self.policy, planes)[0].masked_fill(illegal, -torch.inf).log_softmax(dim=1)
+        log_p = log_all.gather(1, torch.tensor(actions, device=self.device)[:, None]).squeeze(1)
         loss = -(log_p * torch.tensor(advantage, device=self.device)).mean()
-        self._descend("policy", loss, self.config.reinforce_learning_rate)
+        entropy = -(log_all.exp() * log_all.masked_fill(illegal, 0.0)).sum(dim=1).mean()
+        descend(self.optimizers["policy"], loss - self.config.entropy_coef * entropy, self.config.reinforce_learning_rate)
         self._steps["policy"] += 1
         self._fast_policy = FrozenTower(self.policy, self.device)
         if self._steps["policy"] % self.config.snapshot_every == 0:
@@ -406,7 +400,7 @@ class AlphaGo:
         self._opponent = int(torch.randint(len(self._pool), ()))
         return {
             "loss/policy": loss.detach().cpu(),
-            "reinforce/entropy": torch.special.entr(logits.softmax(dim=1)).sum(dim=1).mean().detach().cpu(),
+            "reinforce/entropy": entropy.detach().cpu(),
             "reinforce/score_against_pool": float((z.mean() + 1.0) / 2.0),
             "reinforce/pool_size": float(len(self._pool)),
         }

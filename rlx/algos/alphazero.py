@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower, fast_dtype
+from rlx.nn.tower import FrozenTower, Tower, descend, fast_dtype
 from rlx.planning.search import RulesModel, SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -198,18 +198,16 @@ class AlphaZero:
         owed = int((replay.added - config.replay_start) * config.reuse / config.batch_size) - self._steps
         if owed <= 0 or replay.added < config.replay_start:
             return {}
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
         total: dict[str, Tensor] = {}
         self.net.train()
         for _ in range(owed):
-            for name, value in self._step().items():
+            for name, value in self._step(learning_rate).items():
                 total[name] = total.get(name, torch.zeros(())) + value / owed
         self._steps += owed
         self._frozen = FrozenTower(self.net, self.device)
         return {**total, "update/learning_rate": learning_rate, "update/num_gradient_steps": float(owed), "replay/size": float(replay.size)}
 
-    def _step(self) -> dict[str, Tensor]:
+    def _step(self, learning_rate: float) -> dict[str, Tensor]:
         index = torch.randint(self.replay.size, (self.config.batch_size,))
         planes, policy, z = self.replay[index]
         repeated = 1.0 - len(torch.unique(planes.flatten(1), dim=0)) / len(planes)
@@ -221,9 +219,7 @@ class AlphaZero:
         logits, value = logits.float(), value.float()
         policy_loss = F.cross_entropy(logits, policy)
         value_loss = F.mse_loss(value, z)
-        self.optimizer.zero_grad()
-        (policy_loss + self.config.value_coef * value_loss).backward()
-        self.optimizer.step()
+        descend(self.optimizer, policy_loss + self.config.value_coef * value_loss, learning_rate)
         entropy = -torch.xlogy(policy, policy).sum(dim=1).mean()
         result = {
             "loss/policy": policy_loss,

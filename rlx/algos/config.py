@@ -372,8 +372,10 @@ class AlphaGoConfig(GamePlayingConfig):
     """Share of loop.total_env_steps that the experts play; above 0."""
     reinforce_fraction: float = 0.5
     """Share of loop.total_env_steps for the policy gradient, above 0; the rest is for the value network, above 0 too."""
-    reinforce_learning_rate: float = 5e-4
+    reinforce_learning_rate: float = 1e-4
     """Adam's step size of the policy gradient; above 0."""
+    entropy_coef: float = 0.02
+    """Weight of the entropy bonus of the policy gradient, without which the policy soon plays one game only; at least 0."""
     games_per_update: int = 64
     """Finished games per step of the policy gradient; at least 1."""
     snapshot_every: int = 25
@@ -395,6 +397,7 @@ class AlphaGoConfig(GamePlayingConfig):
             require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
         for key in ("reinforce_learning_rate", "c_puct", "temperature"):
             require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
+        require(0.0 <= self.entropy_coef < float("inf"), "algo.entropy_coef", "at least 0", self.entropy_coef)
         for key in ("expert_random_moves", "mix"):
             require(0.0 <= getattr(self, key) <= 1.0, f"algo.{key}", "within [0, 1]", getattr(self, key))
         for key in ("expert_fraction", "reinforce_fraction"):

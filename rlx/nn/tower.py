@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from rlx.errors import NonFiniteError
+
 _HEAD_PLANES = 8
 
 
@@ -95,3 +97,23 @@ class FrozenTower:
 def _fold(module: nn.Module, conv: str, bn: str) -> None:
     setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
     setattr(module, bn, nn.Identity())
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
+    """One step down the gradient of `loss`.
+
+    Raises:
+        NonFiniteError: before anything is changed, if the loss or the gradient is not finite.
+    """
+    optimizer.zero_grad()
+    loss.backward()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not torch.stack((loss.detach(), norm)).isfinite().all():
+        raise NonFiniteError(
+            f"the loss is {loss.item()} and its gradient has norm {norm.item()}: training stopped before the optimiser step; "
+            "try a smaller algo.learning_rate"
+        )
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+    optimizer.step()
