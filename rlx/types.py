@@ -54,6 +54,10 @@ class Game(Protocol):
         """The state after a list of actions, which ends at the first negative one."""
         ...
 
+    def plies(self, history: Any) -> list[Any]:
+        """The states in which each of the actions was taken."""
+        ...
+
     def uct(self, simulations: int, seed: int) -> Any:
         """A player that searches without a network: `step(state)` is its move."""
         ...

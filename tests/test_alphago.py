@@ -28,6 +28,7 @@ TINY = {"blocks": 1, "channels": 8, "num_simulations": 8, "batch_size": 32, "rep
 
 
 def make(game: Game | None = None, num_envs: int = 8, **settings: Any) -> tuple[AlphaGo, Collector]:
+    torch.manual_seed(0)
     env = SelfPlayVectorEnv(game or Game("tic_tac_toe"), num_envs)
     spec = EnvSpec(id="x", observation_space=env.single_observation_space, action_space=env.single_action_space, game=env.game)
     algo = AlphaGo(AlphaGoConfig(**{**TINY, **settings}), spec, num_envs, CPU)
@@ -88,7 +89,7 @@ def test_the_supervised_policy_learns_what_experts_play() -> None:
     algo, collector = make(expert_fraction=0.9, reinforce_fraction=0.05, num_envs=32, reuse=16.0, channels=16, expert_simulations=100)
     lines = run(algo, collector, 0.9, total=4000)
     accuracy = [line["supervised/new_game_accuracy"] for line in lines if "supervised/new_game_accuracy" in line]
-    assert np.mean(accuracy[-20:]) > np.mean(accuracy[:20]) + 0.15
+    assert np.mean(accuracy[-20:]) > np.mean(accuracy[:5]) + 0.2
 
 
 def test_the_policy_gradient_begins_at_the_supervised_policy_and_its_pool_grows() -> None:

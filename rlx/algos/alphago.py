@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower, descend, fast_dtype
+from rlx.nn.tower import FrozenTower, Tower, descend, forward
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
 from rlx.planning.search import RulesModel, SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
@@ -276,17 +276,9 @@ class AlphaGo:
         supervised = 0  # the first of the pool
         return {"reinforce/score_against_supervised": (1.0 + (outcome if side == 0 else -outcome)) / 2.0} if opponent == supervised else {}
 
-    def _plies(self, history: Tensor) -> list[Any]:
-        """The states of a game that is over, without the last."""
-        actions = history[history >= 0].tolist()
-        states = [self.game.new_state()]
-        for action in actions[:-1]:
-            states.append(states[-1].child(action))
-        return states
-
     def _learn_moves(self, history: Tensor, labels: Tensor) -> dict[str, float]:
         """Keep what experts played; returns how often the policies, that have not seen it yet, agree."""
-        seen = self.game.look(self._plies(history))
+        seen = self.game.look(self.game.plies(history.tolist()))
         label = labels[: len(seen.player)]
         greedy = sample_legal(self._fast_supervised(seen.planes)[0], seen.num_legal, seen.legal, None)
         fast = sample_legal(self._fast_rollout_policy(seen.planes), seen.num_legal, seen.legal, None)
@@ -299,7 +291,7 @@ class AlphaGo:
 
     def _learn_outcome(self, history: Tensor, outcome: float, turn: int) -> dict[str, float]:
         """Keep the position after the random move, or all, with the outcome; returns the error of the value that has not seen it."""
-        states = self._plies(history)
+        states = self.game.plies(history.tolist())
         if self.config.value_data is ValueData.one_position:
             states = states[turn + 1 : turn + 2]
         if not states:  # the game was over before
@@ -318,9 +310,9 @@ class AlphaGo:
         total: dict[str, Tensor | float] = {}
         for _ in range(owed):
             planes, policy, _ = self._sample(self.expert_moves)
-            logits = self._forward(self.supervised, planes)[0]
+            logits = forward(self.supervised, planes)[0]
             loss = F.cross_entropy(logits, policy)
-            descend(self.optimizers["supervised"], loss, self.config.learning_rate * (1.0 - fraction))
+            descend(self.optimizers["supervised"], loss, self.config.learning_rate_at(fraction))
             fast_loss = F.cross_entropy(self.rollout_policy(planes.flatten(1)), policy)
             descend(self.optimizers["rollout_policy"], fast_loss, self.config.learning_rate)
             total = {"loss/supervised": loss.detach().cpu(), "loss/rollout_policy": fast_loss.detach().cpu()}
@@ -335,8 +327,8 @@ class AlphaGo:
         total: dict[str, Tensor | float] = {}
         for _ in range(owed):
             planes, _, z = self._sample(self.values)
-            loss = F.mse_loss(self._forward(self.value, planes)[1], z)
-            descend(self.optimizers["value"], loss, self.config.learning_rate * (1.0 - fraction))
+            loss = F.mse_loss(forward(self.value, planes)[1], z)
+            descend(self.optimizers["value"], loss, self.config.learning_rate_at(fraction))
             total = {"loss/value": loss.detach().cpu()}
         if owed:
             self._steps["value"] += owed
@@ -347,12 +339,6 @@ class AlphaGo:
         planes, policy, z = replay[torch.randint(replay.size, (self.config.batch_size,))]
         planes, policy = self._symmetries.turn(planes, policy, torch.randint(len(self._symmetries), (len(z),)))
         return planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
-
-    def _forward(self, net: Tower, planes: Tensor) -> tuple[Tensor, Tensor]:
-        dtype = fast_dtype(self.device.type)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits, value = net(planes)
-        return logits.float(), value.float()
 
     def _begin_reinforce(self) -> None:
         """The supervised policy is where the policy gradient begins, and its first opponent."""
@@ -377,7 +363,7 @@ class AlphaGo:
         actions: list[int] = []
         advantage: list[float] = []
         for game, gain in zip(games, (z - baseline).tolist(), strict=True):
-            for state, action in zip(self._plies(game.history), game.history.tolist(), strict=False):
+            for state, action in zip(self.game.plies(game.history.tolist()), game.history.tolist(), strict=False):
                 if state.current_player() == game.side:
                     states.append(state)
                     actions.append(action)
@@ -388,7 +374,7 @@ class AlphaGo:
         planes = torch.from_numpy(seen.planes).to(self.device).contiguous(memory_format=torch.channels_last)
         self.policy.eval()
         illegal = illegal.to(self.device)
-        log_all = self._forward(self.policy, planes)[0].masked_fill(illegal, -torch.inf).log_softmax(dim=1)
+        log_all = forward(self.policy, planes)[0].masked_fill(illegal, -torch.inf).log_softmax(dim=1)
         log_p = log_all.gather(1, torch.tensor(actions, device=self.device)[:, None]).squeeze(1)
         loss = -(log_p * torch.tensor(advantage, device=self.device)).mean()
         entropy = -(log_all.exp() * log_all.masked_fill(illegal, 0.0)).sum(dim=1).mean()

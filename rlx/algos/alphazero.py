@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower, descend, fast_dtype
+from rlx.nn.tower import FrozenTower, Tower, descend, forward
 from rlx.planning.search import RulesModel, SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -172,10 +172,7 @@ class AlphaZero:
             game = self._waiting.pop(self._released)
             self._released += 1
             plies = _unpack(game)
-            states = [self.game.new_state()]
-            for action in game["history"][: len(plies) - 1].tolist():
-                states.append(states[-1].child(action))
-            seen = self.game.look(states)
+            seen = self.game.look(self.game.plies(game["history"].tolist()))
             z = np.where(seen.player == 0, game["outcome"], -game["outcome"])
             z = (1.0 - self.config.value_mix) * z + self.config.value_mix * game["value"].numpy()
             kept = np.array([ply.trained for ply in plies])
@@ -213,10 +210,7 @@ class AlphaZero:
         repeated = 1.0 - len(torch.unique(planes.flatten(1), dim=0)) / len(planes)
         planes, policy = self._symmetries.turn(planes, policy, torch.randint(len(self._symmetries), (len(index),)))
         planes, policy, z = planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
-        dtype = fast_dtype(self.device.type)
-        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits, value = self.net(planes)
-        logits, value = logits.float(), value.float()
+        logits, value = forward(self.net, planes)
         policy_loss = F.cross_entropy(logits, policy)
         value_loss = F.mse_loss(value, z)
         descend(self.optimizer, policy_loss + self.config.value_coef * value_loss, learning_rate)

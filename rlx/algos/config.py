@@ -404,3 +404,6 @@ class AlphaGoConfig(GamePlayingConfig):
             require(0.0 < getattr(self, key) < 1.0, f"algo.{key}", "within (0, 1)", getattr(self, key))
         both = self.expert_fraction + self.reinforce_fraction
         require(both < 1.0, "algo.expert_fraction + algo.reinforce_fraction", "below 1, to leave steps for the value network", both)
+
+    def unused_keys(self) -> dict[str, str]:
+        return {} if self.eval_simulations is None else {"num_simulations": "eval_simulations=null"}  # only evaluations search

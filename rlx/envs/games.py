@@ -116,6 +116,16 @@ class Game:
             state.apply_action(int(action))
         return state
 
+    def plies(self, history: Sequence[int] | NDArray[Any]) -> list[GameState]:
+        """The states in which each of the actions was taken; the list ends at the first negative one."""
+        state, found = self.new_state(), list[GameState]()
+        for action in history:
+            if action < 0:
+                break
+            found.append(state)
+            state = state.child(int(action))
+        return found
+
     def uct(self, simulations: int, seed: int) -> Any:
         """OpenSpiel's MCTSBot: UCT with random rollouts, and proven wins and losses backed up; `step(state)` is its move."""
         import pyspiel

@@ -99,6 +99,14 @@ def _fold(module: nn.Module, conv: str, bn: str) -> None:
     setattr(module, bn, nn.Identity())
 
 
+def forward(net: Tower, planes: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits [n, A] and values [n] in float32, for training: computed in the fast precision."""
+    dtype = fast_dtype(planes.device.type)
+    with torch.autocast(planes.device.type, dtype=dtype, enabled=dtype != torch.float32):
+        logits, value = net(planes)
+    return logits.float(), value.float()
+
+
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
     """One step down the gradient of `loss`.
 
