@@ -10,7 +10,7 @@ import numpy as np
 from rlx.planning.search import Found, Model, SearchConfig, considered_visits
 
 
-@dataclass
+@dataclass(eq=False)
 class Edge:
     action: int
     logit: float
@@ -25,13 +25,28 @@ class Edge:
     def q(self) -> float:
         return self.w / self.n
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What perfect play brings after this move, at least and at most."""
+        if self.child is None:
+            return -1.0, 1.0
+        least, most = sorted(self.reward + self.discount * bound for bound in self.child.bounds)
+        return least, most
 
-@dataclass
+    @property
+    def known(self) -> bool:
+        return self.bounds[0] == self.bounds[1]
+
+
+@dataclass(eq=False)
 class Node:
     slot: int
     value: float
     edges: list[Edge] = field(default_factory=list)
     visits: int = 1
+
+    def __post_init__(self) -> None:
+        self.bounds = (-1.0, 1.0) if self.edges else (0.0, 0.0)  # of perfect play
 
 
 def softmax(x: list[float]) -> list[float]:
@@ -54,21 +69,26 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
     size = 1
     table = considered_visits(min(len(top.edges), config.max_considered), config.simulations)
     for simulation in range(config.simulations):
+        if config.prove and top.bounds[0] == top.bounds[1]:
+            break
         node, path = top, []
         while True:
+            worth = [e for e in node.edges if node is top or not config.prove or not e.known]
             if not config.gumbel:
-                edge = puct(node, config)
+                edge = puct(node, worth, config)
             elif node is top:
                 scores = improved(node, config)
                 left = [k for k, e in enumerate(node.edges) if e.n == table[simulation]]
                 edge = node.edges[max(left, key=lambda k: gumbel[k] + scores[k])]
             else:
-                edge = inner(node, config)
+                edge = inner(node, worth, config)
             path.append((node, edge))
-            if edge.child is None or not edge.child.edges:
+            if edge.child is None or not edge.child.edges or (config.prove and edge.known):
                 break
             node = edge.child
         g = 0.0
+        if edge.child is not None and config.prove:
+            g = edge.child.bounds[0]
         if edge.child is None:
             found = model.step(np.array([tree]), np.array([node.slot]), np.array([edge.action]), np.array([size]))
             edge.child = make_node(found, 0, size)
@@ -80,10 +100,15 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
             taken.n += 1
             taken.w += g
             parent.visits += 1
+            if config.prove:
+                if taken.known:
+                    taken.w = taken.n * taken.bounds[0]
+                parent.bounds = (max(e.bounds[0] for e in parent.edges), max(e.bounds[1] for e in parent.edges))
+                g = min(max(g, parent.bounds[0]), parent.bounds[1])
     return top
 
 
-def puct(node: Node, config: SearchConfig) -> Edge:
+def puct(node: Node, worth: list[Edge], config: SearchConfig) -> Edge:
     """argmax of Q + P sqrt(N) / (1 + n) (c1 + log((N + c2 + 1) / c2)), MuZero's appendix B; unvisited moves by KataGo's reduction."""
     seen = sum(e.prior for e in node.edges if e.n)
     unseen = (node.value + sum(e.w for e in node.edges)) / node.visits - config.fpu_reduction * math.sqrt(seen)
@@ -92,7 +117,7 @@ def puct(node: Node, config: SearchConfig) -> Edge:
     def score(e: Edge) -> float:
         return (e.q if e.n else unseen) + e.prior * math.sqrt(node.visits) * rate / (1 + e.n)
 
-    return max(node.edges, key=score)
+    return max(worth, key=score)
 
 
 def improved(node: Node, config: SearchConfig) -> list[float]:
@@ -108,6 +133,7 @@ def improved(node: Node, config: SearchConfig) -> list[float]:
     return [e.logit - top + (config.c_visit + most) * config.c_scale * ((e.q if e.n else mixed) + 1) / 2 for e in node.edges]
 
 
-def inner(node: Node, config: SearchConfig) -> Edge:
+def inner(node: Node, worth: list[Edge], config: SearchConfig) -> Edge:
     policy, total = softmax(improved(node, config)), sum(e.n for e in node.edges)
-    return node.edges[max(range(len(policy)), key=lambda k: policy[k] - node.edges[k].n / (1 + total))]
+    left = [k for k, e in enumerate(node.edges) if e in worth]
+    return node.edges[max(left, key=lambda k: policy[k] - node.edges[k].n / (1 + total))]

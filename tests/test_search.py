@@ -10,7 +10,7 @@ import pytest
 from reference_tree import Node, search_one
 
 from rlx.envs.games import Game
-from rlx.envs.solvers import ConnectFourSolver, probe
+from rlx.envs.solvers import ConnectFourSolver, outcome, probe
 from rlx.planning.search import Found, RulesModel, SearchConfig, considered_visits, search
 from rlx.planning.tree import Trees
 
@@ -65,6 +65,7 @@ def same_tree(trees: Trees, b: int, slot: int, node: Node) -> int:
 @pytest.mark.parametrize("config", [
     SearchConfig(simulations=60), SearchConfig(simulations=60, c_init=3.0, fpu_reduction=0.0),
     SearchConfig(simulations=60, gumbel=True), SearchConfig(simulations=45, gumbel=True, gumbel_scale=1.0, max_considered=4, c_scale=0.1),
+    SearchConfig(simulations=60, prove=True), SearchConfig(simulations=60, gumbel=True, prove=True),
 ])  # fmt: skip
 def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -> None:
     for seed in range(4):
@@ -74,6 +75,8 @@ def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -
             model = RandomModel(8, seed=seed)
             compared += same_tree(found.trees, b, 0, search_one(model, config, b, model.root(), found.gumbel[b]))
         assert compared > 200
+        proven = (found.trees.least == found.trees.most) & (found.trees.count > 0)
+        assert proven.any() == config.prove
 
 
 def test_trees_side_by_side_do_not_touch_each_other() -> None:
@@ -158,10 +161,13 @@ def blind(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((len(planes), 9 if planes.shape[-1] == 3 else 7), dtype=np.float32), np.zeros(len(planes), dtype=np.float32)
 
 
-MODES = [SearchConfig(simulations=400), SearchConfig(simulations=400, gumbel=True), SearchConfig(simulations=400, leaves=8)]
+MODES = [
+    SearchConfig(simulations=400), SearchConfig(simulations=400, gumbel=True), SearchConfig(simulations=400, leaves=8),
+    SearchConfig(simulations=400, gumbel=True, prove=True), SearchConfig(simulations=400, leaves=8, prove=True),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("config", MODES, ids=["puct", "gumbel", "leaves"])
+@pytest.mark.parametrize("config", MODES, ids=["puct", "gumbel", "leaves", "gumbel-prove", "leaves-prove"])
 @pytest.mark.parametrize(("history", "best", "sign"), [
     ([0, 3, 1, 4], 2, 1), ([8, 0, 3, 1, 4], 2, 1),  # three in a row now, for either colour
     ([0, 8, 1], 2, None),  # must block
@@ -188,6 +194,69 @@ def test_search_finds_the_moves_of_perfect_play(gumbel: bool) -> None:
     states = [game.state_of(h) for h in known.histories[some]]
     found = search(RulesModel(game, states, blind), SearchConfig(simulations=800, gumbel=gumbel), np.random.default_rng(0))
     assert known.optimal[some, found.best()].mean() > 0.97
+
+
+@pytest.mark.parametrize("gumbel", [False, True])
+@pytest.mark.parametrize("simulations", [16, 200])
+def test_what_a_search_proves_is_the_outcome_of_perfect_play(gumbel: bool, simulations: int) -> None:
+    game, rng = Game("tic_tac_toe"), np.random.default_rng(0)
+    known = probe(game)
+    assert known is not None
+    states = [game.state_of(h) for h in known.histories[::15]]
+
+    def misled(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rng.normal(size=(len(planes), 9)).astype(np.float32), np.tanh(rng.normal(size=len(planes))).astype(np.float32)
+
+    found = search(RulesModel(game, states, misled), SearchConfig(simulations=simulations, gumbel=gumbel, prove=True), rng)
+    least, most = found.trees.least[:, 0], found.trees.most[:, 0]
+    truth = np.array([outcome(state) for state in states])
+    assert ((least <= truth) & (truth <= most)).all()
+    proven = least == most
+    assert proven.mean() > (0.4 if simulations == 16 else 0.8)
+    np.testing.assert_array_equal(found.value()[proven], truth[proven])
+    assert known.optimal[::15][proven, found.best()[proven]].all()
+    assert (found.policy(9)[proven][~known.optimal[::15][proven]] == 0.0).all(), "a proven loss is not learnt"
+
+
+def test_of_proven_moves_only_the_best_are_candidates() -> None:
+    """Moves with the bounds of a draw, anything, a loss and a win; then without the win, and without what is open."""
+    found = search(Bandit(), SearchConfig(simulations=3, prove=True), np.random.default_rng(0))
+    assert found.candidates.tolist() == [[False, True, False]]
+    assert found.policy(3)[0].tolist() == [0.0, 1.0, 0.0]
+    draw, open_, loss, win, at_least_draw = (0.0, 0.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, 1.0), (0.0, 1.0)
+
+    def candidates(*bounds: tuple[float, float]) -> list[bool]:
+        found.__dict__.pop("candidates", None)
+        found.trees.root_bounds = lambda: tuple(np.array([column]) for column in zip(*bounds, strict=True))  # type: ignore[method-assign]
+        return [bool(x) for x in found.candidates[0]]
+
+    assert candidates(draw, open_, loss, win) == [False, False, False, True]
+    assert candidates(draw, open_, loss, loss) == [True, True, False, False]
+    assert candidates(draw, at_least_draw, open_, loss) == [False, True, True, False]
+    assert candidates(draw, loss, draw, loss) == [True, False, True, False]
+    assert candidates(open_, loss, open_, loss) == [True, False, True, False]
+    assert candidates(loss, loss, loss, loss) == [True, True, True, True]
+
+
+def test_a_search_knows_what_the_network_said_in_the_one_before() -> None:
+    game, asked = Game("connect_four"), []
+
+    def some(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        asked.append(len(planes))
+        rows = planes.reshape(len(planes), -1)
+        return np.sin(rows @ np.arange(84 * 7).reshape(84, 7)).astype(np.float32), np.tanh(rows[:, :42].sum(axis=1) / 20).astype(np.float32)
+
+    config, rng = SearchConfig(simulations=60, gumbel=True), np.random.default_rng(0)
+    states = [game.state_of(h) for h in ([], [3], [3, 3, 2])]
+    model = RulesModel(game, states, some)
+    found = search(model, config, rng)
+    after = [s.child(int(a)) for s, a in zip(states, found.best(), strict=True)]
+    fresh, informed = RulesModel(game, after, some), RulesModel(game, after, some, model.known(found.trees))
+    alone, helped = (search(m, config, np.random.default_rng(1)) for m in (fresh, informed))
+    np.testing.assert_array_equal(alone.visits(7), helped.visits(7))
+    np.testing.assert_allclose(alone.policy(7), helped.policy(7), atol=1e-6)
+    assert informed.evaluations + informed.duplicates == fresh.evaluations + fresh.duplicates
+    assert informed.evaluations < 0.8 * fresh.evaluations
 
 
 def test_search_finds_forced_wins_of_connect_four() -> None:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rlx.algos.config import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
 from rlx.nn.tower import FrozenTower, Tower, descend, forward
-from rlx.planning.search import RulesModel, SearchConfig, Searched, search
+from rlx.planning.search import Known, RulesModel, SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -79,13 +79,19 @@ class AlphaZero:
     # Acting
 
     def initial_carry(self, batch_size: int) -> Tree:
+        """What the network said in the search before, and after how many gradient steps it did."""
         return ()
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         """Search from the positions after the actions obs [B, L], and choose a move in each."""
         histories = obs.cpu().numpy()
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        found, model, full = self.search(histories, mode=mode, rng=rng)
+        known = None
+        if carry and bool((carry["steps"] == self._steps).all()):
+            known = Known(**{name: carry[name].cpu().numpy() for name in Known._fields})
+        found, model, full = self.search(histories, mode=mode, rng=rng, known=known)
+        carry = {name: torch.from_numpy(array) for name, array in model.known(found.trees)._asdict().items()}
+        carry["steps"] = torch.full((len(histories),), self._steps)
         action = found.best()
         if mode == "train":
             action = self._explore(found, action, (histories >= 0).sum(axis=1), rng)
@@ -100,16 +106,19 @@ class AlphaZero:
         return PolicyOutput(torch.from_numpy(action).to(self.device), carry, extras)
 
     def search(
-        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator
+        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, known: Known | None = None
     ) -> tuple[Searched, RulesModel, NDArray[np.bool_]]:
         """Search from the positions after the actions of each row [B, L], with training's noise only in mode "train".
+
+        Args:
+            known: what the network, as it is now, said before.
 
         Returns:
             The trees, the model that they were grown with, and where the search was a full one [B].
         """
         config = self.config
         simulations = (config.eval_simulations if mode == "eval" else None) or config.num_simulations
-        model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen)
+        model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen, known)
         full = np.ones(len(histories), dtype=bool)
         if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
             full = rng.random(len(histories)) < config.full_search_fraction
@@ -124,7 +133,7 @@ class AlphaZero:
             gumbel=config.search is Search.gumbel, c_init=config.c_puct,
             fpu_reduction=config.fpu_reduction, forced=config.forced_playouts if noise else 0.0,
             dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
-            c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0,
+            c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0, prove=config.prove,
         )  # fmt: skip
 
     def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
@@ -193,7 +202,7 @@ class AlphaZero:
         """Take the gradient steps that are owed."""
         config, replay = self.config, self.replay
         owed = int((replay.added - config.replay_start) * config.reuse / config.batch_size) - self._steps
-        if owed <= 0 or replay.added < config.replay_start:
+        if owed < config.steps_per_update or replay.added < config.replay_start:
             return {}
         total: dict[str, Tensor] = {}
         self.net.train()

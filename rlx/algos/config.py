@@ -298,6 +298,10 @@ class AlphaZeroConfig(GamePlayingConfig):
     """Share of those moves that are any legal one, so that rare positions are seen; their own targets stay the search's; within [0, 1]."""
     value_mix: float = 0.0
     """Share of the search's own value, beside the game's outcome, in what the value network learns; within [0, 1]."""
+    prove: bool = True
+    """Carry wins, losses and draws that are certain up the search tree, and play and learn none but the best of them."""
+    steps_per_update: int = 1
+    """Gradient steps that are taken together, at least 1; until they are due, searches know what the network said in the one before."""
     max_considered: int = 16
     """Moves that Gumbel search begins with at the root; at least 1."""
     c_visit: float = 50.0
@@ -321,7 +325,7 @@ class AlphaZeroConfig(GamePlayingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("max_considered", "cheap_simulations"):
+        for key in ("max_considered", "cheap_simulations", "steps_per_update"):
             require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
         for key in ("c_scale", "c_puct"):
             require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))

@@ -63,20 +63,20 @@ class SolverPlayer:
 
 
 def _optimal(state: GameState) -> list[int]:
-    values = {a: -_value(state.child(a)) for a in state.legal_actions()}
+    values = {a: -outcome(state.child(a)) for a in state.legal_actions()}
     return [a for a, v in values.items() if v == max(values.values())]
 
 
 _VALUES: dict[str, int] = {}
 
 
-def _value(state: GameState) -> int:
-    """Outcome for whoever would move."""
+def outcome(state: GameState) -> int:
+    """Outcome of perfect play at tic-tac-toe for whoever would move."""
     key = str(state)
     if key not in _VALUES:
         who = len(state.history()) % 2
         over = state.is_terminal()
-        _VALUES[key] = int(state.player_return(who)) if over else max(-_value(state.child(a)) for a in state.legal_actions())
+        _VALUES[key] = int(state.player_return(who)) if over else max(-outcome(state.child(a)) for a in state.legal_actions())
     return _VALUES[key]
 
 

@@ -5,6 +5,8 @@ A `Model` says what lies behind an edge; known rules and learned dynamics are bo
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -53,6 +55,7 @@ class SearchConfig:
         dirichlet_fraction: the noise's share of the root's prior.
         max_considered: most root moves that Gumbel search begins with.
         gumbel_scale: 1 samples them, 0 takes the best.
+        prove: carry wins, losses and draws that are certain up the tree; for known rules, whose returns are within [-1, 1].
         leaves: descents of one tree before their leaves are evaluated together, with virtual losses; PUCT only.
     """
 
@@ -68,6 +71,7 @@ class SearchConfig:
     c_scale: float = 1.0
     max_considered: int = 16
     gumbel_scale: float = 0.0
+    prove: bool = False
     leaves: int = 1
     track_bounds: bool = False
 
@@ -75,7 +79,7 @@ class SearchConfig:
     def rule(self) -> Rule:
         return Rule(
             kind=GUMBEL if self.gumbel else PUCT, c_init=self.c_init, c_base=self.c_base, fpu_reduction=self.fpu_reduction,
-            forced=self.forced, c_visit=self.c_visit, c_scale=self.c_scale,
+            forced=self.forced, c_visit=self.c_visit, c_scale=self.c_scale, prove=self.prove,
         )  # fmt: skip
 
 
@@ -97,18 +101,30 @@ class Searched:
         return slice(start, start + int(self.trees.count[b, 0]))
 
     def value(self) -> Array:
-        """Mean return of each root [B], its own value among them."""
+        """Mean return of each root [B], its own value among them, within what is proven."""
         trees, out = self.trees, np.empty(len(self.trees.size))
         for b in range(len(out)):
             out[b] = (trees.value[b, 0] + trees.w[b, self.root_edges(b)].sum()) / trees.visits[b, 0]
-        return out
+        return np.clip(out, trees.least[:, 0], trees.most[:, 0]) if self.config.prove else out
+
+    @functools.cached_property
+    def candidates(self) -> Array:
+        """Which of the roots' moves [B, A'] no other move is proven to be at least as good as, and perhaps better."""
+        if not self.config.prove:
+            return np.ones(self.gumbel.shape, dtype=bool)
+        least, most = self.trees.root_bounds()
+        floor = least.max(axis=1, keepdims=True)
+        promising = most > floor
+        surpassed = (promising & (least == floor)).any(axis=1, keepdims=True)
+        return np.asarray(promising | ((least == floor) & ~surpassed))
 
     def policy(self, num_actions: int) -> Array:
         """What the network should learn to play [B, A]: shares of the visits, or Gumbel's improved policy."""
         trees, out = self.trees, np.zeros((len(self.trees.size), num_actions), dtype=np.float32)
         for b in range(len(out)):
-            edges = self.root_edges(b)
-            out[b, trees.action[b, edges]] = softmax(self.scores(b)) if self.config.gumbel else self._pruned_visits(b)
+            target = softmax(self.scores(b)) if self.config.gumbel else self._pruned_visits(b)
+            sound = np.where(self.candidates[b, : len(target)], target, 0.0)
+            out[b, trees.action[b, self.root_edges(b)]] = sound / sound.sum() if sound.sum() > 0.0 else target
         return out
 
     def visits(self, num_actions: int) -> Array:
@@ -120,11 +136,12 @@ class Searched:
         return out
 
     def best(self) -> Array:
-        """The move to play [B]: the most visited; under Gumbel the one of these with the best score, noise included."""
+        """The move to play [B]: the most visited of the candidates; under Gumbel the one of these with the best score, noise included."""
         trees, out = self.trees, np.empty(len(self.trees.size), dtype=np.int64)
         for b in range(len(out)):
             edges = self.root_edges(b)
             n = trees.n[b, edges]
+            n = np.where(self.candidates[b, : len(n)], n, -1)
             tie = self.gumbel[b, : len(n)] + self.scores(b) if self.config.gumbel else trees.prior[b, edges]
             out[b] = trees.action[b, edges][np.argmax(np.where(n == n.max(), tie, -np.inf))]
         return out
@@ -201,7 +218,7 @@ def search(
     table = _table(root.counts, budget, config) if config.gumbel else np.full((num_trees, most), -1)
     rule = config.rule
     done = np.zeros(num_trees, dtype=np.int64)
-    while len(active := everyone[done < budget]):
+    while len(active := everyone[(done < budget) & ~trees.is_proven(everyone)]):
         picks = []
         for _ in range(1 if config.gumbel else config.leaves):
             picks.append(trees.select(active, rule, table[active, done[active]], gumbel))
@@ -235,7 +252,7 @@ def _evaluate(model: Model, trees: Trees, chosen: Array, config: SearchConfig) -
         trees.add(at, by, found.counts, found.actions, found.logits, found.value)
         trees.reward[at, by], trees.discount[at, by] = found.reward, found.discount
         values[new] = found.value
-    trees.backup(b, edges, values, track_bounds=config.track_bounds)
+    trees.backup(b, edges, values, prove=config.prove, track_bounds=config.track_bounds)
     return seconds
 
 
@@ -278,8 +295,19 @@ def _mean_depth(trees: Trees) -> Array:
     return np.asarray(depth.sum(axis=1) / np.maximum(trees.size - 1, 1))
 
 
+_DIGEST = 16
+"""Bytes that stand for a position's planes: two positions share them once in 2^64 positions."""
 Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """From planes [n, C, H, W] to logits [n, A] and values [n] for the player to move."""
+
+
+class Known(NamedTuple):
+    """What a network said of the positions of B trees, for a later search to know; E edges, as in `Trees`."""
+
+    digest: Array  # [B, N, 16] uint8 of a position's planes
+    num_legal: Array  # [B, N]; 0: nothing is known
+    value: Array  # [B, N]
+    logit: Array  # [B, E] of the legal moves of one node after the other
 
 
 class RulesModel:
@@ -289,27 +317,44 @@ class RulesModel:
         game: with `look(states)`; states with `child(action)`.
         states: the B roots; none is over.
         evaluate: the network.
+        known: what the same network said before.
     """
 
-    CACHED = 2**25
-    """Most numbers of logits that are kept for positions that come again within a search."""
-
-    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate) -> None:
+    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate, known: Known | None = None) -> None:
         self._look, self._evaluate = game.look, evaluate
         self._states: list[list[Any]] = [[s] for s in states]
         self._player: list[list[int]] = [[] for _ in states]
-        self._known: dict[bytes, int] = {}
-        self._logits: list[NDArray[np.float32]] = []
+        self._digest: list[list[bytes]] = [[] for _ in states]
+        self._index: dict[bytes, int] = {}
+        self._logits: list[Array] = []  # of the legal moves, by index
         self._values: list[float] = []
-        self._most = max(1, self.CACHED // game.num_actions)
+        if known is not None:
+            self._remember(known)
         self.evaluations = self.duplicates = 0
         self.network_s = 0.0
+
+    def _remember(self, known: Known) -> None:
+        digests, start = known.digest.tobytes(), np.cumsum(known.num_legal, axis=1) - known.num_legal
+        num_nodes = known.num_legal.shape[1]
+        for b, slot in np.argwhere(known.num_legal > 0).tolist():
+            at = _DIGEST * (b * num_nodes + slot)
+            self._index[digests[at : at + _DIGEST]] = len(self._values)
+            first = start[b, slot]
+            self._logits.append(known.logit[b, first : first + known.num_legal[b, slot]])
+            self._values.append(known.value[b, slot])
+
+    def known(self, trees: Trees) -> Known:
+        """What the network said in these trees, that were grown with this model."""
+        digest = np.zeros((*trees.count.shape, _DIGEST), dtype=np.uint8)
+        for b, digests in enumerate(self._digest):
+            digest[b, : len(digests)] = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, _DIGEST)
+        return Known(digest, trees.count, trees.value, trees.logit)
 
     def root(self) -> Found:
         seen = self._look([s[0] for s in self._states])
         for players, who in zip(self._player, seen.player.tolist(), strict=True):
             players.append(who)
-        logits, value = self._predict(seen)
+        logits, value = self._predict(seen, np.arange(len(self._states)))
         nothing = np.zeros(len(value), dtype=np.float32)
         return Found(seen.num_legal, seen.legal, logits, value, nothing, nothing)
 
@@ -325,36 +370,34 @@ class RulesModel:
             assert len(states[b]) == slot
             states[b].append(state)
             players[b].append(who)
-        logits, value = self._predict(seen)
+        logits, value = self._predict(seen, trees)
         over = seen.player < 0
         reward = np.where(mover == 0, seen.outcome, -seen.outcome).astype(np.float32)
         discount = np.where(over, 0.0, np.where(seen.player == mover, 1.0, -1.0)).astype(np.float32)
         return Found(seen.num_legal, seen.legal, logits, value, reward, discount)
 
-    def _predict(self, seen: Any) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits of the legal moves [m] and values [n]; every position is evaluated once."""
-        going = np.flatnonzero(seen.player >= 0)
+    def _predict(self, seen: Any, trees: Array) -> tuple[Array, NDArray[np.float32]]:
+        """Logits of the legal moves [m] and values [n] of positions in trees [n]; every position is evaluated once."""
         value = np.zeros(len(seen.player), dtype=np.float32)
-        if not len(going):
-            return np.zeros(0, dtype=np.float32), value
-        if len(self._values) > self._most:
-            self._known, self._logits, self._values = {}, [], []
-        which, new = np.empty(len(going), dtype=np.int64), list[int]()
-        for k, i in enumerate(going.tolist()):
-            key = seen.planes[i].tobytes()
-            index = self._known.setdefault(key, len(self._values) + len(new))
+        ends = np.cumsum(seen.num_legal)
+        which, new, going = list[int](), list[int](), list[int]()
+        for i, (b, who) in enumerate(zip(trees.tolist(), seen.player.tolist(), strict=True)):
+            digest = hashlib.blake2b(seen.planes[i].data, digest_size=_DIGEST).digest()
+            self._digest[b].append(digest)
+            if who < 0:
+                continue
+            index = self._index.setdefault(digest, len(self._values) + len(new))
             if index == len(self._values) + len(new):
                 new.append(i)
-            which[k] = index
+            which.append(index)
+            going.append(i)
         if new:
             began = time.perf_counter()
             logits, values = self._evaluate(seen.planes[new])
             self.network_s += time.perf_counter() - began
-            self._logits += list(logits)
+            self._logits += [row[seen.legal[ends[i] - seen.num_legal[i] : ends[i]]] for i, row in zip(new, logits, strict=True)]
             self._values += values.tolist()
         self.evaluations += len(new)
-        self.duplicates += len(going) - len(new)
-        counts = seen.num_legal[going]
-        rows = np.stack([self._logits[i] for i in which.tolist()])
-        value[going] = [self._values[i] for i in which.tolist()]
-        return rows[np.repeat(np.arange(len(going)), counts), seen.legal], value
+        self.duplicates += len(which) - len(new)
+        value[going] = [self._values[index] for index in which]
+        return np.concatenate([np.zeros(0, dtype=np.float32), *(self._logits[index] for index in which)]), value

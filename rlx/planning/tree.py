@@ -6,6 +6,9 @@ of it: reward r and discount d, from the view of whoever moves at s. A return is
 opponent, 1 (or gamma) keeps it, 0 ends the game. With rules that is AlphaZero (Silver et al. 2018), with a learned model MuZero
 (Schrittwieser et al. 2020).
 
+Where the rules are known, the end of a game is a proof: every node keeps bounds of its return under perfect play, those of its best move
+(Cazenave and Saffidine 2010, score-bounded search). Returns are clipped to them, and descents end where they have met.
+
 Selection is by PUCT (eq. 2 of MuZero's appendix B) or, under Gumbel (Danihelka et al. 2022), by sequential halving at the root and by
 matching the improved policy below it. `tests/reference_tree.py` is the same in plain Python.
 """
@@ -33,6 +36,7 @@ class Rule(NamedTuple):
     forced: float  # at a root: visits owed to a child, squared, per prior and visit (KataGo's k); 0 forces none
     c_visit: float  # Gumbel's c_visit
     c_scale: float  # Gumbel's c_scale
+    prove: bool  # below the root, moves whose return is known are not tried again
 
 
 class Trees:
@@ -61,6 +65,8 @@ class Trees:
         self.discount = np.zeros(edges, dtype=np.float32)
         self.low = np.full(num_trees, -1.0)  # bounds of the returns, which scale them to [0, 1]
         self.high = np.full(num_trees, 1.0)
+        self.least = np.full(nodes, -1.0, dtype=np.float32)  # what perfect play brings whoever moves, at least and at most
+        self.most = np.full(nodes, 1.0, dtype=np.float32)
 
     def room_for(self, more: Array, trees: Array) -> None:
         """Make room for `more` [b] new edges in trees [b]."""
@@ -85,10 +91,10 @@ class Trees:
         """
         self.room_for(counts, trees)
         _add(trees, edges, counts, actions, logits, values, self.size, self.used, self.start, self.count, self.parent_edge, self.visits,
-             self.value, self.action, self.logit, self.prior, self.node, self.child)  # fmt: skip
+             self.value, self.action, self.logit, self.prior, self.node, self.child, self.least, self.most)  # fmt: skip
 
     def select(self, trees: Array, rule: Rule, considered: Array, gumbel: Array) -> Array:
-        """The edge [b] at which a descent of each of `trees` [b] leaves the tree, or ends in a position where the game is over.
+        """The edge [b] at which a descent of each of `trees` [b] leaves the tree, or ends in a position whose return is known.
 
         Args:
             considered: [b] visits that a root's child must have to be visited next; -1 under PUCT.
@@ -96,13 +102,21 @@ class Trees:
         """
         return np.asarray(
             _select(trees, rule, considered, gumbel, self.start, self.count, self.visits, self.value, self.logit, self.prior, self.child,
-                    self.n, self.w, self.low, self.high)
+                    self.n, self.w, self.low, self.high, self.least, self.most)
         )  # fmt: skip
 
-    def backup(self, trees: Array, edges: Array, values: Array, *, track_bounds: bool = False) -> None:
+    def backup(self, trees: Array, edges: Array, values: Array, *, prove: bool = False, track_bounds: bool = False) -> None:
         """Add a return through each of `edges` [b]: values [b] are those of the positions that they lead to."""
-        _backup(trees, edges, values, track_bounds, self.parent_edge, self.visits, self.node, self.n, self.w, self.reward, self.discount,
-                self.low, self.high)  # fmt: skip
+        _backup(trees, edges, values, prove, track_bounds, self.start, self.count, self.parent_edge, self.visits, self.node, self.child,
+                self.n, self.w, self.reward, self.discount, self.low, self.high, self.least, self.most)  # fmt: skip
+
+    def root_bounds(self) -> tuple[Array, Array]:
+        """What perfect play after the roots' moves [B, A'] brings, at least and at most, as far as it is proven."""
+        return _root_bounds(self.count, self.start, self.child, self.reward, self.discount, self.least, self.most)
+
+    def is_proven(self, trees: Array) -> Array:
+        """Whether the return of the roots of `trees` [b] is known."""
+        return np.asarray(self.least[trees, 0] == self.most[trees, 0])
 
     def hold(self, trees: Array, edges: Array, sign: int) -> None:
         """Count a loss through each of `edges` (sign 1) until its value is known, so that the next descent goes elsewhere; -1 undoes it."""
@@ -111,8 +125,9 @@ class Trees:
 
 @numba.njit(cache=True, nogil=True)
 def _add(
-    trees, edges, counts, actions, logits, values, size, used, start, count, parent_edge, visits, value, action, logit, prior, node, child
-):
+    trees, edges, counts, actions, logits, values, size, used, start, count, parent_edge, visits, value, action, logit, prior, node, child,
+    least, most,
+):  # fmt: skip
     at = 0
     for i in range(len(trees)):
         b, e, c = trees[i], edges[i], counts[i]
@@ -121,6 +136,8 @@ def _add(
         used[b] += c
         start[b, slot], count[b, slot], value[b, slot], parent_edge[b, slot] = first, c, values[i], e
         visits[b, slot] = 1
+        if c == 0:
+            least[b, slot] = most[b, slot] = 0.0
         if e >= 0:
             child[b, e] = slot
         top = -np.inf
@@ -143,7 +160,13 @@ def _q(b, e, n, w):
 
 
 @numba.njit(cache=True, nogil=True)
-def _puct(b, s, rule, is_root, start, count, visits, value, prior, n, w, low, high):
+def _is_known(b, e, rule, child, least, most):
+    """Whether another visit of edge e would tell nothing."""
+    return rule.prove and child[b, e] >= 0 and least[b, child[b, e]] == most[b, child[b, e]]
+
+
+@numba.njit(cache=True, nogil=True)
+def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high, least, most):
     """The edge of node s with the largest Q + U, returns scaled to [-1, 1]."""
     first, last = start[b, s], start[b, s] + count[b, s]
     width = max(high[b] - low[b], 1e-8)
@@ -157,7 +180,9 @@ def _puct(b, s, rule, is_root, start, count, visits, value, prior, n, w, low, hi
     scale = math.sqrt(visits[b, s]) * (rule.c_init + math.log((visits[b, s] + rule.c_base + 1.0) / rule.c_base))
     best, best_score = -1, -np.inf
     for e in range(first, last):
-        if is_root and rule.forced > 0.0 and n[b, e] > 0 and n[b, e] < math.sqrt(rule.forced * prior[b, e] * (visits[b, s] - 1)):
+        if s > 0 and _is_known(b, e, rule, child, least, most):
+            continue
+        if s == 0 and rule.forced > 0.0 and n[b, e] > 0 and n[b, e] < math.sqrt(rule.forced * prior[b, e] * (visits[b, s] - 1)):
             return e
         q = unseen if n[b, e] == 0 else 2.0 * (_q(b, e, n, w) - low[b]) / width - 1.0
         score = q + prior[b, e] * scale / (1.0 + n[b, e])
@@ -201,7 +226,7 @@ def _gumbel_root(b, rule, wanted, gumbel, scores, start, count, visits, value, l
 
 
 @numba.njit(cache=True, nogil=True)
-def _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior, n, w, low, high):
+def _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior, child, n, w, low, high, least, most):
     """The edge whose share of the visits is furthest below the improved policy."""
     improved_scores(b, s, rule, scores, start, count, visits, value, logit, prior, n, w, low, high)
     c, first = count[b, s], start[b, s]
@@ -214,44 +239,87 @@ def _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior,
     best, best_score = -1, -np.inf
     for k in range(c):
         score = math.exp(scores[k] - top) / total - n[b, first + k] / (1.0 + tried)
-        if score > best_score:
+        if score > best_score and not _is_known(b, first + k, rule, child, least, most):
             best, best_score = first + k, score
     return best
 
 
 @numba.njit(cache=True, nogil=True)
-def _select(trees, rule, considered, gumbel, start, count, visits, value, logit, prior, child, n, w, low, high):
+def _select(trees, rule, considered, gumbel, start, count, visits, value, logit, prior, child, n, w, low, high, least, most):
     out = np.empty(len(trees), dtype=np.int64)
     scores = np.empty(max(1, count.max()))
     for i in range(len(trees)):
         b, s = trees[i], 0
         while True:
             if rule.kind == PUCT:
-                e = _puct(b, s, rule, s == 0, start, count, visits, value, prior, n, w, low, high)
+                e = _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high, least, most)
             elif s == 0:
                 e = _gumbel_root(b, rule, considered[i], gumbel, scores, start, count, visits, value, logit, prior, n, w, low, high)
             else:
-                e = _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior, n, w, low, high)
+                e = _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior, child, n, w, low, high, least, most)
             s = child[b, e]
-            if s < 0 or count[b, s] == 0:
+            if s < 0 or least[b, s] == most[b, s]:
                 break
         out[i] = e
     return out
 
 
 @numba.njit(cache=True, nogil=True)
-def _backup(trees, edges, values, track, parent_edge, visits, node, n, w, reward, discount, low, high):
+def _edge_bounds(b, e, child, reward, discount, least, most):
+    """What perfect play after edge e brings, at least and at most."""
+    c = child[b, e]
+    if c < 0:
+        return np.float32(-1.0), np.float32(1.0)
+    one, other = reward[b, e] + discount[b, e] * least[b, c], reward[b, e] + discount[b, e] * most[b, c]
+    return min(one, other), max(one, other)
+
+
+@numba.njit(cache=True, nogil=True)
+def _root_bounds(count, start, child, reward, discount, least, most):
+    shape = (len(count), count[:, 0].max())
+    lower, upper = np.full(shape, np.float32(-1.0)), np.full(shape, np.float32(-1.0))
+    for b in range(len(count)):
+        for k in range(count[b, 0]):
+            lower[b, k], upper[b, k] = _edge_bounds(b, start[b, 0] + k, child, reward, discount, least, most)
+    return lower, upper
+
+
+@numba.njit(cache=True, nogil=True)
+def _narrow(b, s, start, count, child, reward, discount, least, most):
+    """Bound node s by its best move; whether that told anything new."""
+    lower, upper = np.float32(-1.0), np.float32(-1.0)
+    for e in range(start[b, s], start[b, s] + count[b, s]):
+        one, other = _edge_bounds(b, e, child, reward, discount, least, most)
+        lower, upper = max(lower, one), max(upper, other)
+    changed = lower > least[b, s] or upper < most[b, s]
+    least[b, s], most[b, s] = lower, upper
+    return changed
+
+
+@numba.njit(cache=True, nogil=True)
+def _backup(trees, edges, values, prove, track, start, count, parent_edge, visits, node, child, n, w, reward, discount, low, high, least,
+            most):  # fmt: skip
     for i in range(len(trees)):
         b, e, g = trees[i], edges[i], float(values[i])
+        changed = prove and count[b, child[b, e]] == 0
+        if prove:
+            g = min(max(g, least[b, child[b, e]]), most[b, child[b, e]])
         while e >= 0:
+            s = node[b, e]
             g = reward[b, e] + discount[b, e] * g
             n[b, e] += 1
             w[b, e] += g
-            visits[b, node[b, e]] += 1
+            visits[b, s] += 1
             if track:
                 q = w[b, e] / n[b, e]
                 low[b], high[b] = min(low[b], q), max(high[b], q)
-            e = parent_edge[b, node[b, e]]
+            if prove:
+                one, other = _edge_bounds(b, e, child, reward, discount, least, most)
+                if one == other:
+                    w[b, e] = n[b, e] * one
+                changed = changed and _narrow(b, s, start, count, child, reward, discount, least, most)
+                g = min(max(g, least[b, s]), most[b, s])
+            e = parent_edge[b, s]
 
 
 @numba.njit(cache=True, nogil=True)
