@@ -203,3 +203,32 @@ def test_the_value_learns_a_mix_of_outcome_and_search() -> None:
     _, _, z = algo.replay[torch.arange(algo.replay.size)]
     expected = [0.75 * (outcome if ply % 2 == 0 else -outcome) + 0.25 * root for ply, root in enumerate(roots)]
     assert z.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_leaves_that_are_evaluated_together_cost_fewer_calls_of_the_network() -> None:
+    calls = {}
+    for leaves in (1, 8):
+        algo, _ = make(1, search=Search.puct, num_simulations=64, leaves=leaves)
+        asked: list[int] = []
+        frozen = algo._frozen
+        algo._frozen = lambda planes, frozen=frozen, asked=asked: (asked.append(len(planes)), frozen(planes))[1]  # type: ignore[assignment]
+        found, _, _ = algo.search(np.full((1, 9), -1, dtype=np.int32), mode="eval", rng=np.random.default_rng(0))
+        assert found.visits(9).sum() == 64
+        calls[leaves] = len(asked)
+    assert calls[8] < calls[1] / 4
+
+
+def test_what_the_network_said_is_forgotten_when_it_learns() -> None:
+    algo, collector = make(8, reuse=4.0, steps_per_update=8)
+    used: list[bool] = []
+    search = algo.search
+    algo.search = lambda histories, **given: (used.append(given["known"] is not None), search(histories, **given))[1]  # type: ignore[method-assign]
+    progress, taken = Progress(total_env_steps=10**9), []
+    for _ in range(40):
+        rollout, _ = collector.collect(1)
+        progress.advance(rollout)
+        taken.append(dict(algo.update(rollout, progress)).get("update/num_gradient_steps", 0.0))
+    assert used[0] is False
+    assert [not known for known in used[1:]] == [steps > 0 for steps in taken[:-1]]
+    assert sum(steps > 0 for steps in taken) >= 2
+    assert all(steps == 0 or steps >= 8 for steps in taken)

@@ -236,7 +236,7 @@ class AlphaGo:
         if mix > 0.0:
             model = RolloutModel(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
         simulations = config.eval_simulations or config.num_simulations
-        found = search(model, SearchConfig(simulations=simulations, c_init=config.c_puct), rng)
+        found = search(model, SearchConfig(simulations=simulations, c_init=config.c_puct, leaves=config.leaves), rng)
         return found, model, np.ones(len(histories), dtype=bool)
 
     def _prior_and_value(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

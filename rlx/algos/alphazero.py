@@ -134,6 +134,7 @@ class AlphaZero:
             fpu_reduction=config.fpu_reduction, forced=config.forced_playouts if noise else 0.0,
             dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
             c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0, prove=config.prove,
+            leaves=config.leaves,
         )  # fmt: skip
 
     def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:

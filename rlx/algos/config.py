@@ -254,6 +254,8 @@ class GamePlayingConfig(AlgoConfig):
     """Positions that each move's search looks at; at least 1."""
     eval_simulations: int | None = None
     """Simulations of each move in evaluations, at least 1; null is num_simulations."""
+    leaves: int = 1
+    """PUCT: descents of one tree, with virtual losses, whose leaves are evaluated together, at least 1; more is for few games at a time."""
     blocks: int = 5
     """Residual blocks of the network; at least 1."""
     channels: int = 64
@@ -269,7 +271,7 @@ class GamePlayingConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("num_simulations", "blocks", "channels", "batch_size"):
+        for key in ("num_simulations", "leaves", "blocks", "channels", "batch_size"):
             require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
         require(0.0 < self.reuse < float("inf"), "algo.reuse", "above 0", self.reuse)
         require(0.0 <= self.weight_decay < float("inf"), "algo.weight_decay", "at least 0", self.weight_decay)
@@ -344,7 +346,7 @@ class AlphaZeroConfig(GamePlayingConfig):
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
 
     def unused_keys(self) -> dict[str, str]:
-        puct = ("c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction", "forced_playouts",
+        puct = ("leaves", "c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction", "forced_playouts",
                 "full_search_fraction", "cheap_simulations")  # fmt: skip
         if self.search is Search.gumbel:
             return dict.fromkeys(puct, "search=puct")

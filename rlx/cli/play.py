@@ -188,11 +188,12 @@ class _Table:
         trees, edges = found.trees, found.root_edges(0)
         policy = found.policy(self.game.num_actions)[0]
         table = make_table("move", "visits", "policy", "value", "prior")
+        proven = _proven(found)
         order = sorted(range(edges.start, edges.stop), key=lambda e: (-trees.n[0, e], -trees.prior[0, e]))
         names = _names(self.game, state)
         for e in order[:8]:
             action, n = int(trees.action[0, e]), int(trees.n[0, e])
-            value = f"{trees.w[0, e] / n:+.2f}" if n else "–"
+            value = proven[e - edges.start] or (f"{trees.w[0, e] / n:+.2f}" if n else "–")
             table.add_row(names(action), str(n), f"{100 * policy[action]:.0f} %", value, f"{100 * trees.prior[0, e]:.0f} %")
         self.console.print(table)
         line = self.principal_variation(state, found)
@@ -223,6 +224,13 @@ class _Table:
             node = branch.add(f"{names(action)}   {n} visits, value {trees.w[0, e] / n:+.2f} for who plays it")
             if depth > 1 and trees.child[0, e] >= 0:
                 self._grow(node, state.child(action), found, int(trees.child[0, e]), depth=depth - 1)
+
+
+def _proven(found: Searched) -> list[str]:
+    """What the search has proven of the root's moves, for whoever plays them; empty where it is open."""
+    outcome = {1.0: "won", 0.0: "drawn", -1.0: "lost"}
+    least, most = (bounds[0].tolist() for bounds in found.trees.root_bounds())
+    return [outcome.get(low, f"{low:+.2f}") if low == high else "" for low, high in zip(least, most, strict=True)]
 
 
 def _names(game: Game, state: GameState) -> Any:
