@@ -162,6 +162,18 @@ def test_verdicts_need_enough_seeds_and_a_difference() -> None:
     assert verdicts(a=[500.0] * 5, b=[500.0] * 5) == ["not distinguishable"]
 
 
+def test_copies_of_one_seed_and_settings_pooled_over_it_are_no_more_evidence() -> None:
+    a = Group(label="a", values={}, runs=[run_of([v], seed=s) for s in (0, 1) for v in (5.0, 7.0, 9.0)])
+    b = Group(label="b", values={}, runs=[run_of([v], seed=s) for s in (0, 1) for v in (1.0, 1.0, 1.0)])
+    result = compare([a, b], metric=METRIC)
+    assert [(row.seeds, row.runs, row.scores) for row in result.rows] == [(2, 6, [7.0, 7.0]), (2, 6, [1.0, 1.0])]
+    assert result.rows[0].mean_ci == (7.0, 7.0)
+    assert [pair.verdict for pair in result.pairs] == ["too few seeds"]
+    assert any("several runs of one seed count once" in note for note in result.notes)
+    _, centre, low, high = curves.band([run_of([v]) for v in (5.0, 7.0, 9.0)], METRIC)
+    assert centre.tolist() == low.tolist() == high.tolist() == [7.0]
+
+
 def test_more_pairs_need_more_seeds() -> None:
     three = {"a": [5.0, 6, 7, 8], "b": [1.0, 2, 3, 4], "c": [9.0, 10, 11, 12]}
     assert verdicts(**three) == ["too few seeds"] * 3

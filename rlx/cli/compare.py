@@ -154,7 +154,7 @@ def _steps(row: Row) -> str:
 
 
 def _reached(row: Row, result: Comparison) -> str:
-    return "–" if result.threshold is None else f"{row.reached} of {len(row.scores)}"
+    return "–" if result.threshold is None else f"{row.reached} of {row.runs}"
 
 
 def _seconds(seconds: float | None) -> str:

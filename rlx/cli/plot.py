@@ -111,6 +111,7 @@ def _default_path(root: Path, runs: Sequence[RunData], kind: str, metric: str, x
 
 def _print_curves(console: Console, groups: Sequence[Group], metric: str, *, x: str, statistic: str) -> None:
     from rlx.stats.curves import band
+    from rlx.stats.data import of_one_seed
 
     drawn = []
     silent = [g.label for g in groups if not any(len(run.series(metric, x)[0]) for run in g.runs)]
@@ -120,7 +121,7 @@ def _print_curves(console: Console, groups: Sequence[Group], metric: str, *, x: 
         drawn.append(list(zip(steps.tolist(), centre.tolist(), strict=True)))
     label = "env steps" if x == "env_steps" else "seconds of training"
     console.print(f"{metric}, {'IQM' if statistic == 'iqm' else 'mean'} over seeds", highlight=False)
-    _print_drawing(console, drawn, [f"{g.label} ({len(g.runs)})" for g in groups], label)
+    _print_drawing(console, drawn, [f"{g.label} ({len(of_one_seed(g.runs))})" for g in groups], label)
     if len(groups) > _MOST_IN_TERMINAL:
         console.print(f"and {len(groups) - _MOST_IN_TERMINAL} more in the file", style="dim")
     if silent:

@@ -13,7 +13,7 @@ import numpy as np
 from rlx.errors import ConfigError
 from rlx.stats import aggregate, curves
 from rlx.stats.aggregate import Scores
-from rlx.stats.data import Group, RunData, check_metric
+from rlx.stats.data import Group, RunData, check_metric, of_one_seed
 
 ALL_PAIRS_UP_TO = 6
 """Most groups that are compared each with each, unless somebody asks for more; beyond, each is compared with the best."""
@@ -26,8 +26,9 @@ class Row:
     group: str
     values: dict[str, Any]
     seeds: int
+    runs: int
     scores: list[float]
-    """Last values of the metric, one for each run."""
+    """Last values of the metric, one for each seed (and environment): the mean, where several runs have the same."""
     mean: float
     median: float
     iqm: float
@@ -116,9 +117,7 @@ def compare(
     if spans:
         scores = _normalize(runs, scores)
         notes.append("groups span several environments: scores are scaled, 0 for the worst and 1 for the best run of each environment")
-        strata = {g.label: _strata(g, scores, envs, notes) for g in kept}
-    else:
-        strata = {g.label: [np.array([scores[id(run)] for run in g.runs])] for g in kept}
+    strata = {g.label: _strata(g, scores, envs if spans else [str(g.runs[0].settings.get("env"))]) for g in kept}
     target = target if target is not None or spans else _reward_threshold(runs, metric)
     threshold = threshold if threshold is not None else target
     horizon = float(min(run.env_steps if run.status != "finished" else max(r.env_steps for r in runs) for run in runs))
@@ -147,8 +146,7 @@ def _keep(groups: Sequence[Group], metric: str, at: int | None, notes: list[str]
         runs = [run for run in g.runs if curves.value_at(run, metric, at) is not None]
         missing += [f"{run.name} ({run.status})" for run in g.runs if curves.value_at(run, metric, at) is None]
         unfinished += [f"{run.name} ({run.status} at {run.env_steps:,} steps)" for run in runs if run.status != "finished"]
-        seen = [(run.seed, run.settings.get("env")) for run in runs]
-        repeated += [f"{g.label} seed {seed}" for seed, env in sorted({s for s in seen if seen.count(s) > 1}, key=str)]
+        repeated += [f"{g.label} seed {runs[same[0]].seed}" for same in of_one_seed(runs) if len(same) > 1]
         if runs:
             kept.append(Group(label=g.label, values=g.values, runs=runs))
     where = "" if at is None else f" at {at:,} env steps"
@@ -162,7 +160,7 @@ def _keep(groups: Sequence[Group], metric: str, at: int | None, notes: list[str]
     if unfinished and at is None:
         notes.append(f"not finished, taken where they are: {_some(unfinished)}")
     if repeated:
-        notes.append(f"more than one run of the same seed counts as independent: {_some(repeated)}")
+        notes.append(f"several runs of one seed count once, as their mean: {_some(repeated)}")
     return kept
 
 
@@ -187,8 +185,12 @@ def _normalize(runs: list[RunData], scores: dict[int, float]) -> dict[int, float
     return scaled
 
 
-def _strata(g: Group, scores: dict[int, float], envs: list[str], notes: list[str]) -> list[Scores]:
-    found = {env: [scores[id(run)] for run in g.runs if str(run.settings.get("env")) == env] for env in envs}
+def _strata(g: Group, scores: dict[int, float], envs: list[str]) -> list[Scores]:
+    """Scores for each environment, one for each seed: runs that share theirs are no independent evidence, and count as their mean."""
+    found: dict[str, list[float]] = {env: [] for env in envs}
+    for same in of_one_seed(g.runs):
+        mean = float(np.mean([scores[id(g.runs[i])] for i in same]))
+        found[str(g.runs[same[0]].settings.get("env"))].append(mean)
     lacking = [env for env, values in found.items() if not values]
     if lacking:
         raise ConfigError(
@@ -239,6 +241,7 @@ def _row(
         group=g.label,
         values=g.values,
         seeds=len({run.seed for run in g.runs}),
+        runs=len(g.runs),
         scores=[float(s) for s in scores],
         mean=float(scores.mean()),
         median=float(np.median(scores)),

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.stats.aggregate import SEED, iqm, mean
-from rlx.stats.data import RunData
+from rlx.stats.data import RunData, of_one_seed
 
 Array = NDArray[np.float64]
 
@@ -43,11 +43,13 @@ def band(
 ) -> tuple[Array, Array, Array, Array]:
     """x, centre, low and high [n] of a group's curve: the statistic over seeds, with a pointwise percentile bootstrap interval.
 
-    One run has no interval: low and high are its curve.
+    Several runs of one seed are their mean. One seed has no interval: low and high are its curve.
     """
+    runs = [run for run in runs if len(run.series(metric, x)[0])]
     grid, rows = align(runs, metric, x)
     if not len(grid):
         return grid, grid, grid, grid
+    rows = np.stack([rows[same].mean(axis=0) for same in of_one_seed(runs)])
     reduce = iqm if statistic == "iqm" else mean
     centre = reduce(rows.T)
     if len(rows) < 2:

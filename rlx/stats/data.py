@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,6 +122,14 @@ def _read(path: Path, name: str) -> RunData:
             swept = ()
     return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
                    sweep=path.parent.name if swept or _is_sweep(path.parent) else None, swept=swept)  # fmt: skip
+
+
+def of_one_seed(runs: Sequence[RunData]) -> list[list[int]]:
+    """Positions of the runs that share their seed and environment: one draw of chance, however many settings or copies it was given."""
+    found: dict[tuple[int, Any], list[int]] = {}
+    for i, run in enumerate(runs):
+        found.setdefault((run.seed, run.settings.get("env")), []).append(i)
+    return list(found.values())
 
 
 def group(runs: list[RunData], by: list[str] | None = None) -> list[Group]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rlx.errors import ConfigError, StorageError
 from rlx.stats import curves
 from rlx.stats.aggregate import iqm, mean
-from rlx.stats.data import Group
+from rlx.stats.data import Group, of_one_seed
 
 FORMATS = (".png", ".svg", ".pdf")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -83,7 +83,7 @@ def draw_curves(
         for i, g in enumerate(g for g in groups if any(len(run.series(metric, x)[0]) for run in g.runs)):
             color, dashes = COLORS[i % len(COLORS)], _DASHES[i // len(COLORS) % len(_DASHES)]
             steps, centre, low, high = curves.band(g.runs, metric, x, statistic, confidence)
-            seeds = sum(len(run.series(metric, x)[0]) > 0 for run in g.runs)
+            seeds = len(of_one_seed([run for run in g.runs if len(run.series(metric, x)[0])]))
             name = f"{g.label} ({seeds} seed{'s' if seeds != 1 else ''})" if len(groups) > 1 or g.label != "all" else _several(seeds)
             axes.plot(steps / scale, centre, color=color, linestyle=dashes, linewidth=1.8, label=name, zorder=3)
             if seeds > 1:
@@ -96,9 +96,8 @@ def draw_curves(
             axes.axhline(threshold, color="#666666", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlabel("env steps" if x == "env_steps" else f"training time [{unit}]")
         what = "IQM" if statistic == "iqm" else "mean"
-        axes.set_ylabel(
-            f"{metric}\n({what} over seeds, {100 * confidence:g} % interval)" if any(len(g.runs) > 1 for g in groups) else metric
-        )
+        several = any(len(of_one_seed(g.runs)) > 1 for g in groups)
+        axes.set_ylabel(f"{metric}\n({what} over seeds, {100 * confidence:g} % interval)" if several else metric)
         if x == "env_steps":
             axes.xaxis.set_major_formatter(_short)
         if many:
