@@ -43,6 +43,7 @@ class FakeStudy:
         return self.asked - 1, self.point(self.asked - 1)
 
     def again(self, number: int) -> Point:
+        self.told.pop(number, None)
         return self.point(number)
 
     def unfinished(self) -> list[int]:
@@ -56,7 +57,7 @@ class FakeStudy:
         self.told[number] = (value, outcome)
 
     def claimed(self) -> int:
-        return self.asked - sum(outcome == "failed" for _, outcome in self.told.values())
+        return self.asked
 
 
 def make_job(run: RunDir, config: object) -> Job:
@@ -151,6 +152,25 @@ def test_a_search_whose_trials_all_fail_ends(tmp_path: Path) -> None:
         plan.ended(job, Result(status="failed", error="no"))
         failed += 1
     assert failed == 3
+
+
+def test_a_failed_trial_is_not_finished_not_replaced_and_goes_on_when_it_is_retried(tmp_path: Path) -> None:
+    def fail_first(plan: SearchPlan) -> None:
+        job = plan.next()
+        assert job is not None
+        plan.ended(job, Result(status="failed", error="no"))
+
+    study = FakeStudy([1e-2, 1e-3, 1e-4])
+    plan = new_plan(tmp_path, study, seeds=1, pruner="none")
+    fail_first(plan)
+    run_all(plan)
+    assert (plan.finished_runs(), plan.total_runs, study.asked) == (1, 2, 2)
+    again = new_plan(tmp_path, study, seeds=1, pruner="none")
+    assert (again.next(), again.finished_runs(), study.asked) == (None, 1, 2)
+    again.sweep.log("retry", run="000-s0")
+    retried = new_plan(tmp_path, study, seeds=1, pruner="none")
+    assert [job.name for job in run_all(retried)] == ["000-s0"]
+    assert (retried.finished_runs(), study.asked, study.told[0][1]) == (2, 2, "complete")
 
 
 def test_an_objective_that_is_never_logged_ends_the_search_naming_those_that_are(tmp_path: Path) -> None:

@@ -118,16 +118,36 @@ def test_reporting_and_telling_twice_changes_nothing(tmp_path: Path) -> None:
     assert best[:2] == (number, 3.0)
 
 
-def test_failed_trials_and_values_that_are_no_numbers_do_not_count(tmp_path: Path) -> None:
+def test_a_failed_trial_is_one_of_those_asked_for_and_values_that_are_no_numbers_fail_theirs(tmp_path: Path) -> None:
     opened = study(tmp_path / "a.db")
     for outcome, reached in (("complete", math.nan), ("failed", None), ("complete", 1.0), ("pruned", None)):
         number, _ = opened.ask()
         if outcome == "pruned":
             opened.report(number, 0, 0.5)
         opened.tell(number, reached, outcome)  # type: ignore[arg-type]
-    assert opened.claimed() == 2
+    assert opened.claimed() == 4
+    assert opened.best() is not None
+    assert opened.best()[0] == 2  # type: ignore[index]
     opened.ask()
-    assert opened.claimed() == 3
+    assert opened.claimed() == 5
+
+
+@pytest.mark.parametrize("sampler", ["grid", "random"])
+def test_a_failed_trial_tried_again_is_the_same_point_under_the_same_number_and_no_other_trial(sampler: str, tmp_path: Path) -> None:
+    opened = study(tmp_path / "a.db", LISTED, sampler=sampler)
+    (first, point), (second, other) = opened.ask(), opened.ask()
+    opened.tell(first, None, "failed")
+    for _ in range(2):  # a process that takes the search up, and one after it died
+        again = study(tmp_path / "a.db", LISTED, sampler=sampler)
+        assert again.again(first) == point
+    assert (again.claimed(), again.unfinished()) == (2, [second])
+    again.tell(first, 9.0, "complete")
+    best = again.best()
+    assert best is not None
+    assert best[:2] == (first, 9.0)
+    if sampler == "grid":
+        points = [point, other, *ask(again, 10)]
+        assert len({p.words for p in points}) == 12
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", 5.0), ("minimize", 1.0)])

@@ -228,6 +228,9 @@ class SweepDir:
                     history.failures[run] = Failure(run, str(e.get("error")), int(e.get("exit_code") or 1), int(e.get("attempt") or 1))
                 case "retry":
                     history.failures.pop(run, None)
+                    tried_again = run.rpartition("-s")[0]
+                    if history.told.get(tried_again) == "failed":
+                        del history.told[tried_again]
                 case "end" if e.get("status") in ("finished", "paused"):
                     history.failures.pop(run, None)
         return history

@@ -154,6 +154,8 @@ class _Trial:
 class SearchPlan:
     """Trials of a study: a point is trained with all its seeds to one rung, judged by their aggregate, and goes on or is pruned.
 
+    A trial that fails is one of the trials asked for: no other takes its place, and it can be tried again.
+
     Pausing is exact (a paused run goes on from its checkpoint as if it had never stopped), so that a bad point costs the first rung of
     every seed and nothing more.
     """
@@ -166,7 +168,6 @@ class SearchPlan:
         self._compose, self._make_job = compose, make_job
         self._aggregate = AGGREGATES[spec.aggregate]
         self._open: dict[str, tuple[_Trial, int]] = {}
-        self._failed_now = 0
         self._trials: dict[str, _Trial] = {}
         history = sweep.history()
         self._told = dict(history.told)
@@ -190,7 +191,7 @@ class SearchPlan:
             for trial in self._trials.values():
                 if trial.todo and trial.error is None:
                     return self._job(trial, trial.todo.pop(0))
-            if self.study.claimed() + self._failed_now >= self.search.trials:
+            if self.study.claimed() >= self.search.trials:
                 return None
             number, point = self.study.ask()
             self._begin(self._log_trial(number, point), number, point)
@@ -268,13 +269,13 @@ class SearchPlan:
         self._told[trial.key] = outcome
         if value is not None:
             self._values[trial.key] = value
-        self._failed_now += outcome == "failed"
         del self._trials[trial.key]
 
     def finished_runs(self) -> int:
-        seeds = len(self.spec.seeds)
-        done = sum(self.sweep.run(t.key, s).status == "finished" for t in self._trials.values() for s in self.spec.seeds)
-        return len(self._told) * seeds + done
+        ended = {key for key, outcome in self._told.items() if outcome != "failed"}
+        others = [key for key in self._points if key not in ended]
+        done = sum(self.sweep.run(key, seed).status == "finished" for key in others for seed in self.spec.seeds)
+        return len(ended) * len(self.spec.seeds) + done
 
     def best(self) -> tuple[str, float, dict[str, Any]] | None:
         complete = {k: v for k, v in self._values.items() if self._told.get(k) == "complete" and math.isfinite(v)}

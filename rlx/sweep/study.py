@@ -32,6 +32,8 @@ from rlx.sweep.space import Point, SearchSpace
 SAMPLERS = ("tpe", "random", "grid", "qmc", "gp", "cmaes")
 PRUNERS = ("hyperband", "halving", "median", "none")
 _ATTRIBUTE = "rlx"
+_FIRST_ATTEMPT = "rlx:first_attempt"
+"""Attribute of a trial that tries a failed one again: the number of the first."""
 _BUSY_S = 60.0
 """How long a storage that another process writes to is waited for."""
 
@@ -88,14 +90,28 @@ class Study:
             return trial.number, self._space.suggest(trial)
 
     def again(self, number: int) -> Point:
-        """The point of a trial that was running when its process died."""
+        """The point of a trial that goes on: it was running when its process died, or it failed and is tried again.
+
+        What has failed is final for Optuna. The new attempt is a trial of its own there, and has the number of the first here.
+        """
         with self._storage_errors(), _quiet():
+            last = self._last_attempt(number)
+            if last.state == TrialState.FAIL:
+                self._trials.pop(number, None)
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        state=TrialState.RUNNING,
+                        params=last.params,
+                        distributions=last.distributions,
+                        user_attrs={_FIRST_ATTEMPT: number},
+                    )
+                )
             return self._space.suggest(self._trial(number))
 
     def unfinished(self) -> list[int]:
         """The trials that somebody began and nobody has told the end of."""
         with self._storage_errors():
-            return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))]
+            return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_first_attempt(t)]
 
     def report(self, number: int, rung: int, value: float) -> bool:
         """Take in what a trial reached at a rung; whether to prune it."""
@@ -112,26 +128,30 @@ class Study:
             outcome = "failed"
         state = {"complete": TrialState.COMPLETE, "pruned": TrialState.PRUNED, "failed": TrialState.FAIL}[outcome]
         with self._storage_errors(), _quiet():
-            self._study.tell(number, value if outcome == "complete" else None, state=state, skip_if_finished=True)
+            attempt = self._last_attempt(number).number
+            self._study.tell(attempt, value if outcome == "complete" else None, state=state, skip_if_finished=True)
         self._trials.pop(number, None)
 
     def claimed(self) -> int:
-        """Trials, of anybody, that run, are complete or were pruned; failed ones are not counted."""
+        """How many trials anybody has begun, however they ended; further attempts at one are not counted."""
         with self._storage_errors():
-            return sum(t.state != TrialState.FAIL for t in self._study.get_trials(deepcopy=False))
+            return sum(map(_is_first_attempt, self._study.get_trials(deepcopy=False)))
 
     def best(self) -> tuple[int, float, dict[str, Any]] | None:
         """Number, value and parameters of the best complete trial, of anybody."""
         with self._storage_errors(), contextlib.suppress(ValueError):
             best = self._study.best_trial
-            return best.number, float(best.value or 0.0), dict(best.params)
+            return best.user_attrs.get(_FIRST_ATTEMPT, best.number), float(best.value or 0.0), dict(best.params)
         return None
 
     def _trial(self, number: int) -> Trial:
         if number not in self._trials:
-            frozen = next(t for t in self._study.get_trials(deepcopy=False) if t.number == number)
-            self._trials[number] = Trial(self._study, frozen._trial_id)
+            self._trials[number] = Trial(self._study, self._last_attempt(number)._trial_id)
         return self._trials[number]
+
+    def _last_attempt(self, number: int) -> FrozenTrial:
+        trials = self._study.get_trials(deepcopy=False)
+        return next(t for t in reversed(trials) if number in (t.number, t.user_attrs.get(_FIRST_ATTEMPT)))
 
     def _check(self, name: str, mine: dict[str, Any]) -> None:
         """Write down what the study searches, or compare."""
@@ -167,6 +187,10 @@ class Study:
             cause = error.__cause__ or error
             raise StorageError(f"the study's storage {self._url} cannot be used ({_first_line(cause)}); nothing is lost: "
                                "repeat the command when it can") from error  # fmt: skip
+
+
+def _is_first_attempt(trial: FrozenTrial) -> bool:
+    return _FIRST_ATTEMPT not in trial.user_attrs
 
 
 def _first_line(error: BaseException) -> str:
@@ -273,7 +297,7 @@ class _PerTrialSampler(BaseSampler):
 
 
 class _GridSampler(BaseSampler):
-    """The points of a grid in turn, by the trial's number; what processes share needs no other memory."""
+    """The points of a grid in turn, by the trials there were before; what processes share needs no other memory."""
 
     def __init__(self, grid: list[dict[str, Any]]) -> None:
         self._grid = grid
@@ -287,4 +311,5 @@ class _GridSampler(BaseSampler):
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # fmt: skip
-        return self._grid[trial.number % len(self._grid)][param_name]
+        before = sum(t.number < trial.number and _is_first_attempt(t) for t in study.get_trials(deepcopy=False))
+        return self._grid[before % len(self._grid)][param_name]  # processes that ask for the last one together get one too many
