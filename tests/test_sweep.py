@@ -351,6 +351,7 @@ def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command)
         ("--multirum", "--multirum: unknown option"),
         ("algo=ppo", "nothing to sweep"),
         ("algo=ppo --trials 3 --storage foo", "--storage foo"),
+        ("algo=ppo algo.clip=0.1,0.2 --trials 3 --sampler grid", "the grid has 2 settings, and each is tried once; say --trials 2"),
     ],
 )
 def test_a_mistake_is_one_line_that_says_what_to_type(words: str, said: str, here: Path, run_command: Command) -> None:

@@ -94,6 +94,8 @@ def sweep(
         there = found = SweepDir.open(root, resume)
         spec = extend(there.spec(), seeds=seeds, trials=trials, name=there.name)
         prepared = Prepared.again(there, spec)
+        if trials is not None:
+            prepared.check()
     else:
         options = {"trials": trials, "sampler": sampler, "pruner": pruner, "rungs": rungs, "storage": storage, "space": space}
         spec, prepared = prepare(overrides or [], seeds, name, config_dir, objective, minimize, aggregate, options)

@@ -37,9 +37,18 @@ class Prepared:
             composed = compose_all(points, composer)
             self.points = {f"{i:03d}": pair for i, pair in enumerate(zip(points, composed, strict=True))}
             self.configs = [c.config for c in composed]
-        if required:
+
+    def check(self) -> None:
+        """Raise a ConfigError if what is asked of the sweep cannot come about."""
+        if self.required:
             for config in self.configs:
-                check_objective(spec, config)
+                check_objective(self.spec, config)
+        search = self.spec.search
+        if self.space is not None and search is not None and search.sampler == "grid":
+            size = len(self.space.grid())
+            if search.trials > size:
+                raise ConfigError(f"--trials {search.trials}: the grid has {size} settings, and each is tried once; say --trials {size}, "
+                                  "or train each with more --seeds")  # fmt: skip
 
     @classmethod
     def again(cls, sweep: SweepDir, spec: Spec) -> Prepared:
@@ -90,6 +99,7 @@ def prepare(
         search=search if trials is not None else None,
     )
     prepared = Prepared(spec, "", composer, required=objective is not None or trials is not None)
+    prepared.check()
     prepared.name = name if name is not None else default_name(spec, prepared.configs)
     return spec, prepared
 
