@@ -351,6 +351,7 @@ def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command)
         ("--multirum", "--multirum: unknown option"),
         ("algo=ppo", "nothing to sweep"),
         ("algo=ppo --trials 3 --storage foo", "--storage foo"),
+        ("algo=ppo loop.total_env_steps=9000 --trials 3 --pruner median", "after the rungs at 1,000 and 3,000; set loop.eval_every=1000"),
         ("algo=ppo algo.clip=0.1,0.2 --trials 3 --sampler grid", "the grid has 2 settings, and each is tried once; say --trials 2"),
     ],
 )

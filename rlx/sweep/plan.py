@@ -218,9 +218,7 @@ class SearchPlan:
         return job
 
     def _steps(self, trial: _Trial) -> int | None:
-        """Env steps of the trial's rung; None for the last one, which is the whole run."""
-        above = self.num_rungs - 1 - trial.rung
-        return None if above == 0 else math.ceil(trial.composed.config.loop.total_env_steps / RUNG_FACTOR**above)
+        return rung_steps(trial.composed.config.loop.total_env_steps, self.num_rungs)[trial.rung]
 
     def ended(self, job: Job, result: Result) -> list[str]:
         trial, _ = self._open.pop(job.name)
@@ -300,7 +298,21 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace(" ", "")
 
 
+def rung_steps(total: int, num_rungs: int) -> list[int | None]:
+    """Env steps of every rung; None for the last one, which is the whole run."""
+    return [*(math.ceil(total / RUNG_FACTOR**above) for above in range(num_rungs - 1, 0, -1)), None]
+
+
 def check_objective(spec: Spec, config: RunConfig) -> None:
-    """Raise if no run of a configuration can log the objective."""
-    if spec.objective.startswith("eval/") and config.loop.eval_every == 0:
+    """Raise if no run of a configuration can log the objective, or none before the pruner has had its last look."""
+    evaluated = spec.objective.startswith("eval/")
+    if evaluated and config.loop.eval_every == 0:
         raise ConfigError(f"--objective {spec.objective}: loop.eval_every=0 never evaluates; set it, or choose episode/return_mean_100")
+    if spec.search is None or spec.search.pruner == "none":
+        return
+    key, every = ("eval_every", config.loop.eval_every) if evaluated else ("log_every", config.loop.log_every)
+    rungs = [steps for steps in rung_steps(config.loop.total_env_steps, spec.search.rungs) if steps is not None]
+    if every > rungs[-1]:
+        looks = f"rung{'s' if len(rungs) > 1 else ''} at {' and '.join(f'{steps:,}' for steps in rungs)}"
+        raise ConfigError(f"--pruner {spec.search.pruner} could prune nothing: {spec.objective} is logged every {every:,} env steps, "
+                          f"after the {looks}; set loop.{key}={rungs[0]}")  # fmt: skip
