@@ -18,7 +18,7 @@ from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.sweep import local
 from rlx.sweep.executor import Job, Result
-from rlx.sweep.ledger import SweepDir
+from rlx.sweep.ledger import Search, Spec, SweepDir
 from rlx.sweep.local import LocalExecutor
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -302,6 +302,32 @@ def test_a_torn_last_line_of_the_ledger_is_ignored_and_ended(here: Path, run_com
     assert swept.events() == before
     swept.log("later")
     assert [e["event"] for e in swept.events()] == [*[e["event"] for e in before], "later"]
+
+
+def kept(here: Path, name: str, **changes: Any) -> SweepDir:
+    """A search of which nothing was trained."""
+    spec = Spec(words=["algo=ppo"], seeds=[0], swept=[], objective="eval/return_iqm", **{"search": Search(trials=2), **changes})
+    return SweepDir.create(here / "runs", name, spec, {})
+
+
+def test_events_that_lack_something_are_left_out(here: Path) -> None:
+    swept = kept(here, "mine")
+    swept.log("trial", point="000", number=0, words=["algo=ppo"], values={})
+    before = swept.history()
+    for event in ({"event": "trial", "point": "001"}, {"event": "told", "point": "000"}, {"event": "trial", "number": "x"}):
+        swept.log(**event)  # type: ignore[arg-type]
+    assert swept.history() == before
+
+
+@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 2}', "[]", "{", None])
+def test_a_damaged_sweep_is_named_and_the_others_are_listed(content: str | None, here: Path, run_command: Command) -> None:
+    kept(here, "whole")
+    damaged = kept(here, "torn").path / "sweep.json"
+    damaged.write_text(content or damaged.read_text().replace('"sampler"', '"sampling"'))
+    code, _, err = run_command("ls --sweep torn")
+    assert (code, "is damaged, or of another version of rlx" in err) == (2, True)
+    code, out, _ = run_command("ls")
+    assert (code, "whole" in out, "torn" in out) == (0, True, True)
 
 
 def test_ls_shows_progress_and_the_best_setting(here: Path, run_command: Command) -> None:

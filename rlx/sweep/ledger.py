@@ -6,6 +6,7 @@ failed, with their errors. It is append-only, and a torn last line is ignored.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import fcntl
@@ -81,6 +82,26 @@ class History:
     values: dict[str, float] = field(default_factory=dict)
     failures: dict[str, Failure] = field(default_factory=dict)
 
+    def add(self, e: dict[str, Any]) -> None:
+        run, point = str(e.get("run", "")), str(e.get("point", ""))
+        match e["event"]:
+            case "trial":
+                number, found = int(e["number"]), Point(words=tuple(e["words"]), values=dict(e["values"]))
+                self.points[point], self.numbers[point] = found, number
+            case "told":
+                self.told[point] = str(e["outcome"])
+                if e.get("value") is not None:
+                    self.values[point] = float(e["value"])
+            case "failed":
+                self.failures[run] = Failure(run, str(e.get("error")), int(e.get("exit_code") or 1), int(e.get("attempt") or 1))
+            case "retry":
+                self.failures.pop(run, None)
+                tried_again = run.rpartition("-s")[0]
+                if self.told.get(tried_again) == "failed":
+                    del self.told[tried_again]
+            case "end" if e.get("status") in ("finished", "paused"):
+                self.failures.pop(run, None)
+
 
 class SweepDir:
     """One sweep on disk."""
@@ -148,19 +169,28 @@ class SweepDir:
 
     def spec(self) -> Spec:
         """Raises a ConfigError if sweep.json cannot be used."""
-        content = self.content()
-        if content.get("format") != FORMAT:
-            raise ConfigError(
-                f"{self.path / SPEC} is damaged, or of another version of rlx; its runs are intact: `rlx compare {self.name}`"
-            )
-        search = content.get("search")
-        names = Spec.__dataclass_fields__
-        return Spec(**{k: v for k, v in content.items() if k in names} | {"search": Search(**search) if search else None})
+        with self._readable() as content:
+            search = content["search"]
+            given = {name: content[name] for name in Spec.__dataclass_fields__}
+            return Spec(**given | {"search": Search(**search) if search else None})
 
     def grid(self) -> dict[str, Point]:
-        """The points that were known when the sweep began: all of a grid, none of a search."""
-        points = self.content().get("points", {})
-        return {key: Point(words=tuple(p["words"]), values=p["values"]) for key, p in points.items()}
+        """The points that were known when the sweep began: all of a grid, none of a search. Raises as `spec` does."""
+        with self._readable() as content:
+            return {key: Point(words=tuple(p["words"]), values=p["values"]) for key, p in content["points"].items()}
+
+    @contextmanager
+    def _readable(self) -> Iterator[dict[str, Any]]:
+        """sweep.json, which the block may find to be other than it should."""
+        try:
+            content = self.content()
+            if content["format"] != FORMAT:
+                raise ValueError(content["format"])
+            yield content
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigError(
+                f"{self.path / SPEC} is damaged, or of another version of rlx; its runs are intact: `rlx compare {self.name}`"
+            ) from error
 
     def runs(self) -> list[RunDir]:
         """The runs that there are so far, in order."""
@@ -213,26 +243,15 @@ class SweepDir:
         return events
 
     def history(self) -> History:
+        """What the events come to; one that lacks something is left out.
+
+        Raises:
+            ConfigError: if sweep.json cannot be used.
+        """
         history = History(points=self.grid())
-        for e in self.events():
-            run, point = str(e.get("run", "")), str(e.get("point", ""))
-            match e["event"]:
-                case "trial":
-                    history.points[point] = Point(words=tuple(e["words"]), values=e["values"])
-                    history.numbers[point] = int(e["number"])
-                case "told":
-                    history.told[point] = str(e["outcome"])
-                    if e.get("value") is not None:
-                        history.values[point] = float(e["value"])
-                case "failed":
-                    history.failures[run] = Failure(run, str(e.get("error")), int(e.get("exit_code") or 1), int(e.get("attempt") or 1))
-                case "retry":
-                    history.failures.pop(run, None)
-                    tried_again = run.rpartition("-s")[0]
-                    if history.told.get(tried_again) == "failed":
-                        del history.told[tried_again]
-                case "end" if e.get("status") in ("finished", "paused"):
-                    history.failures.pop(run, None)
+        for event in self.events():
+            with contextlib.suppress(KeyError, TypeError, ValueError):
+                history.add(event)
         return history
 
     @contextmanager
