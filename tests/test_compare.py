@@ -146,6 +146,15 @@ def test_runs_that_go_on_or_failed_are_named(sweep: Sweep, run_command: Command)
     assert "not finished, taken where they are: lr/cartpole-0.01-s0 (failed at 4,000 steps)" in out
 
 
+def test_a_run_of_a_sweep_that_cannot_be_read_is_named_and_the_others_are_compared(sweep: Sweep, run_command: Command) -> None:
+    path = sweep({0.001: [10, 20]})
+    (path / "cartpole-0.001-s1" / "config.yaml").unlink()
+    out = said(run_command, "compare lr")
+    assert "lr/cartpole-0.001-s1 cannot be read and is left out" in out
+    assert "cannot be read" in said(run_command, "plot lr --terminal")
+    assert run_command("compare lr/cartpole-0.001-s1")[0] == 2
+
+
 def test_two_environments_are_scaled_and_each_resampled_by_itself(sweep: Sweep, run_command: Command) -> None:
     for env, scale in (("cartpole", 1.0), ("acrobot", 100.0)):
         sweep({0.001: [scale * s for s in (1, 2, 3)], 0.01: [scale * s for s in (4, 5, 6)]}, env=env)

@@ -59,9 +59,10 @@ def compare(
     if sum((as_json, as_csv, as_latex)) > 1:
         raise ConfigError("--json, --csv and --latex: choose one")
     root = runs_dir or runs_directory()
-    found = load(root, runs)
+    found, unreadable = load(root, runs)
     result = compare_groups(group(found, by), metric=metric, at=at, threshold=threshold, target=target, minimize=minimize,
                             confidence=confidence, all_pairs=all_pairs)  # fmt: skip
+    result.notes += unreadable
     if as_json:
         typer.echo(json.dumps(_finite(asdict(result))))
     elif as_csv:

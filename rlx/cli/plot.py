@@ -65,11 +65,13 @@ def plot(
     if out and terminal_only:
         raise ConfigError("--out writes a file and --terminal writes none: leave one out")
     root = runs_dir or runs_directory()
-    found = load(root, runs)
+    found, unreadable = load(root, runs)
     chosen = metric or _default_metric(found, kind)
     check_metric(found, chosen)
     groups = group(found, by)
     console = terminal()
+    for text in unreadable:
+        console.print(text, style="dim", soft_wrap=True, highlight=False)
     if kind == "curves":
         figure = figures.draw_curves(groups, chosen, x=_X[x], statistic=statistic, every_seed=seeds, threshold=threshold)
         _print_curves(console, groups, chosen, x=_X[x], statistic=statistic)

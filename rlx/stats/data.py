@@ -69,26 +69,50 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def load(root: Path, references: list[str]) -> list[RunData]:
+def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
     """Read runs and sweeps, by name, path, pattern, or `latest`.
 
+    Returns:
+        The runs, and for each one of a sweep that cannot be read, why.
+
     Raises:
-        ConfigError: for a reference to nothing, and for a run whose configuration cannot be read.
+        ConfigError: for a reference to nothing, for a run that cannot be read although it is asked for itself, and if none can be read.
     """
     paths: dict[Path, tuple[Path, str]] = {}
+    members: set[Path] = set()
     for reference in references:
         for path in _find(root, reference):
             if _is_sweep(path):
                 for run in sorted(p for p in path.iterdir() if (p / "meta.json").is_file()):
                     paths.setdefault(run.resolve(), (run, f"{path.name}/{run.name}"))
+                    members.add(run.resolve())
             else:
                 inside = _is_sweep(path.parent)
                 paths.setdefault(path.resolve(), (path, f"{path.parent.name}/{path.name}" if inside else path.name))
-    return [_read(path, name) for path, name in paths.values()]
+    found, unreadable = [], []
+    for resolved, (path, name) in paths.items():
+        try:
+            found.append(_read(path, name))
+        except ConfigError as error:
+            if resolved not in members:
+                raise
+            unreadable.append(f"{name} cannot be read and is left out: {error}")
+    if unreadable and not found:
+        raise ConfigError(unreadable[0])
+    return found, unreadable
 
 
 def _is_sweep(path: Path) -> bool:
     return (path / "sweep.json").is_file()
+
+
+def sweep_content(path: Path) -> dict[str, Any]:
+    """sweep.json of a sweep, or {} where there is none to read."""
+    try:
+        content = json.loads((path / "sweep.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _find(root: Path, reference: str) -> list[Path]:
@@ -114,14 +138,10 @@ def _read(path: Path, name: str) -> RunData:
     config, meta = run.config(trust=True), run.meta()  # only read: no environment is made
     settings = {key: value for key, value in leaf_keys(config).items() if key not in ("seed", "algo.name", "env.id")}
     chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id), "recipe": meta.get("recipe")}
-    swept: tuple[str, ...] = ()
-    if _is_sweep(path.parent):
-        try:
-            swept = tuple(json.loads((path.parent / "sweep.json").read_text()).get("swept", ()))
-        except (OSError, ValueError):
-            swept = ()
+    swept = sweep_content(path.parent).get("swept")
     return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
-                   sweep=path.parent.name if swept or _is_sweep(path.parent) else None, swept=swept)  # fmt: skip
+                   sweep=path.parent.name if _is_sweep(path.parent) else None,
+                   swept=tuple(swept) if isinstance(swept, list) else ())  # fmt: skip
 
 
 def of_one_seed(runs: Sequence[RunData]) -> list[list[int]]:
