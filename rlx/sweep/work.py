@@ -39,6 +39,8 @@ def work(job: Job) -> Result:
             pause=_pause(job),
         )
     except RlxError as error:
+        if error.__cause__ is not None:  # what an environment raised, say: the user's own code, which the message alone does not find
+            traceback.print_exception(error.__cause__)
         print(f"rlx: {error}", flush=True)
         return Result(status="failed", error=str(error), exit_code=error.exit_code)
     except Exception as error:
