@@ -226,6 +226,7 @@ def test_failed_runs_are_listed_with_their_error_and_can_be_retried(here: Path, 
     assert "failed: 000-s0, 000-s1: " in out
     assert "the pole is gone" in out
     assert "`rlx sweep --resume fails --retry-failed`" in err
+    assert "in step\n    raise RuntimeError" in (here / "runs/fails/000-s0/log.txt").read_text()
     code, out, _ = run_command("sweep --resume fails")
     assert (code, "2 failed before and are left alone" in out) == (8, True)
     code, out, _ = run_command("ls --sweep fails")
@@ -373,6 +374,7 @@ def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command)
         ("--seeds 2 --objective eval/return_mean loop.eval_every=0", "never evaluates"),
         ("--resume nothing", "no such sweep"),
         ("--resume latest algo=ppo", "algo=ppo has no place"),
+        ("--resume latest --aggregate mean", "--aggregate has no place"),
         ("--seeds 2 --name latest", "latest"),
         ("--multirum", "--multirum: unknown option"),
         ("algo=ppo", "nothing to sweep"),

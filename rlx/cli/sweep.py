@@ -31,7 +31,8 @@ def sweep(
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
     objective: Annotated[str | None, typer.Option(help=f"The metric whose last value judges a setting. [default: {_OBJECTIVE}]")] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Less of the objective is better.")] = False,
-    aggregate: Annotated[str, typer.Option(help="How the seeds of a setting make one number: iqm, mean, median, min or max.")] = "iqm",
+    aggregate: Annotated[str | None, typer.Option(help="How the seeds of a setting make one number: iqm, mean, median, min or max. "
+                                                  "[default: iqm]")] = None,
     trials: Annotated[int | None, typer.Option(help="Search: how many settings to try.", rich_help_panel=_SEARCH)] = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, random, grid, qmc, gp, cmaes. [default: tpe]", rich_help_panel=_SEARCH)] = None,
     pruner: Annotated[str | None, typer.Option(help="hyperband, halving, median or none. [default: none]", rich_help_panel=_SEARCH)] = None,
@@ -73,7 +74,8 @@ def sweep(
     from rlx.sweep.prepare import Prepared, check_choice, extend, find, prepare
 
     check_choice("--executor", executor, _EXECUTORS)
-    check_choice("--aggregate", aggregate, _AGGREGATES)
+    if aggregate is not None:
+        check_choice("--aggregate", aggregate, _AGGREGATES)
     for given, option, wants in ((address, "--address", "ray"), (slurm, "--slurm", "slurm")):
         if given and executor != wants:
             raise ConfigError(f"{option} goes with --executor {wants}, and this is --executor {executor}")
@@ -84,8 +86,8 @@ def sweep(
     root = runs_directory()
     found: SweepDir | None
     if resume is not None:
-        fixed = {"--name": name, "--config-dir": config_dir, "--objective": objective, "--minimize": minimize, "--sampler": sampler,
-                 "--pruner": pruner, "--rungs": rungs, "--space": space, "--storage": storage}  # fmt: skip
+        fixed = {"--name": name, "--config-dir": config_dir, "--objective": objective, "--minimize": minimize, "--aggregate": aggregate,
+                 "--sampler": sampler, "--pruner": pruner, "--rungs": rungs, "--space": space, "--storage": storage}  # fmt: skip
         given_too = [*(overrides or []), *[option for option, value in fixed.items() if value]]
         if given_too:
             raise ConfigError(
@@ -98,7 +100,7 @@ def sweep(
             prepared.check()
     else:
         options = {"trials": trials, "sampler": sampler, "pruner": pruner, "rungs": rungs, "storage": storage, "space": space}
-        spec, prepared = prepare(overrides or [], seeds, name, config_dir, objective, minimize, aggregate, options)
+        spec, prepared = prepare(overrides or [], seeds, name, config_dir, objective, minimize, aggregate or "iqm", options)
         found = find(root, prepared.name, spec)
         if found is not None and list(found.grid().values()) != [point for point, _ in prepared.points.values()]:
             prepared = Prepared.again(found, spec)  # shuffled, or the files that it was expanded from have changed since
