@@ -9,13 +9,16 @@ from typing import Literal
 import pytest
 from launch import lines
 
+from rlx.collect import Episode
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
+from rlx.evaluate import summarize
+from rlx.metrics import MetricBuffer
 from rlx.rundir import RunDir
 from rlx.sweep.drive import AGGREGATES, iqm, last_value
 from rlx.sweep.executor import Job, Result
 from rlx.sweep.ledger import Search, Spec, SweepDir
-from rlx.sweep.plan import SearchPlan
+from rlx.sweep.plan import LOGGED, SearchPlan
 from rlx.sweep.space import Point
 from rlx.sweep.work import work
 
@@ -177,6 +180,13 @@ def test_an_objective_that_is_never_logged_ends_the_search_naming_those_that_are
     plan = new_plan(tmp_path, FakeStudy([1e-2]), trials=1, seeds=1, pruner="none", objective="eval/retrun_mean")
     with pytest.raises(ConfigError, match=r"did you mean eval/return_mean\?"):
         run_all(plan)
+
+
+def test_the_metrics_that_an_objective_is_checked_against_are_those_that_are_logged() -> None:
+    played = [Episode(1.0, 1), Episode(2.0, 1)]
+    buffer = MetricBuffer()
+    buffer.add_episodes(played)
+    assert sorted([*summarize(played), *buffer.flush()]) == sorted(f"{group}/{name}" for group, names in LOGGED.items() for name in names)
 
 
 @pytest.mark.parametrize(("how", "expected"), [("iqm", 4.5), ("mean", 13.625), ("median", 4.5), ("min", 1.0), ("max", 80.0)])

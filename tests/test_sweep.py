@@ -372,6 +372,9 @@ def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command)
         ("--address x:1", "--address goes with --executor ray"),
         ("--trials 0 algo.clip=1,2", "--trials 0"),
         ("--seeds 2 --objective eval/return_mean loop.eval_every=0", "never evaluates"),
+        ("--seeds 2 --objective eval/retrun_mean", "no run logs it; did you mean eval/return_mean?"),
+        ("--seeds 2 --objective eval/optimal_moves", "no run logs it"),
+        ("--seeds 2 --objective episode/return_mean", "did you mean episode/return_mean_100?"),
         ("--resume nothing", "no such sweep"),
         ("--resume latest algo=ppo", "algo=ppo has no place"),
         ("--resume latest --aggregate mean", "--aggregate has no place"),
@@ -391,9 +394,9 @@ def test_a_mistake_is_one_line_that_says_what_to_type(words: str, said: str, her
 
 
 def test_an_objective_that_no_run_logs_ends_the_sweep_with_the_metrics_there_are(here: Path, run_command: Command) -> None:
-    code, _, err = run_command(f"sweep {SMALL} --seeds 3 --jobs 1 --objective eval/retrun_mean --name typo")
+    code, _, err = run_command(f"sweep {SMALL} --seeds 3 --jobs 1 --objective loss/polcy --name typo")
     assert code == 2
-    assert "did you mean eval/return_mean?" in err
+    assert "start it again under another --name; did you mean loss/policy?" in err
     assert sum(run.status == "finished" for run in sweep_of(here, "typo").runs()) == 1
 
 

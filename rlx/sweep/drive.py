@@ -221,7 +221,8 @@ def missing_metric(run: RunDir, metric: str) -> ConfigError:
     from rlx.config.overrides import did_you_mean
 
     logged = sorted({name for line in run.metrics() for name in line if "/" in name})
-    return ConfigError(f"--objective {metric}: {run.path} has ended and no line of it has that; {did_you_mean(metric, logged)}")
+    return ConfigError(f"--objective {metric}: {run.path} has ended and no line of it has that, and a sweep keeps its objective: "
+                       f"start it again under another --name; {did_you_mean(metric, logged)}")  # fmt: skip
 
 
 Aggregate = Callable[[list[float]], float]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 from rlx.config.compose import Composed
+from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
@@ -18,6 +19,12 @@ from rlx.sweep.space import Point
 
 RUNG_FACTOR = 3
 """Every rung of a search trains this many times as long as the one before (Li et al. 2018, Hyperband's eta)."""
+
+LOGGED = {
+    "eval": ("return_mean", "return_iqm", "return_std", "return_ci_low", "return_ci_high", "length_mean"),
+    "episode": ("return", "length", "count", "return_mean_100"),
+}
+"""The metrics of every run, by their group; those of other groups depend on the algorithm. Games may add eval/optimal_moves."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]
 
@@ -305,7 +312,10 @@ def rung_steps(total: int, num_rungs: int) -> list[int | None]:
 
 def check_objective(spec: Spec, config: RunConfig) -> None:
     """Raise if no run of a configuration can log the objective, or none before the pruner has had its last look."""
-    evaluated = spec.objective.startswith("eval/")
+    group, _, name = spec.objective.partition("/")
+    evaluated = group == "eval"
+    if group in LOGGED and name not in LOGGED[group] and not (config.env.is_game and name == "optimal_moves"):
+        raise ConfigError(f"--objective {spec.objective}: no run logs it; {did_you_mean(name, list(LOGGED[group]), key=f'{group}/')}")
     if evaluated and config.loop.eval_every == 0:
         raise ConfigError(f"--objective {spec.objective}: loop.eval_every=0 never evaluates; set it, or choose episode/return_mean_100")
     if spec.search is None or spec.search.pruner == "none":
