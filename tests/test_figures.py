@@ -55,6 +55,16 @@ def test_one_seed_is_a_line_without_a_band_and_says_so() -> None:
     assert axes.lines[0].get_label() == "lr=0 (1 seed)"
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_curve_of_one_point_is_a_dot_with_its_interval(seeds: int) -> None:
+    short = groups(1, seeds)
+    for run in short[0].runs:
+        del run.lines[1:]
+    (axes,) = figures.draw_curves(short, METRIC).axes
+    assert axes.lines[0].get_marker() == "o"
+    assert [len(c.get_segments()) for c in axes.collections] == [1] * (seeds > 1)  # type: ignore[attr-defined]
+
+
 def test_every_seed_and_a_threshold_are_drawn_on_request() -> None:
     (axes,) = figures.draw_curves(groups(1), METRIC, every_seed=True, threshold=7.0).axes
     assert len(axes.lines) == 1 + 3 + 1
@@ -104,6 +114,19 @@ def test_parallel_coordinates_show_the_best_setting_widest(minimize: bool, best:
     widest = max(axes.lines, key=lambda line: line.get_linewidth())
     assert widest.get_ydata()[-1] == pytest.approx((best - 1.0) / 2.0)
     assert {"a", "b", METRIC} <= {t.get_text() for t in axes.texts}
+
+
+@pytest.mark.parametrize("minimize", [False, True])
+def test_the_best_of_parallel_coordinates_is_a_whole_one_in_the_brightest_colour(minimize: bool) -> None:
+    sign = -1.0 if minimize else 1.0
+    found = [figures.Trial(values={"a": a}, scores=[sign * a], complete=a < 9.0) for a in (1.0, 3.0, 2.0, 9.0)]
+    (axes,) = figures.draw_parallel(found, METRIC, minimize=minimize).axes
+    widest = max(axes.lines, key=lambda line: line.get_linewidth())
+    assert widest.get_ydata()[0] == pytest.approx((3.0 - 1.0) / 8.0)
+    lines = [line for line in axes.lines if len(line.get_xdata()) == 2 and line.get_xdata()[0] != line.get_xdata()[1]]
+    shades = [sum(line.get_color()[:2]) for line in lines if not isinstance(line.get_color(), str)]
+    assert len(shades) == 3
+    assert max(shades) == sum(widest.get_color()[:2])  # type: ignore[index]
 
 
 def test_parallel_coordinates_survive_a_setting_without_a_score() -> None:

@@ -85,13 +85,15 @@ def draw_curves(
             steps, centre, low, high = curves.band(g.runs, metric, x, statistic, confidence)
             seeds = len(of_one_seed([run for run in g.runs if len(run.series(metric, x)[0])]))
             name = f"{g.label} ({seeds} seed{'s' if seeds != 1 else ''})" if len(groups) > 1 or g.label != "all" else _several(seeds)
-            axes.plot(steps / scale, centre, color=color, linestyle=dashes, linewidth=1.8, label=name, zorder=3)
-            if seeds > 1:
+            axes.plot(steps / scale, centre, color=color, linestyle=dashes, marker=_marker(steps), linewidth=1.8, label=name, zorder=3)
+            if seeds > 1 and len(steps) == 1:
+                axes.vlines(steps / scale, low, high, color=color, linewidth=1.8)
+            elif seeds > 1:
                 axes.fill_between(steps / scale, low, high, color=color, alpha=0.18, linewidth=0)
             if every_seed:
                 for run in g.runs:
                     own, values = run.series(metric, x)
-                    axes.plot(own / scale, values, color=color, alpha=0.35, linewidth=0.7, zorder=2)
+                    axes.plot(own / scale, values, color=color, marker=_marker(own), alpha=0.35, linewidth=0.7, zorder=2)
         if threshold is not None:
             axes.axhline(threshold, color="#666666", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlabel("env steps" if x == "env_steps" else f"training time [{unit}]")
@@ -106,6 +108,11 @@ def draw_curves(
             axes.legend(loc="best", fontsize=9)
         axes.margins(x=0.01)
     return figure
+
+
+def _marker(steps: NDArray[np.float64]) -> str | None:
+    """One point is no line: it needs a dot to be seen."""
+    return "o" if len(steps) == 1 else None
 
 
 def _several(seeds: int) -> str:
@@ -210,12 +217,13 @@ def draw_parallel(found: Sequence[Trial], metric: str, *, statistic: str = "iqm"
     with mpl.rc_context({**_STYLE, "axes.grid": False}):
         figure = Figure(figsize=(max(6.0, 2.1 * len(scales)), 4.2), dpi=150, layout="constrained")
         axes = figure.subplots()
-        best = int(np.nanargmin(scores) if minimize else np.nanargmax(scores)) if finite.any() else -1
-        order = np.argsort(np.where(finite, -scores if minimize else scores, -np.inf))
-        color_map = mpl.colormaps["viridis"]
-        for i in order:
-            usable = finite[i] and found[i].complete
-            shade = color_map(_heights(scales[-1])[i]) if usable else "#BBBBBB"
+        good = -scores if minimize else scores
+        usable = finite & np.array([t.complete for t in found])
+        ranked = np.where(usable, good, -np.inf)
+        best = int(np.argmax(ranked)) if usable.any() else -1
+        color_map = mpl.colormaps["viridis_r" if minimize else "viridis"]
+        for i in np.argsort(ranked):
+            shade = color_map(heights[i, -1]) if usable[i] else "#BBBBBB"
             width, alpha = (3.0, 1.0) if i == best else (1.2, 0.75)
             axes.plot(range(len(scales)), heights[i], color=shade, linewidth=width, alpha=alpha, zorder=2 + (i == best))
         for position, (name, scale) in enumerate(zip([*keys, metric], scales, strict=True)):
