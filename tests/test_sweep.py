@@ -285,6 +285,14 @@ def _tell_gpu(job: Job, gpu: str | None, answer: Any) -> None:
     answer.send(Result(status="finished"))
 
 
+def test_the_server_of_processes_ignores_ctrl_c_from_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(local.forkserver, "ensure_running", lambda: seen.append(signal.getsignal(signal.SIGINT)))
+    before = signal.getsignal(signal.SIGINT)
+    local.warm_up()
+    assert (seen, signal.getsignal(signal.SIGINT)) == ([signal.SIG_IGN], before)
+
+
 def test_runs_have_one_thread_unless_they_ask_for_more(here: Path, run_command: Command) -> None:
     run_command(f"sweep {SMALL} --seeds 1 --name one")
     (run,) = sweep_of(here, "one").runs()

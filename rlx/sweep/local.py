@@ -110,7 +110,11 @@ def warm_up() -> Any:
         os.environ.setdefault(variable, "1")  # a run sets torch's own threads itself
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
-    forkserver.ensure_running()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the server inherits: Ctrl-C while it imports is for the sweep alone
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
     return context
 
 
