@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy.exc import OperationalError
 
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError, StorageError
+from rlx.sweep import study as module
 from rlx.sweep.space import Point, SearchSpace
 from rlx.sweep.study import PRUNERS, SAMPLERS, Study
 
@@ -140,11 +142,12 @@ def test_a_failed_trial_tried_again_is_the_same_point_under_the_same_number_and_
     for _ in range(2):  # a process that takes the search up, and one after it died
         again = study(tmp_path / "a.db", LISTED, sampler=sampler)
         assert again.again(first) == point
-    assert (again.claimed(), again.unfinished()) == (2, [second])
+    assert (again.claimed(), again.unfinished(), again.ended()) == (2, [second], set())
     again.tell(first, 9.0, "complete")
     best = again.best()
     assert best is not None
     assert best[:2] == (first, 9.0)
+    assert again.ended() == {first}
     if sampler == "grid":
         points = [point, other, *ask(again, 10)]
         assert len({p.words for p in points}) == 12
@@ -226,15 +229,40 @@ def test_a_file_journal_is_a_storage_too(tmp_path: Path) -> None:
     assert study(url).again(number) == point
 
 
-@pytest.mark.parametrize("url", ["foo", "nosuchdatabase://x/y", "postgresql://nowhere/x"])
+@pytest.mark.parametrize("url", ["foo", "nosuchdatabase://x/y", "sqlite:////missing/a.db", "journal:/missing/a"])
 def test_a_storage_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="expected an Optuna storage URL"):
         study(url)
 
 
-def test_a_storage_that_cannot_be_opened_is_said(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="cannot be used"):
-        study(tmp_path / "missing" / "a.db")
+def test_a_driver_that_is_missing_is_named_and_the_password_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(url: str) -> None:
+        raise ModuleNotFoundError("No module named 'psycopg2'", name="psycopg2")
+
+    monkeypatch.setattr(module, "_storage", refuse)
+    with pytest.raises(ConfigError, match=r"postgresql://me:\*\*\*@nowhere/x: needs a package: pip install psycopg2-binary"):
+        study("postgresql://me:sec@ret@nowhere/x")
+
+
+def test_a_storage_that_fails_later_can_be_used_again_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = study(tmp_path / "a.db")
+    monkeypatch.setattr(opened._study, "ask", _locked)
+    with pytest.raises(StorageError, match="nothing is lost: repeat the command"):
+        opened.ask()
+
+
+def _locked(*_: Any) -> None:
+    raise OperationalError("CREATE", {}, Exception("table studies already exists, and database is locked"))
+
+
+def test_a_storage_whose_tables_another_process_is_making_is_opened_a_moment_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, refused = module._storage, [1]
+
+    def refuse_once(url: str) -> Any:
+        return _locked() if refused and refused.pop() else whole(url)
+
+    monkeypatch.setattr(module, "_storage", refuse_once)
+    assert study(tmp_path / "a.db").claimed() == 0
 
 
 def test_processes_share_a_study_and_get_trials_of_their_own(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ import contextlib
 import importlib.util
 import json
 import math
+import re
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -34,6 +36,9 @@ PRUNERS = ("hyperband", "halving", "median", "none")
 _ATTRIBUTE = "rlx"
 _FIRST_ATTEMPT = "rlx:first_attempt"
 """Attribute of a trial that tries a failed one again: the number of the first."""
+_DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+"""Packages that have another name than their module."""
+_OPENINGS = 5
 _BUSY_S = 60.0
 """How long a storage that another process writes to is waited for."""
 
@@ -69,11 +74,13 @@ class Study:
         objective: str,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._url = space, storage
+        self._space, self._url = space, _without_password(storage)
         self._trials: dict[int, Trial] = {}
+        with self._storage_errors(opening=True), _quiet():
+            opened = _open(storage)
         with self._storage_errors(), _quiet():
             self._study = optuna.create_study(
-                storage=_storage(storage),
+                storage=opened,
                 study_name=name,
                 direction=direction,
                 load_if_exists=True,
@@ -137,6 +144,12 @@ class Study:
         with self._storage_errors():
             return sum(map(_is_first_attempt, self._study.get_trials(deepcopy=False)))
 
+    def ended(self) -> set[int]:
+        """The trials, of anybody, that are complete or were pruned."""
+        with self._storage_errors():
+            trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+            return {t.user_attrs.get(_FIRST_ATTEMPT, t.number) for t in trials}
+
     def best(self) -> tuple[int, float, dict[str, Any]] | None:
         """Number, value and parameters of the best complete trial, of anybody."""
         with self._storage_errors(), contextlib.suppress(ValueError):
@@ -174,19 +187,28 @@ class Study:
         raise ConfigError(f"the study {name} in {self._url} is another search: {'; '.join(said)}; choose another --name")
 
     @contextlib.contextmanager
-    def _storage_errors(self) -> Iterator[None]:
+    def _storage_errors(self, *, opening: bool = False) -> Iterator[None]:
         """What goes wrong with the storage, in a line."""
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
+        expected = "expected an Optuna storage URL such as sqlite:///study.db, or journal:PATH"
         try:
             yield
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise ConfigError(f"--storage {self._url}: {_first_line(error)}; expected an Optuna storage URL such as sqlite:///study.db, or "
-                              "journal:PATH, and its driver installed") from error  # fmt: skip
+        except (ArgumentError, NoSuchModuleError) as error:
+            raise ConfigError(f"--storage {self._url}: {_first_line(error)}; {expected}") from error
+        except ImportError as error:
+            driver = _DRIVERS.get(str(error.name), error.name)
+            raise ConfigError(f"--storage {self._url}: needs a package: pip install {driver}; {expected} without one") from error
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError) as error:
-            cause = error.__cause__ or error
-            raise StorageError(f"the study's storage {self._url} cannot be used ({_first_line(cause)}); nothing is lost: "
+            reason = _first_line(error.__cause__ or error)
+            if opening:
+                raise ConfigError(f"--storage {self._url} cannot be opened ({reason}); {expected}, of something that is there") from error
+            raise StorageError(f"the study's storage {self._url} cannot be used ({reason}); nothing is lost: "
                                "repeat the command when it can") from error  # fmt: skip
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"(://[^:/@]*):.*@", r"\1:***@", url)
 
 
 def _is_first_attempt(trial: FrozenTrial) -> bool:
@@ -195,6 +217,20 @@ def _is_first_attempt(trial: FrozenTrial) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _open(url: str) -> BaseStorage:
+    """A storage; where several processes make its tables at the same time, all but one are refused once."""
+    from sqlalchemy.exc import DBAPIError
+
+    for _ in range(_OPENINGS - 1):
+        try:
+            return _storage(url)
+        except DBAPIError as error:
+            if not any(word in str(error).lower() for word in ("already exists", "unique", "duplicate")):
+                raise
+        time.sleep(0.2)
+    return _storage(url)
 
 
 def _storage(url: str) -> BaseStorage:
