@@ -62,15 +62,23 @@ class FakeStudy:
     def claimed(self) -> int:
         return self.asked
 
+    def ended(self) -> set[int]:
+        return {number for number, (_, outcome) in self.told.items() if outcome != "failed"}
+
+    def best(self) -> tuple[int, float, dict[str, object]] | None:
+        whole = {number: value for number, (value, outcome) in self.told.items() if outcome == "complete" and value is not None}
+        number = max(whole, key=whole.__getitem__, default=None)
+        return None if number is None else (number, whole[number], {})
+
 
 def make_job(run: RunDir, config: object) -> Job:
     return Job(run=str(run.path))
 
 
 def new_plan(root: Path, study: FakeStudy, *, trials: int = 2, seeds: int = 2, pruner: str = "median", aggregate: str = "mean",
-             objective: str = "eval/return_mean") -> SearchPlan:  # fmt: skip
+             objective: str = "eval/return_mean", storage: str | None = None) -> SearchPlan:  # fmt: skip
     spec = Spec(words=list(WORDS), seeds=list(range(seeds)), swept=["algo.learning_rate"], objective=objective, aggregate=aggregate,
-                search=Search(trials=trials, pruner=pruner, rungs=3))  # fmt: skip
+                search=Search(trials=trials, pruner=pruner, rungs=3, storage=storage))  # fmt: skip
     sweep = SweepDir(root / "s") if (root / "s").exists() else SweepDir.create(root, "s", spec, {})
     return SearchPlan(sweep, spec, study, compose=lambda p: Composer().compose(list(p.words)), make_job=make_job)
 
@@ -174,6 +182,15 @@ def test_a_failed_trial_is_not_finished_not_replaced_and_goes_on_when_it_is_retr
     retried = new_plan(tmp_path, study, seeds=1, pruner="none")
     assert [job.name for job in run_all(retried)] == ["000-s0"]
     assert (retried.finished_runs(), study.asked, study.told[0][1]) == (2, 2, "complete")
+
+
+def test_a_shared_study_counts_what_others_finished_and_knows_its_best(tmp_path: Path) -> None:
+    study = FakeStudy([1e-2, 1e-3])
+    study.told[study.ask()[0]] = (7e9, "complete")  # by another process
+    plan = new_plan(tmp_path, study, seeds=1, pruner="none", storage="sqlite:///shared.db")
+    run_all(plan)
+    assert (plan.finished_runs(), plan.finished_elsewhere(), plan.total_runs) == (2, 1, 2)
+    assert plan.best() == ("elsewhere, trial 0", 7e9, {})
 
 
 def test_an_objective_that_is_never_logged_ends_the_search_naming_those_that_are(tmp_path: Path) -> None:

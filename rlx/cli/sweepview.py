@@ -126,7 +126,10 @@ def headline(name: str, drive: Drive, *, new: bool, space: list[str]) -> list[st
     seeds = drive.num_seeds
     what = f"{count(plan.total_runs // seeds, 'trial' if space else 'setting')} × {count(seeds, 'seed')}"
     before = plan.finished_runs()
-    runs = count(plan.total_runs, "run") + (f", {before} of them done" if before else "")
+    elsewhere = plan.finished_elsewhere()
+    runs = (
+        count(plan.total_runs, "run") + (f", {before} of them done" if before else "") + (f", {elsewhere} elsewhere" if elsewhere else "")
+    )
     lines = [f"{drive.sweep.path}: {what} = {runs}, on {drive.executor.description}", *[f"  {line}" for line in space]]
     if seeds == 1:
         lines.append("one seed says nothing about which setting is better; --seeds 5 does")
@@ -148,12 +151,14 @@ def print_end(root: Path, drive: Drive) -> None:
     best = plan.best()
     if best is not None:
         say(f"best: {best[0]}  {drive.objective} {best[1]:.4g}  {describe(best[2])}")
+    elsewhere = plan.finished_elsewhere()
+    shared = f" ({done - elsewhere} here, {elsewhere} by others who share the study)" if elsewhere else ""
     if done == total:
-        say(f"finished: {count(total, 'run')} in {duration(drive.elapsed_s)}; next: `rlx compare {name}`, `rlx plot {name}`")
+        say(f"finished: {count(total, 'run')}{shared} in {duration(drive.elapsed_s)}; next: `rlx compare {name}`, `rlx plot {name}`")
     elif drive.stopping:
-        say(f"stopped and saved: {done} of {total} runs are finished; `rlx sweep --resume {name}` goes on")
+        say(f"stopped and saved: {done} of {total} runs are finished{shared}; `rlx sweep --resume {name}` goes on")
     else:
-        say(f"{done} of {total} runs are finished; `rlx ls --sweep {name}` lists them, `rlx compare {name}` compares what there is")
+        say(f"{done} of {total} runs are finished{shared}; `rlx ls --sweep {name}` lists them, `rlx compare {name}` compares what there is")
 
 
 def grouped(drive: Drive) -> dict[str, list[str]]:

@@ -35,6 +35,10 @@ class Plan(Protocol):
 
     def finished_runs(self) -> int: ...
 
+    def finished_elsewhere(self) -> int:
+        """How many of them other processes finished that share the study."""
+        ...
+
     def best(self) -> tuple[str, float, dict[str, Any]] | None:
         """Point, value and settings of the best point so far."""
         ...

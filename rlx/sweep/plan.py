@@ -38,6 +38,8 @@ class Study(Protocol):
     def report(self, number: int, rung: int, value: float) -> bool: ...
     def tell(self, number: int, value: float | None, outcome: Literal["complete", "pruned", "failed"]) -> None: ...
     def claimed(self) -> int: ...
+    def ended(self) -> set[int]: ...
+    def best(self) -> tuple[int, float, dict[str, Any]] | None: ...
 
 
 def cores(config: RunConfig) -> int:
@@ -134,6 +136,9 @@ class GridPlan:
     def finished_runs(self) -> int:
         return self._finished
 
+    def finished_elsewhere(self) -> int:
+        return 0
+
     def best(self) -> tuple[str, float, dict[str, Any]] | None:
         best = self.scores.best()
         return (*best, self.points[best[0]][0].values) if best else None
@@ -180,8 +185,9 @@ class SearchPlan:
         self._told = dict(history.told)
         self._values = dict(history.values)
         self._points = dict(history.points)
+        self._keys = {number: key for key, number in history.numbers.items()}
         if self.search.storage is None:  # a kill between the study and the ledger; in a shared storage it may be another's
-            for number in sorted(set(study.unfinished()) - set(history.numbers.values())):
+            for number in sorted(set(study.unfinished()) - set(self._keys)):
                 self._log_trial(number, study.again(number))
             history = sweep.history()
         for key, number in history.numbers.items():
@@ -205,7 +211,7 @@ class SearchPlan:
 
     def _log_trial(self, number: int, point: Point) -> str:
         key = f"{len(self._points):03d}"
-        self._points[key] = point
+        self._points[key], self._keys[number] = point, key
         self.sweep.log("trial", point=key, number=number, words=list(point.words), values=point.values)
         return key
 
@@ -280,9 +286,17 @@ class SearchPlan:
         ended = {key for key, outcome in self._told.items() if outcome != "failed"}
         others = [key for key in self._points if key not in ended]
         done = sum(self.sweep.run(key, seed).status == "finished" for key in others for seed in self.spec.seeds)
-        return len(ended) * len(self.spec.seeds) + done
+        return len(ended) * len(self.spec.seeds) + done + self.finished_elsewhere()
+
+    def finished_elsewhere(self) -> int:
+        if self.search.storage is None:
+            return 0
+        return len(self.study.ended() - set(self._keys)) * len(self.spec.seeds)
 
     def best(self) -> tuple[str, float, dict[str, Any]] | None:
+        shared = self.study.best() if self.search.storage is not None else None
+        if shared is not None and shared[0] not in self._keys:
+            return f"elsewhere, trial {shared[0]}", *shared[1:]
         complete = {k: v for k, v in self._values.items() if self._told.get(k) == "complete" and math.isfinite(v)}
         if not complete:
             return None
