@@ -315,7 +315,8 @@ def test_a_torn_last_line_of_the_ledger_is_ignored_and_ended(here: Path, run_com
 
 def kept(here: Path, name: str, **changes: Any) -> SweepDir:
     """A search of which nothing was trained."""
-    spec = Spec(words=["algo=ppo"], seeds=[0], swept=[], objective="eval/return_iqm", **{"search": Search(trials=2), **changes})
+    words = ["algo=ppo", "algo.clip=0.1,0.2"]
+    spec = Spec(words=words, seeds=[0], swept=["algo.clip"], objective="eval/return_iqm", **{"search": Search(trials=2), **changes})
     return SweepDir.create(here / "runs", name, spec, {})
 
 
@@ -326,6 +327,12 @@ def test_events_that_lack_something_are_left_out(here: Path) -> None:
     for event in ({"event": "trial", "point": "001"}, {"event": "told", "point": "000"}, {"event": "trial", "number": "x"}):
         swept.log(**event)  # type: ignore[arg-type]
     assert swept.history() == before
+
+
+def test_a_second_process_of_a_shared_study_is_told_to_take_a_directory_of_its_own(here: Path, run_command: Command) -> None:
+    with kept(here, "mine", search=Search(trials=2, storage="sqlite:///x.db")).lock():
+        code, _, err = run_command("sweep --resume mine")
+    assert (code, "needs a runs directory of its own, RLX_RUNS_DIR=" in err) == (2, True)
 
 
 @pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 2}', "[]", "{", None])

@@ -269,10 +269,15 @@ class SweepDir:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                shared = "; a process that shares its study needs a runs directory of its own, RLX_RUNS_DIR=…" if self._is_shared() else ""
                 raise ConfigError(
-                    f"{self.path} is being worked on by another process; `rlx ls --sweep {self.name}` shows how far it is"
+                    f"{self.path} is being worked on by another process; `rlx ls --sweep {self.name}` shows how far it is{shared}"
                 ) from None
             yield
+
+    def _is_shared(self) -> bool:
+        search = self.content().get("search")
+        return isinstance(search, dict) and search.get("storage") is not None
 
     def is_locked(self) -> bool:
         return RunDir(self.path).is_locked()
