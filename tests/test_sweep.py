@@ -415,12 +415,37 @@ def test_an_objective_that_no_run_logs_ends_the_sweep_with_the_metrics_there_are
     assert sum(run.status == "finished" for run in sweep_of(here, "typo").runs()) == 1
 
 
-def test_a_name_that_another_sweep_has_is_refused_with_the_difference(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} --seeds 1 --name mine")
-    code, _, err = run_command(f"sweep {SMALL} algo.clip=0.1,0.2 --seeds 1 --name mine")
-    assert code == 2
-    assert "algo.clip=0.1,0.2" in err
-    assert "choose another --name" in err
+GRID: dict[str, Any] = {"search": None}
+TRIALS: dict[str, Any] = {"search": Search(trials=2)}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "said"),
+    [
+        (GRID, "algo=ppo algo.clip=0.1,0.3", "algo.clip 0.1,0.2 there and 0.1,0.3 here; choose another --name\n"),
+        (GRID, "algo=ppo env=acrobot algo.clip=0.1,0.2", "sweep: env not given there and acrobot here; choose another --name\n"),
+        (GRID, "algo=ppo algo.clip=0.1,0.2 --seeds 3", "seeds 0 there and 0, 1, 2 here; choose another --name, or extend it: "
+                                                       "`rlx sweep --resume mine --seeds 0,1,2`"),
+        (TRIALS, "algo=ppo algo.clip=0.1,0.2 --trials 5", "trials 2 there and 5 here; choose another --name, or extend it: "
+                                                          "`rlx sweep --resume mine --trials 5`"),
+        (TRIALS, "algo=ppo algo.clip=0.1,0.2 --trials 1 --sampler random", "sampler tpe there and random here"),
+    ],
+)  # fmt: skip
+def test_a_name_that_another_sweep_has_is_refused_with_the_word_that_differs(
+    spec: dict[str, Any], words: str, said: str, here: Path, run_command: Command
+) -> None:
+    kept(here, "mine", **spec)
+    code, _, err = run_command(f"sweep {words} --name mine --dry-run")
+    assert (code, said in err) == (2, True)
+
+
+def test_a_run_that_is_taken_for_a_sweep_is_said_to_be_one(here: Path, run_command: Command) -> None:
+    (here / "runs/single").mkdir(parents=True)
+    (here / "runs/single/meta.json").write_text("{}")
+    kept(here, "s-min")
+    for words in ("sweep --resume single", "ls --sweep single"):
+        code, _, err = run_command(words)
+        assert (code, "is a run and no sweep: `rlx resume single`" in err) == (2, True)
 
 
 def test_a_sweep_is_worked_on_by_one_process(here: Path, run_command: Command) -> None:

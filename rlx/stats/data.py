@@ -129,7 +129,7 @@ def _find(root: Path, reference: str) -> list[Path]:
         if _is_sweep(path) or (path / "meta.json").is_file() or (path / "config.yaml").is_file():
             return [path]
     names = [run.name for run in list_runs(root)] + ([p.name for p in root.iterdir() if _is_sweep(p)] if root.is_dir() else [])
-    near = difflib.get_close_matches(reference, names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(reference, names, n=1)
     raise ConfigError(f"{reference}: no such run or sweep in {root}; {f'did you mean {near[0]}?' if near else '`rlx ls` lists them'}")
 
 

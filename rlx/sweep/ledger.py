@@ -155,7 +155,11 @@ class SweepDir:
         for path in (root / reference, Path(reference)):
             if cls.is_sweep(path):
                 return cls(path)
-        near = difflib.get_close_matches(reference, [s.name for s in sweeps], n=1, cutoff=0.4)
+            if (path / "meta.json").is_file():
+                raise ConfigError(
+                    f"{path} is a run and no sweep: `rlx resume {reference}` goes on with it, `rlx show {reference}` shows it"
+                )
+        near = difflib.get_close_matches(reference, [s.name for s in sweeps], n=1)
         there = f"the sweeps there are: {', '.join(s.name for s in sweeps[-8:])}" if sweeps else "there are no sweeps yet"
         raise ConfigError(f"{reference}: no such sweep in {root}; {f'did you mean {near[0]}?' if near else there}")
 

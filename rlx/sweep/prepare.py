@@ -165,18 +165,26 @@ def find(root: Path, name: str, spec: Spec) -> SweepDir | None:
     if not SweepDir.is_sweep(path):
         raise ConfigError(f"{path} exists and is not a sweep; choose another --name")
     found = SweepDir(path)
-    there, here = found.spec().identity(), spec.identity()
-    changed = [key for key in here if there.get(key) != here[key]]
+    there, here = _flat(found.spec()), _flat(spec)
+    changed = [key for key in {**there, **here} if there.get(key) != here.get(key)]
     if changed:
-        differences = "; ".join(f"{key} {_brief(there[key])} there and {_brief(here[key])} here" for key in changed)
-        raise ConfigError(
-            f"{path} is another sweep: {differences}; choose another --name, or extend it: `rlx sweep --resume {name} --seeds …`"
-        )
+        differences = "; ".join(f"{key} {there.get(key, 'not given')} there and {here.get(key, 'not given')} here" for key in changed)
+        advice = "choose another --name"
+        if changed == ["seeds"] and spec.search is None and set(spec.seeds) > set(found.spec().seeds):
+            advice += f", or extend it: `rlx sweep --resume {name} --seeds {','.join(map(str, spec.seeds))}`"
+        if changed == ["trials"] and int(here["trials"]) > int(there["trials"]):
+            advice += f", or extend it: `rlx sweep --resume {name} --trials {here['trials']}`"
+        raise ConfigError(f"{path} is another sweep: {differences}; {advice}")
     return found
 
 
-def _brief(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+def _flat(spec: Spec) -> dict[str, str]:
+    """What tells a sweep from others, word by word."""
+    identity = spec.identity()
+    words, search = identity.pop("words"), identity.pop("search") or {}
+    del identity["swept"]  # follows from the words
+    identity["seeds"] = ", ".join(map(str, spec.seeds))
+    return {k: str(v) for k, v in {**dict(word.split("=", 1) for word in words), **identity, **search}.items() if v is not None}
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
