@@ -359,6 +359,18 @@ def test_ls_shows_progress_and_the_best_setting(here: Path, run_command: Command
     assert "lr" in run_command("ls")[1]
 
 
+def test_runs_that_were_to_be_online_and_cannot_are_a_line_of_the_sweep(
+    here: Path, run_command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rlx.track import wandb
+
+    monkeypatch.setattr(wandb, "_why_no_login", lambda: "no login")
+    assert [wandb.why_offline(mode) for mode in ("online", "offline", "disabled")] == ["no login", "", ""]
+    run_command(f"sweep {SMALL} --seeds 1 --name one")
+    monkeypatch.setattr(wandb, "why_offline", lambda mode: "no login")
+    assert "W&B: runs are offline (no login); `wandb login` and then `rlx sync one`" in run_command("sweep --resume one")[1]
+
+
 def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command) -> None:
     run_command(f"sweep {SMALL} algo.clip=0.1,0.2 --seeds 1 --name clip")
     meta = RunDir(here / "runs/clip/001-s0").meta()

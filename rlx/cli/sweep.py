@@ -132,6 +132,7 @@ def _work(
     from rlx.sweep.drive import Drive
     from rlx.sweep.ledger import SweepDir
     from rlx.sweep.places import make_executor
+    from rlx.track.wandb import why_offline
 
     if retries < 0 or stall_s < 0:
         raise ConfigError("--retries and --stall-timeout: expected at least 0")
@@ -156,6 +157,8 @@ def _work(
             watcher = make_watcher(sweep.name)
             drive = Drive(sweep, plan, place, retries=retries, stall_s=stall_s, watcher=watcher)
             watcher.begin(drive, new=found is None, space=prepared.space.describe() if prepared.space else [])
+            if why := why_offline(prepared.configs[0].log.wandb.value):
+                watcher.note(f"W&B: runs are offline ({why}); `wandb login` and then `rlx sync {sweep.name}` uploads them")
             with SignalHandler(announce=False) as signals:
                 try:
                     drive.run(signals)

@@ -188,6 +188,18 @@ def mirrors(mode: str) -> bool:
         _tear_down()
 
 
+def why_offline(mode: str) -> str:
+    """Why runs that are to be mirrored online will not be; "" if they will, or were not to be."""
+    if mode != "online" and (mode != "auto" or _mode_of_environment() != "online"):
+        return ""
+    try:
+        return _why_no_login()
+    except Exception as error:
+        return _reason(error)
+    finally:
+        _tear_down()
+
+
 def _login_files() -> list[str]:
     """Where W&B keeps credentials, or the address of a server that has its own."""
     home = Path.home()
