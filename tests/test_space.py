@@ -264,3 +264,17 @@ def test_words_of_the_command_line_overrule_a_space_file(here: Path, run_command
     assert code == 0
     assert "algo.learning_rate: 1e-05 to 0.01, log scale" in out
     assert "algo.clip:" not in out
+
+
+def test_a_search_over_algorithms_takes_the_spaces_of_all_of_them(here: Path, run_command: Callable[[str], tuple[int, str, str]]) -> None:
+    code, out, _ = run_command("sweep algo=a2c,ppo env=cartpole --trials 3 --dry-run")
+    assert code == 0
+    for line in ("algo: a2c, ppo", "algo.rollout_length: 4, 8, 16, 32", "algo.clip: 0.1, 0.2, 0.3", "algo.learning_rate: 1e-05 to 0.01"):
+        assert line in out
+
+
+def test_the_space_of_another_algorithm_is_said_to_be_one(here: Path, run_command: Callable[[str], tuple[int, str, str]]) -> None:
+    code, _, err = run_command("sweep algo=ppo env=cartpole --trials 3 --space reinforce --dry-run")
+    assert code == 2
+    assert "--space reinforce: algo.episodes_per_update: unknown key for algo=ppo" in err
+    assert "it is the space of algo=reinforce" in err

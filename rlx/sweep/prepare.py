@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlx.config.compose import Composed, Composer
+from rlx.config.compose import GROUPS, Composed, Composer
 from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
@@ -80,10 +80,11 @@ def prepare(
         if useless is not None:
             raise ConfigError(f"--{useless} is for a search: say how many settings to try with --trials N")
     else:
-        if options["space"] is not None or not swept_keys(words):
-            chosen = options["space"] or composer.compose(words).config.algo.name
-            mine = {word.partition("=")[0] for word in words}
-            words = [*words, *[w for w in load_space(chosen, composer) if w.partition("=")[0] not in mine]]
+        if options["space"] is not None:
+            words = _with_space(words, options["space"], composer)
+        elif set(swept_keys(words)) <= {"algo"}:
+            for composed in compose_all(expand(words, composer), composer):
+                words = _with_space(words, composed.config.algo.name, composer)
         search = _search(options)
     if trials is None and seeds is None and len(seed_list) == 1 and not swept_keys(words):
         several = "a key several values (algo.learning_rate=1e-3,1e-2), several seeds (--seeds 5), or a search (--trials 30)"
@@ -102,6 +103,19 @@ def prepare(
     prepared.check()
     prepared.name = name if name is not None else default_name(spec, prepared.configs)
     return spec, prepared
+
+
+def _with_space(words: list[str], name: str, composer: Composer) -> list[str]:
+    """The words, and those of a search space whose keys they do not have."""
+    mine = {word.partition("=")[0] for word in words}
+    added = [word for word in load_space(name, composer) if word.partition("=")[0] not in mine]
+    try:
+        if added:
+            SearchSpace([*[word for word in words if word.partition("=")[0] in GROUPS], *added], composer)
+    except ConfigError as error:
+        owner = f"; it is the space of algo={name}" if name in composer.options("algo") else ""
+        raise ConfigError(f"--space {name}: {error}{owner}") from error
+    return [*words, *added]
 
 
 def _search(options: dict[str, Any]) -> Search:
