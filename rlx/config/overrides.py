@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -30,8 +31,7 @@ def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list
         try:
             override = OverridesParser.create().parse_override(argument)
         except HydraException as error:
-            first = str(error).splitlines()[0]
-            raise ConfigError(f"{argument}: cannot be read ({first}); quote it for the shell and write lists as 'key=[1,2]'") from error
+            raise ConfigError(f"{argument}: {_why_unreadable(argument.partition('=')[2], error)}") from error
         if override.package is not None:
             raise ConfigError(f"{argument}: a key has no '@'; write {override.key_or_group}={argument.partition('=')[2]}")
         if override.is_sweep_override() and not allow_sweeps:
@@ -47,6 +47,24 @@ def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list
             raise ConfigError(f"{override.key_or_group} is given twice: {seen[override.key_or_group]} and {override.input_line}")
         seen[override.key_or_group] = str(override.input_line)
     return overrides
+
+
+_FORMS = {
+    "range": "range(START,STOP) or range(START,STOP,STEP), of numbers",
+    "interval": "interval(LOW,HIGH), of numbers",
+    "choice": "choice(A,B,…), of at least one value",
+    "sort": "sort(A,B,…), of at least one value",
+    "glob": "glob(PATTERN)",
+}
+
+
+def _why_unreadable(value: str, error: HydraException) -> str:
+    form = next((form for name, form in _FORMS.items() if f"{name}(" in value), None)
+    if form is not None and "while evaluating" in str(error):
+        return f"expected {form}"
+    if re.search(r"^,|,,|,$", value):
+        return "a comma stands between two values, as in 1,2; one is missing here"
+    return f"cannot be read ({str(error).splitlines()[0]}); quote it for the shell and write lists as 'key=[1,2]'"
 
 
 def group_value(override: Override) -> str | None:
