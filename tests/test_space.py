@@ -19,7 +19,9 @@ COMPOSER = Composer()
 
 
 def parsed(words: tuple[str, ...] | list[str]) -> list[tuple[str, Any]]:
-    return [(o.key_or_group, o.value()) for o in OverridesParser.create().parse_overrides(list(words))]
+    """Keys and values, without the noise of Hydra's own ranges."""
+    found = [(o.key_or_group, o.value()) for o in OverridesParser.create().parse_overrides(list(words))]
+    return [(key, round(value, 12) if isinstance(value, float) else value) for key, value in found]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,19 @@ def test_the_grid_is_that_of_hydras_own_sweeper(line: str) -> None:
     overrides = OverridesParser.create(config_loader=COMPOSER._loader).parse_overrides(words)
     (theirs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
     assert [parsed(point.words) for point in expand(words, COMPOSER)] == [parsed(batch) for batch in theirs]
+
+
+@pytest.mark.parametrize(
+    ("word", "values"),
+    [
+        ("range(0.1,0.4,0.1)", [0.1, 0.2, 0.3]),
+        ("range(0.4,0.1,-0.1)", [0.4, 0.3, 0.2]),
+        ("range(0,1,0.25)", [0.0, 0.25, 0.5, 0.75]),
+        ("range(1e-5,3e-5,1e-5)", [1e-5, 2e-5]),
+    ],
+)
+def test_a_range_has_its_decimals_and_not_its_stop(word: str, values: list[float]) -> None:
+    assert [point.values["algo.clip"] for point in expand([f"algo.clip={word}"], COMPOSER)] == values
 
 
 def test_a_key_of_some_algorithms_applies_to_those_and_makes_no_duplicates() -> None:
@@ -99,6 +114,12 @@ def test_one_recipe_for_each_pair_is_composed() -> None:
     ("words", "said"),
     [
         (["algo.clip=range(2,1)"], "is empty"),
+        (["algo.num_epochs=1,"], "algo.num_epochs=1,: a comma stands between two values, as in 1,2; one is missing here"),
+        (["algo.num_epochs=choice()"], r"choice\(\): expected choice\(A,B,…\), of at least one value"),
+        (["algo.num_epochs=range(a,b)"], r"expected range\(START,STOP\) or range\(START,STOP,STEP\), of numbers"),
+        (["algo.clip=interval(1e-3)"], r"expected interval\(LOW,HIGH\), of numbers"),
+        (["algo.num_epochs=range(1,4,0)"], "the step of a range cannot be 0"),
+        (["algo.clip=range(0,1,0.0)"], "the step of a range cannot be 0"),
         (["algo=glob(x*)"], "matches none of"),
         (["algo.clip=glob(*)"], "members of a group"),
         (["algo.clip=interval(0.1,0.3)"], "--trials"),

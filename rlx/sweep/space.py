@@ -10,11 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import ChoiceSweep, FloatRange, Glob, IntervalSweep, Override, RangeSweep, Transformer
 from hydra.errors import HydraException
 
 from rlx.config.compose import GROUPS, Composed, Composer
@@ -81,14 +82,27 @@ def _options(override: Override, composer: Composer) -> list[tuple[str, Any]]:
         if not matching:
             raise ConfigError(f"{line}: matches none of {', '.join(there)}")
         return [(name, name) for name in matching]
+    if isinstance(value, RangeSweep) and value.step == 0:
+        raise ConfigError(f"{line}: the step of a range cannot be 0")
     try:
+        if isinstance(value, RangeSweep) and isinstance(value.range(), FloatRange) and not value.shuffle:
+            return _at_least_one([(repr(v), v) for v in _decimal_range(value)], override)
         texts = list(override.sweep_iterator(transformer=Transformer.encode))
         values = [_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity)] if not _shuffles(value) else None
     except (HydraException, ValueError) as error:
         raise ConfigError(f"{line}: cannot be expanded ({str(error).splitlines()[0]})") from error
     if values is None:
         values = [_plain(parse_overrides([f"x={text}"])[0].value()) for text in texts]
-    options = list(dict(zip(map(str, texts), values, strict=True)).items())
+    return _at_least_one(list(dict(zip(map(str, texts), values, strict=True)).items()), override)
+
+
+def _decimal_range(value: RangeSweep) -> Iterator[float]:
+    """0.1, 0.2, 0.3 and not 0.30000000000000004, nor a stop that was missed by as little."""
+    return FloatRange(*(Decimal(f"{v:.12g}") for v in (value.start, value.stop, value.step)))
+
+
+def _at_least_one(options: list[tuple[str, Any]], override: Override) -> list[tuple[str, Any]]:
+    value, line = override.value(), str(override.input_line)
     if not options:
         what = f"the range from {value.start} to {value.stop} in steps of {value.step} is" if isinstance(value, RangeSweep) else "this is"
         raise ConfigError(f"{line}: {what} empty; the stop of a range is not in it, and its step must lead there")
