@@ -132,6 +132,19 @@ def test_less_is_better_on_request(sweep: Sweep, run_command: Command) -> None:
     assert (pair["verdict"], pair["improvement"]) == ("better", 1.0)
 
 
+def test_a_sweep_is_compared_and_drawn_by_its_own_objective_and_direction(sweep: Sweep, run_command: Command) -> None:
+    path = sweep({0.001: [1, 2, 3, 4, 5], 0.01: [6, 7, 8, 9, 10]})
+    spec = {"format": 1, "swept": ["algo.learning_rate"], "objective": "time/elapsed_s", "direction": "minimize"}
+    (path / "sweep.json").write_text(json.dumps(spec))
+    assert "time/elapsed_s (less is better), last value of every run" in said(run_command, "compare lr")
+    assert "time/elapsed_s (less is better)" in said(run_command, "plot lr --kind parallel")
+    (pair,) = json.loads(said(run_command, f"compare lr --json --metric {METRIC}"))["pairs"]
+    assert pair["verdict"] == "worse"
+    (path / "sweep.json").write_text(json.dumps({**spec, "objective": METRIC}))
+    (pair,) = json.loads(said(run_command, "compare lr --json"))["pairs"]
+    assert pair["verdict"] == "better"
+
+
 def test_values_at_an_earlier_step(sweep: Sweep, run_command: Command) -> None:
     sweep({0.001: [400, 400]})
     (row,) = json.loads(said(run_command, "compare lr --json --at 2000"))["rows"]

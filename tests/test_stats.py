@@ -315,6 +315,11 @@ def test_algorithms_are_told_apart_by_name_and_lack_keys_that_they_do_not_have()
     assert [g.label for g in group([ppo, a2c], by=["algo", "clip"])] == ["a2c", "ppo clip=0.1"]
 
 
+def test_runs_that_lack_the_key_they_are_grouped_by_are_called_that() -> None:
+    ppo, a2c = run_of([1.0], **{"algo.clip": 0.1}), run_of([1.0], algo="a2c")
+    assert [g.label for g in group([ppo, a2c], by=["clip"])] == ["clip=0.1", "without clip"]
+
+
 def test_groups_are_in_the_order_of_numbers() -> None:
     runs = [run_of([1.0], **{"algo.n": n}) for n in (10, 9, 100)]
     assert [g.label for g in group(runs, by=["n"])] == ["n=9", "n=10", "n=100"]

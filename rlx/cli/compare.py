@@ -27,7 +27,8 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP…", help="Runs and sweeps: names, paths, patterns such as 'lr/00*'.",
                                               autocompletion=complete_runs_and_sweeps)],
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. [default: what differs]")] = None,
-    metric: Annotated[str, typer.Option(help="What is compared: its last value in every run.")] = _METRIC,
+    metric: Annotated[str | None, typer.Option(help="What is compared: its last value in every run. "
+                                               f"[default: the sweep's objective, or {_METRIC}]")] = None,
     at: Annotated[int | None, typer.Option(help="Compare at this many env steps instead of at the end.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Count env steps until the metric is there. [default: the target]")] = None,
     target: Annotated[float | None, typer.Option(help="What the optimality gap is from. [default: gymnasium's threshold]")] = None,
@@ -52,7 +53,7 @@ def compare(
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.stats.compare import compare as compare_groups
-    from rlx.stats.data import group, load
+    from rlx.stats.data import group, load, objective_of
 
     if not 0.5 <= confidence < 1.0:
         raise ConfigError(f"--confidence {confidence}: expected a share from 0.5 to below 1, e.g. 0.95")
@@ -60,8 +61,9 @@ def compare(
         raise ConfigError("--json, --csv and --latex: choose one")
     root = runs_dir or runs_directory()
     found, unreadable = load(root, runs)
-    result = compare_groups(group(found, by), metric=metric, at=at, threshold=threshold, target=target, minimize=minimize,
-                            confidence=confidence, all_pairs=all_pairs)  # fmt: skip
+    own = objective_of(root, found) or (_METRIC, False)
+    result = compare_groups(group(found, by), metric=metric or own[0], at=at, threshold=threshold, target=target,
+                            minimize=minimize or own == (metric or own[0], True), confidence=confidence, all_pairs=all_pairs)  # fmt: skip
     result.notes += unreadable
     if as_json:
         typer.echo(json.dumps(_finite(asdict(result))))
@@ -98,7 +100,8 @@ def _print(result: Comparison, *, sweep: str | None, references: list[str]) -> N
     console = terminal()
     where = "last value" if result.at is None else f"value at {result.at:,} env steps"
     percent = f"{100 * result.confidence:g} %"
-    console.print(f"{result.metric}, {where} of every run, on {', '.join(result.envs)}", soft_wrap=True, highlight=False)
+    less = " (less is better)" if result.minimize else ""
+    console.print(f"{result.metric}{less}, {where} of every run, on {', '.join(result.envs)}", soft_wrap=True, highlight=False)
     table = make_table("group", "seeds", "mean", "median", "IQM", f"{percent} interval", "gap")
     for row in result.rows:
         gap = "–" if row.optimality_gap is None else _number(row.optimality_gap)

@@ -28,7 +28,7 @@ def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP…", help="Runs and sweeps: names, paths, patterns such as 'lr/00*'.",
                                               autocompletion=complete_runs_and_sweeps)],
     kind: Annotated[str, typer.Option(help="curves, slice (one panel per swept key) or parallel (coordinates).")] = "curves",
-    metric: Annotated[str | None, typer.Option(help="What is drawn. [default: evaluations, or training returns]")] = None,
+    metric: Annotated[str | None, typer.Option(help="What is drawn. [default: the sweep's objective, or evaluations or returns]")] = None,
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. [default: what differs]")] = None,
     x: Annotated[str, typer.Option(help="env_steps or wall_time.")] = "env_steps",
     statistic: Annotated[str, typer.Option(help="Over seeds: iqm or mean.")] = "iqm",
@@ -53,7 +53,7 @@ def plot(
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.stats import figures
-    from rlx.stats.data import check_metric, group, load
+    from rlx.stats.data import check_metric, group, load, objective_of
     from rlx.sweep.prepare import check_choice
 
     check_choice("--kind", kind, _KINDS)
@@ -66,7 +66,9 @@ def plot(
         raise ConfigError("--out writes a file and --terminal writes none: leave one out")
     root = runs_dir or runs_directory()
     found, unreadable = load(root, runs)
-    chosen = metric or _default_metric(found, kind)
+    own = objective_of(root, found) or (_EVALUATION, False)
+    chosen = metric or _default_metric(found, kind, own[0])
+    minimize = minimize or own == (chosen, True)
     check_metric(found, chosen)
     groups = group(found, by)
     console = terminal()
@@ -84,7 +86,8 @@ def plot(
             _print_slices(console, tried, chosen)
         else:
             figure = figures.draw_parallel(tried, chosen, statistic=statistic, minimize=minimize)
-            console.print("parallel coordinates need a file; `rlx plot --kind slice` draws in the terminal", style="dim", soft_wrap=True)
+            console.print(f"{chosen}{' (less is better)' if minimize else ''}; parallel coordinates need a file, `rlx plot --kind slice` "
+                          "draws in the terminal", style="dim", soft_wrap=True, highlight=False)  # fmt: skip
     if terminal_only:
         return
     for path in out or [_default_path(root, found, kind, chosen, x)]:
@@ -92,11 +95,11 @@ def plot(
         console.print(str(path), soft_wrap=True, highlight=False)
 
 
-def _default_metric(runs: Sequence[RunData], kind: str) -> str:
-    """Evaluations, unless they are too few to make a curve of every run."""
+def _default_metric(runs: Sequence[RunData], kind: str, preferred: str) -> str:
+    """The sweep's objective or evaluations, unless they are too few to make a curve of every run."""
     needed = 3 if kind == "curves" else 1
-    counts = [len(run.series(_EVALUATION)[0]) for run in runs if run.lines]
-    return _EVALUATION if counts and min(counts) >= needed else _TRAINING
+    counts = [len(run.series(preferred)[0]) for run in runs if run.lines]
+    return preferred if counts and min(counts) >= needed else _TRAINING
 
 
 def _default_path(root: Path, runs: Sequence[RunData], kind: str, metric: str, x: str) -> Path:

@@ -170,9 +170,10 @@ def group(runs: list[RunData], by: list[str] | None = None) -> list[Group]:
         groups.setdefault(json.dumps(values, default=str), (values, []))[1].append(run)
     ordered = sorted(groups.values(), key=lambda item: [_order(v) for v in item[0].values()])
     own = [{key: value for key, value in values.items() if key in members[0].settings} for values, members in ordered]
-    labels = [label(values) for values in own]
+    lacking = f"without {' or '.join(key.rpartition('.')[2] for key in keys)}"  # the one group whose runs have none of several keys
+    labels = [label(values) if values or not keys else lacking for values in own]
     if len(set(labels)) < len(labels):
-        labels = [label(values, digits=17) for values in own]
+        labels = [label(values, digits=17) if values or not keys else lacking for values in own]
     return [Group(label=name, values=values, runs=members) for name, (values, members) in zip(labels, ordered, strict=True)]
 
 
@@ -236,6 +237,14 @@ def label(values: dict[str, Any], *, digits: int = 4) -> str:
 def metrics_of(runs: Iterable[RunData]) -> list[str]:
     """Every metric that any of the runs logged."""
     return sorted({key for run in runs for line in run.lines for key, value in line.items() if "/" in key and _is_number(value)})
+
+
+def objective_of(root: Path, runs: list[RunData]) -> tuple[str, bool] | None:
+    """What the sweep that all runs are of is judged by, and whether less of it is better; None if there is none, or it was not logged."""
+    names = {run.sweep for run in runs}
+    content = sweep_content(root / str(names.pop())) if len(names) == 1 else {}
+    objective = content.get("objective")
+    return (objective, content.get("direction") == "minimize") if objective in metrics_of(runs) else None
 
 
 def check_metric(runs: list[RunData], metric: str) -> None:
