@@ -99,12 +99,15 @@ def test_a_slice_has_a_panel_for_every_key_a_dot_for_every_run_and_a_line_throug
     np.testing.assert_allclose(rate.lines[0].get_xdata(), [1e-4, 1e-3, 1e-1])
     np.testing.assert_allclose(rate.lines[0].get_ydata(), [15e-4, 15e-3, 15e-1])
     assert [t.get_text() for t in name.get_xticklabels()] == ["relu", "tanh"]
+    assert (rate.lines[0].get_linestyle(), name.lines[0].get_linestyle()) == ("-", "None")
 
 
 def test_pruned_settings_are_grey_and_not_in_the_line() -> None:
     found = [figures.Trial(values={"k": k}, scores=[float(k)], complete=k < 3) for k in (1, 2, 3)]
-    (axes,) = figures.draw_slices(found, METRIC).axes
+    figure = figures.draw_slices(found, METRIC)
+    (axes,) = figure.axes
     assert list(axes.lines[0].get_xdata()) == [1.0, 2.0]
+    assert figure.get_supxlabel() == "grey: 1 setting pruned, failed or not finished"
 
 
 @pytest.mark.parametrize(("minimize", "best"), [(False, 3.0), (True, 1.0)])
@@ -132,7 +135,7 @@ def test_the_best_of_parallel_coordinates_is_a_whole_one_in_the_brightest_colour
 def test_parallel_coordinates_survive_a_setting_without_a_score() -> None:
     found = [figures.Trial(values={"a": 1}, scores=[], complete=False), figures.Trial(values={"a": 2}, scores=[5.0], complete=True)]
     (axes,) = figures.draw_parallel(found, METRIC).axes
-    assert any("grey: 1 settings" in t.get_text() for t in axes.texts)
+    assert any("grey: 1 setting pruned" in t.get_text() for t in axes.texts)
 
 
 @pytest.mark.parametrize("ending", figures.FORMATS)

@@ -161,7 +161,7 @@ def scale_of(values: Sequence[Any]) -> Scale:
 
 
 def _name(value: Any) -> str:
-    return "–" if value is None else str(value).replace(" ", "")
+    return "–" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
 def draw_slices(found: Sequence[Trial], metric: str, *, statistic: str = "iqm") -> Figure:
@@ -181,7 +181,15 @@ def draw_slices(found: Sequence[Trial], metric: str, *, statistic: str = "iqm") 
                 axes.set_ylabel(metric)
         for i in range(len(keys), rows * columns):
             grid[i // columns][i % columns].set_visible(False)
+        if unfinished := _unfinished(found):
+            figure.supxlabel(unfinished, fontsize=8, color="#777777")
     return figure
+
+
+def _unfinished(found: Sequence[Trial]) -> str:
+    """What grey means, where something is."""
+    number = sum(not t.complete for t in found)
+    return f"grey: {number} setting{'s' if number != 1 else ''} pruned, failed or not finished" if number else ""
 
 
 def _draw_slice(axes: Axes, found: Sequence[Trial], scale: Scale, statistic: str) -> None:
@@ -197,11 +205,13 @@ def _draw_slice(axes: Axes, found: Sequence[Trial], scale: Scale, statistic: str
     if len(pooled) < complete or complete <= 6:  # a line through many values that nothing repeats would only follow the noise
         order = sorted(p for p, scores in pooled.items() if scores)
         reduce = iqm if statistic == "iqm" else mean
-        axes.plot(
-            order, [float(reduce(np.array(pooled[p]))) for p in order], color=COLORS[1], marker="o", markersize=4, linewidth=1.5, zorder=4
-        )
+        aggregates = [float(reduce(np.array(pooled[p]))) for p in order]
+        joined = "-" if scale.names is None else "none"  # between names there is nothing
+        axes.plot(order, aggregates, color=COLORS[1], marker="o", markersize=4, linestyle=joined, linewidth=1.5, zorder=4)
     if scale.log:
         axes.set_xscale("log")
+    elif scale.names is None:
+        axes.locator_params(axis="x", nbins=5)
     if scale.names is not None:
         axes.set_xticks(range(len(scale.names)), scale.names, rotation=30 if max(map(len, scale.names)) > 8 else 0)
         axes.set_xlim(-0.5, len(scale.names) - 0.5)
@@ -236,9 +246,7 @@ def draw_parallel(found: Sequence[Trial], metric: str, *, statistic: str = "iqm"
         axes.set_xlim(-0.15, len(scales) - 1 + 0.55)
         axes.set_ylim(-0.12, 1.12)
         axes.axis("off")
-        unfinished = sum(not t.complete for t in found)
-        if unfinished:
-            axes.annotate(f"grey: {unfinished} settings pruned, failed or not finished", (0, -0.11), fontsize=8, color="#777777")
+        axes.annotate(_unfinished(found), (0, -0.11), fontsize=8, color="#777777")
     return figure
 
 
