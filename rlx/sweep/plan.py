@@ -76,7 +76,7 @@ class Scores:
         if not finite:
             return None
         choose = max if self.spec.direction == "maximize" else min
-        point = choose(finite, key=finite.__getitem__)
+        point = choose(sorted(finite), key=finite.__getitem__)  # of equal ones the first, whichever ended first
         return point, finite[point]
 
 
@@ -301,7 +301,7 @@ class SearchPlan:
         if not complete:
             return None
         choose = max if self.spec.direction == "maximize" else min
-        key = choose(complete, key=complete.__getitem__)
+        key = choose(sorted(complete), key=complete.__getitem__)
         return key, complete[key], self._points[key].values
 
     def values_of(self, job: Job) -> dict[str, Any]:
