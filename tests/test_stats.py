@@ -334,6 +334,7 @@ def test_labels_are_short_and_never_the_same_for_two_groups() -> None:
     assert (
         label({"algo": "ppo", "algo.learning_rate": 0.001, "algo.hidden_sizes": [64, 64]}) == "ppo learning_rate=0.001 hidden_sizes=[64,64]"
     )
+    assert label({"env.kwargs.bad": False, "algo.target_kl": None}) == "bad=false target_kl=null"
     runs = [run_of([1.0], **{"algo.x": x}) for x in (0.123451, 0.123452)]
     assert len({g.label for g in group(runs)}) == 2
 

@@ -228,7 +228,10 @@ def label(values: dict[str, Any], *, digits: int = 4) -> str:
     parts = []
     for key, last in zip(values, lasts, strict=True):
         value = values[key]
-        shown = "null" if value is None else f"{value:.{digits}g}" if isinstance(value, float) else str(value).replace(" ", "")
+        if value is None or isinstance(value, bool):
+            shown = json.dumps(value)
+        else:
+            shown = f"{value:.{digits}g}" if isinstance(value, float) else str(value).replace(" ", "")
         name = last if lasts.count(last) == 1 else key
         parts.append(shown if key in ("algo", "env") else f"{name}={shown}")
     return " ".join(parts)
