@@ -76,6 +76,11 @@ def sweep(
     check_choice("--executor", executor, _EXECUTORS)
     if aggregate is not None:
         check_choice("--aggregate", aggregate, _AGGREGATES)
+    for number, option, least in ((jobs, "--jobs", 1), (retries, "--retries", 0), (stall_timeout, "--stall-timeout", 0)):
+        if number is not None and number < least:
+            raise ConfigError(f"{option} {number:g}: expected at least {least}")
+    if retry_failed and resume is None and not overrides:
+        raise ConfigError("--retry-failed needs to know whose runs: add --resume NAME, or --resume latest")
     for given, option, wants in ((address, "--address", "ray"), (slurm, "--slurm", "slurm")):
         if given and executor != wants:
             raise ConfigError(f"{option} goes with --executor {wants}, and this is --executor {executor}")
@@ -127,15 +132,13 @@ def _work(
     import shutil
 
     from rlx.cli.sweepview import make_watcher, print_end
-    from rlx.errors import ConfigError, RlxError, SweepError
+    from rlx.errors import RlxError, SweepError
     from rlx.signals import SignalHandler
     from rlx.sweep.drive import Drive
     from rlx.sweep.ledger import SweepDir
     from rlx.sweep.places import make_executor
     from rlx.track.wandb import why_offline
 
-    if retries < 0 or stall_s < 0:
-        raise ConfigError("--retries and --stall-timeout: expected at least 0")
     place = make_executor(where, prepared.configs, options, folder=root / prepared.name)
     try:
         points = {key: point for key, (point, _) in prepared.points.items()}
@@ -204,19 +207,19 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, failed: list[s
 def _print_points(prepared: Prepared) -> None:
     """What would be trained."""
     from rlx.cli.catalogue import make_table, terminal
+    from rlx.cli.sweepview import count
     from rlx.sweep.plan import describe
 
     console, seeds = terminal(), len(prepared.spec.seeds)
     if prepared.space is not None:
         assert prepared.spec.search is not None
-        console.print(f"{prepared.name}: {prepared.spec.search.trials} trials × {seeds} seeds; nothing was trained", soft_wrap=True)
+        trials = count(prepared.spec.search.trials, "trial")
+        console.print(f"{prepared.name}: {trials} × {count(seeds, 'seed')}; nothing was trained", soft_wrap=True)
         for line in prepared.space.describe():
             console.print(f"  {line}", soft_wrap=True)
         return
-    console.print(
-        f"{prepared.name}: {len(prepared.points)} settings × {seeds} seeds = {len(prepared.points) * seeds} runs; nothing was trained",
-        soft_wrap=True,
-    )
+    what = f"{count(len(prepared.points), 'setting')} × {count(seeds, 'seed')} = {count(len(prepared.points) * seeds, 'run')}"
+    console.print(f"{prepared.name}: {what}; nothing was trained", soft_wrap=True)
     table = make_table("runs", "settings", "env steps")
     for key, (point, composed) in prepared.points.items():
         names = f"{key}-s{prepared.spec.seeds[0]}" + (f" … s{prepared.spec.seeds[-1]}" if seeds > 1 else "")

@@ -130,6 +130,7 @@ def list_sweep(root: Path, reference: str, *, as_json: bool) -> None:
     """Print a sweep's progress and runs."""
     from rich.text import Text
 
+    from rlx.cli.sweepview import count
     from rlx.sweep.ledger import SweepDir
     from rlx.sweep.plan import describe
     from rlx.track.console import duration
@@ -145,7 +146,7 @@ def list_sweep(root: Path, reference: str, *, as_json: bool) -> None:
     states = ", ".join(f"{n} {status}" for status, n in seen.counts.items())
     console.print(states, style="dim")
     if seen.best is not None:
-        console.print(f"best so far {seen.best['value']:.4g} ({seen.objective}, {seen.best['seeds']} seeds): "
+        console.print(f"best so far {seen.best['value']:.4g} ({seen.objective}, {count(seen.best['seeds'], 'seed')}): "
                       f"{seen.best['point']}  {describe(seen.best['values'])}", style="green", soft_wrap=True, highlight=False)  # fmt: skip
     table = make_table("run", "settings", "status", "steps", seen.objective.rpartition("/")[2], "time")
     for row in seen.rows:

@@ -87,6 +87,7 @@ def prepare(
                 words = _with_space(words, composed.config.algo.name, composer)
         search = _search(options)
     if trials is None and seeds is None and len(seed_list) == 1 and not swept_keys(words):
+        composer.compose(words)  # what is wrong with the words comes first
         several = "a key several values (algo.learning_rate=1e-3,1e-2), several seeds (--seeds 5), or a search (--trials 30)"
         raise ConfigError(f"nothing to sweep: give {several}")
     spec = Spec(
