@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import gymnasium
 import torch
 
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
-from rlx.config.schema import RunConfig
+from rlx.config.schema import EnvConfig, RunConfig
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
+from rlx.envs.rules import rules_of
 from rlx.errors import ConfigError
 from rlx.evaluate import Evaluator
 from rlx.rng import seed_everything
@@ -76,9 +78,19 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     return VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
 
 
-def env_spec(env_id: str, env: VectorEnv) -> EnvSpec:
-    game = getattr(env, "game", None)
-    return EnvSpec(id=env_id, observation_space=env.single_observation_space, action_space=env.single_action_space, game=game)
+def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> EnvSpec:
+    """What may be known of an environment, of which `env` is one or a batch."""
+    rules = rules_of(config.id, config.kwargs)
+    return EnvSpec(
+        id=config.id,
+        observation_space=getattr(env, "single_observation_space", None) or env.observation_space,  # type: ignore[union-attr]
+        action_space=getattr(env, "single_action_space", None) or env.action_space,  # type: ignore[union-attr]
+        game=getattr(env, "game", None),
+        reward_fn=rules.reward,
+        reward_unknown=rules.reward_unknown,
+        termination_fn=rules.termination,
+        never_terminates=rules.never_terminates,
+    )
 
 
 def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> Probe | None:
@@ -106,7 +118,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
     setup_torch(config, device)
     make_env = env_factory(config)
     env, defect = make_env.training(config.env.num_envs, inexact=inexact)
-    algo = build_algorithm(config, env_spec(config.env.id, env), device)
+    algo = build_algorithm(config, env_spec(config.env, env), device)
     return Parts(
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),

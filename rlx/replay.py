@@ -78,3 +78,51 @@ class Symmetries:
         flat = planes.flatten(2)
         turned = flat.gather(2, self._cells[which][:, None, :].expand(-1, flat.shape[1], -1))
         return turned.view_as(planes), policy.gather(1, self._actions[which])
+
+
+class TransitionReplay:
+    """The newest steps of B environments side by side, as columns; row i and row i + B are consecutive steps of one environment.
+
+    Args:
+        capacity: rows, rounded down to a multiple of num_envs; the oldest are overwritten.
+        num_envs: B.
+        columns: for each name the dtype and the shape of a row.
+    """
+
+    def __init__(self, capacity: int, num_envs: int, columns: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        self.capacity, self.num_envs, self.added = max(capacity // num_envs, 1) * num_envs, num_envs, 0
+        self._columns = {name: torch.zeros(0, *shape, dtype=dtype) for name, (dtype, shape) in columns.items()}
+
+    @property
+    def size(self) -> int:
+        return min(self.added, self.capacity)
+
+    def add(self, **rows: Tensor) -> None:
+        """Add [T, B, *] of every column."""
+        for name, steps in rows.items():
+            new = steps.flatten(0, 1)
+            index = (self.added + torch.arange(len(new))) % self.capacity
+            old = self._columns[name]
+            need = min(self.capacity, self.added + len(new)) - len(old)
+            if need > 0:  # memory is taken as it is needed, in steps of a half
+                grown = min(self.capacity - len(old), max(need, len(old) // 2, 1024))
+                old = self._columns[name] = torch.cat([old, old.new_zeros(grown, *old.shape[1:])])
+            old[index] = new.to(old.dtype)
+        self.added += len(new)
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A column [size, *], in no particular order once the oldest rows have been overwritten."""
+        return self._columns[name][: self.size]
+
+    def newest(self, name: str, num_rows: int) -> Tensor:
+        """The last rows of a column in the order of time, [T, B, *]."""
+        num_rows = min(num_rows, self.size)
+        index = (self.added - num_rows + torch.arange(num_rows)) % self.capacity
+        return self._columns[name][index].unflatten(0, (-1, self.num_envs))
+
+    def state_dict(self) -> State:
+        return {"added": self.added, **{name: self[name].clone() for name in self._columns}}
+
+    def load_state_dict(self, state: State) -> None:
+        self.added = state["added"]
+        self._columns = {name: state[name].clone() for name in self._columns}

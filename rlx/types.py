@@ -7,7 +7,7 @@ The only clock is env steps; seconds end in `_s`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -22,6 +22,10 @@ State = dict[str, Any]
 """What `torch.load(weights_only=True)` can read back: tensors, numbers, strings, bytes, lists, tuples and dicts."""
 Metrics = Mapping[str, Tensor | float]
 Mode = Literal["train", "eval"]
+RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""reward(obs [..., D], action [..., A], next_obs [..., D]) -> [...], of tensors that broadcast."""
+TerminationFn = Callable[[Tensor], Tensor]
+"""termination(next_obs [..., D]) -> [...] bool: whether the episode ends there, other than by being cut."""
 
 
 class Stateful(Protocol):
@@ -76,6 +80,14 @@ class EnvSpec:
     action_space: gymnasium.Space[Any]
     game: Game | None = None
     """The rules, if it is a two-player game; an observation is then the list of the actions so far."""
+    reward_fn: RewardFn | None = None
+    """The reward, where it is known and a function of what is observed."""
+    reward_unknown: str = "nobody has declared it"
+    """Why there is no `reward_fn`."""
+    termination_fn: TerminationFn | None = None
+    """When episodes terminate, where that is known."""
+    never_terminates: bool = False
+    """Whether it is known that episodes are only ever cut."""
 
 
 @dataclass(kw_only=True)
@@ -149,6 +161,27 @@ class Progress:
 
     def load_state_dict(self, state: State) -> None:
         self.env_steps, self.iteration = state["env_steps"], state["iteration"]
+
+
+class ModelStep(NamedTuple):
+    """Where a model says that actions lead, for N candidates from each of B states, with P particles of each."""
+
+    state: Tree  # whatever the model goes on from
+    reward: Tensor  # [P, B, N]
+    discount: Tensor | None  # [P, B, N]: 0 where the episode has terminated, else 1; None if it never does
+    disagreement: Tensor | None  # [B, N], at least 0: how little the model knows of this; None where nobody asked
+
+
+class DynamicsModel(Protocol):
+    """A simulator or a learned model: planners cannot tell them apart."""
+
+    def begin(self, obs: Tensor, num_candidates: int) -> Tree:
+        """The state of N candidates that all begin with obs [B, D]."""
+        ...
+
+    def step(self, state: Tree, action: Tensor) -> ModelStep:
+        """One step of all candidates under action [B, N, A], in units of the action space."""
+        ...
 
 
 class VectorEnv(Protocol):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlx.algos.config import A2CConfig, AlgoConfig, AlphaGoConfig, AlphaZeroConfig, PPOConfig, ReinforceConfig
+from rlx.algos.config.pets import PETSConfig
 
 
 @dataclass(frozen=True)
@@ -31,4 +32,5 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     "alphago": AlgoInfo(
         AlphaGoConfig, "rlx.algos.alphago:AlphaGo", "Imitates experts, improves by policy gradient, learns values, searches with all"
     ),
+    "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models, for continuous actions"),
 }

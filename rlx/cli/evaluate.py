@@ -73,7 +73,7 @@ def evaluate(
     setup_torch(config, device)
     make_env = env_factory(config)
     env = make_env(min(episodes, MAX_PARALLEL))
-    algo = build_algorithm(config, env_spec(config.env.id, env), device)
+    algo = build_algorithm(config, env_spec(config.env, env), device)
     load_algorithm(chosen, algo, name=config.algo.name)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"

@@ -39,7 +39,7 @@ def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None =
     setup_torch(config, device)
     make_env = env_factory(config)
     assert isinstance(make_env, GameEnvFactory)
-    algo: Any = build_algorithm(config, env_spec(config.env.id, make_env(1)), device)
+    algo: Any = build_algorithm(config, env_spec(config.env, make_env(1)), device)
     load_algorithm(choose_checkpoint(run, checkpoint), algo, name=config.algo.name)
     return algo, make_env.game, run.reference
 

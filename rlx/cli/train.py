@@ -152,15 +152,14 @@ def _check_parts(config: RunConfig) -> None:
     """Raise if the device is not there, the environment cannot be made, or the algorithm cannot train on it."""
     from rlx.build import build_algorithm, env_factory, env_spec, resolve_device
     from rlx.envs.registry import EnvFactory
-    from rlx.types import EnvSpec
 
     device = resolve_device(config)
     factory = env_factory(config)
     if config.env.is_game:
-        spec = env_spec(config.env.id, factory(1))
+        spec = env_spec(config.env, factory(1))
     else:
         env = EnvFactory(config.env.id, config.env.kwargs)()
-        spec = EnvSpec(id=config.env.id, observation_space=env.observation_space, action_space=env.action_space)
+        spec = env_spec(config.env, env)
         env.close()
     build_algorithm(config, spec, device)
 

@@ -14,13 +14,21 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-_GRAVITY, _MASS_CART, _MASS_POLE, _HALF_LENGTH, _FORCE, _DT = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
-_TOTAL_MASS, _POLE_MASS_LENGTH = _MASS_CART + _MASS_POLE, _MASS_POLE * _HALF_LENGTH
-_X_LIMIT, _THETA_LIMIT = 2.4, 12 * 2 * np.pi / 360
+_GRAVITY, _MASS_CART, _MASS_POLE, HALF_LENGTH, FORCE, DT = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
+_TOTAL_MASS, _POLE_MASS_LENGTH = _MASS_CART + _MASS_POLE, _MASS_POLE * HALF_LENGTH
+X_LIMIT, THETA_LIMIT = 2.4, 12 * 2 * np.pi / 360
 _MAX_STEPS = 500
 
 
-def _uniform(seeds: NDArray[np.int64], n: int) -> NDArray[np.float64]:
+def accelerations(theta: NDArray[np.float64], theta_dot: NDArray[np.float64], force: NDArray[np.float64]) -> tuple[Any, Any]:
+    """Of the cart and of the pole, whose angle is 0 when it is upright; [B] each."""
+    cos, sin = np.cos(theta), np.sin(theta)
+    temp = (force + _POLE_MASS_LENGTH * np.square(theta_dot) * sin) / _TOTAL_MASS
+    theta_acc = (_GRAVITY * sin - cos * temp) / (HALF_LENGTH * (4.0 / 3.0 - _MASS_POLE * np.square(cos) / _TOTAL_MASS))
+    return temp - _POLE_MASS_LENGTH * theta_acc * cos / _TOTAL_MASS, theta_acc
+
+
+def seeded_uniform(seeds: NDArray[np.int64], n: int) -> NDArray[np.float64]:
     """Give n numbers in [0, 1) for each seed [E]: splitmix64 (Steele, Lea and Flood 2014); returns [n, E]."""
     with np.errstate(over="ignore"):
         z = seeds.astype(np.uint64) + np.arange(1, n + 1, dtype=np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
@@ -38,7 +46,7 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
         # The bounds of the scalar env: twice the limits at which an episode ends, unbounded velocities.
-        high = np.array([2 * _X_LIMIT, np.inf, 2 * _THETA_LIMIT, np.inf], dtype=np.float32)
+        high = np.array([2 * X_LIMIT, np.inf, 2 * THETA_LIMIT, np.inf], dtype=np.float32)
         self.single_observation_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
         self.single_action_space = gymnasium.spaces.Discrete(2)
         self._state = np.zeros((4, num_envs))  # x, x velocity, theta, theta velocity
@@ -47,23 +55,19 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
-        self._state[:, mask] = _uniform(np.asarray(seed, dtype=np.int64)[mask], 4) * 0.1 - 0.05
+        self._state[:, mask] = seeded_uniform(np.asarray(seed, dtype=np.int64)[mask], 4) * 0.1 - 0.05
         self._elapsed[mask] = 0
         return self._state.T.astype(np.float32), {}
 
     def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         x, x_dot, theta, theta_dot = self._state
-        force = np.where(actions == 1, _FORCE, -_FORCE)
-        cos, sin = np.cos(theta), np.sin(theta)
-        temp = (force + _POLE_MASS_LENGTH * np.square(theta_dot) * sin) / _TOTAL_MASS
-        theta_acc = (_GRAVITY * sin - cos * temp) / (_HALF_LENGTH * (4.0 / 3.0 - _MASS_POLE * np.square(cos) / _TOTAL_MASS))
-        x_acc = temp - _POLE_MASS_LENGTH * theta_acc * cos / _TOTAL_MASS
-        x += _DT * x_dot  # the rows are views; each is read before it is moved
-        x_dot += _DT * x_acc
-        theta += _DT * theta_dot
-        theta_dot += _DT * theta_acc
+        x_acc, theta_acc = accelerations(theta, theta_dot, np.where(actions == 1, FORCE, -FORCE))
+        x += DT * x_dot  # the rows are views; each is read before it is moved
+        x_dot += DT * x_acc
+        theta += DT * theta_dot
+        theta_dot += DT * theta_acc
         self._elapsed += 1
-        terminated = (np.abs(x) > _X_LIMIT) | (np.abs(theta) > _THETA_LIMIT)
+        terminated = (np.abs(x) > X_LIMIT) | (np.abs(theta) > THETA_LIMIT)
         truncated = self._elapsed >= _MAX_STEPS
         return self._state.T.astype(np.float32), np.ones(self.num_envs, dtype=np.float32), terminated, truncated, {}
 

@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,26 @@ from rlx.envs.cartpole import CartPoleVectorEnv
 from rlx.envs.games import PREFIX, Game
 from rlx.envs.opponents import parse_opponent
 from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
+from rlx.envs.poles import TASKS, PoleVectorEnv, register
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlx.types import VectorEnv  # torch lives there, and worker processes do without
 
-NATIVE = {"CartPole-v1": CartPoleVectorEnv}
+register()
+
+NATIVE: dict[str, Callable[[int], VectorEnv]] = {
+    "CartPole-v1": CartPoleVectorEnv,
+    **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
+}
 """Environments with an implementation of rlx's own, vectorised in one array."""
 
 REPLAYABLE = {
     *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
     *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
+    *TASKS,
 }
 """Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""
 

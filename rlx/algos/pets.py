@@ -1,0 +1,291 @@
+"""PETS: probabilistic ensembles with trajectory sampling. A model that knows what it does not know, and a planner instead of a policy.
+
+Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random; then fit an ensemble to all that was seen, and take the first
+action of a plan that is made anew at every step, beginning from the rest of the one before. Deviations of the model are in
+`rlx.models.ensemble`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env steps and not with the episodes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.algos.config.pets import PETSConfig, RewardSource, TerminationSource, TrustRule
+from rlx.errors import ConfigError
+from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
+from rlx.models.imagination import EnsembleModel, FrozenEnsemble
+from rlx.nn.flat import FlatAdam
+from rlx.planning.shooting import Plan, PlannerConfig, Trust, plan
+from rlx.planning.windows import ReturnWindows
+from rlx.replay import TransitionReplay
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+_LOOK_AHEAD = 5
+"""Steps of model/k_step_error."""
+_MAX_STARTS = 256
+"""Most places from which model/k_step_error looks ahead."""
+
+
+class PETS:
+    """Plans with a learned ensemble, for continuous actions."""
+
+    def __init__(self, config: PETSConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.rollout_length = 1
+        low, high = _bounds(spec)
+        self._centre, self._half = ((torch.from_numpy(x).to(device)) for x in ((high + low) / 2.0, (high - low) / 2.0))
+        self._reward_fn, self._termination_fn = _known_rules(config, spec)
+        num_features, num_actions = math.prod(spec.observation_space.shape or (1,)), len(low)
+        self.ensemble = Ensemble(
+            num_features + num_actions, num_features + (self._reward_fn is None),
+            num_members=config.ensemble_size, hidden_sizes=config.hidden_sizes, learn_bounds=config.learn_variance_bounds,
+        ).to(device)  # fmt: skip
+        self.optimizer = FlatAdam(self.ensemble, epsilon=1e-8, max_grad_norm=100.0)
+        vector, scalar = (num_features,), ()
+        self.replay = TransitionReplay(config.replay_size, num_envs, {
+            "obs": (torch.float32, vector), "action": (torch.float32, (num_actions,)), "change": (torch.float32, vector),
+            "reward": (torch.float32, scalar), "is_last": (torch.bool, scalar), "holdout": (torch.bool, scalar),
+            "counts": (torch.uint8, (config.ensemble_size,)),
+        })  # fmt: skip
+        self.windows = ReturnWindows(config.horizon, num_envs)
+        self._planner = PlannerConfig(
+            method=config.planner.value, population=config.population, iterations=config.iterations, elites=config.elites,
+            momentum=config.momentum, init_std=config.init_std, noise_beta=config.noise_beta, population_decay=config.population_decay,
+            keep_elites=config.keep_elites, temperature=config.temperature,
+        )  # fmt: skip
+        self._trust = Trust(
+            cost=config.trust_cost if config.trust is TrustRule.disagreement else 0.0,
+            limit=config.trust_limit if config.trust is TrustRule.truncate else math.inf,
+        )
+        self._fits = 0
+        self._seen = 0  # rows that the last fit knew
+        self._obs_scale = torch.zeros(num_features, device=device)
+        self._frozen = FrozenEnsemble(self.ensemble)
+
+    # Saving
+
+    def state_dict(self) -> State:
+        return {
+            "ensemble": self.ensemble.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "windows": self.windows.state_dict(),
+            "obs_scale": self._obs_scale.clone(),
+            "fits": self._fits,
+            "seen": self._seen,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.ensemble.load_state_dict(state["ensemble"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self.windows.load_state_dict(state["windows"])
+        self._obs_scale = state["obs_scale"].clone()
+        self._fits, self._seen = state["fits"], state["seen"]
+        self._frozen = FrozenEnsemble(self.ensemble)
+
+    # Acting
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return torch.zeros(batch_size, self.config.horizon, len(self._half), device=self.device)
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Plan from obs [B, *], beginning from what is left of the plan of the step before, carry [B, H, A].
+
+        In evaluations the planner draws the same numbers every time, so that what it does follows from what it sees.
+        """
+        begun = time.perf_counter()
+        carry = torch.where(is_first[:, None, None], 0.0, carry)
+        if self._fits:
+            generator = torch.Generator(self.device).manual_seed(0) if mode == "eval" else None
+            found = self.plan(obs.flatten(1).to(torch.float32), carry, generator)
+        else:
+            found = self._nothing_planned(len(obs), mode)
+        spent_s = time.perf_counter() - begun
+        extras = {
+            "predicted_return": found.predicted_return,
+            "disagreement": found.disagreement,
+            "horizon": found.horizon,
+            "plan_s": torch.full((len(obs),), spent_s / len(obs), device=self.device),
+        }
+        rest = torch.cat([found.mean[:, 1:], torch.zeros_like(found.mean[:, :1])], dim=1)
+        return PolicyOutput(self._to_action(found.mean[:, 0]), rest if self._fits else carry, extras)
+
+    def plan(self, obs: Tensor, mean: Tensor, generator: torch.Generator | None = None) -> Plan:
+        """Plan from obs [B, D], beginning from mean [B, H, A]."""
+        model, measured = (
+            EnsembleModel(
+                frozen=self._frozen, obs_scale=self._obs_scale, propagation=self.config.propagation.value,
+                particles=self.config.particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn,
+                measure_disagreement=measure, generator=generator,
+            )
+            for measure in (self._trust.needs_disagreement, True)
+        )  # fmt: skip
+        return plan(
+            model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured, generator=generator
+        )
+
+    def _nothing_planned(self, batch_size: int, mode: Mode) -> Plan:
+        """Before there is a model: random actions, and in evaluations those in the middle."""
+        mean = self.initial_carry(batch_size)
+        if mode == "train":
+            mean.uniform_(-1.0, 1.0)
+        nothing = torch.zeros(batch_size, device=self.device)
+        return Plan(mean, nothing, nothing, nothing.long())
+
+    def _to_action(self, normalised: Tensor) -> Tensor:
+        return torch.addcmul(self._centre, normalised, self._half)
+
+    # Learning
+
+    @torch.no_grad()
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        metrics = self._compare_with_plans(rollout)
+        self._remember(rollout)
+        now, before = progress.env_steps, progress.env_steps - rollout.num_env_steps
+        every = self.config.fit_every
+        due = now >= self.config.initial_steps if self._fits == 0 else before // every != now // every
+        if due:
+            metrics |= self._judge_model() if self._fits else {}
+            metrics |= self._fit(self.config.learning_rate_at(progress.fraction_before(rollout)))
+        return metrics
+
+    def _compare_with_plans(self, rollout: Rollout) -> dict[str, Tensor | float]:
+        """What plans promised beside what came, where a promise ended with this rollout."""
+        extras = rollout.extras
+        kept = [
+            self.windows.add(extras["predicted_return"][t], extras["horizon"][t], rollout.reward[t], rollout.terminated[t],
+                             rollout.truncated[t])
+            for t in range(len(rollout.reward))
+        ]  # fmt: skip
+        metrics: dict[str, Tensor | float] = {}
+        planned = extras["horizon"] > 0
+        if planned.any():
+            metrics["model/disagreement"] = extras["disagreement"][planned].mean()
+            metrics["plan/horizon"] = extras["horizon"][planned].float().mean()
+            metrics["time/plan_ms"] = 1e3 * extras["plan_s"][planned].mean().item()
+        predicted, realised = (torch.cat([getattr(k, name) for k in kept]) for name in ("predicted", "realised"))
+        if len(predicted):
+            metrics["plan/predicted_return"] = predicted.mean()
+            metrics["plan/realised_return"] = realised.mean()
+            metrics["plan/exploitation_gap"] = (predicted - realised).mean()
+        return metrics
+
+    def _remember(self, rollout: Rollout) -> None:
+        """Add steps to the replay, each with its place in the held-out data or in the members' bootstraps for good."""
+        config, obs, next_obs = self.config, rollout.obs.flatten(2), rollout.next_obs.flatten(2)
+        shape = rollout.reward.shape
+        counts = torch.ones(*shape, config.ensemble_size)
+        if config.bootstrap:
+            counts = torch.poisson(counts)
+        self.replay.add(
+            obs=obs, action=rollout.action, change=next_obs.to(torch.float64) - obs.to(torch.float64), reward=rollout.reward,
+            is_last=rollout.is_last, holdout=torch.rand(shape) < config.holdout_fraction, counts=counts,
+        )  # fmt: skip
+
+    def _judge_model(self) -> dict[str, Tensor | float]:
+        """How well the model foresaw what came since the last fit, which it was not trained on."""
+        obs, action, change, reward, is_last = (
+            self.replay.newest(name, self.replay.added - self._seen).to(self.device)
+            for name in ("obs", "action", "change", "reward", "is_last")
+        )
+        metrics: dict[str, Tensor | float] = {}
+        if self._reward_fn is not None:
+            metrics["model/reward_error"] = (self._reward_fn(obs, action, obs + change) - reward).abs().mean()
+        steps = len(obs) - _LOOK_AHEAD + 1
+        if steps < 1:
+            return metrics
+        whole = ~torch.stack([is_last[k : k + steps] for k in range(_LOOK_AHEAD - 1)]).any(0)
+        t, b = whole.nonzero(as_tuple=True)
+        if not len(t):
+            return metrics
+        stride = -(-len(t) // _MAX_STARTS)
+        t, b = t[::stride], b[::stride]
+        model = EnsembleModel(
+            frozen=self._frozen, obs_scale=self._obs_scale, propagation="mean", particles=1, reward_fn=lambda o, a, n: n[..., 0],
+            termination_fn=None, measure_disagreement=False, generator=None,
+        )  # fmt: skip
+        state = model.begin(obs[t, b], 1)
+        for k in range(_LOOK_AHEAD):
+            state = model.step(state, action[t + k, b][:, None]).state
+        last = t + _LOOK_AHEAD - 1
+        wrong = state[0, 0, :, 0] - (obs[last, b] + change[last, b])
+        varies = self._obs_scale > 0.0
+        metrics["model/k_step_error"] = (wrong[:, varies] / self._obs_scale[varies]).square().mean().sqrt()
+        return metrics
+
+    def _fit(self, learning_rate: float) -> dict[str, Tensor | float]:
+        begun, config, replay = time.perf_counter(), self.config, self.replay
+        obs, action, target = (replay[name].to(self.device) for name in ("obs", "action", "change"))
+        if self._reward_fn is None:
+            target = torch.cat([target, replay["reward"].to(self.device)[:, None]], dim=1)
+        settings = FitConfig(
+            learning_rate=learning_rate, batch_size=config.batch_size, max_epochs=config.max_epochs, patience=config.patience,
+            weight_decay=config.weight_decay,
+        )  # fmt: skip
+        fitted = fit(
+            self.ensemble, self.optimizer, torch.cat([obs, action], dim=1), target,
+            replay["counts"].to(self.device).long(), replay["holdout"].to(self.device), settings,
+        )  # fmt: skip
+        self._obs_scale = moments(obs)[1].to(torch.float32)
+        self._frozen = FrozenEnsemble(self.ensemble)
+        self._fits += 1
+        self._seen = replay.added
+        return {
+            "loss/model": fitted.loss,
+            "model/holdout_nll": fitted.holdout_nll,
+            "model/holdout_mse": fitted.holdout_mse,
+            "update/num_epochs": float(fitted.epochs),
+            "update/num_gradient_steps": float(fitted.num_steps),
+            "update/learning_rate": learning_rate,
+            "replay/size": float(replay.size),
+            "time/fit_s": time.perf_counter() - begun,
+        }
+
+
+def _bounds(spec: EnvSpec) -> tuple[Any, Any]:
+    """Least and greatest actions [A].
+
+    Raises:
+        ConfigError: for action spaces that cannot be planned in.
+    """
+    space = spec.action_space
+    if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)):
+        raise ConfigError(
+            f"algo=pets plans continuous actions, and env={spec.id} has action space {space}; try env=cartpole_continuous or env=pendulum, "
+            "or algo=ppo for discrete actions"
+        )
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ConfigError(f"algo=pets plans within bounds, and env={spec.id} has the unbounded action space {space}; clip it in the env")
+    return space.low.astype(np.float32), space.high.astype(np.float32)
+
+
+def _known_rules(config: PETSConfig, spec: EnvSpec) -> tuple[Any, Any]:
+    """The reward function, or None if it is learned, and the termination function, or None if nothing terminates.
+
+    Raises:
+        ConfigError: if something that should be known is not.
+    """
+    reward_fn, termination_fn = spec.reward_fn, spec.termination_fn
+    if config.reward is RewardSource.learned:
+        reward_fn = None
+    elif reward_fn is None:
+        raise ConfigError(
+            f"algo.reward=known: the reward of env={spec.id} is not known as a function of its observations ({spec.reward_unknown}); "
+            "say algo.reward=learned"
+        )
+    if config.termination is TerminationSource.never:
+        return reward_fn, None
+    if termination_fn is None and not spec.never_terminates:
+        raise ConfigError(
+            f"algo.termination=known: it is not known when the episodes of env={spec.id} terminate, and pets does not learn it; if they "
+            "never do, or if plans may ignore it, say algo.termination=never"
+        )
+    return reward_fn, termination_fn

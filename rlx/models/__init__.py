@@ -1,0 +1,1 @@
+"""Learned models of environments, for planners to imagine with."""
