@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from rlx.algos import ALGORITHMS
+from rlx.algos.config import PolicyGradientConfig
 from rlx.checkpoint import find_checkpoints
 from rlx.cli.main import main
 from rlx.config.compose import Composer
@@ -31,8 +32,8 @@ SETTINGS = [
 ]  # fmt: skip
 """A short run; the cadences share no divisor, so that every line of the record has its own reason."""
 
-POLICY_GRADIENT = [name for name, info in ALGORITHMS.items() if not info.config.plays_games]
-GAME_PLAYING = [name for name in ALGORITHMS if name not in POLICY_GRADIENT]
+POLICY_GRADIENT = [name for name, info in ALGORITHMS.items() if issubclass(info.config, PolicyGradientConfig)]
+GAME_PLAYING = [name for name, info in ALGORITHMS.items() if info.config.plays_games]
 
 OWN_VARIABLES = ("RLX_RUNS_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED")
 

@@ -35,6 +35,7 @@ ENVS = {
     "native": ["env=cartpole"],
     "gymnasium": ["env=acrobot", "env.kwargs.max_episode_steps=90"],
     "continuous": ["env=pendulum", "env.kwargs.max_episode_steps=70"],
+    "pole": ["env=cartpole_continuous"],
     "game": ["env=connect_four", "env.kwargs.rows=4", "env.kwargs.columns=4", "env.kwargs.x_in_row=3", "env.opponent=uct:5"],
 }
 # Cadences that divide neither each other nor a rollout, so that no buffer happens to be empty when a checkpoint is taken.
@@ -55,6 +56,9 @@ SETTINGS = {
     "alphago": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301",
                 "algo.expert_simulations=5", "algo.expert_fraction=0.3", "algo.reinforce_fraction=0.4", "algo.games_per_update=4",
                 "algo.snapshot_every=3"],
+    "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2", "algo.population=8",
+             "algo.iterations=2", "algo.horizon=5", "algo.max_epochs=2", "algo.replay_size=700", "algo.anneal_learning_rate=true",
+             "algo.learn_variance_bounds=true"],
 }  # fmt: skip
 
 
@@ -117,7 +121,14 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
         assert a == b, path
 
 
-@pytest.mark.parametrize(("algo", "env"), [(a, e) for a in ALGORITHMS for e in ENVS if (e == "game") == (a in GAME_PLAYING)])
+FIT = {
+    a: ["game"] if a in GAME_PLAYING else ["continuous", "pole"] if a == "pets" else ["native", "gymnasium", "continuous"]
+    for a in ALGORITHMS
+}
+"""The environments that an algorithm is tested on."""
+
+
+@pytest.mark.parametrize(("algo", "env"), [(a, e) for a, envs in FIT.items() for e in envs])
 def test_resume_after_sigkill_is_bit_exact(algo: str, env: str, tmp_path: Path) -> None:
     config = compose(algo, env)
     straight, killed = new_run(tmp_path, "straight", config), new_run(tmp_path, "killed", config)
@@ -237,6 +248,34 @@ def test_resume_without_one_piece_of_a_player_of_games_is_noticed(
 
     with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
         finish_without()
+
+
+@pytest.mark.parametrize("piece", ["ensemble", "optimizer", "replay", "windows", "obs_scale", "fits", "seen"])
+def test_resume_without_one_piece_of_a_planner_is_noticed(piece: str, planned: RunDir, tmp_path: Path) -> None:
+    config = compose("pets", "continuous", total_env_steps=700)
+    spoilt = new_run(tmp_path, "spoilt", config)
+    train_part(spoilt, config, 107)  # env step 321: a model has been fitted, and promises are open
+    train_part(spoilt, config, None, keep_fresh("algo", piece))
+    with pytest.raises(AssertionError):
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(planned), final_state(planned)])
+
+
+def test_resume_without_the_plan_is_noticed(planned: RunDir, tmp_path: Path) -> None:
+    config = compose("pets", "continuous", total_env_steps=700)
+    spoilt = new_run(tmp_path, "spoilt", config)
+    train_part(spoilt, config, 107)
+    train_part(spoilt, config, None, keep_fresh("collector", "carry"))
+    with pytest.raises(AssertionError):
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(planned), final_state(planned)])
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of PETS that nothing interrupted."""
+    config = compose("pets", "continuous", total_env_steps=700)
+    run = new_run(tmp_path_factory.mktemp("pets"), "straight", config)
+    train_part(run, config, None)
+    return run
 
 
 def test_resume_without_the_open_episodes_of_reinforce_is_noticed(tmp_path: Path) -> None:

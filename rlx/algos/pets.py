@@ -1,8 +1,9 @@
 """PETS: probabilistic ensembles with trajectory sampling. A model that knows what it does not know, and a planner instead of a policy.
 
-Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random; then fit an ensemble to all that was seen, and take the first
-action of a plan that is made anew at every step, beginning from the rest of the one before. Deviations of the model are in
-`rlx.models.ensemble`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env steps and not with the episodes.
+Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random; then fit an ensemble to all that was seen, and take the
+first action of a plan that is made anew at every step, beginning from the rest of the one before. Deviations of the model are in
+`rlx.models.ensemble` and `rlx.models.imagination`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env steps and
+not with the episodes.
 """
 
 from __future__ import annotations
@@ -128,9 +129,7 @@ class PETS:
             )
             for measure in (self._trust.needs_disagreement, True)
         )  # fmt: skip
-        return plan(
-            model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured, generator=generator
-        )
+        return plan(model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured, generator=generator)
 
     def _nothing_planned(self, batch_size: int, mode: Mode) -> Plan:
         """Before there is a model: random actions, and in evaluations those in the middle."""

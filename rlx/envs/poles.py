@@ -51,6 +51,7 @@ def _euler(state: Array, force: Array) -> None:
 
 def _two_symplectic_steps(state: Array, force: Array) -> None:
     """Positions move with the velocities of after: Euler's method would let a hanging pole swing itself up."""
+    force = 2.0 * force
     for _ in range(2):
         x_acc, theta_acc = accelerations(state[2], state[3], force)
         state[1] += DT * x_acc

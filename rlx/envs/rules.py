@@ -16,7 +16,7 @@ from rlx.envs.cartpole import THETA_LIMIT, X_LIMIT
 from rlx.envs.poles import LENGTH
 
 if TYPE_CHECKING:
-    from rlx.types import RewardFn, TerminationFn, Tensor  # torch lives there
+    from rlx.types import RewardFn, Tensor, TerminationFn  # torch lives there
 
 
 @dataclass(frozen=True, kw_only=True)

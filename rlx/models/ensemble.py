@@ -145,11 +145,15 @@ class Fitted(NamedTuple):
     num_steps: int
 
 
+_MIN_STEPS = 10
+"""Gradient steps of a pass, at least: with little data a pass would teach nothing, and patience would end at once."""
 _PROGRESS = 0.01
 """Less of an improvement of the held-out log-likelihood is none."""
 
 
-def fit(ensemble: Ensemble, optimizer: FlatAdam, inputs: Tensor, targets: Tensor, counts: Tensor, holdout: Tensor, config: FitConfig) -> Fitted:
+def fit(
+    ensemble: Ensemble, optimizer: FlatAdam, inputs: Tensor, targets: Tensor, counts: Tensor, holdout: Tensor, config: FitConfig
+) -> Fitted:
     """Go on fitting the ensemble to data, under new scales.
 
     Args:
@@ -168,10 +172,11 @@ def fit(ensemble: Ensemble, optimizer: FlatAdam, inputs: Tensor, targets: Tensor
     rows = [torch.repeat_interleave(torch.arange(len(x), device=x.device), counts[:, k] * ~holdout) for k in range(members)]
     if min(map(len, rows)) == 0:  # a handful of data may leave a member without any
         rows = [torch.arange(len(x), device=x.device)] * members
+    length = max(*map(len, rows), _MIN_STEPS * config.batch_size)
     best = _Best(ensemble, held)
     num_steps, loss, epoch = 0, float("nan"), 0
     for epoch in range(1, config.max_epochs + 1):
-        order = _shuffle(rows)
+        order = _shuffle(rows, length)
         losses = []
         for index in order.split(config.batch_size, dim=1):
             with torch.enable_grad():
@@ -188,20 +193,14 @@ def fit(ensemble: Ensemble, optimizer: FlatAdam, inputs: Tensor, targets: Tensor
         loss = torch.stack(losses).mean().item()
         if best.look(epoch) >= config.patience:
             break
-    nll, mse = best.restore()
-    return Fitted(loss, nll, mse, epoch, num_steps)
+    holdout_nll, holdout_mse = best.restore()
+    return Fitted(loss, holdout_nll, holdout_mse, epoch, num_steps)
 
 
-def _shuffle(rows: list[Tensor]) -> Tensor:
-    """Each member's rows in an order of its own [K, n]; those who have fewer see some twice."""
-    length = max(map(len, rows))
-    orders = []
-    for of_member in rows:
-        order = of_member[torch.randperm(len(of_member), device=of_member.device)]
-        orders.append(torch.cat([order, order[: length - len(order)]]) if len(order) < length <= 2 * len(order) else order.repeat(
-            -(-length // len(order))
-        )[:length])
-    return torch.stack(orders)
+def _shuffle(rows: list[Tensor], length: int) -> Tensor:
+    """Each member's rows in an order of its own, again and again up to `length`, [K, length]."""
+    orders = [of_member[torch.randperm(len(of_member), device=of_member.device)] for of_member in rows]
+    return torch.stack([order.repeat(-(-length // len(order)))[:length] for order in orders])
 
 
 class _Best:

@@ -13,40 +13,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlx.models.ensemble import Ensemble, bound_log_variance
+from rlx.models.ensemble import Ensemble
 from rlx.types import ModelStep, RewardFn, TerminationFn
 
 Propagation = Literal["ts_inf", "ts_1", "mean"]
 
 
 class FrozenEnsemble:
-    """Predictions of an ensemble without gradients: the scales of the targets are in the last layer."""
+    """Predictions of an ensemble without gradients, with the scales of inputs and targets in the first and the last layer."""
 
     def __init__(self, ensemble: Ensemble) -> None:
-        scale = torch.cat([ensemble.output_scale, torch.ones_like(ensemble.output_scale)])
-        shift = torch.cat([ensemble.output_mean, torch.zeros_like(ensemble.output_mean)])
+        low, high = ensemble.low.detach(), ensemble.high.detach()
         self.num_members = ensemble.num_members
-        self.input_mean, self.input_scale = ensemble.input_mean.clone(), ensemble.input_scale.clone()
-        self.output_scale = ensemble.output_scale.clone()
+        self._input_mean = ensemble.input_mean.clone()
         self._weights = [w.detach().clone() for w in ensemble.weights]
         self._biases = [b.detach().clone() for b in ensemble.biases]
-        self._weights[-1] *= scale
-        self._biases[-1] = self._biases[-1] * scale + shift
-        self._low, self._high = ensemble.low.detach().clone(), ensemble.high.detach().clone()
+        self._weights[0] *= ensemble.input_scale[:, None]
+        # The last layer gives the mean in the targets' units, and high - raw of `bound_log_variance`, whose rest is in `spread`.
+        self._weights[-1] *= torch.cat([ensemble.output_scale, -torch.ones_like(low)])
+        self._biases[-1] = self._biases[-1] * torch.cat([ensemble.output_scale, -torch.ones_like(low)])
+        self._biases[-1] += torch.cat([ensemble.output_mean, high])
+        self._range = high - low
+        self.noise_scale = ensemble.output_scale * (0.5 * low).exp()
+        """[O] standard deviations are this times `spread`."""
 
     @torch.no_grad()
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs [K, M, I] to means [K, M, O] in the targets' units, and raw log-variances [K, M, O] for `std`."""
-        x = inputs.sub(self.input_mean).mul_(self.input_scale)
+        """Inputs [K, M, I] to means [K, M, O] in the targets' units, and what `spread` takes [K, M, O]."""
+        x = inputs - self._input_mean  # not in the bias, which would cancel all digits of a feature far from 0
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             x = F.silu(torch.baddbmm(bias, x, weight), inplace=True)
         mean, raw = torch.baddbmm(self._biases[-1], x, self._weights[-1]).chunk(2, dim=-1)
         return mean, raw
 
     @torch.no_grad()
-    def std(self, raw: Tensor) -> Tensor:
-        """Standard deviations [K, M, O] in the targets' units."""
-        return bound_log_variance(raw, self._low, self._high).mul_(0.5).exp_().mul_(self.output_scale)
+    def spread(self, raw: Tensor) -> Tensor:
+        """Standard deviations [K, M, O] as multiples of `noise_scale`."""
+        return F.softplus(self._range - F.softplus(raw)).mul_(0.5).exp_()
 
 
 @dataclass(kw_only=True)
@@ -101,8 +104,8 @@ class EnsembleModel:
             next_state = state + mean[..., :features]
         else:
             noise = torch.randn(1, particles, batch, 1, features, generator=self.generator, device=state.device)
-            std = self.frozen.std(raw).view(*shape, -1)[..., :features]
-            next_state = torch.addcmul(state + change, std, noise)
+            noise *= self.frozen.noise_scale[:features]
+            next_state = torch.addcmul(state + change, self.frozen.spread(raw).view(*shape, -1)[..., :features], noise)
         reward = mean[..., features] if self.reward_fn is None else self.reward_fn(state, action, next_state)
         discount = None
         if self.termination_fn is not None:

@@ -63,12 +63,12 @@ def imagine(model: DynamicsModel, obs: Tensor, actions: Tensor) -> Imagined:
             reward = torch.where(alive > 0.0, alive * reward, 0.0)  # whatever the model makes of a state that does not exist
             if disagreement is not None:
                 disagreement = torch.where(alive.amax(0) > 0.0, disagreement, 0.0)
-        rewards.append(reward.mean(0))
+        rewards.append(reward)
         if disagreement is not None:
             disagreements.append(disagreement)
         if discount is not None:
             alive = discount if alive is None else alive * discount
-    return Imagined(torch.stack(rewards), torch.stack(disagreements) if disagreements else None)
+    return Imagined(torch.stack(rewards).mean(1), torch.stack(disagreements) if disagreements else None)
 
 
 class Trust(NamedTuple):

@@ -51,7 +51,7 @@ class PETSConfig(AlgoConfig):
     """known is the environment's own function of what is observed; never plans as if no episode terminated."""
     ensemble_size: int = 5
     """Members of the ensemble, K; at least 1."""
-    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64, 64])
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
     """Widths of the hidden layers of each member."""
     learn_variance_bounds: bool = False
     """Learn the bounds of the predicted variance, as the paper does, instead of keeping them."""
@@ -61,9 +61,9 @@ class PETSConfig(AlgoConfig):
     """Share of the steps that is held out of the fits and stops them; within [0, 1), and 0 always takes max_epochs."""
     batch_size: int = 64
     """Steps per member and gradient step; at least 1."""
-    max_epochs: int = 40
-    """Passes over the data of a fit, at most; at least 1."""
-    patience: int = 5
+    max_epochs: int = 20
+    """Passes over the data of a fit, at most; a pass over little data is repeated to 10 gradient steps; at least 1."""
+    patience: int = 4
     """Passes without progress on the held-out steps after which a fit ends; at least 1."""
     weight_decay: float = 1e-3
     """Weights shrink by learning_rate times this per gradient step; at least 0."""
@@ -73,13 +73,13 @@ class PETSConfig(AlgoConfig):
     """ts_inf: a particle stays with its member; ts_1: it is dealt another at every step; mean: the members' mean, without particles."""
     particles: int = 1
     """Particles of each member and candidate; more for noisy environments; at least 1."""
-    planner: Planner = Planner.cem
-    """cem is the paper's; icem has coloured noise and a shrinking population; mppi weighs all candidates."""
+    planner: Planner = Planner.icem
+    """icem has coloured noise and a shrinking population, and needs half the candidates of cem, the paper's; mppi weighs all candidates."""
     horizon: int = 15
     """Env steps that a plan looks ahead, H; at least 1."""
-    population: int = 200
+    population: int = 150
     """Candidates per iteration of the planner, N; at least 2."""
-    iterations: int = 4
+    iterations: int = 3
     """Iterations of the planner per env step; at least 1."""
     elite_fraction: float = 0.1
     """cem, icem: share of the candidates that the next iteration is fitted to; within (0, 1]."""

@@ -1,0 +1,268 @@
+"""The ensemble against networks computed one by one, and what it learns of processes whose noise is known."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor
+
+from rlx.errors import NonFiniteError
+from rlx.models.ensemble import Ensemble, FitConfig, Fitted, bound_log_variance, fit, gaussian_nll, moments
+from rlx.models.imagination import EnsembleModel, FrozenEnsemble
+from rlx.nn.flat import FlatAdam
+
+FIT = FitConfig(learning_rate=3e-3, batch_size=64, max_epochs=60, patience=10, weight_decay=1e-4)
+
+
+def make(inputs: int = 4, outputs: int = 3, members: int = 5, **settings) -> Ensemble:
+    ensemble = Ensemble(inputs, outputs, num_members=members, hidden_sizes=[16, 16], **{"learn_bounds": False, **settings})
+    for bias in ensemble.biases:
+        bias.data.normal_(std=0.3)
+    return ensemble
+
+
+def scaled() -> Ensemble:
+    ensemble = make()
+    ensemble.standardise(torch.randn(100, 4) * torch.tensor([1.0, 10.0, 0.1, 2.0]) + 3.0, torch.randn(100, 3) * 0.2 - 1.0)
+    return ensemble
+
+
+def one_member(ensemble: Ensemble, k: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [M, O] of member k for inputs [M, I], in the targets' units."""
+    h = (x - ensemble.input_mean) * ensemble.input_scale
+    for i, (weight, bias) in enumerate(zip(ensemble.weights, ensemble.biases, strict=True)):
+        h = h @ weight[k] + bias[k]
+        h = h * torch.sigmoid(h) if i < len(ensemble.weights) - 1 else h
+    mean, raw = h[:, : ensemble.num_outputs], h[:, ensemble.num_outputs :]
+    raw = ensemble.high - torch.log1p((ensemble.high - raw).exp())
+    log_variance = ensemble.low + torch.log1p((raw - ensemble.low).exp())
+    return ensemble.output_mean + ensemble.output_scale * mean, ensemble.output_scale * (0.5 * log_variance).exp()
+
+
+def train(ensemble: Ensemble, inputs: Tensor, targets: Tensor, *, holdout: Tensor | None = None, config: FitConfig = FIT) -> Fitted:
+    counts = torch.poisson(torch.ones(len(inputs), ensemble.num_members)).long()
+    if holdout is None:
+        holdout = torch.rand(len(inputs)) < 0.1
+    return fit(ensemble, FlatAdam(ensemble, epsilon=1e-8, max_grad_norm=100.0), inputs, targets, counts, holdout, config)
+
+
+def predict(ensemble: Ensemble, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Means and standard deviations [K, M, O]."""
+    frozen = FrozenEnsemble(ensemble)
+    mean, raw = frozen.predict(inputs.expand(ensemble.num_members, -1, -1))
+    return mean, frozen.spread(raw) * frozen.noise_scale
+
+
+def test_a_batched_layer_equals_the_members_one_by_one():
+    ensemble, x = scaled(), torch.randn(7, 4) * 5
+    mean, std = predict(ensemble, x)
+    for k in range(5):
+        expected_mean, expected_std = one_member(ensemble, k, x)
+        torch.testing.assert_close(mean[k], expected_mean, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(std[k], expected_std, atol=1e-6, rtol=1e-4)
+
+
+def test_the_frozen_ensemble_predicts_what_is_trained():
+    ensemble, x = scaled(), torch.randn(7, 4)
+    mean, log_variance = ensemble(ensemble.scale_inputs(x).expand(5, -1, -1))
+    frozen_mean, std = predict(ensemble, x)
+    torch.testing.assert_close(frozen_mean, ensemble.output_mean + ensemble.output_scale * mean, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(std, ensemble.output_scale * (0.5 * log_variance).exp(), atol=1e-6, rtol=1e-4)
+
+
+def test_the_log_variance_stays_within_its_bounds_and_is_itself_between():
+    low, high = torch.tensor(-10.0), torch.tensor(0.5)
+    bounded = bound_log_variance(torch.tensor([-1e4, -5.0, 1e4]), low, high)
+    assert bounded.tolist() == pytest.approx([-10.0, -5.0, 0.5], abs=0.02)
+    assert bounded.min() >= -10.0
+    assert bounded.max() <= 0.501  # softplus(10.5) is 10.50003
+
+
+def test_the_loss_by_hand():
+    # (1 - 3)^2 / e^0 + 0 = 4, and (1 - 3)^2 / 4 + log 4 = 2.386
+    nll = gaussian_nll(torch.tensor([1.0, 1.0]), torch.tensor([0.0, 4.0]).clamp(min=1.0).log(), torch.tensor([3.0, 3.0]))
+    assert nll.tolist() == pytest.approx([4.0, 2.3863], abs=1e-4)
+
+
+def test_bounds_are_learned_only_on_request():
+    for learn in (False, True):
+        ensemble = make(learn_bounds=learn)
+        train(ensemble, torch.randn(200, 4), torch.randn(200, 3))
+        assert torch.equal(ensemble.high, torch.full((3,), 0.5)) != learn
+        assert torch.equal(ensemble.low, torch.full((3,), -10.0)) != learn
+
+
+def test_moments_in_double_precision_find_a_small_deviation_beside_a_large_mean():
+    x = 1000.0 + torch.tensor([-0.25, 0.25]).repeat(5000)[:, None]
+    mean, std = moments(x)
+    assert mean.item() == 1000.0
+    assert std.item() == pytest.approx(0.25, rel=1e-12)
+
+
+def test_constant_features_are_not_divided_by_zero():
+    inputs, targets = torch.randn(300, 4), torch.randn(300, 3) * 0.1
+    inputs[:, 1], targets[:, 2] = 0.1, 0.0  # 0.1 is not a binary fraction: its computed variance need not be 0
+    ensemble = make()
+    fitted = train(ensemble, inputs, targets)
+    assert torch.isfinite(torch.tensor([fitted.loss, fitted.holdout_nll, fitted.holdout_mse])).all()
+    mean, std = predict(ensemble, inputs)
+    assert torch.isfinite(mean).all()
+    assert torch.equal(mean[..., 2], torch.zeros_like(mean[..., 2]))  # a constant is predicted exactly
+    assert torch.equal(std[..., 2], torch.zeros_like(std[..., 2]))
+    assert std[..., 0].min() > 0.0
+    assert predict(ensemble, inputs + 1.0)[0].isfinite().all()  # it need not stay constant
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_data_that_are_not_finite_change_nothing(bad, same):
+    ensemble, inputs = make(), torch.randn(50, 4)
+    before = copy.deepcopy(ensemble.state_dict())
+    inputs[3, 1] = bad
+    with pytest.raises(NonFiniteError):
+        train(ensemble, inputs, torch.randn(50, 3))
+    assert same(ensemble.state_dict(), before)
+
+
+def test_members_learn_the_noise_of_a_process_and_disagree_where_they_know_nothing():
+    # y = sin(3 x) + noise of 0.05 left of 0 and 0.3 right of it, x within [-1, 1]
+    x = torch.rand(2000, 1) * 2 - 1
+    noise = torch.where(x < 0.0, 0.05, 0.3)
+    y = torch.sin(3 * x) + noise * torch.randn_like(x)
+    ensemble = make(1, 1)
+    train(ensemble, x, y)
+    grid = torch.linspace(0.3, 0.9, 50)[:, None]
+    (left, left_std), (right, right_std), (beyond, _) = (predict(ensemble, x) for x in (-grid, grid, grid + 2.0))
+    assert (left.mean(0) - torch.sin(-3 * grid)).abs().max() < 0.1
+    assert left_std.mean().item() == pytest.approx(0.05, rel=0.3)
+    assert right_std.mean().item() == pytest.approx(0.3, rel=0.1)
+    assert beyond.std(0).mean() > 3 * max(left.std(0).mean(), right.std(0).mean())
+
+
+def test_intervals_of_a_member_hold_the_share_they_promise():
+    x = torch.randn(3000, 2)
+    y = x[:, :1] * 0.5 + 0.2 * torch.randn(3000, 1)
+    ensemble = make(2, 1)
+    train(ensemble, x[:2000], y[:2000])
+    mean, std = predict(ensemble, x[2000:])
+    inside = ((y[2000:] - mean).abs() < std).float().mean().item()
+    assert inside == pytest.approx(0.683, abs=0.05)
+
+
+def test_held_out_rows_are_not_trained_on():
+    x = torch.randn(400, 2)
+    y = x[:, :1] * 0.5
+    holdout = torch.arange(400) < 100
+    y[holdout] = 5.0 + torch.randn(100, 1)  # whoever learned these would not foresee the others
+    ensemble = make(2, 1)
+    before = [p.detach().clone() for p in ensemble.parameters()]
+    fitted = train(ensemble, x, y, holdout=holdout, config=FitConfig(**{**FIT.__dict__, "patience": 3}))
+    assert fitted.epochs < 10  # and what is learned of the others makes these worse, which ends the fit
+    assert sum(torch.equal(a, b) for a, b in zip(before, ensemble.parameters(), strict=True)) >= 2
+
+
+def test_each_member_keeps_its_best_weights():
+    x, y = torch.randn(30, 4), torch.randn(30, 3)  # nothing to learn but the data by heart
+    ensemble, holdout = make(), torch.arange(30) < 10
+    fitted = train(ensemble, x, y, holdout=holdout, config=FitConfig(**{**FIT.__dict__, "max_epochs": 200, "patience": 200}))
+    held = (ensemble.scale_inputs(x[:10]).expand(5, -1, -1), ensemble.scale_targets(y[:10]).expand(5, -1, -1))
+    nll, mse = ensemble.losses(*held)
+    assert fitted.epochs == 200
+    assert fitted.holdout_nll == pytest.approx(nll.mean().item(), abs=1e-5)
+    assert fitted.holdout_mse == pytest.approx(mse.mean().item(), abs=1e-5)
+    assert fitted.loss < nll.mean().item() - 1.0
+
+
+def test_without_held_out_data_all_epochs_are_taken():
+    ensemble = make()
+    fitted = train(ensemble, torch.randn(40, 4), torch.randn(40, 3), holdout=torch.zeros(40, dtype=torch.bool))
+    assert fitted.epochs == 60
+    assert fitted.holdout_nll != fitted.holdout_nll
+
+
+def test_a_member_without_data_gets_all_of_them():
+    ensemble = make()
+    counts = torch.ones(10, 5, dtype=torch.long)
+    counts[:, 2] = 0
+    optimizer = FlatAdam(ensemble, epsilon=1e-8, max_grad_norm=100.0)
+    fitted = fit(ensemble, optimizer, torch.randn(10, 4), torch.randn(10, 3), counts, torch.zeros(10, dtype=torch.bool), FIT)
+    assert fitted.num_steps == 60
+    assert torch.isfinite(predict(ensemble, torch.randn(3, 4))[0]).all()
+
+
+# Imagination
+
+
+def model(ensemble: Ensemble, propagation: str, *, particles: int = 1, seed: int = 0, **settings) -> EnsembleModel:
+    return EnsembleModel(
+        frozen=FrozenEnsemble(ensemble), obs_scale=torch.tensor([1.0, 2.0, 4.0]), propagation=propagation, particles=particles,
+        reward_fn=lambda obs, action, next_obs: next_obs[..., 0] + action[..., 0], termination_fn=None, measure_disagreement=True,
+        generator=torch.Generator().manual_seed(seed), **settings,
+    )  # fmt: skip
+
+
+def test_a_particle_of_ts_infinity_stays_with_its_member():
+    ensemble, obs, action = scaled(), torch.randn(2, 3), torch.randn(2, 4, 1)
+    ensemble.high.data.fill_(-30.0)  # no noise
+    ensemble.low.data.fill_(-31.0)
+    imagination = model(ensemble, "ts_inf")
+    state = imagination.begin(obs, 4)
+    for _ in range(3):
+        state = imagination.step(state, action).state
+    assert state.shape == (5, 1, 2, 4, 3)
+    for k in range(5):
+        expected = obs[:, None].expand(2, 4, 3).reshape(8, 3)
+        for _ in range(3):
+            expected = expected + one_member(ensemble, k, torch.cat([expected, action.reshape(8, 1)], dim=1))[0]
+        torch.testing.assert_close(state[k, 0].reshape(8, 3), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_particles_of_ts_1_meet_every_member_and_keep_their_places():
+    ensemble, obs = scaled(), torch.randn(1, 3)
+    ensemble.high.data.fill_(-30.0)
+    ensemble.low.data.fill_(-31.0)
+    action = torch.zeros(1, 1, 1)
+    each = torch.stack([one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0] for k in range(5)])  # [K, D]
+    met = []
+    for seed in range(20):
+        imagination = model(ensemble, "ts_1", seed=seed)
+        change = imagination.step(imagination.begin(obs, 1), action).state[:, 0, 0, 0] - obs
+        member = torch.cdist(change, each).argmin(1)
+        torch.testing.assert_close(change, each[member], atol=1e-4, rtol=1e-4)
+        assert sorted(member.tolist()) == list(range(5))  # each member predicts one of the five
+        met.append(member)
+    assert all(len(set(of_place)) == 5 for of_place in torch.stack(met).T.tolist())
+
+
+def test_mean_propagation_goes_on_from_the_members_mean_without_noise():
+    ensemble, obs, action = scaled(), torch.randn(1, 3), torch.randn(1, 2, 1)
+    step = model(ensemble, "mean").step(model(ensemble, "mean").begin(obs, 2), action)
+    x = torch.cat([obs.expand(2, 3), action[0]], dim=1)
+    each = torch.stack([one_member(ensemble, k, x)[0] for k in range(5)])
+    torch.testing.assert_close(step.state[0, 0, 0], obs + each.mean(0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(step.reward[0, 0], (obs + each.mean(0))[:, 0] + action[0, :, 0], atol=1e-5, rtol=1e-5)
+    expected = (each.std(0, correction=0) / torch.tensor([1.0, 2.0, 4.0])).square().mean(1).sqrt()
+    torch.testing.assert_close(step.disagreement[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_candidates_and_members_share_their_noise_and_particles_do_not():
+    ensemble = scaled()
+    imagination = model(ensemble, "ts_inf", particles=3)
+    step = imagination.step(imagination.begin(torch.zeros(1, 3), 2), torch.zeros(1, 2, 1))
+    mean, std = (p[:, 0] for p in predict(ensemble, torch.zeros(1, 4)))
+    z = (step.state[:, :, 0] - mean[:, None, None]) / std[:, None, None]  # [K, P, N, D]
+    torch.testing.assert_close(z, z[:1, :, :1].expand_as(z), atol=1e-3, rtol=1e-3)
+    assert (z[0, 0, 0] - z[0, 1, 0]).abs().min() > 1e-3
+
+
+def test_a_reward_that_is_learned_is_the_last_output():
+    ensemble, obs, action = scaled(), torch.randn(1, 2), torch.randn(1, 1, 2)
+    imagination = EnsembleModel(
+        frozen=FrozenEnsemble(ensemble), obs_scale=torch.ones(2), propagation="ts_inf", particles=1, reward_fn=None,
+        termination_fn=None, measure_disagreement=False, generator=None,
+    )  # fmt: skip
+    step = imagination.step(imagination.begin(obs, 1), action)
+    expected = [one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0, 2].item() for k in range(5)]
+    assert step.reward[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert step.state.shape[-1] == 2

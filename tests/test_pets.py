@@ -1,0 +1,282 @@
+"""PETS as an algorithm: what it remembers, when it fits, what it refuses, and that its model earns its trust."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from rlx.algos.config.pets import PETSConfig, Planner, Propagation, RewardSource, TerminationSource, TrustRule
+from rlx.algos.pets import PETS
+from rlx.collect import Collector
+from rlx.config.compose import Composer
+from rlx.envs.registry import NATIVE
+from rlx.envs.rules import RULES
+from rlx.errors import ConfigError, NonFiniteError
+from rlx.replay import TransitionReplay
+from rlx.rng import GlobalRNG
+from rlx.types import EnvSpec, Progress
+
+CPU = torch.device("cpu")
+SMALL: dict[str, Any] = {
+    "hidden_sizes": [16, 16], "population": 20, "iterations": 2, "horizon": 6, "max_epochs": 3, "initial_steps": 40, "fit_every": 40,
+    "ensemble_size": 3,
+}  # fmt: skip
+
+
+def pole_spec(env_id: str = "rlx/CartPoleContinuous-v0", **changes) -> EnvSpec:
+    env, rules = NATIVE[env_id](1), RULES[env_id]
+    return EnvSpec(**{
+        "id": env_id, "observation_space": env.single_observation_space, "action_space": env.single_action_space,
+        "reward_fn": rules.reward, "termination_fn": rules.termination, "never_terminates": rules.never_terminates, **changes,
+    })  # fmt: skip
+
+
+def make(num_envs: int = 2, env_id: str = "rlx/CartPoleContinuous-v0", **settings) -> tuple[PETS, Collector]:
+    algo = PETS(PETSConfig(**{**SMALL, **settings}), pole_spec(env_id), num_envs, CPU)
+    collector = Collector(NATIVE[env_id](num_envs), algo, seed=0)
+    collector.reset()
+    return algo, collector
+
+
+def run(algo: PETS, collector: Collector, steps: int, progress: Progress | None = None) -> list[dict[str, Any]]:
+    progress = progress or Progress(total_env_steps=100_000)
+    metrics = []
+    for _ in range(steps):
+        rollout, _ = collector.collect(algo.rollout_length)
+        progress.advance(rollout)
+        metrics.append(dict(algo.update(rollout, progress)))
+    return metrics
+
+
+def merged(metrics: list[dict[str, Any]]) -> dict[str, float]:
+    """The last of every metric."""
+    return {name: float(value) for line in metrics for name, value in line.items()}
+
+
+NEW = torch.ones(2, dtype=torch.bool)
+OLD = ~NEW
+
+
+def test_actions_are_random_until_the_first_fit_and_planned_after():
+    algo, collector = make()
+    metrics = run(algo, collector, 21)
+    assert all("loss/model" not in line and "model/disagreement" not in line for line in metrics[:19])
+    assert "loss/model" in metrics[19]  # 40 env steps of two envs
+    assert "model/disagreement" not in metrics[19]
+    assert "model/disagreement" in metrics[20]
+
+
+def test_fits_come_every_so_many_env_steps():
+    algo, collector = make(fit_every=30)
+    progress = Progress(total_env_steps=1000)
+    fits = [progress_ for progress_, line in enumerate(run(algo, collector, 80, progress), start=1) if "loss/model" in line]
+    assert [2 * t for t in fits] == [40, 60, 90, 120, 150]
+
+
+def test_the_metrics_say_what_was_promised_and_what_came():
+    algo, collector = make(num_envs=4, env_id="rlx/CartPoleSwingUp-v0")
+    found = merged(run(algo, collector, 60))
+    assert found["plan/exploitation_gap"] == pytest.approx(found["plan/predicted_return"] - found["plan/realised_return"], abs=1e-5)
+    assert {"model/k_step_error", "model/holdout_mse", "model/holdout_nll", "loss/model", "time/plan_ms", "time/fit_s"} <= found.keys()
+    assert found["model/reward_error"] < 1e-5  # the known reward is the environment's
+    assert found["plan/horizon"] == 6
+
+
+def test_realised_returns_are_the_rewards_of_the_steps_that_were_promised():
+    algo, collector = make(num_envs=1)
+    realised = [line["plan/realised_return"] for line in run(algo, collector, 120) if "plan/realised_return" in line]
+    assert max(float(r) for r in realised) == 6.0  # a reward of 1 for each of six steps
+
+
+def test_the_plan_is_shifted_by_a_step_and_ends_in_the_middle():
+    algo, collector = make()
+    run(algo, collector, 20)
+    obs, carry = torch.randn(2, 4) * 0.1, torch.rand(2, 6, 1)
+    plan = algo.plan(obs, carry, torch.Generator().manual_seed(0))
+    out = algo.act(obs, carry, OLD, mode="eval")
+    assert torch.equal(out.action, plan.mean[:, 0])
+    assert torch.equal(out.carry[:, :-1], plan.mean[:, 1:])
+    assert torch.equal(out.carry[:, -1], torch.zeros(2, 1))
+
+
+def test_a_plan_is_not_remembered_across_episodes():
+    algo, collector = make()
+    run(algo, collector, 20)
+    obs = torch.randn(2, 4) * 0.1
+    fresh = algo.act(obs, algo.initial_carry(2), NEW, mode="eval")
+    for leftover in (torch.full((2, 6, 1), 0.9), torch.full((2, 6, 1), float("nan"))):
+        again = algo.act(obs, leftover, NEW, mode="eval")
+        assert torch.equal(again.action, fresh.action)
+        assert torch.equal(again.carry, fresh.carry)
+    kept = algo.act(obs, torch.full((2, 6, 1), 0.9), torch.tensor([False, True]), mode="eval")
+    assert not torch.equal(kept.carry[0], fresh.carry[0])
+    assert torch.equal(kept.carry[1], fresh.carry[1])
+
+
+def test_evaluation_follows_from_what_is_seen_and_leaves_the_generators_alone(same):
+    algo, collector = make()
+    for _ in range(2):  # without a model, and with one
+        obs, carry = torch.randn(2, 4) * 0.1, algo.initial_carry(2)
+        state, rng = copy.deepcopy(algo.state_dict()), GlobalRNG().state_dict()
+        first, again = (algo.act(obs, carry, NEW, mode="eval") for _ in range(2))
+        assert torch.equal(first.action, again.action)
+        assert same(GlobalRNG().state_dict(), rng)
+        assert same(algo.state_dict(), state)
+        assert not torch.equal(*(algo.act(obs, carry, NEW, mode="train").action for _ in range(2)))
+        assert same(algo.state_dict(), state)
+        run(algo, collector, 20)
+
+
+@pytest.mark.parametrize("planner", Planner)
+@pytest.mark.parametrize("propagation", Propagation)
+def test_every_planner_works_with_every_propagation(planner, propagation):
+    algo, collector = make(planner=planner, propagation=propagation, particles=2)
+    found = merged(run(algo, collector, 25))
+    assert np.isfinite(list(found.values())).all()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"trust": TrustRule.disagreement, "trust_cost": 5.0}, {"trust": TrustRule.truncate, "trust_limit": 1e-6}]
+)
+def test_trust_changes_what_is_planned(settings):
+    plans = []
+    for chosen in ({}, settings):
+        torch.manual_seed(0)
+        algo, collector = make(env_id="rlx/CartPoleSwingUp-v0", **chosen)
+        run(algo, collector, 20)
+        plans.append(algo.plan(torch.randn(2, 5, generator=torch.Generator().manual_seed(1)), algo.initial_carry(2), torch.Generator()))
+    assert not torch.equal(plans[0].mean, plans[1].mean)
+    assert plans[0].horizon.tolist() == [6, 6]
+    assert plans[1].horizon.tolist() == ([1, 1] if settings["trust"] is TrustRule.truncate else [6, 6])
+
+
+def test_a_learned_reward_comes_to_resemble_the_true_one():
+    algo, collector = make(num_envs=8, env_id="rlx/CartPoleSwingUp-v0", reward=RewardSource.learned, max_epochs=30, initial_steps=1200)
+    found = merged(run(algo, collector, 150))
+    assert algo.ensemble.num_outputs == 6
+    assert found["model/holdout_mse"] < 0.5
+    assert "model/reward_error" not in found
+
+
+def test_the_model_foresees_and_disagrees_less_with_more_data():
+    algo, collector = make(num_envs=8, env_id="rlx/CartPoleSwingUp-v0", initial_steps=200, fit_every=800, max_epochs=30, population=4)
+    metrics = run(algo, collector, 310)
+    errors = [float(line["model/k_step_error"]) for line in metrics if "model/k_step_error" in line]
+    doubts = [float(line["model/disagreement"]) for line in metrics if "model/disagreement" in line]
+    assert errors[-1] < 0.5 * errors[0]
+    assert np.mean(doubts[-20:]) < np.mean(doubts[:20])
+
+
+def test_observations_that_are_not_finite_stop_the_fit_and_change_no_weights(same):
+    algo, collector = make()
+    run(algo, collector, 19)
+    rollout, _ = collector.collect(1)
+    rollout.all_obs[0, 0, 2] = float("nan")
+    before, progress = copy.deepcopy(algo.ensemble.state_dict()), Progress(total_env_steps=1000, env_steps=40)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        algo.update(rollout, progress)
+    assert same(algo.ensemble.state_dict(), before)
+
+
+def test_the_change_of_the_last_step_of_an_episode_is_to_where_it_ended():
+    algo, collector = make(num_envs=3)
+    expected = []
+    for _ in range(30):
+        rollout, _ = collector.collect(1)
+        expected.append((rollout.next_obs - rollout.obs)[0])
+        algo.update(rollout, Progress(total_env_steps=1000, env_steps=0))
+    assert algo.replay["is_last"].any()
+    torch.testing.assert_close(algo.replay["change"], torch.cat(expected), atol=1e-6, rtol=0.0)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "message"),
+    [
+        ({}, {"action_space": spaces.Discrete(2)}, r"algo=pets plans continuous actions.*Discrete\(2\).*algo=ppo"),
+        ({}, {"action_space": spaces.Box(-np.inf, np.inf, (1,))}, "unbounded action space"),
+        ({}, {"reward_fn": None}, r"reward of env=.* is not known .*\(nobody has declared it\); say algo.reward=learned"),
+        ({}, {"reward_fn": None, "reward_unknown": "of the speed"}, r"\(of the speed\)"),
+        ({}, {"termination_fn": None}, r"not known when the episodes .* terminate.*say algo.termination=never"),
+    ],
+)
+def test_what_pets_cannot_plan_with_is_refused(settings, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        PETS(PETSConfig(**SMALL, **settings), pole_spec(**changes), 1, CPU)
+
+
+def test_what_is_learned_or_ignored_need_not_be_known():
+    config = PETSConfig(**SMALL, reward=RewardSource.learned, termination=TerminationSource.never)
+    algo = PETS(config, pole_spec(reward_fn=None, termination_fn=None), 1, CPU)
+    assert algo.ensemble.num_outputs == 5
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("algo.population=1", "algo.population must be at least 2"),
+        ("algo.elite_fraction=0", r"algo.elite_fraction must be within \(0, 1\]"),
+        ("algo.hidden_sizes=[]", "algo.hidden_sizes must be positive widths"),
+        ("algo.holdout_fraction=1", r"algo.holdout_fraction must be within \[0, 1\)"),
+        ("algo.replay_size=10", "algo.replay_size must be at least algo.initial_steps=200"),
+        ("algo.temperature=1", "planner=mppi"),
+        ("algo.trust_cost=1", "trust=disagreement"),
+        ("algo.trust_limit=1", "trust=truncate"),
+        ("algo.planner=cem algo.noise_beta=1", "planner=icem"),
+        ("algo.propagation=mean algo.particles=2", "propagation=ts_inf"),
+        ("algo.holdout_fraction=0 algo.patience=2", "holdout_fraction above 0"),
+    ],
+)
+def test_settings_that_are_wrong_or_unused_are_refused(line, message):
+    with pytest.raises(ConfigError, match=message):
+        Composer().compose(["algo=pets", "env=pendulum", *line.split()])
+
+
+@pytest.mark.parametrize("line", ["algo.planner=mppi algo.temperature=1", "algo.trust=truncate algo.trust_limit=1", "algo.planner=cem"])
+def test_settings_that_are_used_are_not(line):
+    assert Composer().compose(["algo=pets", "env=pendulum", *line.split()]).config.algo.name == "pets"
+
+
+# The replay
+
+
+def columns() -> TransitionReplay:
+    return TransitionReplay(7, 2, {"x": (torch.float32, ()), "y": (torch.uint8, (3,))})
+
+
+def filled(steps: int) -> TransitionReplay:
+    replay = columns()
+    for t in range(steps):
+        replay.add(x=torch.tensor([[10.0 * t, 10.0 * t + 1]]), y=torch.full((1, 2, 3), t))
+    return replay
+
+
+def test_the_oldest_steps_are_overwritten_and_the_newest_come_in_order():
+    replay = filled(5)
+    assert (replay.capacity, replay.size, replay.added) == (6, 6, 10)
+    assert sorted(replay["x"].tolist()) == [20, 21, 30, 31, 40, 41]
+    assert replay.newest("x", 4).tolist() == [[30, 31], [40, 41]]
+    assert replay.newest("x", 100).tolist() == [[20, 21], [30, 31], [40, 41]]
+    assert replay.newest("y", 2)[0, 1].tolist() == [4, 4, 4]
+
+
+def test_a_replay_continues_identically(same: Callable[[Any, Any], bool]):
+    replay, again = filled(4), columns()
+    again.load_state_dict(copy.deepcopy(replay.state_dict()))
+    for r in (replay, again):
+        r.add(x=torch.tensor([[1.0, 2.0]]), y=torch.zeros(1, 2, 3))
+    assert same(replay.state_dict(), again.state_dict())
+
+
+def test_several_steps_are_added_at_once():
+    replay = columns()
+    replay.add(x=torch.arange(4.0).view(2, 2), y=torch.zeros(2, 2, 3))
+    assert replay["x"].tolist() == [0, 1, 2, 3]
