@@ -250,7 +250,7 @@ ENV_FILES = {p.stem: p.read_text() for p in sorted((Path(__file__).parents[1] / 
     ("env", "algo"), [(env, a) for env, text in ENV_FILES.items() for a in (GAME_PLAYING if "spiel:" in text else POLICY_GRADIENT)]
 )
 def test_every_named_environment_trains_with_every_algorithm_for_it(env: str, algo: str, rlx: Rlx, here: Path) -> None:
-    if env in ("ant", "halfcheetah", "hopper", "humanoid", "walker2d"):
+    if env in ("ant", "halfcheetah", "hopper", "humanoid", "pusher", "reacher", "walker2d"):
         pytest.importorskip("mujoco")
     if env == "lunarlander":
         pytest.importorskip("Box2D")

@@ -113,8 +113,12 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
     console = terminal()
     console.print(table)
     games = [name for name, info in ALGORITHMS.items() if info.config.plays_games]
-    others = [name for name in ALGORITHMS if name not in games]
-    console.print(f"\n{', '.join(games)}: two-player games. The others: discrete and continuous actions.", style="dim")
+    planners = [name for name, info in ALGORITHMS.items() if info.config.plans_with_model]
+    others = [name for name in ALGORITHMS if name not in [*games, *planners]]
+    console.print(
+        f"\n{', '.join(games)}: two-player games. {', '.join(planners)}: continuous actions. The others: discrete and continuous actions.",
+        style="dim",
+    )
     console.print(f"Train one:      rlx train algo={others[-1]} env=cartpole, rlx train algo={games[0]} env=connect_four", style="dim")
     console.print(f"Its settings:   rlx config algo={others[0]} --describe", style="dim")
 

@@ -47,6 +47,8 @@ class AlgoConfig:
 
     plays_games: ClassVar[bool] = False
     """Whether it is for two-player games instead of environments with a reward."""
+    plans_with_model: ClassVar[bool] = False
+    """Whether it plans continuous actions with a model, instead of improving a policy."""
 
     name: str = ""
     """Which algorithm these settings are for; set by algo=NAME."""

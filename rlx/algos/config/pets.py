@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import ClassVar
 
 from rlx.algos.config import AlgoConfig, require
 
@@ -38,6 +39,8 @@ class TrustRule(Enum):
 
 @dataclass(kw_only=True)
 class PETSConfig(AlgoConfig):
+    plans_with_model: ClassVar[bool] = True
+
     name: str = "pets"
     learning_rate: float = 1e-3
     """Adam's step size at the start; above 0."""
