@@ -136,7 +136,7 @@ def test_members_learn_the_noise_of_a_process_and_disagree_where_they_know_nothi
     (left, left_std), (right, right_std), (beyond, _) = (predict(ensemble, x) for x in (-grid, grid, grid + 2.0))
     assert (left.mean(0) - torch.sin(-3 * grid)).abs().max() < 0.1
     assert left_std.mean().item() == pytest.approx(0.05, rel=0.3)
-    assert right_std.mean().item() == pytest.approx(0.3, rel=0.1)
+    assert right_std.mean().item() == pytest.approx(0.3, rel=0.2)
     assert beyond.std(0).mean() > 3 * max(left.std(0).mean(), right.std(0).mean())
 
 
@@ -187,7 +187,7 @@ def test_a_member_without_data_gets_all_of_them():
     counts[:, 2] = 0
     optimizer = FlatAdam(ensemble, epsilon=1e-8, max_grad_norm=100.0)
     fitted = fit(ensemble, optimizer, torch.randn(10, 4), torch.randn(10, 3), counts, torch.zeros(10, dtype=torch.bool), FIT)
-    assert fitted.num_steps == 60
+    assert fitted.num_steps == 600  # ten a pass, however few the data
     assert torch.isfinite(predict(ensemble, torch.randn(3, 4))[0]).all()
 
 
