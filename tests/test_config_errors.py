@@ -60,7 +60,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("_target_=os.system", "_target_: unknown key"),
     # typos of groups
     ("algo=pppo", "algo=pppo: no such algo; did you mean algo=ppo?"),
-    ("algo=dreamer", "algo=dreamer: no such algo; expected one of a2c, alphago, alphazero, ppo, reinforce"),
+    ("algo=dreamer", "algo=dreamer: no such algo; expected one of a2c, alphago, alphazero, pets, ppo, reinforce"),
     (
         "algo=alphazero env=cartpole",
         "algo=alphazero plays two-player games, and env=CartPole-v1 is none; try env=connect_four, or algo=ppo",
@@ -81,7 +81,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
         "env.workers has no effect unless the environment is no two-player game; set that too, or leave it out",
     ),
     ("algo=alphazero env=go algo.c_puct=2", "algo.c_puct has no effect unless algo.search=puct; set that too, or leave algo.c_puct out"),
-    ("algo=alphazero env=go algo.replay_start=1", "algo.replay_start must be at least algo.batch_size=512, got 1"),
+    ("algo=alphazero env=hex algo.replay_start=1", "algo.replay_start must be at least algo.batch_size=512, got 1"),
     ("env=cartpol", "env=cartpol: no such environment; did you mean env=cartpole?"),
     ("recipe=ppo_cartpol", "recipe=ppo_cartpol: no such recipe; did you mean recipe=ppo_cartpole?"),
     ("experiment=dmeo", "experiment=dmeo: no such experiment; did you mean experiment=demo?"),
