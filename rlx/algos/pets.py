@@ -100,15 +100,12 @@ class PETS:
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         """Plan from obs [B, *], beginning from what is left of the plan of the step before, carry [B, H, A].
 
-        In evaluations the planner draws the same numbers every time, so that what it does follows from what it sees.
+        Evaluations plan with noise that is new at every step, as training does: the same luck imagined every time would bias all plans the
+        same way. Only the first actions, before there is a model, explore.
         """
         begun = time.perf_counter()
         carry = torch.where(is_first[:, None, None], 0.0, carry)
-        if self._fits:
-            generator = torch.Generator(self.device).manual_seed(0) if mode == "eval" else None
-            found = self.plan(obs.flatten(1).to(torch.float32), carry, generator)
-        else:
-            found = self._nothing_planned(len(obs), mode)
+        found = self.plan(obs.flatten(1).to(torch.float32), carry) if self._fits else self._nothing_planned(len(obs), mode)
         spent_s = time.perf_counter() - begun
         extras = {
             "predicted_return": found.predicted_return,
