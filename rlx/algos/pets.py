@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -20,6 +21,7 @@ from torch import Tensor
 from rlx.algos.config.pets import PETSConfig, RewardSource, TerminationSource, TrustRule
 from rlx.errors import ConfigError
 from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
+from rlx.models.foresight import Foreseen, follow_mean, foresee
 from rlx.models.imagination import EnsembleModel, FrozenEnsemble
 from rlx.nn.flat import FlatAdam
 from rlx.planning.shooting import Plan, PlannerConfig, Trust, plan
@@ -118,15 +120,29 @@ class PETS:
 
     def plan(self, obs: Tensor, mean: Tensor, generator: torch.Generator | None = None) -> Plan:
         """Plan from obs [B, D], beginning from mean [B, H, A]."""
-        model, measured = (
-            EnsembleModel(
-                frozen=self._frozen, obs_scale=self._obs_scale, propagation=self.config.propagation.value,
-                particles=self.config.particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn,
-                measure_disagreement=measure, generator=generator,
-            )
-            for measure in (self._trust.needs_disagreement, True)
-        )  # fmt: skip
+        measured = self._model(generator)
+        model = replace(measured, measure_disagreement=self._trust.needs_disagreement)
         return plan(model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured, generator=generator)
+
+    def _model(self, generator: torch.Generator | None = None) -> EnsembleModel:
+        """The ensemble as plans are judged by it; it also says how much the members disagree."""
+        return EnsembleModel(
+            frozen=self._frozen, obs_scale=self._obs_scale, propagation=self.config.propagation.value, particles=self.config.particles,
+            reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True, generator=generator,
+        )  # fmt: skip
+
+    def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
+        """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member; see `rlx.models.foresight`."""
+        return foresee(self._model(), obs, action, particles=particles)
+
+    @property
+    def num_members(self) -> int:
+        return self.ensemble.num_members
+
+    @property
+    def obs_scale(self) -> Tensor:
+        """[D] deviations of the observations that the model was fitted to; 0 of a constant feature, and of all before the first fit."""
+        return self._obs_scale
 
     def _nothing_planned(self, batch_size: int, mode: Mode) -> Plan:
         """Before there is a model: random actions, and in evaluations those in the middle."""
@@ -204,15 +220,9 @@ class PETS:
             return metrics
         stride = -(-len(t) // _MAX_STARTS)
         t, b = t[::stride], b[::stride]
-        model = EnsembleModel(
-            frozen=self._frozen, obs_scale=self._obs_scale, propagation="mean", particles=1, reward_fn=lambda o, a, n: n[..., 0],
-            termination_fn=None, measure_disagreement=False, generator=None,
-        )  # fmt: skip
-        state = model.begin(obs[t, b], 1)
-        for k in range(_LOOK_AHEAD):
-            state = model.step(state, action[t + k, b][:, None]).state
+        steps_ahead = torch.stack([action[t + k, b] for k in range(_LOOK_AHEAD)])
         last = t + _LOOK_AHEAD - 1
-        wrong = state[0, 0, :, 0] - (obs[last, b] + change[last, b])
+        wrong = follow_mean(self._model(), obs[t, b], steps_ahead)[-1] - (obs[last, b] + change[last, b])
         varies = self._obs_scale > 0.0
         metrics["model/k_step_error"] = (wrong[:, varies] / self._obs_scale[varies]).square().mean().sqrt()
         return metrics

@@ -57,7 +57,8 @@ class EnsembleModel:
     """A `DynamicsModel` of observations [D], whose outputs are their changes and, if the reward is learned, the reward.
 
     The members of one particle share their noise, and so do all candidates: candidates are compared under equal luck, and what separates
-    the members is what they disagree about. Deviation: in the paper every particle of every candidate has noise of its own.
+    the members is what they disagree about. Deviation: in the paper every particle of every candidate has noise of its own, as here only
+    with `own_noise`.
 
     Args:
         frozen: the members.
@@ -70,6 +71,7 @@ class EnsembleModel:
         measure_disagreement: also say, at every step, how far apart the members' predictions are: their standard deviation in units of
             obs_scale, as root mean square over the features that vary.
         generator: of the noise; None is torch's global one.
+        own_noise: for samples of what may come, which luck in common would make fewer than they look.
     """
 
     frozen: FrozenEnsemble
@@ -80,6 +82,7 @@ class EnsembleModel:
     termination_fn: TerminationFn | None
     measure_disagreement: bool
     generator: torch.Generator | None
+    own_noise: bool = False
 
     def __post_init__(self) -> None:
         varies = self.obs_scale > 0.0
@@ -103,7 +106,8 @@ class EnsembleModel:
             mean = mean.mean(0, keepdim=True)
             next_state = state + mean[..., :features]
         else:
-            noise = torch.randn(1, particles, batch, 1, features, generator=self.generator, device=state.device)
+            independent = (members, particles, batch, candidates) if self.own_noise else (1, particles, batch, 1)
+            noise = torch.randn(*independent, features, generator=self.generator, device=state.device)
             noise *= self.frozen.noise_scale[:features]
             next_state = torch.addcmul(state + change, self.frozen.spread(raw).view(*shape, -1)[..., :features], noise)
         reward = mean[..., features] if self.reward_fn is None else self.reward_fn(state, action, next_state)

@@ -1,0 +1,76 @@
+"""Where a learned model says that given actions lead: its mean, samples of what may come, and how much its members disagree."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from rlx.models.imagination import EnsembleModel
+from rlx.types import Algorithm
+
+
+class Foreseen(NamedTuple):
+    """Observations 1 to H steps ahead."""
+
+    mean: Tensor  # [H, B, D] the mean of the members' means, followed without noise
+    samples: Tensor  # [H, K * P, B, D] every particle with its member and noise of its own
+    disagreement: Tensor  # [H, B] as planners are told it
+
+
+class Foresees(Algorithm, Protocol):
+    """An algorithm that has learned where actions lead."""
+
+    @property
+    def num_members(self) -> int: ...
+
+    @property
+    def obs_scale(self) -> Tensor:
+        """[D] deviations of the observations that the model was fitted to; 0 of a constant feature, and of all before the first fit."""
+        ...
+
+    def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
+        """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member."""
+        ...
+
+
+@torch.no_grad()
+def foresee(model: EnsembleModel, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
+    """Follow actions [H, B, A], in units of the action space, from obs [B, D].
+
+    Args:
+        model: as a planner asks it, with its disagreement measured.
+        obs: where the actions begin.
+        action: what is done.
+        particles: samples of each member, P, whatever the planner's own number and propagation.
+    """
+    sampled = replace(model, propagation="ts_inf", particles=particles, measure_disagreement=False, own_noise=True)
+    samples = torch.stack([state[..., 0, :].flatten(0, 1) for state, _ in _follow(sampled, obs, action)])
+    doubts = []
+    for _, disagreement in _follow(model, obs, action):
+        assert disagreement is not None
+        doubts.append(disagreement[:, 0])
+    return Foreseen(follow_mean(model, obs, action), samples, torch.stack(doubts))
+
+
+@torch.no_grad()
+def follow_mean(model: EnsembleModel, obs: Tensor, action: Tensor) -> Tensor:
+    """Observations [H, B, D] that the mean of the members' means leads to under actions [H, B, A] from obs [B, D]."""
+    mean = replace(model, propagation="mean", particles=1, measure_disagreement=False)
+    return torch.stack([state[0, 0, :, 0] for state, _ in _follow(mean, obs, action)])
+
+
+def _follow(model: EnsembleModel, obs: Tensor, action: Tensor) -> list[tuple[Tensor, Tensor | None]]:
+    """States [K, P, B, 1, D] and disagreement [B, 1] after each of the actions [H, B, A]."""
+    model = replace(model, reward_fn=_no_reward, termination_fn=None)  # only observations are asked for
+    state, found = model.begin(obs, 1), []
+    for now in action:
+        state, _, _, disagreement = model.step(state, now[:, None])
+        found.append((state, disagreement))
+    return found
+
+
+def _no_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+    return next_obs[..., 0]
