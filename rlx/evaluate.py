@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from rlx.collect import SEED_LIMIT, Episode, env_actions, to_tensor
 from rlx.rng import isolated_rng
-from rlx.types import Algorithm, Mode, VectorEnv
+from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
 
 MAX_PARALLEL = 64
 """Most environments that an evaluation steps side by side."""
 
 
 @torch.no_grad()
-def run_episodes(env: VectorEnv, algo: Algorithm, seeds: NDArray[np.int64], *, mode: Mode = "eval") -> list[Episode]:
+def run_episodes(env: VectorEnv, algo: Policy, seeds: NDArray[np.int64], *, mode: Mode = "eval") -> list[Episode]:
     """One episode for every seed, in the order of the seeds.
 
     Every started episode is finished and counted, so that short episodes do not crowd out long ones.
@@ -47,6 +49,60 @@ def run_episodes(env: VectorEnv, algo: Algorithm, seeds: NDArray[np.int64], *, m
             returns[is_first], lengths[is_first] = 0.0, 0
             obs, _ = env.reset(seed=seeds[slot % len(seeds)], options={"reset_mask": is_first})
     return [episodes[i] for i in range(len(seeds))]
+
+
+class Recording(NamedTuple):
+    """What was seen and done in an episode of L steps."""
+
+    obs: list[NDArray[Any]]  # [L + 1][*], the last one being where it ended
+    action: list[NDArray[Any]]  # [L][*], as the environment took them
+
+
+class RecordingEnv:
+    """An environment that keeps the episodes which it plays, by their seed; of several with one seed the one that began first."""
+
+    def __init__(self, env: VectorEnv) -> None:
+        self._env = env
+        self.num_envs = env.num_envs
+        self.single_observation_space, self.single_action_space = env.single_observation_space, env.single_action_space
+        self.episodes: dict[int, Recording] = {}
+        self._open = [Recording([], []) for _ in range(env.num_envs)]
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+        obs, info = self._env.reset(seed=seed, options=options)
+        begun = options["reset_mask"] if options else np.ones(self.num_envs, dtype=bool)
+        for i in np.flatnonzero(begun):
+            self._open[i] = Recording([obs[i].copy()], [])
+            self.episodes.setdefault(int(seed[i]), self._open[i])
+        return obs, info
+
+    def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        found = self._env.step(actions)
+        for recording, obs, action in zip(self._open, found[0], actions, strict=True):
+            recording.obs.append(obs.copy())
+            recording.action.append(action.copy())
+        return found
+
+    def close(self) -> None:
+        self._env.close()
+
+
+class RandomPolicy:
+    """Acts as the action space samples, whatever it sees."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, space: gymnasium.Space[Any], *, seed: int) -> None:
+        self._space = copy.deepcopy(space)  # whose generator is its own
+        self._space.seed(seed)
+        self._start = int(getattr(space, "start", 0))
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: torch.Tensor, carry: Tree, is_first: torch.Tensor, *, mode: Mode) -> PolicyOutput:
+        sampled = np.stack([self._space.sample() for _ in range(len(obs))])
+        return PolicyOutput(torch.from_numpy(sampled - self._start if self._start else sampled), carry, {})
 
 
 def bootstrap_interval(values: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
