@@ -18,6 +18,7 @@ from rlx.errors import ConfigError, StorageError
 from rlx.stats import curves
 from rlx.stats.aggregate import iqm, mean
 from rlx.stats.data import Group, of_one_seed
+from rlx.stats.foresight import LEVELS, Foresight
 
 FORMATS = (".png", ".svg", ".pdf")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -272,6 +273,60 @@ def _ticks(scale: Scale) -> list[tuple[float, str]]:
     shown = values if len(values) <= 6 else space(values[0], values[-1], 5)
     at = _heights(Scale(None, scale.log, np.concatenate([shown, values])))[: len(shown)]
     return [(float(h), _short(float(f"{v:.3g}"))) for h, v in zip(at, shown, strict=True)]
+
+
+def draw_foresight(judged: Foresight, *, title: str) -> Figure:
+    """Error against steps ahead, nominal against observed coverage, and disagreement against error."""
+    with mpl.rc_context({**_STYLE, "axes.titlesize": 10}):
+        figure = Figure(figsize=(12.0, 4.2), dpi=150, layout="constrained")
+        figure.suptitle(title, fontsize=11)
+        error, calibration, doubts = figure.subplots(1, 3)
+        _draw_error(error, judged)
+        _draw_calibration(calibration, judged)
+        doubts.scatter(judged.disagreement, judged.error_by_start, s=12, color=COLORS[0], alpha=0.45, linewidths=0, zorder=3)
+        rho = judged.spearman
+        doubts.set_title(f"does it know what it does not know?\nSpearman {rho:.2f}" if math.isfinite(rho) else "disagreement and error")
+        doubts.set_xlabel("disagreement of the members")
+        doubts.set_ylabel(f"error, RMS over {_steps(judged)}")
+        if any(values.min() > 0.0 and values.max() / values.min() >= _LOG_FROM for values in (judged.disagreement, judged.error_by_start)):
+            doubts.set_xscale("log" if judged.disagreement.min() > 0.0 else "linear")
+            doubts.set_yscale("log" if judged.error_by_start.min() > 0.0 else "linear")
+    return figure
+
+
+def _steps(judged: Foresight) -> str:
+    return f"{len(judged.error)} step{'s' if len(judged.error) > 1 else ''}"
+
+
+def _draw_error(axes: Axes, judged: Foresight) -> None:
+    ahead = np.arange(1, len(judged.error) + 1)
+    marker = "o" if len(ahead) <= 30 else None
+    axes.plot(ahead, judged.no_change, color="#777777", linestyle="--", marker=marker, markersize=3, label="predicting no change")
+    axes.plot(ahead, judged.error, color=COLORS[0], marker=marker, markersize=4, linewidth=1.8, label="the model", zorder=3)
+    axes.set_title(f"error k steps ahead\n{len(judged.disagreement)} starts")
+    axes.set_xlabel("steps ahead, k")
+    axes.set_ylabel("error [deviations of the observations]")
+    axes.locator_params(axis="x", integer=True)
+    axes.set_ylim(bottom=0.0)
+    axes.legend(loc="best", fontsize=9)
+
+
+def _draw_calibration(axes: Axes, judged: Foresight) -> None:
+    """One line for one step ahead, one for the farthest, one for all; below the diagonal the model is too sure."""
+    axes.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1.0, label="as promised")
+    observed = np.stack([judged.coverage(level).mean(axis=1) for level in LEVELS])  # [levels, H]
+    farthest = observed.shape[1]
+    axes.plot(LEVELS, observed.mean(axis=1), color=COLORS[0], marker="o", markersize=4, linewidth=1.8, label="all steps", zorder=3)
+    if farthest > 1:
+        axes.plot(LEVELS, observed[:, 0], color=COLORS[2], linewidth=1.2, label="1 step ahead")
+        axes.plot(LEVELS, observed[:, -1], color=COLORS[1], linewidth=1.2, label=f"{farthest} steps ahead")
+    axes.set_title("calibration\nbelow the diagonal it is too sure of itself")
+    axes.set_xlabel("share that the interval should hold")
+    axes.set_ylabel("share that it held")
+    axes.set_xlim(0.0, 1.0)
+    axes.set_ylim(0.0, 1.0)
+    axes.set_aspect("equal")
+    axes.legend(loc="best", fontsize=9)
 
 
 def save(figure: Figure, path: Path) -> None:
