@@ -152,7 +152,7 @@ def test_the_users_own_groups_are_offered(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ask", [bash, fish])
-@pytest.mark.parametrize("verb", ["resume", "eval", "show"])
+@pytest.mark.parametrize("verb", ["resume", "eval", "model", "show"])
 def test_runs_are_offered_newest_first_after_latest(ask: Callable[[str], list[str]], verb: str) -> None:
     assert ask(f"rlx {verb} ") == []
     make_run("first")

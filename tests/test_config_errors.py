@@ -351,7 +351,7 @@ def test_command_that_does_not_fit_the_run_is_refused_and_changes_nothing(
     assert {p: p.read_bytes() for p in (here / "runs").rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("command", ["resume", "resume loop.total_env_steps=9", "eval", "show"])
+@pytest.mark.parametrize("command", ["resume", "resume loop.total_env_steps=9", "eval", "model", "show"])
 def test_without_runs_the_way_to_start_one_is_shown(command: str, rlx: Rlx, here: Path) -> None:
     assert_refused(rlx(command), "there are no runs in runs yet; start one with `rlx train algo=ppo env=cartpole`")
     assert list(here.iterdir()) == []

@@ -173,7 +173,7 @@ def test_the_payload_does_touch_a_file_when_it_is_unpickled(here: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["..", ".", "../..", "/", "/etc/passwd", "gift/..", "gift/checkpoints", "../../../../etc", "''", "~"])
-@pytest.mark.parametrize("command", ["eval", "resume", "show"])
+@pytest.mark.parametrize("command", ["eval", "model", "resume", "show"])
 def test_reference_that_leads_elsewhere_is_no_run(command: str, reference: str, rlx: Rlx, gift: Path, here: Path) -> None:
     before = {p: p.read_bytes() for p in here.rglob("*") if p.is_file()}
     code, printed = rlx(f"{command} {reference}")

@@ -126,16 +126,15 @@ def _print_curves(console: Console, groups: Sequence[Group], metric: str, *, x: 
         drawn.append(list(zip(steps.tolist(), centre.tolist(), strict=True)))
     label = "env steps" if x == "env_steps" else "seconds of training"
     console.print(f"{metric}, {'IQM' if statistic == 'iqm' else 'mean'} over seeds", highlight=False)
-    _print_drawing(console, drawn, [f"{g.label} ({len(of_one_seed(g.runs))})" for g in groups], label)
+    print_drawing(console, drawn, [f"{g.label} ({len(of_one_seed(g.runs))})" for g in groups], label)
     if len(groups) > _MOST_IN_TERMINAL:
         console.print(f"and {len(groups) - _MOST_IN_TERMINAL} more in the file", style="dim")
     if silent:
         console.print(f"left out, without {metric}: {', '.join(silent)}", style="dim", soft_wrap=True)
 
 
-def _print_drawing(
-    console: Console, drawn: list[list[tuple[float, float]]], names: list[str], x_label: str, *, joined: bool = True
-) -> None:
+def print_drawing(console: Console, drawn: list[list[tuple[float, float]]], names: list[str], x_label: str, *, joined: bool = True) -> None:
+    """Draw curves in the terminal, each in a colour of its own, and a legend below."""
     from rich.text import Text
 
     width = min(console.width, 100)
@@ -162,4 +161,4 @@ def _print_slices(console: Console, found: Sequence[Trial], metric: str) -> None
         dots = [(p, score) for p, t in zip(at, found, strict=True) for score in t.scores]
         names = f": {', '.join(f'{i} {name}' for i, name in enumerate(scale.names))}" if scale.names else ""
         console.print(f"\n{metric} against {'log10 of ' if scale.log else ''}{key}{names}", soft_wrap=True, highlight=False)
-        _print_drawing(console, [dots], [], key, joined=False)
+        print_drawing(console, [dots], [], key, joined=False)
