@@ -26,9 +26,9 @@ _POLICIES = ("plan", "random")
 _MOST_STARTS = 500
 _SAMPLES = 200
 """Samples of what may come from each start, at least."""
-_TOGETHER = 64
+_TOGETHER = 32
 """Starts that are followed at once, which bounds the memory."""
-_MOST_ROWS = 16
+_MOST_ROWS = 20
 
 
 def model(

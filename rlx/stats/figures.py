@@ -306,6 +306,7 @@ def _draw_error(axes: Axes, judged: Foresight) -> None:
     axes.set_title(f"error k steps ahead\n{len(judged.disagreement)} starts")
     axes.set_xlabel("steps ahead, k")
     axes.set_ylabel("error [deviations of the observations]")
+    axes.set_xlim(0.5, len(ahead) + 0.5)
     axes.locator_params(axis="x", integer=True)
     axes.set_ylim(bottom=0.0)
     axes.legend(loc="best", fontsize=9)
