@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from typer.testing import CliRunner, Result
 
 from rlx.algos import ALGORITHMS
@@ -512,3 +513,10 @@ def test_doctor_reads_no_secret_aloud(tmp_path: Path, monkeypatch: pytest.Monkey
     text = rlx("doctor").stdout
     assert "there is a login" in text
     assert "0" * 40 not in text
+
+
+@pytest.mark.parametrize("command", sorted(typer.main.get_command(app).commands))  # type: ignore[attr-defined]
+def test_help_shows_all_that_was_written(command: str) -> None:
+    """What stands in square brackets is markup to rich, and vanishes."""
+    for parameter in typer.main.get_command(app).commands[command].params:  # type: ignore[attr-defined]
+        assert not re.search(r"\[[a-z]", getattr(parameter, "help", None) or ""), parameter.name

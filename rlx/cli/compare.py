@@ -26,12 +26,12 @@ _STYLE = {"better": "green", "worse": "red", "too few seeds": "yellow", "not dis
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP…", help="Runs and sweeps: names, paths, patterns such as 'lr/00*'.",
                                               autocompletion=complete_runs_and_sweeps)],
-    by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. [default: what differs]")] = None,
+    by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. (default: what differs)")] = None,
     metric: Annotated[str | None, typer.Option(help="What is compared: its last value in every run. "
-                                               f"[default: the sweep's objective, or {_METRIC}]")] = None,
+                                               f"(default: the sweep's objective, or {_METRIC})")] = None,
     at: Annotated[int | None, typer.Option(help="Compare at this many env steps instead of at the end.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Count env steps until the metric is there. [default: the target]")] = None,
-    target: Annotated[float | None, typer.Option(help="What the optimality gap is from. [default: gymnasium's threshold]")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Count env steps until the metric is there. (default: the target)")] = None,
+    target: Annotated[float | None, typer.Option(help="What the optimality gap is from. (default: gymnasium's threshold)")] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Less is better.")] = False,
     confidence: Annotated[float, typer.Option(help="Of intervals and verdicts.")] = 0.95,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare each group with each, however many there are.")] = False,

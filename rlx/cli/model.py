@@ -36,9 +36,9 @@ def model(
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play and to foresee.")] = 5,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     policy: Annotated[str, typer.Option(help="Who acts: plan (the run, as in its evaluations) or random.")] = "plan",
-    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to look ahead; otherwise the planner's horizon.")] = None,
+    horizon: Annotated[int | None, typer.Option(min=1, help="Steps to look ahead. (default: the planner's horizon)")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Write the figure here: .png, .svg, .pdf; otherwise plots/ in the run.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the figure here: .png, .svg, .pdf. (default: plots/ in the run)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
 ) -> None:

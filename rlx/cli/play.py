@@ -28,7 +28,7 @@ def play(
     opponent: Annotated[str | None, typer.Option(help="Another run, random, one_ply or uct:N plays instead of you.")] = None,
     second: Annotated[bool, typer.Option("--second", help="The run begins; otherwise you do, or the opponent.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each search of the run found.")] = False,
-    simulations: Annotated[int | None, typer.Option(min=1, help="Of the run's search. [default: as in evaluations]")] = None,
+    simulations: Annotated[int | None, typer.Option(min=1, help="Of the run's search. (default: as in evaluations)")] = None,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     seed: Annotated[int, typer.Option(min=0, help="Of the opponent's randomness.")] = 0,
 ) -> None:

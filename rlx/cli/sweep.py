@@ -29,15 +29,15 @@ def sweep(
     name: Annotated[str | None, typer.Option(help="Directory of the sweep, runs/NAME; the default follows from what is swept.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose and check every run and list them; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
-    objective: Annotated[str | None, typer.Option(help=f"The metric whose last value judges a setting. [default: {_OBJECTIVE}]")] = None,
+    objective: Annotated[str | None, typer.Option(help=f"The metric whose last value judges a setting. (default: {_OBJECTIVE})")] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Less of the objective is better.")] = False,
     aggregate: Annotated[str | None, typer.Option(help="How the seeds of a setting make one number: iqm, mean, median, min or max. "
-                                                  "[default: iqm]")] = None,
+                                                  "(default: iqm)")] = None,
     trials: Annotated[int | None, typer.Option(help="Search: how many settings to try.", rich_help_panel=_SEARCH)] = None,
-    sampler: Annotated[str | None, typer.Option(help="tpe, random, grid, qmc, gp, cmaes. [default: tpe]", rich_help_panel=_SEARCH)] = None,
-    pruner: Annotated[str | None, typer.Option(help="hyperband, halving, median or none. [default: none]", rich_help_panel=_SEARCH)] = None,
+    sampler: Annotated[str | None, typer.Option(help="tpe, random, grid, qmc, gp, cmaes. (default: tpe)", rich_help_panel=_SEARCH)] = None,
+    pruner: Annotated[str | None, typer.Option(help="hyperband, halving, median or none. (default: none)", rich_help_panel=_SEARCH)] = None,
     rungs: Annotated[int | None, typer.Option(help="Looks of the pruner at a setting, each after three times the steps of the one before. "
-                                              "[default: 3]", rich_help_panel=_SEARCH)] = None,
+                                              "(default: 3)", rich_help_panel=_SEARCH)] = None,
     space: Annotated[str | None, typer.Option(help="Search space from conf/search/NAME.yaml, or a file; the default is the algorithm's, "
                                               "if nothing is swept.", rich_help_panel=_SEARCH)] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL that several machines share; the default is a file in the sweep.",
