@@ -80,3 +80,17 @@ def test_alphazero_plays_every_position_of_tic_tac_toe_perfectly_and_never_loses
     out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
     print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
     assert (out["optimal_moves"], out["losses"]) == (1.0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_pets_balances_a_pole_within_ten_times_200_steps(tmp_path: Path) -> None:
+    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
+    for seed in SEEDS:
+        train = f"train algo=pets env=cartpole_continuous seed={seed} log.console=quiet log.wandb=disabled --name s{seed}"
+        subprocess.run([RLX, *train.split()], check=True, env=environment)
+        lines = [json.loads(line) for line in (tmp_path / f"s{seed}" / "metrics.jsonl").read_text().splitlines()]
+        returns = [line["episode/return"] for line in lines if line["env_steps"] > 1000 and "episode/return" in line]
+        evaluated = lines[-1]["eval/return_mean"]
+        print(f"seed {seed}: training returns {returns}, evaluation {evaluated}")
+        assert min(sum(returns) / len(returns), evaluated) >= 175.0
