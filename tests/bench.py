@@ -192,7 +192,14 @@ def selfplay() -> None:
           f"{simulations_per_s:,.0f} simulations/s, one thread", flush=True)  # fmt: skip
 
 
+def planning() -> None:
+    """How long PETS plans for an env step of continuous cartpole, with the settings that solve it in three episodes."""
+    lines = rlx("algo=pets", "env=cartpole_continuous", "loop.total_env_steps=600", "loop.eval_every=0")
+    ms = [line["time/plan_ms"] for line in lines if "time/plan_ms" in line][-1]
+    print(f"PETS plans {ms:.0f} ms for an env step of continuous cartpole: {1000 / ms:.0f} planned env steps/s", flush=True)
+
+
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay)}
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning)}
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()

@@ -148,7 +148,7 @@ def test_the_users_own_groups_are_offered(tmp_path: Path) -> None:
     (tmp_path / "mine" / "env").mkdir(parents=True)
     (tmp_path / "mine" / "env" / "maze.yaml").write_text("id: Maze-v0\n")
     assert bash("rlx train --config-dir mine env=maz") == ["maze"]
-    assert bash("rlx train --config-dir nowhere env=cartp") == ["cartpole"]
+    assert bash("rlx train --config-dir nowhere env=tic") == ["tic_tac_toe"]
 
 
 @pytest.mark.parametrize("ask", [bash, fish])
@@ -204,7 +204,7 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.stdout.splitlines() == [
-        "a2c alphago alphazero ppo reinforce",
+        "a2c alphago alphazero pets ppo reinforce",
         "algo.learning_rate= algo.learning_rate=0.0003",
         "latest lander",
     ], done.stderr
