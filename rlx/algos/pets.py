@@ -118,17 +118,17 @@ class PETS:
         rest = torch.cat([found.mean[:, 1:], torch.zeros_like(found.mean[:, :1])], dim=1)
         return PolicyOutput(self._to_action(found.mean[:, 0]), rest if self._fits else carry, extras)
 
-    def plan(self, obs: Tensor, mean: Tensor, generator: torch.Generator | None = None) -> Plan:
+    def plan(self, obs: Tensor, mean: Tensor) -> Plan:
         """Plan from obs [B, D], beginning from mean [B, H, A]."""
-        measured = self._model(generator)
+        measured = self._model()
         model = replace(measured, measure_disagreement=self._trust.needs_disagreement)
-        return plan(model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured, generator=generator)
+        return plan(model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured)
 
-    def _model(self, generator: torch.Generator | None = None) -> EnsembleModel:
+    def _model(self) -> EnsembleModel:
         """The ensemble as plans are judged by it; it also says how much the members disagree."""
         return EnsembleModel(
             frozen=self._frozen, obs_scale=self._obs_scale, propagation=self.config.propagation.value, particles=self.config.particles,
-            reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True, generator=generator,
+            reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True, generator=None,
         )  # fmt: skip
 
     def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:

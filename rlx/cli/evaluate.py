@@ -11,7 +11,9 @@ from rlx.cli.complete import complete_runs
 
 if TYPE_CHECKING:
     from rlx.checkpoint import Checkpoint
+    from rlx.config.schema import RunConfig
     from rlx.rundir import RunDir
+    from rlx.types import Algorithm, VectorEnv
 
 EVAL_STREAM = [0x5EED]
 """The episodes of `rlx eval` are the same for every run, and none of them chose the best checkpoint."""
@@ -58,23 +60,14 @@ def evaluate(
         config.algo.eval_simulations = simulations
     chosen = choose_checkpoint(opened, checkpoint)
 
-    import torch
-
-    from rlx.build import build_algorithm, env_factory, env_spec, known_best, resolve_device, setup_torch
-    from rlx.checkpoint import load_algorithm
+    from rlx.build import env_factory, known_best
     from rlx.evaluate import MAX_PARALLEL, episode_seeds, optimal_moves, run_episodes, summarize
     from rlx.rng import seed_everything
     from rlx.types import Mode
 
-    try:
-        device = resolve_device(config)
-    except ConfigError:  # trained on a GPU that is not here
-        device = torch.device("cpu")
-    setup_torch(config, device)
     make_env = env_factory(config)
     env = make_env(min(episodes, MAX_PARALLEL))
-    algo = build_algorithm(config, env_spec(config.env, env), device)
-    load_algorithm(chosen, algo, name=config.algo.name)
+    algo = load_policy(config, chosen, env)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"
     seed_everything(seed)
@@ -122,6 +115,24 @@ def evaluate(
     typer.echo(f"  length {result['length_mean']:.1f} steps")
     for path in result.get("videos", []):
         typer.echo(f"  video {path}")
+
+
+def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv) -> Algorithm:
+    """The algorithm of a run as a checkpoint has it, for environments like these; on the CPU where the run's own device is missing."""
+    import torch
+
+    from rlx.build import build_algorithm, env_spec, resolve_device, setup_torch
+    from rlx.checkpoint import load_algorithm
+    from rlx.errors import ConfigError
+
+    try:
+        device = resolve_device(config)
+    except ConfigError:  # trained on a GPU that is not here
+        device = torch.device("cpu")
+    setup_torch(config, device)
+    algo = build_algorithm(config, env_spec(config.env, env), device)
+    load_algorithm(checkpoint, algo, name=config.algo.name)
+    return algo
 
 
 def choose_checkpoint(run: RunDir, which: str) -> Checkpoint:

@@ -52,7 +52,7 @@ def model(
 
       rlx model pole --checkpoint best --json | jq .spearman
     """
-    from rlx.cli.evaluate import choose_checkpoint
+    from rlx.cli.evaluate import choose_checkpoint, load_policy
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
@@ -71,21 +71,12 @@ def model(
         )
     chosen = choose_checkpoint(opened, checkpoint)
 
-    import torch
-
-    from rlx.build import build_algorithm, env_factory, env_spec, resolve_device, setup_torch
-    from rlx.checkpoint import load_algorithm
+    from rlx.build import env_factory
     from rlx.evaluate import MAX_PARALLEL
     from rlx.rng import isolated_rng
 
-    try:
-        device = resolve_device(config)
-    except ConfigError:  # trained on a GPU that is not here
-        device = torch.device("cpu")
-    setup_torch(config, device)
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
-    algo: Any = build_algorithm(config, env_spec(config.env, env), device)
-    load_algorithm(chosen, algo, name=config.algo.name)
+    algo: Any = load_policy(config, chosen, env)
     if not (algo.obs_scale > 0.0).any():
         raise ConfigError(f"{opened.reference} at {chosen.env_steps:,} env steps has not fitted its model yet, which it does from "
                           f"algo.initial_steps={config.algo.initial_steps}; choose a later --checkpoint, or rlx resume it")  # fmt: skip
