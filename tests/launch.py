@@ -33,7 +33,7 @@ SETTINGS = [
 """A short run; the cadences share no divisor, so that every line of the record has its own reason."""
 
 POLICY_GRADIENT = [name for name, info in ALGORITHMS.items() if issubclass(info.config, PolicyGradientConfig)]
-GAME_PLAYING = [name for name, info in ALGORITHMS.items() if info.config.plays_games]
+GAME_PLAYING = [name for name, info in ALGORITHMS.items() if not info.config.plays_others]
 
 OWN_VARIABLES = ("RLX_RUNS_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED")
 

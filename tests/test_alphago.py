@@ -12,7 +12,7 @@ import torch
 from launch import run_main
 
 from rlx.algos.alphago import AlphaGo, Phase
-from rlx.algos.config import AlphaGoConfig, Part, ValueData
+from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
 from rlx.collect import Collector
 from rlx.envs.games import Game
 from rlx.envs.play import SelfPlayVectorEnv

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rlx.algos.alphazero import AlphaZero
-from rlx.algos.config import AlphaZeroConfig, Search
+from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.collect import Collector
 from rlx.envs.games import Game
 from rlx.envs.play import SelfPlayVectorEnv

@@ -6,7 +6,8 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from rlx.algos.config import A2CConfig, AlgoConfig, AlphaGoConfig, AlphaZeroConfig, PPOConfig, ReinforceConfig
+from rlx.algos.config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
+from rlx.algos.config.games import AlphaGoConfig, AlphaZeroConfig
 from rlx.algos.config.pets import PETSConfig
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlx.algos.config import AlphaGoConfig, Part, ValueData
+from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
 from rlx.nn.tower import FrozenTower, Tower, descend, forward
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlx.algos.config import AlphaZeroConfig, Search
+from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
 from rlx.nn.tower import FrozenTower, Tower, descend, forward
 from rlx.planning.search import Known, RulesModel, SearchConfig, Searched, search

@@ -112,7 +112,7 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
         table.add_row(*map(str, row.values()))
     console = terminal()
     console.print(table)
-    games = [name for name, info in ALGORITHMS.items() if info.config.plays_games]
+    games = [name for name, info in ALGORITHMS.items() if not info.config.plays_others]
     planners = [name for name, info in ALGORITHMS.items() if info.config.plans_with_model]
     others = [name for name in ALGORITHMS if name not in [*games, *planners]]
     console.print(

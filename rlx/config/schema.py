@@ -145,7 +145,7 @@ class RunConfig:
     def _check_kind(self) -> None:
         """Raise a ConfigError if the algorithm plays games and the environment is none, or the other way round."""
         name, env = self.algo.name, self.env
-        if self.algo.plays_games and not env.is_game:
+        if not self.algo.plays_others and not env.is_game:
             raise ConfigError(f"algo={name} plays two-player games, and env={env.id} is none; try env=connect_four, or algo=ppo")
         if env.is_game and not self.algo.plays_games:
             raise ConfigError(f"env={env.id} is a two-player game, which algo={name} cannot play; try algo=alphazero")
