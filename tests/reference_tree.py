@@ -38,6 +38,20 @@ class Edge:
         return self.bounds[0] == self.bounds[1]
 
 
+@dataclass
+class Bounds:
+    """Of the returns seen in a tree, by which they are scaled to [0, 1]."""
+
+    low: float = -1.0
+    high: float = 1.0
+
+    def scale(self, q: float, config: SearchConfig) -> float:
+        return (q - self.low) / max(self.high - self.low, config.min_range)
+
+    def see(self, q: float) -> None:
+        self.low, self.high = min(self.low, q), max(self.high, q)
+
+
 @dataclass(eq=False)
 class Node:
     slot: int
@@ -67,6 +81,7 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
     """Search one of the model's trees, with the same noise."""
     top = make_node(root, tree, 0)
     size = 1
+    bounds = Bounds(top.value, top.value) if config.track_bounds else Bounds()
     table = considered_visits(min(len(top.edges), config.max_considered), config.simulations)
     for simulation in range(config.simulations):
         if config.prove and top.bounds[0] == top.bounds[1]:
@@ -75,13 +90,13 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
         while True:
             worth = [e for e in node.edges if node is top or not config.prove or not e.known]
             if not config.gumbel:
-                edge = puct(node, worth, config)
+                edge = puct(node, worth, config, bounds)
             elif node is top:
-                scores = improved(node, config)
+                scores = improved(node, config, bounds)
                 left = [k for k, e in enumerate(node.edges) if e.n == table[simulation]]
                 edge = node.edges[max(left, key=lambda k: gumbel[k] + scores[k])]
             else:
-                edge = inner(node, worth, config)
+                edge = inner(node, worth, config, bounds)
             path.append((node, edge))
             if edge.child is None or not edge.child.edges or (config.prove and edge.known):
                 break
@@ -100,6 +115,8 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
             taken.n += 1
             taken.w += g
             parent.visits += 1
+            if config.track_bounds:
+                bounds.see(taken.q)
             if config.prove:
                 if taken.known:
                     taken.w = taken.n * taken.bounds[0]
@@ -108,19 +125,23 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
     return top
 
 
-def puct(node: Node, worth: list[Edge], config: SearchConfig) -> Edge:
-    """argmax of Q + P sqrt(N) / (1 + n) (c1 + log((N + c2 + 1) / c2)), MuZero's appendix B; unvisited moves by KataGo's reduction."""
+def puct(node: Node, worth: list[Edge], config: SearchConfig, bounds: Bounds) -> Edge:
+    """argmax of Q, scaled to [-1, 1], + P sqrt(N) / (1 + n) (c1 + log((N + c2 + 1) / c2)), MuZero's appendix B.
+
+    Unvisited moves are judged by KataGo's reduction.
+    """
     seen = sum(e.prior for e in node.edges if e.n)
-    unseen = (node.value + sum(e.w for e in node.edges)) / node.visits - config.fpu_reduction * math.sqrt(seen)
+    parent = (node.value + sum(e.w for e in node.edges)) / node.visits
+    unseen = 2 * bounds.scale(parent, config) - 1 - config.fpu_reduction * math.sqrt(seen)
     rate = config.c_init + math.log((node.visits + config.c_base + 1) / config.c_base)
 
     def score(e: Edge) -> float:
-        return (e.q if e.n else unseen) + e.prior * math.sqrt(node.visits) * rate / (1 + e.n)
+        return (2 * bounds.scale(e.q, config) - 1 if e.n else unseen) + e.prior * math.sqrt(node.visits) * rate / (1 + e.n)
 
     return max(worth, key=score)
 
 
-def improved(node: Node, config: SearchConfig) -> list[float]:
+def improved(node: Node, config: SearchConfig, bounds: Bounds) -> list[float]:
     """Logits plus sigma of the completed Q, scaled to [0, 1]."""
     visited = [e for e in node.edges if e.n]
     mixed = node.value
@@ -130,10 +151,11 @@ def improved(node: Node, config: SearchConfig) -> list[float]:
         mixed = (node.value + total * weighted) / (1 + total)
     most = max((e.n for e in visited), default=0)
     top = max(e.logit for e in node.edges)
-    return [e.logit - top + (config.c_visit + most) * config.c_scale * ((e.q if e.n else mixed) + 1) / 2 for e in node.edges]
+    scale = (config.c_visit + most) * config.c_scale
+    return [e.logit - top + scale * bounds.scale(e.q if e.n else mixed, config) for e in node.edges]
 
 
-def inner(node: Node, worth: list[Edge], config: SearchConfig) -> Edge:
-    policy, total = softmax(improved(node, config)), sum(e.n for e in node.edges)
+def inner(node: Node, worth: list[Edge], config: SearchConfig, bounds: Bounds) -> Edge:
+    policy, total = softmax(improved(node, config, bounds)), sum(e.n for e in node.edges)
     left = [k for k, e in enumerate(node.edges) if e in worth]
     return node.edges[max(left, key=lambda k: policy[k] - node.edges[k].n / (1 + total))]

@@ -65,6 +65,7 @@ def same_tree(trees: Trees, b: int, slot: int, node: Node) -> int:
 @pytest.mark.parametrize("config", [
     SearchConfig(simulations=60), SearchConfig(simulations=60, c_init=3.0, fpu_reduction=0.0),
     SearchConfig(simulations=60, gumbel=True), SearchConfig(simulations=45, gumbel=True, gumbel_scale=1.0, max_considered=4, c_scale=0.1),
+    SearchConfig(simulations=60, track_bounds=True), SearchConfig(simulations=60, gumbel=True, track_bounds=True, min_range=0.7),
     SearchConfig(simulations=60, prove=True), SearchConfig(simulations=60, gumbel=True, prove=True),
 ])  # fmt: skip
 def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -> None:

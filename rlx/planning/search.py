@@ -57,6 +57,9 @@ class SearchConfig:
         gumbel_scale: 1 samples them, 0 takes the best.
         prove: carry wins, losses and draws that are certain up the tree; for known rules, whose returns are within [-1, 1].
         leaves: descents of one tree before their leaves are evaluated together, with virtual losses; PUCT only.
+        track_bounds: scale returns by the least and greatest that were seen in the tree (Schrittwieser et al. 2020, eq. 5), instead of as
+            numbers within [-1, 1].
+        min_range: of returns that are scaled so: smaller differences are noise, and stay small.
     """
 
     gumbel: bool = False
@@ -74,12 +77,13 @@ class SearchConfig:
     prove: bool = False
     leaves: int = 1
     track_bounds: bool = False
+    min_range: float = 1e-8
 
     @property
     def rule(self) -> Rule:
         return Rule(
             kind=GUMBEL if self.gumbel else PUCT, c_init=self.c_init, c_base=self.c_base, fpu_reduction=self.fpu_reduction,
-            forced=self.forced, c_visit=self.c_visit, c_scale=self.c_scale, prove=self.prove,
+            forced=self.forced, c_visit=self.c_visit, c_scale=self.c_scale, prove=self.prove, min_range=self.min_range,
         )  # fmt: skip
 
 
@@ -106,6 +110,22 @@ class Searched:
         for b in range(len(out)):
             out[b] = (trees.value[b, 0] + trees.w[b, self.root_edges(b)].sum()) / trees.visits[b, 0]
         return np.clip(out, trees.least[:, 0], trees.most[:, 0]) if self.config.prove else out
+
+    def improved_value(self) -> Array:
+        """What the roots [B] are worth under Gumbel's improved policy, an unvisited move counting as v_mix (Danihelka et al. 2022, eq. 33).
+
+        The mean of `value` also counts the moves that were only tried, which pulls it down where there are few simulations.
+        """
+        trees, out = self.trees, np.empty(len(self.trees.size))
+        for b in range(len(out)):
+            edges = self.root_edges(b)
+            n, prior = trees.n[b, edges], trees.prior[b, edges]
+            q = np.divide(trees.w[b, edges], n, out=np.zeros(len(n)), where=n > 0)
+            seen = prior[n > 0].sum()
+            mean = (prior * q)[n > 0].sum() / seen if seen > 0.0 else trees.value[b, 0]
+            mixed = (trees.value[b, 0] + n.sum() * mean) / (1.0 + n.sum())
+            out[b] = softmax(self.scores(b)) @ np.where(n > 0, q, mixed)
+        return out
 
     @functools.cached_property
     def candidates(self) -> Array:
@@ -161,7 +181,7 @@ class Searched:
             total, prior = float(trees.visits[b, 0]), trees.prior[b, edges].astype(np.float64)
             scale = math.sqrt(total) * (config.c_init + math.log((total + config.c_base + 1.0) / config.c_base))
             q = np.divide(trees.w[b, edges], n, out=np.zeros_like(n), where=n > 0)
-            q = 2.0 * (q - trees.low[b]) / (trees.high[b] - trees.low[b]) - 1.0
+            q = 2.0 * (q - trees.low[b]) / max(trees.high[b] - trees.low[b], config.min_range) - 1.0
             best = int(np.argmax(n))
             goal = q[best] + prior[best] * scale / (1.0 + n[best])
             gap = goal - q
@@ -212,6 +232,8 @@ def search(
     trees = Trees(num_trees, most + config.leaves + 1, int(root.counts.max()) * (most + 2))
     everyone = np.arange(num_trees)
     trees.add(everyone, np.full(num_trees, -1), root.counts, root.actions, root.logits, root.value)
+    if config.track_bounds:
+        trees.low[:] = trees.high[:] = root.value
     gumbel = _root_noise(trees, config, rng)
     if explore is not None:
         gumbel[~explore] = 0.0

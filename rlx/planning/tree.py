@@ -37,6 +37,7 @@ class Rule(NamedTuple):
     c_visit: float  # Gumbel's c_visit
     c_scale: float  # Gumbel's c_scale
     prove: bool  # below the root, moves whose return is known are not tried again
+    min_range: float  # returns of a tree that differ by less are scaled as if they differed by this
 
 
 class Trees:
@@ -169,7 +170,7 @@ def _is_known(b, e, rule, child, least, most):
 def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high, least, most):
     """The edge of node s with the largest Q + U, returns scaled to [-1, 1]."""
     first, last = start[b, s], start[b, s] + count[b, s]
-    width = max(high[b] - low[b], 1e-8)
+    width = max(high[b] - low[b], rule.min_range)
     seen, total = 0.0, value[b, s]
     for e in range(first, last):
         if n[b, e] > 0:
@@ -195,7 +196,7 @@ def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high
 def improved_scores(b, s, rule, out, start, count, visits, value, logit, prior, n, w, low, high):
     """Write logit + sigma(completed Q) of the edges of node s to out (Danihelka et al. 2022, section 4 and appendix D)."""
     first, c = start[b, s], count[b, s]
-    width = max(high[b] - low[b], 1e-8)
+    width = max(high[b] - low[b], rule.min_range)
     mass, weighted, total, most = 0.0, 0.0, 0, 0
     for k in range(c):
         e = first + k
