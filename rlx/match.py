@@ -12,7 +12,16 @@ from numpy.typing import NDArray
 from rlx.collect import to_tensor
 from rlx.envs.games import Game
 from rlx.envs.opponents import MakeOpponent, Opponent
-from rlx.types import Policy
+from rlx.planning.search import Searched
+from rlx.types import Mode, Policy
+
+
+class SearchingPlayer(Policy, Protocol):
+    """An algorithm that plays games by search."""
+
+    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[Searched, *tuple[Any, ...]]:
+        """Search from the positions after the actions of each row [B, L]; what was searched comes first."""
+        ...
 
 
 class Player(Protocol):

@@ -144,3 +144,62 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip
 def approximate_kl(log_ratio: Tensor) -> Tensor:
     """KL(pi_old || pi) from samples of pi_old: E[(r - 1) - log r], unbiased and never negative (Schulman 2020, "k3")."""
     return (torch.expm1(log_ratio) - log_ratio).mean()
+
+
+_SQUASH_EPSILON = 1e-3
+
+
+def squash(x: Tensor) -> Tensor:
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x, which lets returns of every size be learnt as numbers of a similar size.
+
+    Pohlen et al. 2018, https://arxiv.org/abs/1805.11593, proposition A.2; eps is 0.001.
+    """
+    return x.sign() * ((x.abs() + 1.0).sqrt() - 1.0) + _SQUASH_EPSILON * x
+
+
+def unsquash(y: Tensor) -> Tensor:
+    """The inverse of `squash`, written so that nothing cancels near 0."""
+    eps, size = _SQUASH_EPSILON, y.abs() + 1.0 + _SQUASH_EPSILON
+    root = 2.0 * size / ((1.0 + 4.0 * eps * size).sqrt() + 1.0)
+    return y.sign() * (root.square() - 1.0)
+
+
+def two_hot(x: Tensor, *, limit: float, num_bins: int) -> Tensor:
+    """Distributions over `num_bins` evenly spaced numbers in [-limit, limit], whose means are x [*]; [*, num_bins].
+
+    At most two neighbouring bins have a share (Schrittwieser et al. 2020, appendix F). What lies outside is brought to the nearer end.
+    """
+    at = (x.clamp(-limit, limit) + limit) * ((num_bins - 1) / (2.0 * limit))
+    low = at.floor().clamp(max=num_bins - 2)
+    share = at - low
+    out = x.new_zeros(*x.shape, num_bins)
+    out.scatter_(-1, low.long().unsqueeze(-1), (1.0 - share).unsqueeze(-1))
+    return out.scatter_(-1, low.long().unsqueeze(-1) + 1, share.unsqueeze(-1))
+
+
+def n_step_returns(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, truncated: Tensor, *, num_steps: int, discount: float
+) -> Tensor:
+    """G_t = r_t + d r_{t+1} + ... + d^{n-1} r_{t+n-1} + d^n V_{t+n}, or less where the episode ends on the way.
+
+    Schrittwieser et al. 2020, appendix G. With a negative d the value of the other player counts against this one.
+
+    Args:
+        reward: [N, L] of consecutive steps; what lies behind the end of an episode is ignored.
+        value: [N, L] of the positions in which these steps were taken.
+        next_value: [N, L] of the positions that they led to; read only where an episode was cut.
+        terminated: [N, L] bool.
+        truncated: [N, L] bool.
+        num_steps: n, below L.
+        discount: d in [-1, 1].
+
+    Returns:
+        [N, L - n] of the first L - n steps.
+    """
+    check_shapes(reward=reward, value=value, next_value=next_value, terminated=terminated, truncated=truncated)
+    going = (~(terminated | truncated)).to(reward.dtype).unfold(1, num_steps, 1)[:, :-1].cumprod(-1)  # [N, L - n, n] after each step
+    before = torch.cat([torch.ones_like(going[..., :1]), going[..., :-1]], dim=-1)
+    weight = before * discount ** torch.arange(num_steps, dtype=reward.dtype, device=reward.device)
+    gained = reward + discount * next_value * truncated
+    collected = (weight * gained.unfold(1, num_steps, 1)[:, :-1]).sum(-1)
+    return collected + discount**num_steps * going[..., -1] * value[:, num_steps:]

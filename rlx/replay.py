@@ -74,10 +74,11 @@ class Symmetries:
         return len(self._cells)
 
     def turn(self, planes: Tensor, policy: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
-        """Each position [n, C, H, W] and its policy [n, A] under the symmetry `which` [n]."""
+        """Each position [n, C, H, W] and its policy [n, A], or those of L plies [n, L, A], under the symmetry `which` [n]."""
         flat = planes.flatten(2)
         turned = flat.gather(2, self._cells[which][:, None, :].expand(-1, flat.shape[1], -1))
-        return turned.view_as(planes), policy.gather(1, self._actions[which])
+        actions = self._actions[which]
+        return turned.view_as(planes), policy.gather(-1, actions if policy.ndim == 2 else actions[:, None].expand_as(policy))
 
 
 class TransitionReplay:
@@ -126,3 +127,81 @@ class TransitionReplay:
     def load_state_dict(self, state: State) -> None:
         self.added = state["added"]
         self._columns = {name: state[name].clone() for name in self._columns}
+
+
+class SequenceReplay:
+    """The newest steps of B environments, from which windows of consecutive steps are drawn by priority.
+
+    A step is drawn once it is known what came after it: `ahead` steps, or the end of its episode.
+
+    Args:
+        capacity: steps of all environments.
+        num_envs: B.
+        columns: as of `TransitionReplay`; `is_last` is one of them.
+        ahead: steps after which a step can be drawn.
+        exponent: of the priorities (Schaul et al. 2016, eq. 1); 0 draws all alike.
+        correction: of the bias that they bring, their beta.
+    """
+
+    def __init__(
+        self, capacity: int, num_envs: int, columns: dict[str, tuple[torch.dtype, tuple[int, ...]]], *, ahead: int, exponent: float,
+        correction: float,
+    ) -> None:  # fmt: skip
+        self.num_envs, self._ahead, self._exponent, self._correction = num_envs, ahead, exponent, correction
+        self.rows = TransitionReplay(capacity, num_envs, {**columns, "weight": (torch.float64, ())})
+        self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that can be drawn, of all that ever were
+        self._top = 1.0  # largest weight so far: what is new is drawn before long
+
+    @property
+    def size(self) -> int:
+        return self.rows.size
+
+    @property
+    def num_ready(self) -> int:
+        """Steps that can be drawn."""
+        first = (self.rows.added - self.size) // self.num_envs
+        return int((self._ready - first).clamp(min=0).sum())
+
+    def add(self, **rows: Tensor) -> None:
+        """Add [T, B, *] of every column."""
+        is_last = rows["is_last"]
+        begin = self.rows.added // self.num_envs
+        self.rows.add(**rows, weight=torch.zeros(is_last.shape, dtype=torch.float64))
+        steps = torch.arange(begin + 1, begin + 1 + len(is_last))
+        ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
+        ready = torch.maximum(self._ready, torch.maximum(ended, steps[-1] - self._ahead))
+        first = (self.rows.added - self.size) // self.num_envs
+        old = self._ready.clamp(min=first)
+        more = (ready - old).clamp(min=0)
+        env = torch.repeat_interleave(torch.arange(self.num_envs), more)
+        nth = torch.arange(len(env)) - torch.repeat_interleave(more.cumsum(0) - more, more)
+        self.rows["weight"][self._row(old[env] + nth, env)] = self._top
+        self._ready = ready
+
+    def _row(self, step: Tensor, env: Tensor) -> Tensor:
+        return (step * self.num_envs + env) % self.rows.capacity
+
+    def draw(self, num: int) -> tuple[Tensor, Tensor]:
+        """Steps [num] as their rows, and the weights of their losses, at most 1 [num]."""
+        total = self.rows["weight"].cumsum(0)
+        index = torch.searchsorted(total, torch.rand(num, dtype=torch.float64) * total[-1], right=True).clamp(max=self.size - 1)
+        chance = self.rows["weight"][index] / total[-1]
+        correction = (self.num_ready * chance) ** -self._correction
+        return index, (correction / correction.max()).float()
+
+    def windows(self, name: str, index: Tensor, length: int) -> Tensor:
+        """A column of `length` steps from the rows `index` [n] on, [n, length, *]; what is beyond the newest has no meaning."""
+        return self.rows[name][(index[:, None] + self.num_envs * torch.arange(length)) % self.size]
+
+    def prioritise(self, index: Tensor, error: Tensor) -> None:
+        """Let the rows `index` [n] be drawn in proportion to their errors [n], to the power of the exponent."""
+        weight = (error.double().abs() + 1e-3) ** self._exponent
+        self._top = max(self._top, float(weight.max()))
+        self.rows["weight"][index] = weight
+
+    def state_dict(self) -> State:
+        return {"rows": self.rows.state_dict(), "ready": self._ready.clone(), "top": self._top}
+
+    def load_state_dict(self, state: State) -> None:
+        self.rows.load_state_dict(state["rows"])
+        self._ready, self._top = state["ready"].clone(), state["top"]

@@ -56,6 +56,8 @@ SETTINGS = {
     "alphago": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301",
                 "algo.expert_simulations=5", "algo.expert_fraction=0.3", "algo.reinforce_fraction=0.4", "algo.games_per_update=4",
                 "algo.snapshot_every=3"],
+    "muzero": ["algo.channels=8", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=100", "algo.replay_size=700",
+               "algo.steps_per_update=3", "algo.unroll_steps=3", "algo.td_steps=4", "algo.reanalyse=0.5", "algo.anneal_learning_rate=true"],
     "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2", "algo.population=6",
              "algo.iterations=1", "algo.horizon=4", "algo.max_epochs=2", "algo.replay_size=500", "algo.anneal_learning_rate=true",
              "algo.learn_variance_bounds=true"],
@@ -63,7 +65,7 @@ SETTINGS = {
 
 
 def compose(algo: str, env: str, *more: str, total_env_steps: int | None = None) -> RunConfig:
-    total_env_steps = total_env_steps or (900 if algo == "pets" else 3000)  # a step that is planned takes longer
+    total_env_steps = total_env_steps or {"pets": 900, "muzero": 1000}.get(algo, 3000)  # a step that is planned takes longer
     config = Composer().compose([f"algo={algo}", *ENVS[env], *COMMON, *SETTINGS[algo], *more]).config
     config.loop.total_env_steps = total_env_steps
     return config
@@ -122,8 +124,8 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
         assert a == b, path
 
 
-NOT_GAMES = {"pets": ["continuous", "pole"]}
-FIT = {a: ["game"] if a in GAME_PLAYING else NOT_GAMES.get(a, ["native", "gymnasium", "continuous"]) for a in ALGORITHMS}
+OWN = {"pets": ["continuous", "pole"], "muzero": ["native", "gymnasium", "game"]}
+FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous"]) for a in ALGORITHMS}
 """The environments that an algorithm is tested on."""
 
 
@@ -279,6 +281,29 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
     """A run of PETS that nothing interrupted."""
     config = compose("pets", "continuous", total_env_steps=500)
     run = new_run(tmp_path_factory.mktemp("pets"), "straight", config)
+    train_part(run, config, None)
+    return run
+
+
+@pytest.mark.parametrize("piece", ["net", "optimizer", "replay", "steps", "reanalysed", "length"])
+def test_resume_without_one_piece_of_a_latent_model_is_noticed(piece: str, searched: RunDir, tmp_path: Path) -> None:
+    config = compose("muzero", "native", total_env_steps=700)
+    spoilt = new_run(tmp_path, "spoilt", config)
+    train_part(spoilt, config, 127)
+
+    def finish_without() -> None:
+        train_part(spoilt, config, None, keep_fresh("algo", piece))
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(searched), final_state(searched)])
+
+    with pytest.raises((AssertionError, IndexError, RuntimeError)):
+        finish_without()
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of MuZero that nothing interrupted."""
+    config = compose("muzero", "native", total_env_steps=700)
+    run = new_run(tmp_path_factory.mktemp("muzero"), "straight", config)
     train_part(run, config, None)
     return run
 

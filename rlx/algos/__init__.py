@@ -8,6 +8,7 @@ from typing import Any
 
 from rlx.algos.config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
 from rlx.algos.config.games import AlphaGoConfig, AlphaZeroConfig
+from rlx.algos.config.muzero import MuZeroConfig
 from rlx.algos.config.pets import PETSConfig
 
 
@@ -33,5 +34,6 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     "alphago": AlgoInfo(
         AlphaGoConfig, "rlx.algos.alphago:AlphaGo", "Imitates experts, improves by policy gradient, learns values, searches with all"
     ),
+    "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "Tree search in a learned latent model, for games and discrete actions"),
     "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models, for continuous actions"),
 }

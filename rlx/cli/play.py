@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from rlx.algos.alphago import AlphaGo
-    from rlx.algos.alphazero import AlphaZero
     from rlx.envs.games import Game, GameState
-    from rlx.match import Player
+    from rlx.match import Player, SearchingPlayer
     from rlx.planning.search import Searched
 
 _HELP = "your move, or: hint · explain (on/off) · undo · moves · quit"
@@ -65,7 +63,7 @@ class _Table:
     """One game, and who sits at it."""
 
     def __init__(
-        self, console: Console, algo: AlphaZero | AlphaGo, game: Game, name: str, other: Player | None, *, run_side: int, explain: bool
+        self, console: Console, algo: SearchingPlayer, game: Game, name: str, other: Player | None, *, run_side: int, explain: bool
     ) -> None:
         self.console, self.algo, self.game, self.name, self.other = console, algo, game, name, other
         self.run_side, self.explain = run_side, explain
@@ -207,9 +205,9 @@ class _Table:
         while slot >= 0 and trees.count[0, slot]:
             first, last = trees.start[0, slot], trees.start[0, slot] + trees.count[0, slot]
             e = max(range(first, last), key=lambda e: trees.n[0, e])
-            if trees.n[0, e] == 0:
-                break
             action = int(trees.action[0, e])
+            if trees.n[0, e] == 0 or action not in state.legal_actions():  # a learned model may expect what is against the rules
+                break
             line.append(_names(self.game, state)(action))
             state, slot = state.child(action), int(trees.child[0, e])
         return line
@@ -217,7 +215,8 @@ class _Table:
     def _grow(self, branch: Any, state: GameState, found: Searched, slot: int, *, depth: int) -> None:
         trees = found.trees
         first, last = int(trees.start[0, slot]), int(trees.start[0, slot] + trees.count[0, slot])
-        visited = [e for e in range(first, last) if trees.n[0, e] > 0]
+        legal = state.legal_actions()
+        visited = [e for e in range(first, last) if trees.n[0, e] > 0 and trees.action[0, e] in legal]
         names = _names(self.game, state)
         for e in sorted(visited, key=lambda e: -trees.n[0, e])[:3]:
             action, n = int(trees.action[0, e]), int(trees.n[0, e])

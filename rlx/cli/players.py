@@ -5,13 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlx.algos.alphago import AlphaGo
-    from rlx.algos.alphazero import AlphaZero
     from rlx.envs.games import Game
-    from rlx.match import Player
+    from rlx.match import Player, SearchingPlayer
 
 
-def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None = None) -> tuple[AlphaZero | AlphaGo, Game, str]:
+def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None = None) -> tuple[SearchingPlayer, Game, str]:
     """A trained player of games, its game, and its name.
 
     Raises:

@@ -14,22 +14,23 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from rlx.errors import NonFiniteError
 
-_HEAD_PLANES = 8
+HEAD_PLANES = 8
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """x + conv(relu(conv(x))), each convolution with batch normalisation (He et al. 2016)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = _conv(channels, channels, 3)
-        self.conv2, self.bn2 = _conv(channels, channels, 3)
+        self.conv1, self.bn1 = conv_bn(channels, channels, 3)
+        self.conv2, self.bn2 = conv_bn(channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
-def _conv(inputs: int, outputs: int, size: int) -> tuple[nn.Conv2d, nn.Module]:
+def conv_bn(inputs: int, outputs: int, size: int) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution that keeps the size of a board, and the normalisation after it."""
     return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs)
 
 
@@ -44,12 +45,12 @@ class Tower(nn.Module):
     def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, *, blocks: int, channels: int) -> None:
         super().__init__()
         c, h, w = planes_shape
-        self.conv, self.bn = _conv(c, channels, 3)
-        self.blocks = nn.Sequential(*[_Block(channels) for _ in range(blocks)])
-        self.policy_conv, self.policy_bn = _conv(channels, _HEAD_PLANES, 1)
-        self.value_conv, self.value_bn = _conv(channels, _HEAD_PLANES, 1)
-        self.policy = nn.Linear(_HEAD_PLANES * h * w, num_actions)
-        self.value_hidden = nn.Linear(_HEAD_PLANES * h * w, channels)
+        self.conv, self.bn = conv_bn(c, channels, 3)
+        self.blocks = nn.Sequential(*[Block(channels) for _ in range(blocks)])
+        self.policy_conv, self.policy_bn = conv_bn(channels, HEAD_PLANES, 1)
+        self.value_conv, self.value_bn = conv_bn(channels, HEAD_PLANES, 1)
+        self.policy = nn.Linear(HEAD_PLANES * h * w, num_actions)
+        self.value_hidden = nn.Linear(HEAD_PLANES * h * w, channels)
         self.value = nn.Linear(channels, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)  # begins without an opinion
@@ -79,10 +80,9 @@ class FrozenTower:
         self._device, self._dtype = device, fast_dtype(device.type)
         net = copy.deepcopy(tower).eval()
         for name in ("conv", "policy_conv", "value_conv"):
-            _fold(net, name, name.replace("conv", "bn"))
+            fold_bn(net, name, name.replace("conv", "bn"))
         for block in net.blocks:
-            _fold(block, "conv1", "bn1")
-            _fold(block, "conv2", "bn2")
+            fold_block(block)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._net = net.to(device=device, dtype=self._dtype).requires_grad_(False)
 
@@ -94,9 +94,15 @@ class FrozenTower:
         return logits.float().cpu().numpy(), value.float().cpu().numpy()
 
 
-def _fold(module: nn.Module, conv: str, bn: str) -> None:
+def fold_bn(module: nn.Module, conv: str, bn: str) -> None:
+    """Merge a normalisation, whose statistics no longer change, into the convolution before it."""
     setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
     setattr(module, bn, nn.Identity())
+
+
+def fold_block(block: nn.Module) -> None:
+    fold_bn(block, "conv1", "bn1")
+    fold_bn(block, "conv2", "bn2")
 
 
 def forward(net: Tower, planes: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,8 +113,8 @@ def forward(net: Tower, planes: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), value.float()
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
-    """One step down the gradient of `loss`.
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float, *, max_grad_norm: float = float("inf")) -> None:
+    """One step down the gradient of `loss`, which is scaled down to norm `max_grad_norm`.
 
     Raises:
         NonFiniteError: before anything is changed, if the loss or the gradient is not finite.
@@ -122,6 +128,8 @@ def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float
             f"the loss is {loss.item()} and its gradient has norm {norm.item()}: training stopped before the optimiser step; "
             "try a smaller algo.learning_rate"
         )
+    if max_grad_norm < float("inf"):
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
     optimizer.step()

@@ -1,0 +1,410 @@
+"""MuZero: tree search in a learned latent model, for games and for any environment with discrete actions.
+
+Schrittwieser et al. 2020, https://arxiv.org/abs/1911.08265. A representation, a latent dynamics and a prediction are trained together,
+unrolled over steps that were really taken; the search is AlphaZero's, with latents in the place of positions. Old steps are searched again
+(Reanalyse, appendix H): their policies and values are renewed in the replay. Gumbel search (Danihelka et al. 2022) is the default.
+Deviations: Adam with decoupled weight decay; values bootstrap from the last search of a step, which reanalysis renews, and not from a
+target network; where an episode was cut, nothing is learnt of what would have come after it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import gymnasium
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlx.algos.config.games import Search
+from rlx.algos.config.muzero import Layers, MuZeroConfig
+from rlx.errors import ConfigError
+from rlx.models.latent import Bins, FrozenLatent, make_net
+from rlx.nn.tower import descend
+from rlx.ops import n_step_returns
+from rlx.planning.latent import LatentModel
+from rlx.planning.search import SearchConfig, Searched, search
+from rlx.replay import SequenceReplay, Symmetries
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+_SMALL_BOARD = 16
+"""Cells up to which a convolution would see nearly all of the board anyway, at ten times the cost."""
+_JUDGE_EVERY = 25
+"""Gradient steps between two looks at how well the model foresees what it was not trained on."""
+
+
+class _Seen(NamedTuple):
+    """What is to be searched from."""
+
+    obs: Tensor  # [B, D] or [B, C, H, W]
+    legal: NDArray[np.bool_]  # [B, A]
+    player: NDArray[np.int64]  # [B] who moves; 0 where nobody else does
+
+
+class Unroll(NamedTuple):
+    """N windows to train on; K steps of the model, and K + 1 predictions."""
+
+    obs: Tensor  # [N, *] where they begin
+    action: Tensor  # [N, K]
+    policy: Tensor  # [N, K + 1, A]
+    value: Tensor  # [N, K + 1]
+    reward: Tensor  # [N, K]
+    has_policy: Tensor  # [N, K + 1] bool: the step was taken
+    has_value: Tensor  # [N, K + 1] bool: the step was taken, or lies behind a termination, where nothing is worth 0
+
+
+class MuZero:
+    """Learns a latent model and plays by searching in it."""
+
+    def __init__(self, config: MuZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        self.config, self.device, self.game = config, device, spec.game
+        self.rollout_length = 1
+        shape, self.num_actions = _shapes(config, spec)
+        in_game = self.game is not None
+        gamma = config.discount if config.discount is not None else (1.0 if in_game else 0.997)
+        self._discount = -gamma if in_game else gamma
+        self._td_steps = config.td_steps or (self.game.max_length if self.game is not None else 10)
+        self._plies = (config.exploration_plies if config.exploration_plies is not None else 15) if in_game else None
+        self.bins = Bins(config.value_limit or (1.0 if in_game else 300.0), config.num_bins)
+        self.net = make_net(
+            shape, self.num_actions, config.num_bins, width=config.channels, blocks=config.blocks, convolve=_convolves(config, spec, shape)
+        ).to(device)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
+        )  # fmt: skip
+        scalar, flags = (torch.float32, ()), (torch.bool, ())
+        self.replay = SequenceReplay(config.replay_size, num_envs, {
+            "obs": (torch.float32, shape), "action": (torch.long, ()), "legal": (torch.bool, (self.num_actions,)), "reward": scalar,
+            "policy": (torch.float32, (self.num_actions,)), "value": scalar, "next_value": scalar, "terminated": flags, "is_last": flags,
+        }, ahead=config.unroll_steps + self._td_steps, exponent=config.priority_exponent,
+            correction=config.priority_correction)  # fmt: skip
+        self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
+        self._frozen = FrozenLatent(self.net, self.bins)
+        self._steps = 0  # gradient steps
+        self._reanalysed = 0  # old steps that were searched again
+        self._length = torch.zeros(num_envs, dtype=torch.long)  # of the open episodes
+
+    # Saving
+
+    def state_dict(self) -> State:
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "replay": self.replay.state_dict(),
+            "steps": self._steps,
+            "reanalysed": self._reanalysed,
+            "length": self._length.clone(),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.replay.load_state_dict(state["replay"])
+        self._steps, self._reanalysed, self._length = state["steps"], state["reanalysed"], state["length"].clone()
+        self._frozen = FrozenLatent(self.net, self.bins)
+
+    # Acting
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Search from obs [B, *], in games from the positions after the actions [B, L], and choose an action in each."""
+        rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+        seen = self._look(obs)
+        found, model = self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
+        action = found.best()
+        if mode == "train":
+            action = self._explore(found, action, seen, obs, rng)
+        total_s = sum(found.times.values())
+        extras = {
+            "obs": seen.obs,
+            "legal": torch.from_numpy(seen.legal),
+            "player": torch.from_numpy(seen.player),
+            "policy": torch.from_numpy(found.policy(self.num_actions)),
+            "root_value": self._worth(found),
+            "depth": torch.from_numpy(found.depth),
+            "spent": torch.tensor([model.network_s, found.times["tree"], total_s, model.calls]).expand(len(action), -1) / len(action),
+        }
+        return PolicyOutput(torch.from_numpy(action).to(self.device), (), extras)
+
+    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[Searched, LatentModel]:
+        """Search from the positions of a game after the actions of each row [B, L]."""
+        obs = torch.from_numpy(histories)
+        seen = self._look(obs)
+        return self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
+
+    def _search(
+        self, obs: Tensor, legal: NDArray[np.bool_], *, mode: Mode, rng: np.random.Generator, explore: NDArray[np.bool_] | None = None
+    ) -> tuple[Searched, LatentModel]:
+        config = self.search_config(mode)
+        num_nodes = config.simulations + config.leaves + 1
+        model = LatentModel(self._frozen, obs.to(self.device), legal, discount=self._discount, num_nodes=num_nodes)
+        return search(model, config, rng, explore=explore), model
+
+    def search_config(self, mode: Mode) -> SearchConfig:
+        config, noise = self.config, mode == "train"
+        alpha = config.dirichlet_alpha if config.dirichlet_alpha is not None else 10.0 / self.num_actions
+        return SearchConfig(
+            gumbel=config.search is Search.gumbel, c_init=config.c_puct, fpu_reduction=config.fpu_reduction,
+            simulations=(config.eval_simulations if mode == "eval" else None) or config.num_simulations,
+            dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
+            c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0, leaves=config.leaves,
+            track_bounds=self.game is None, min_range=config.min_return_range,
+        )  # fmt: skip
+
+    def _worth(self, found: Searched) -> Tensor:
+        """What the roots [B] are worth to whoever acts there."""
+        value = found.improved_value() if self.config.search is Search.gumbel else found.value()
+        return torch.from_numpy(value.astype(np.float32))
+
+    def _look(self, obs: Tensor) -> _Seen:
+        """What the network is shown of obs, and which actions are possible."""
+        if self.game is None:
+            shape = obs.shape if obs.ndim == 4 else (len(obs), -1)
+            return _Seen(obs.reshape(shape).float(), np.ones((len(obs), self.num_actions), dtype=bool), np.zeros(len(obs), dtype=np.int64))
+        seen = self.game.look([self.game.state_of(h) for h in obs.cpu().numpy().tolist()])
+        legal = np.zeros((len(obs), self.num_actions), dtype=bool)
+        legal[np.repeat(np.arange(len(obs)), seen.num_legal), seen.legal] = True
+        return _Seen(torch.from_numpy(seen.planes), legal, seen.player)
+
+    def _exploring(self, obs: Tensor) -> NDArray[np.bool_] | None:
+        """Which of obs [B, *] are early enough in their games to explore; None is all."""
+        return None if self._plies is None else (obs >= 0).sum(dim=1).cpu().numpy() < self._plies
+
+    def _explore(
+        self, found: Searched, best: NDArray[np.int64], seen: _Seen, obs: Tensor, rng: np.random.Generator
+    ) -> NDArray[np.int64]:  # fmt: skip
+        """Actions in proportion to their visits under PUCT (under Gumbel the noise explores), and any before there is a model."""
+        action = best
+        if self._steps == 0:
+            chances = seen.legal / seen.legal.sum(axis=1, keepdims=True)
+            return np.array([rng.choice(self.num_actions, p=p) for p in chances])
+        if self.config.search is Search.puct:
+            visits = found.visits(self.num_actions)
+            drawn = np.array([rng.choice(self.num_actions, p=v / v.sum()) for v in visits])
+            early = self._exploring(obs)
+            action = drawn if early is None else np.where(early, drawn, best)
+        return action
+
+    # Learning
+
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        self._remember(rollout)
+        extras = rollout.extras
+        metrics: dict[str, Tensor | float] = {
+            "search/root_value": extras["root_value"].mean(),
+            "search/depth": extras["depth"].mean(),
+            **_timing(extras["spent"], len(rollout.reward) * self.config.num_simulations),
+            **self._compare_with_promises(rollout),
+        }
+        self._reanalyse()
+        return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
+
+    def _remember(self, rollout: Rollout) -> None:
+        extras, reward = rollout.extras, rollout.reward
+        next_value = torch.zeros(reward.shape)
+        cut = rollout.truncated[rollout.final_t, rollout.final_b]
+        if cut.any():
+            _, _, value = self._frozen.represent(self._look(rollout.final_obs[cut]).obs.to(self.device))
+            next_value[rollout.final_t[cut].cpu(), rollout.final_b[cut].cpu()] = torch.from_numpy(value)
+        rows = {
+            "obs": extras["obs"], "action": rollout.action, "legal": extras["legal"], "policy": extras["policy"],
+            "value": extras["root_value"], "next_value": next_value, "terminated": rollout.terminated, "is_last": rollout.is_last,
+            "reward": torch.where(extras["player"].cpu() == 1, -reward.cpu(), reward.cpu()),  # for whoever acted
+        }  # fmt: skip
+        self.replay.add(**{name: column.cpu() for name, column in rows.items()})
+
+    def _compare_with_promises(self, rollout: Rollout) -> dict[str, float]:
+        """The values that searches found beside the discounted returns that followed, of the episodes that ended."""
+        self._length += 1
+        predicted, realised = list[float](), list[float]()
+        for b in rollout.final_b.tolist():
+            num = min(int(self._length[b]), self.replay.size // self.replay.num_envs)
+            self._length[b] = 0
+            first = torch.tensor([self.replay.rows.added - self.replay.num_envs * num + b]) % self.replay.rows.capacity
+            reward, value, beyond = (self.replay.windows(name, first, num)[0].numpy() for name in ("reward", "value", "next_value"))
+            g = float(beyond[-1])
+            for t in reversed(range(num)):
+                g = float(reward[t]) + self._discount * g
+                realised.append(g)
+            predicted += value.tolist()
+        if not predicted or self._steps == 0:
+            return {}
+        p, r = float(np.mean(predicted)), float(np.mean(realised))
+        return {"plan/predicted_return": p, "plan/realised_return": r, "plan/exploitation_gap": p - r}
+
+    def _reanalyse(self) -> None:
+        """Search old steps again with the network of today."""
+        if self._steps == 0:
+            return
+        added, batch = self.replay.rows.added - self.config.replay_start, self.replay.num_envs
+        while self._reanalysed + batch <= added * self.config.reanalyse:
+            index = torch.randint(self.replay.size, (batch,))
+            rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
+            rows = self.replay.rows
+            found, _ = self._search(rows["obs"][index], rows["legal"][index].numpy(), mode="train", rng=rng)
+            rows["policy"][index] = torch.from_numpy(found.policy(self.num_actions))
+            rows["value"][index] = self._worth(found)
+            self._reanalysed += batch
+
+    def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
+        """Take the gradient steps that are owed."""
+        config, added = self.config, self.replay.rows.added
+        owed = int((added - config.replay_start) * config.reuse / config.batch_size) - self._steps
+        if owed < config.steps_per_update or added < config.replay_start or self.replay.num_ready < config.batch_size:
+            return {}
+        total: dict[str, Tensor] = {}
+        judged = self._judge_model() if self._steps and self._steps // _JUDGE_EVERY != (self._steps + owed) // _JUDGE_EVERY else {}
+        self.net.train()
+        for _ in range(owed):
+            for name, value in self._step(learning_rate).items():
+                total[name] = total.get(name, torch.zeros(())) + value / owed
+        self._steps += owed
+        self._frozen = FrozenLatent(self.net, self.bins)
+        counts = {"update/num_gradient_steps": float(owed), "update/num_reanalysed": float(self._reanalysed)}
+        return {**total, **judged, **counts, "update/learning_rate": learning_rate, "replay/size": float(self.replay.size)}
+
+    def _step(self, learning_rate: float) -> dict[str, Tensor]:
+        index, weight = self.replay.draw(self.config.batch_size)
+        unroll = self.targets(index)
+        losses, value = self.losses(unroll)
+        loss = losses["policy"] + losses["reward"] + self.config.value_coef * losses["value"]
+        descend(self.optimizer, (weight.to(self.device) * loss).mean(), learning_rate, max_grad_norm=self.config.max_grad_norm)
+        if self.config.priority_exponent > 0.0:
+            self.replay.prioritise(index, value - unroll.value[:, 0].cpu())
+        entropy = -torch.xlogy(unroll.policy[:, 0], unroll.policy[:, 0]).sum(dim=1).mean()
+        return {**{f"loss/{name}": each.mean().detach().cpu() for name, each in losses.items()}, "update/target_entropy": entropy.cpu()}
+
+    def targets(self, index: Tensor) -> Unroll:
+        """What the windows that begin at rows `index` [N] of the replay should teach."""
+        k, n, replay = self.config.unroll_steps, self._td_steps, self.replay
+        reward, value, next_value, terminated, is_last = (
+            replay.windows(name, index, k + n + 1) for name in ("reward", "value", "next_value", "terminated", "is_last")
+        )
+        returns = n_step_returns(reward, value, next_value, terminated, is_last & ~terminated, num_steps=n, discount=self._discount)
+        going = torch.cat([torch.ones(len(index), 1, dtype=torch.bool), (~is_last[:, :k]).cumprod(1).bool()], dim=1)  # [N, K + 1]
+        over = (terminated[:, :k] & going[:, :k]).cumsum(1) > 0  # [N, K] a termination at or before the step
+        over = torch.cat([torch.zeros(len(index), 1, dtype=torch.bool), over], dim=1)
+        action = replay.windows("action", index, k)
+        action = torch.where(going[:, :k], action, torch.randint(self.num_actions, action.shape))  # behind an end any action leads nowhere
+        obs, policy = replay.rows["obs"][index], replay.windows("policy", index, k + 1)
+        if self._symmetries is not None:
+            which = torch.randint(len(self._symmetries), (len(index),))
+            one_hot = F.one_hot(action, self.num_actions).float()
+            obs, turned = self._symmetries.turn(obs, torch.cat([policy, one_hot], dim=1), which)
+            policy, action = turned[:, : k + 1], turned[:, k + 1 :].argmax(-1)
+        unroll = Unroll(
+            obs, action, policy, torch.where(going, returns[:, : k + 1], 0.0), torch.where(going[:, :k], reward[:, :k], 0.0),
+            has_policy=going, has_value=going | over,
+        )  # fmt: skip
+        return Unroll(*(x.to(self.device) for x in unroll))
+
+    def losses(self, unroll: Unroll) -> tuple[dict[str, Tensor], Tensor]:
+        """Losses [N] of policy, value and reward, summed over the steps of the model (eq. 1); and the values of the first positions [N].
+
+        The steps of the model weigh 1 / K, and the gradient into each latent is halved (appendix G).
+        """
+        n, k = unroll.action.shape
+        latents = [self.net.represent(unroll.obs)]
+        for i in range(k):
+            latents.append(self.net.step(0.5 * latents[-1] + 0.5 * latents[-1].detach(), unroll.action[:, i]))
+        logits, value = (x.unflatten(0, (n, k + 1)) for x in self.net.predict(torch.stack(latents, dim=1).flatten(0, 1)))
+        reward = self.net.reward_after(torch.stack(latents[1:], dim=1).flatten(0, 1)).unflatten(0, (n, k))
+        scale = torch.full((k + 1,), 1.0 / k, device=self.device)
+        scale[0] = 1.0
+        losses = {
+            "policy": (scale * unroll.has_policy * _cross_entropy(logits, unroll.policy)).sum(1),
+            "value": (scale * unroll.has_value * _cross_entropy(value, self.bins.encode(unroll.value))).sum(1),
+            "reward": (scale[1:] * unroll.has_value[:, 1:] * _cross_entropy(reward, self.bins.encode(unroll.reward))).sum(1),
+        }
+        return losses, self.bins.decode(value[:, 0].detach()).cpu()
+
+    def _judge_model(self) -> dict[str, Tensor | float]:
+        """How well K steps of the model foresee the newest steps, which it was not trained on."""
+        k, b = self.config.unroll_steps, self.replay.num_envs
+        if self.replay.size < (k + 1) * b:
+            return {}
+        first = (self.replay.rows.added - (k + 1) * b + torch.arange(b)) % self.replay.rows.capacity
+        whole = ~self.replay.windows("is_last", first, k).any(dim=1)
+        first = first[whole]
+        if len(first) < 2:
+            return {}
+        obs, action, reward = (self.replay.windows(name, first, k + 1).to(self.device) for name in ("obs", "action", "reward"))
+        latent, _, _ = self._frozen.represent(obs[:, 0])
+        wrong = []
+        for i in range(k):
+            latent, predicted, _, value = self._frozen.step(latent, action[:, i])
+            wrong.append(np.abs(predicted - reward[:, i].cpu().numpy()).mean())
+        true, _, true_value = self._frozen.represent(obs[:, k])
+        spread = true.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
+        return {
+            "model/k_step_error": (latent - true).square().mean().sqrt() / spread,  # in deviations of the latents
+            "model/reward_error": float(np.mean(wrong)),
+            "model/disagreement": float(np.abs(value - true_value).mean()),  # what is foreseen, and what is seen, of the same position
+        }
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Of distributions [*, D], each on its own: [*]."""
+    return -(target * logits.log_softmax(-1)).sum(-1)
+
+
+def _timing(spent: Tensor, simulations: int) -> dict[str, float]:
+    """What the search spent its time on, from extras [T, B, 4]."""
+    network_s, tree_s, total_s, calls = spent.sum(dim=(0, 1)).tolist()
+    return {
+        "search/network_calls_per_simulation": calls / simulations,
+        "time/search_network_share": network_s / total_s,
+        "time/search_tree_share": tree_s / total_s,
+        "time/simulations_per_s": simulations * spent.shape[1] / total_s,
+    }
+
+
+def _shapes(config: MuZeroConfig, spec: EnvSpec) -> tuple[tuple[int, ...], int]:
+    """Of what the network is shown, and the number of actions.
+
+    Raises:
+        ConfigError: for actions that are not discrete, and for games whose players do not take turns.
+    """
+    if spec.game is not None:
+        _refuse_uneven_turns(spec)
+        return spec.game.planes_shape, spec.game.num_actions
+    space: Any = spec.action_space
+    if not isinstance(space, gymnasium.spaces.Discrete):
+        raise ConfigError(
+            f"algo={config.name} searches over discrete actions, and env={spec.id} has action space {space}; try env=cartpole or a game "
+            "such as env=connect_four; algo=pets plans continuous actions"
+        )
+    return (math.prod(spec.observation_space.shape or (1,)),), int(space.n)
+
+
+def _convolves(config: MuZeroConfig, spec: EnvSpec, shape: tuple[int, ...]) -> bool:
+    """Whether the network has convolutions.
+
+    Raises:
+        ConfigError: if it should have and cannot.
+    """
+    is_board = len(shape) == 3
+    if config.layers is Layers.conv and not is_board:
+        raise ConfigError(f"algo.layers=conv needs boards, and env={spec.id} has observations of shape {shape}; say algo.layers=dense")
+    return is_board and (config.layers is Layers.conv or (config.layers is Layers.auto and shape[1] * shape[2] > _SMALL_BOARD))
+
+
+def _refuse_uneven_turns(spec: EnvSpec) -> None:
+    """Raise a ConfigError if a player of a random game moves twice in a row: the model would give the value to the wrong player."""
+    game, rng = spec.game, np.random.default_rng(0)
+    assert game is not None
+    for _ in range(3):
+        state, before = game.new_state(), -1
+        while (who := int(game.look([state]).player[0])) >= 0:
+            if who == before:
+                raise ConfigError(
+                    f"env={spec.id}: its players do not take turns, and muzero's model, which knows no rules, must assume that they do; "
+                    "algo=alphazero plays it"
+                )
+            before = who
+            state = state.child(int(rng.choice(game.look([state]).legal)))
