@@ -26,6 +26,7 @@ CLAIMS = [
     ("algo=a2c env=cartpole", 475.0, "RL Zoo A2C 500"),
     ("algo=ppo env=cartpole", 475.0, "RL Zoo PPO 500"),
     ("algo=ppo env=cartpole algo.objective=adaptive_kl", 475.0, "RL Zoo PPO 500"),
+    ("algo=muzero env=cartpole", 475.0, "500 is the most"),
     ("algo=ppo env=acrobot", -90.0, "RL Zoo PPO -73.5 at 1M steps"),
     ("algo=ppo env=pendulum", -200.0, "RL Zoo PPO -172 at 100k steps"),
     ("algo=ppo env=mountaincar", -120.0, "RL Zoo PPO -110 at 1M steps"),
@@ -80,6 +81,18 @@ def test_alphazero_plays_every_position_of_tic_tac_toe_perfectly_and_never_loses
     out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
     print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
     assert (out["optimal_moves"], out["losses"]) == (1.0, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_muzero_loses_none_of_200_games_of_tic_tac_toe_without_knowing_the_rules(tmp_path: Path) -> None:
+    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
+    train = "train algo=muzero env=tic_tac_toe log.console=quiet log.wandb=disabled --name mz"
+    subprocess.run([RLX, *train.split()], check=True, env=environment)
+    evaluate = [RLX, "eval", "mz", "--episodes", "200", "--opponent", "uct:1000", "--json"]
+    out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
+    print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
+    assert out["losses"] == 0
 
 
 @pytest.mark.slow

@@ -30,10 +30,12 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     ),
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
-    "alphazero": AlgoInfo(AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search in two-player games"),
+    "alphazero": AlgoInfo(
+        AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search, guided by a network that learns from them"
+    ),
     "alphago": AlgoInfo(
         AlphaGoConfig, "rlx.algos.alphago:AlphaGo", "Imitates experts, improves by policy gradient, learns values, searches with all"
     ),
-    "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "Tree search in a learned latent model, for games and discrete actions"),
-    "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models, for continuous actions"),
+    "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "The same tree search in a learned latent model, with reanalysis"),
+    "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models"),
 }

@@ -103,24 +103,20 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
     """
     from rlx.algos import ALGORITHMS
 
-    rows = [{"name": name, "summary": info.summary, "settings": len(key_docs(name, group="algo"))} for name, info in ALGORITHMS.items()]
+    rows = [
+        {"name": name, "summary": info.summary, "for": info.config.suits, "settings": len(key_docs(name, group="algo"))}
+        for name, info in ALGORITHMS.items()
+    ]
     if as_json:
         print_json(rows)
         return
-    table = make_table("algo", "what it is", "settings")
+    table = make_table("algo", "what it is", "for", "settings")
     for row in rows:
         table.add_row(*map(str, row.values()))
     console = terminal()
     console.print(table)
-    games = [name for name, info in ALGORITHMS.items() if not info.config.plays_others]
-    planners = [name for name, info in ALGORITHMS.items() if info.config.plans_with_model]
-    others = [name for name in ALGORITHMS if name not in [*games, *planners]]
-    console.print(
-        f"\n{', '.join(games)}: two-player games. {', '.join(planners)}: continuous actions. The others: discrete and continuous actions.",
-        style="dim",
-    )
-    console.print(f"Train one:      rlx train algo={others[-1]} env=cartpole, rlx train algo={games[0]} env=connect_four", style="dim")
-    console.print(f"Its settings:   rlx config algo={others[0]} --describe", style="dim")
+    console.print("\nTrain one:      rlx train algo=ppo env=cartpole, rlx train algo=alphazero env=connect_four", style="dim")
+    console.print("Its settings:   rlx config algo=ppo --describe", style="dim")
 
 
 def envs(

@@ -66,8 +66,8 @@ def model(
     config = opened.config(trust=trust)
     if not config.algo.plans_with_model:
         raise ConfigError(
-            f"{opened.reference} is algo={config.algo.name}, which learns no model; rlx model measures runs such as those of algo=pets "
-            f"(rlx train algo=pets env=pendulum), and rlx eval {opened.reference} evaluates this one"
+            f"{opened.reference} is algo={config.algo.name}, which learns no model that predicts observations; rlx model measures runs "
+            f"such as those of algo=pets (rlx train algo=pets env=pendulum), and rlx eval {opened.reference} evaluates this one"
         )
     chosen = choose_checkpoint(opened, checkpoint)
 

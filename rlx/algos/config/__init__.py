@@ -45,6 +45,8 @@ def require_divisible(total: int, divisor: int, message: str) -> None:
 class AlgoConfig:
     """What every algorithm has."""
 
+    suits: ClassVar[str] = "discrete and continuous actions"
+    """What it is for."""
     plays_games: ClassVar[bool] = False
     """Whether it is for two-player games."""
     plays_others: ClassVar[bool] = True

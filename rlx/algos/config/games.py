@@ -18,6 +18,7 @@ class Search(Enum):
 class TreeSearchConfig(AlgoConfig):
     """What every algorithm with tree search has."""
 
+    suits: ClassVar[str] = "two-player games"
     plays_games: ClassVar[bool] = True
 
     learning_rate: float = 2e-3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import ClassVar
 
 from rlx.algos.config import require
 from rlx.algos.config.games import GuidedSearchConfig
@@ -17,6 +18,8 @@ class Layers(Enum):
 
 @dataclass(kw_only=True)
 class MuZeroConfig(GuidedSearchConfig):
+    suits: ClassVar[str] = "two-player games, discrete actions"
+
     name: str = "muzero"
     learning_rate: float = 1e-3
     """Adam's step size at the start; above 0."""
