@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -199,7 +199,18 @@ def planning() -> None:
     print(f"PETS plans {ms:.0f} ms for an env step of continuous cartpole: {1000 / ms:.0f} planned env steps/s", flush=True)
 
 
+def latent() -> None:
+    """How fast MuZero searches its latent model of CartPole, and what part of that its network takes."""
+    lines = rlx("algo=muzero", "env=cartpole", "loop.total_env_steps=5000", "loop.eval_every=0")
+    last = [line for line in lines if "time/simulations_per_s" in line][-1]
+    per_s, network, calls = (
+        last[k] for k in ("time/simulations_per_s", "time/search_network_share", "search/network_calls_per_simulation")
+    )
+    print(f"MuZero on CartPole (64 units, 32 trees): {per_s:,.0f} simulations/s, {network:.0%} of it in {calls:.2f} network calls each; "
+          f"{last['time/steps_per_s']:,.0f} env steps/s with training", flush=True)  # fmt: skip
+
+
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning)}
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning, latent)}
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()
