@@ -272,12 +272,14 @@ class MuZero:
         index, weight = self.replay.draw(self.config.batch_size)
         unroll = self.targets(index)
         losses, value = self.losses(unroll)
-        loss = losses["policy"] + losses["reward"] + self.config.value_coef * losses["value"]
+        entropy = losses.pop("entropy")
+        loss = losses["policy"] + losses["reward"] + self.config.value_coef * losses["value"] - self.config.entropy_coef * entropy
         descend(self.optimizer, (weight.to(self.device) * loss).mean(), learning_rate, max_grad_norm=self.config.max_grad_norm)
         if self.config.priority_exponent > 0.0:
             self.replay.prioritise(index, value - unroll.value[:, 0].cpu())
-        entropy = -torch.xlogy(unroll.policy[:, 0], unroll.policy[:, 0]).sum(dim=1).mean()
-        return {**{f"loss/{name}": each.mean().detach().cpu() for name, each in losses.items()}, "update/target_entropy": entropy.cpu()}
+        target_entropy = -torch.xlogy(unroll.policy[:, 0], unroll.policy[:, 0]).sum(dim=1).mean()
+        means = {f"loss/{name}": each.mean().detach().cpu() for name, each in losses.items()}
+        return means | {"update/target_entropy": target_entropy.cpu()}
 
     def targets(self, index: Tensor) -> Unroll:
         """What the windows that begin at rows `index` [N] of the replay should teach."""
@@ -304,7 +306,7 @@ class MuZero:
         return Unroll(*(x.to(self.device) for x in unroll))
 
     def losses(self, unroll: Unroll) -> tuple[dict[str, Tensor], Tensor]:
-        """Losses [N] of policy, value and reward, summed over the steps of the model (eq. 1); and the values of the first positions [N].
+        """Losses of policy, value and reward and the policy's entropy [N], summed over the model's steps (eq. 1); and values of `obs` [N].
 
         The steps of the model weigh 1 / K, and the gradient into each latent is halved (appendix G).
         """
@@ -318,6 +320,7 @@ class MuZero:
         scale[0] = 1.0
         losses = {
             "policy": (scale * unroll.has_policy * _cross_entropy(logits, unroll.policy)).sum(1),
+            "entropy": (scale * unroll.has_policy * _cross_entropy(logits, logits.softmax(-1))).sum(1),
             "value": (scale * unroll.has_value * _cross_entropy(value, self.bins.encode(unroll.value))).sum(1),
             "reward": (scale[1:] * unroll.has_value[:, 1:] * _cross_entropy(reward, self.bins.encode(unroll.reward))).sum(1),
         }

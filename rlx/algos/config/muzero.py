@@ -49,6 +49,9 @@ class MuZeroConfig(GuidedSearchConfig):
     """Bins of the distributions that values and rewards are learnt as; at least 2."""
     value_coef: float = 0.5
     """Weight of the value loss beside the policy's and the reward's; at least 0."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus, at least 0. Each search adds its values to the policy that it began from: without a bonus errors of the
+    model add up, until the policy is certain of what nobody knows."""
     reanalyse: float = 1.0
     """Old steps that are searched again for each new one, to renew their policies and values; at least 0."""
     priority_exponent: float = 0.6
@@ -76,7 +79,7 @@ class MuZeroConfig(GuidedSearchConfig):
         require(limit is None or 0.0 < limit < float("inf"), "algo.value_limit", "above 0, or null", limit)
         for key in ("max_grad_norm", "min_return_range"):
             require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("value_coef", "reanalyse", "priority_exponent"):
+        for key in ("value_coef", "entropy_coef", "reanalyse", "priority_exponent"):
             require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
         require(0.0 <= self.priority_correction <= 1.0, "algo.priority_correction", "within [0, 1]", self.priority_correction)
         plies = self.exploration_plies
