@@ -165,6 +165,7 @@ ACTING = {
     "shared": (BOX3, spaces.Discrete(4), {"shared": True, "activation": "relu"}),
     "normalized": (BOX3, spaces.Box(-1.0, 1.0, (2,)), {"observation_clip": 1.5}),
     "image": (spaces.Box(0, 255, (2, 3), dtype=np.uint8), spaces.Discrete(4), {}),
+    "bits": (spaces.Box(0, 1, (4, 2, 3), dtype=np.uint8), spaces.Discrete(4), {}),
     "one_hot": (spaces.Box(0, 1, (3,), dtype=np.int64), spaces.Discrete(4), {}),
     "large": (BOX3, spaces.Discrete(4), {"hidden_sizes": [256, 256, 32]}),
 }
@@ -236,6 +237,13 @@ def test_byte_images_become_numbers_between_0_and_1():
     net = ActorCritic(make_spec(space, spaces.Discrete(2)), hidden_sizes=[], activation="tanh")
     obs = torch.tensor([[[0, 51], [102, 255]]], dtype=torch.uint8)
     torch.testing.assert_close(net.features(obs), torch.tensor([[0.0, 0.2, 0.4, 1.0]]))
+
+
+def test_bytes_that_are_bits_stay_what_they_are():
+    space = spaces.Box(0, 1, (1, 2, 2), dtype=np.uint8)
+    net = ActorCritic(make_spec(space, spaces.Discrete(2)), hidden_sizes=[], activation="tanh")
+    obs = torch.tensor([[[[0, 1], [1, 0]]]], dtype=torch.uint8)
+    torch.testing.assert_close(net.features(obs), torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
 
 
 def test_actor_critic_refuses_an_observation_that_is_not_a_box():

@@ -53,7 +53,7 @@ class ActorCritic(nn.Module):
         num_features = 1
         for n in space.shape:
             num_features *= n
-        self._scale = 1.0 / 255.0 if space.dtype == "uint8" else None
+        self._scale = 1.0 / max(1.0, float(space.high.max())) if space.dtype == "uint8" else None
         self.head = make_head(spec, log_std_init=log_std_init)
         num_outputs = self.head.num_outputs
         # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
@@ -68,7 +68,7 @@ class ActorCritic(nn.Module):
         self.normalizer = ObservationNormalizer(num_features, clip=observation_clip) if observation_clip else None
 
     def raw_features(self, obs: Tensor) -> Tensor:
-        """Observations [B, *] as float32 vectors [B, D]; images of bytes become [0, 1]."""
+        """Observations [B, *] as float32 vectors [B, D]; bytes, of images or of planes of bits, become [0, 1]."""
         features = obs.flatten(1).to(torch.float32)
         return features * self._scale if self._scale else features
 
