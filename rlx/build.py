@@ -86,6 +86,7 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         observation_space=getattr(env, "single_observation_space", None) or env.observation_space,  # type: ignore[union-attr]
         action_space=getattr(env, "single_action_space", None) or env.action_space,  # type: ignore[union-attr]
         game=getattr(env, "game", None),
+        grid=getattr(env, "grid", None),
         reward_fn=rules.reward,
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol
 
 import gymnasium
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -71,6 +72,33 @@ class Game(Protocol):
         ...
 
 
+class GridWorld(Protocol):
+    """What may be known of a grid world whose observations are planes [C, H, W] of zeros and ones; n boards at a time."""
+
+    planes_shape: tuple[int, int, int]
+    num_actions: int
+    events: tuple[str, ...]
+    """Names of what can happen in a step, several at once."""
+    event_reward: NDArray[np.float32]
+    """[E]; the reward of a step is events @ event_reward."""
+
+    def events_of(
+        self, planes: NDArray[Any], action: NDArray[Any], next_planes: NDArray[Any], terminated: NDArray[Any]
+    ) -> NDArray[np.bool_]:
+        """The events [n, E] of steps as they were observed: planes before and after [n, C, H, W], action [n], terminated [n]."""
+        ...
+
+    def step(
+        self, planes: NDArray[Any], action: NDArray[Any], rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
+        """The perfect model: next planes [n, C, H, W], events [n, E] and terminated [n]; changes none of its arguments."""
+        ...
+
+    def ansi(self, planes: NDArray[Any]) -> str:
+        """One board, planes [C, H, W], as text."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """What an algorithm may know of its environment beyond samples."""
@@ -80,6 +108,8 @@ class EnvSpec:
     action_space: gymnasium.Space[Any]
     game: Game | None = None
     """The rules, if it is a two-player game; an observation is then the list of the actions so far."""
+    grid: GridWorld | None = None
+    """The rules, if it is a grid world that is observed as planes."""
     reward_fn: RewardFn | None = None
     """The reward, where it is known and a function of what is observed."""
     reward_unknown: str = "nobody has declared it"
