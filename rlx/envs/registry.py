@@ -13,30 +13,39 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from rlx.envs import poles, worlds
 from rlx.envs.cartpole import CartPoleVectorEnv
 from rlx.envs.games import PREFIX, Game
 from rlx.envs.opponents import parse_opponent
 from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
-from rlx.envs.poles import TASKS, PoleVectorEnv, register
+from rlx.envs.poles import TASKS, PoleVectorEnv
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlx.types import VectorEnv  # torch lives there, and worker processes do without
 
-register()
+poles.register()
+worlds.register()
 
-NATIVE: dict[str, Callable[[int], VectorEnv]] = {
+
+def _world(env_id: str, num_envs: int, **kwargs: Any) -> VectorEnv:
+    return worlds.make_grid(worlds.settings_of(env_id, kwargs), num_envs)
+
+
+NATIVE: dict[str, Callable[..., VectorEnv]] = {
     "CartPole-v1": CartPoleVectorEnv,
     **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
+    **{env_id: functools.partial(_world, env_id) for env_id in worlds.WORLDS},
 }
-"""Environments with an implementation of rlx's own, vectorised in one array."""
+"""Environments with an implementation of rlx's own, vectorised in arrays: from a number of them, and of grid worlds their settings."""
 
 REPLAYABLE = {
     *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
     *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
     *TASKS,
+    *worlds.WORLDS,
 }
 """Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""
 
@@ -77,6 +86,8 @@ class EnvFactory:
             extra_name = extra_for(self.id)
             hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
             raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
+        except ConfigError:
+            raise
         except Exception as error:  # whatever a constructor may raise about its arguments
             message = f"{type(error).__name__}: {error}"
             raise ConfigError(f"env={self.id} cannot be made with env.kwargs={self.kwargs}: {message}") from error
@@ -178,12 +189,12 @@ class VectorEnvFactory:
     Args:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
-        native: use rlx's own implementation where there is one and `kwargs` are empty.
+        native: use rlx's own implementation where there is one that takes these kwargs: none but for grid worlds.
         workers: worker processes to step in; 0 steps in this process.
         worker_timeout_s: seconds after which a worker that does not answer is given up.
 
     Raises:
-        ConfigError: if a setting would have no effect.
+        ConfigError: if a setting would have no effect, or is none that a grid world has.
     """
 
     id: str
@@ -193,6 +204,8 @@ class VectorEnvFactory:
     worker_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
+        if self.id in worlds.WORLDS:
+            worlds.settings_of(self.id, self.kwargs)
         if self.is_native and self.workers:
             raise ConfigError(
                 f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"
@@ -200,12 +213,12 @@ class VectorEnvFactory:
 
     @property
     def is_native(self) -> bool:
-        return self.native and self.id in NATIVE and not self.kwargs
+        return self.native and self.id in NATIVE and (not self.kwargs or self.id in worlds.WORLDS)
 
     def __call__(self, num_envs: int) -> VectorEnv:
         """B environments that can be restored as bare replay allows."""
         if self.is_native:
-            return NATIVE[self.id](num_envs)
+            return NATIVE[self.id](num_envs, **self.kwargs)
         single = EnvFactory(self.id, self.kwargs)
         if self.workers:
             from rlx.envs.workers import ProcessVectorEnv

@@ -1,0 +1,141 @@
+"""Sokoban: push every box onto a goal.
+
+The rules and rewards of Weber et al. 2017 (https://arxiv.org/abs/1707.06203): -0.1 a step, 1 for a box that comes onto a goal, -1 for one
+that leaves it, 10 for the last box, which ends the episode. The player moves up, down, left or right (actions 0 to 3), and pushes a box
+that is in the way if there is room behind it; a move that is not possible leaves everything as it was. Boxes can get stuck; an episode is
+then cut after `max_episode_steps`.
+
+Planes: walls, goals, boxes, player. They are the state, so that the perfect model is exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from rlx.envs.boxoban import read_levels
+from rlx.envs.grids import Boards, Grid, as_bits
+from rlx.envs.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate
+from rlx.envs.splitmix import below, streams
+from rlx.envs.worlds import SokobanSettings
+
+Array = NDArray[Any]
+STEP, ON, OFF, SOLVED = range(4)
+
+
+class Sokoban(Grid):
+    """The rules, and where levels come from.
+
+    Raises:
+        ConfigError: if files of levels cannot be read, or hold what is no level.
+    """
+
+    num_actions = 4
+    events = ("step", "box_on_goal", "box_off_goal", "solved")
+    event_reward = np.array([-0.1, 1.0, -1.0, 10.0], dtype=np.float32)
+    glyphs = " #.$*@+"
+    colours = np.array(
+        [[40, 40, 48], [120, 92, 72], [210, 70, 80], [214, 160, 60], [90, 180, 90], [90, 150, 230], [170, 120, 220]], dtype=np.uint8
+    )
+
+    def __init__(self, settings: SokobanSettings) -> None:
+        self._levels: NDArray[np.uint8] | None = None
+        self._settings = settings
+        if settings.levels is None:
+            height = width = settings.size or 7
+        else:
+            self._levels = read_levels(Path(settings.levels), size=settings.size, num_boxes=settings.num_boxes)
+            self.fingerprint = hashlib.sha256(self._levels.tobytes()).hexdigest()
+            height, width = self._levels.shape[1:]
+        self.planes_shape = (4, height, width)
+
+    def begin(self, seeds: Array) -> Boards:
+        if self._levels is None:
+            s = self._settings
+            levels = generate(seeds, size=s.size or 7, num_boxes=s.num_boxes or 1, pulls=s.pulls, min_distance=s.min_distance).boards
+        else:
+            levels = self._levels[_choose(streams(seeds), len(self._levels))]
+        planes = np.stack([(levels & bit) != 0 for bit in (WALL, GOAL, BOX, PLAYER)], axis=1).astype(np.uint8)
+        return _boards(planes)
+
+    def move(self, boards: Boards, actions: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        return _move(boards["planes"], boards["player"], actions)
+
+    def observe(self, boards: Boards) -> NDArray[np.uint8]:
+        return boards["planes"]
+
+    def read(self, planes: NDArray[np.uint8], luck: Array) -> Boards:
+        return _boards(planes)
+
+    def events_of(self, planes: Array, action: Array, next_planes: Array, terminated: Array) -> NDArray[np.bool_]:
+        before, after = (_on_goals(as_bits(p)) for p in (planes, next_planes))
+        return np.stack([np.ones(len(before), dtype=bool), after > before, after < before, np.asarray(terminated, dtype=bool)], axis=1)
+
+    def kinds(self, planes: Array) -> NDArray[np.intp]:
+        wall, goal, box, player = (planes[:, i].astype(np.intp) for i in range(4))
+        return np.where(wall > 0, 1, np.where(player > 0, 5 + goal, np.where(box > 0, 3 + goal, 2 * goal)))
+
+
+def _boards(planes: NDArray[np.uint8]) -> Boards:
+    """A state that looks like planes [n, 4, H, W], which become part of it; without a player (-1) nothing will ever move."""
+    flat = planes[:, 3].reshape(len(planes), planes.shape[2] * planes.shape[3])
+    return {"planes": planes, "player": np.where(flat.any(axis=1), flat.argmax(axis=1), -1)}
+
+
+def _on_goals(planes: Array) -> Array:
+    return (planes[:, 1] & planes[:, 2]).sum(axis=(1, 2))
+
+
+@numba.njit(cache=True, nogil=True)
+def _choose(luck, num_levels):
+    chosen = np.empty(len(luck), dtype=np.int64)
+    for i in range(len(luck)):
+        chosen[i] = below(luck, i, num_levels)
+    return chosen
+
+
+@numba.njit(cache=True, nogil=True)
+def _move(planes, players, actions):
+    """One step of every board: planes [n, 4, H, W], player's cell [n]; returns events [n, 4] and where it was solved [n]."""
+    n, _, height, width = planes.shape
+    events = np.zeros((n, 4), dtype=np.bool_)
+    solved = np.zeros(n, dtype=np.bool_)
+    for i in range(n):
+        events[i, STEP] = True
+        if players[i] < 0:
+            continue
+        action, r, c = actions[i], players[i] // width, players[i] % width
+        dr = -1 if action == 0 else 1 if action == 1 else 0
+        dc = -1 if action == 2 else 1 if action == 3 else 0
+        r1, c1, r2, c2 = r + dr, c + dc, r + 2 * dr, c + 2 * dc
+        # Levels have walls around them; what a learned model makes up may have none.
+        if not (0 <= r1 < height and 0 <= c1 < width) or planes[i, 0, r1, c1]:
+            continue
+        if planes[i, 2, r1, c1]:
+            if not (0 <= r2 < height and 0 <= c2 < width) or planes[i, 0, r2, c2] or planes[i, 2, r2, c2]:
+                continue
+            planes[i, 2, r1, c1] = 0
+            planes[i, 2, r2, c2] = 1
+            change = np.int64(planes[i, 1, r2, c2]) - np.int64(planes[i, 1, r1, c1])
+            events[i, ON], events[i, OFF] = change > 0, change < 0
+            if change > 0:
+                solved[i] = _all_on_goals(planes[i])
+                events[i, SOLVED] = solved[i]
+        planes[i, 3, r, c] = 0
+        planes[i, 3, r1, c1] = 1
+        players[i] = r1 * width + c1
+    return events, solved
+
+
+@numba.njit(cache=True, nogil=True)
+def _all_on_goals(planes):
+    for r in range(planes.shape[1]):
+        for c in range(planes.shape[2]):
+            if planes[2, r, c] and not planes[1, r, c]:
+                return False
+    return True

@@ -1,0 +1,44 @@
+"""Random numbers inside numba kernels: splitmix64 (Steele, Lea and Flood 2014), whose whole state is one number."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+@numba.njit(cache=True, nogil=True)
+def mix(number: Any) -> Any:
+    """A number that looks unrelated to the one given, uint64 both."""
+    z = number + _STEP
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def below(luck: Array, i: int, limit: int) -> Any:
+    """A whole number in [0, limit), limit below 2**31, from stream luck[i], which moves on; luck is int64 so that torch can save it."""
+    luck[i] += np.int64(-7046029254386353131)  # the step as a signed number
+    return np.int64(((mix(np.uint64(luck[i])) >> np.uint64(33)) * np.uint64(limit)) >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def happens(luck: Array, i: int, probability: float) -> Any:
+    """Whether something of this probability happens."""
+    luck[i] += np.int64(-7046029254386353131)
+    return np.float64(mix(np.uint64(luck[i])) >> np.uint64(11)) * 2.0**-53 < probability
+
+
+@numba.njit(cache=True, nogil=True)
+def streams(seeds: Array) -> Array:
+    """The beginning of a stream for each seed, int64 [n]; neighbouring seeds give unrelated streams."""
+    luck = np.empty(len(seeds), dtype=np.int64)
+    for i in range(len(seeds)):
+        luck[i] = np.int64(mix(np.uint64(seeds[i])))
+    return luck
