@@ -72,16 +72,18 @@ def _generate(luck, size, num_boxes, pulls, min_distance):
             for k in range(num_boxes + 1):  # a shuffle as far as it is needed; the last is the player's cell
                 j = k + below(luck, i, floor - k)
                 queue[k], queue[j] = queue[j], queue[k]
-            homes[:] = queue[:num_boxes]
+            for k in range(num_boxes):
+                homes[k] = queue[k]
             player = queue[num_boxes]
             length, distance, player = _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reached, queue, pulled)
             if distance > farthest:
                 farthest = distance
                 board = boards[i].reshape(-1)
-                board[:] = room
+                for cell in range(cells):
+                    board[cell] = room[cell]
                 board[player] |= PLAYER
                 for t in range(length):
-                    pushes[i, t, 0], pushes[i, t, 1] = pulled[length - 1 - t]
+                    pushes[i, t, 0], pushes[i, t, 1] = pulled[length - 1 - t, 0], pulled[length - 1 - t, 1]
                 num_pushes[i] = length
                 if distance >= min_distance * num_boxes:
                     break
@@ -136,8 +138,8 @@ def _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reac
     The best position is left in the room, and `pulled` holds cell and action of each push that undoes a pull.
     """
     num_boxes, total = len(homes), pulls * len(homes)
-    boxes[:] = homes
-    for k in range(num_boxes):
+    for k in range(num_boxes):  # not boxes[:] = homes, for whose error message numba compiles for seconds
+        boxes[k] = homes[k]
         room[homes[k]] = GOAL | BOX
     reached[:] = -1
     swaps, last, last_step, distance, on_goal = 0, -1, 0, 0, num_boxes
@@ -169,7 +171,8 @@ def _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reac
         pulled[t, 0], pulled[t, 1] = boxes[k], _action(-step, size)
         if on_goal == 0 and swaps * distance > score:
             length, score, farthest, start = t + 1, swaps * distance, distance, player
-            best[:] = boxes
+            for k in range(num_boxes):
+                best[k] = boxes[k]
     if score > 0:
         for k in range(num_boxes):
             room[boxes[k]] &= ~BOX

@@ -66,7 +66,22 @@ class SokobanSettings(Settings):
             _require(self.min_distance <= size - 4, "min_distance", f"at most {size - 4} in a level of size {size}", self.min_distance)
 
 
-_SETTINGS: dict[str, type[Settings]] = {"rlx/Sokoban-v0": SokobanSettings}
+TASKS = ("regular", "avoid", "hunt", "ambush", "rush")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniPacmanSettings(Settings):
+    task: str = "regular"
+    """regular, avoid, hunt, ambush or rush: what food, pills, ghosts and death are worth."""
+    max_episode_steps: int = 3000
+    """Env steps after which an episode is cut; at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+
+
+_SETTINGS: dict[str, type[Settings]] = {"rlx/Sokoban-v0": SokobanSettings, "rlx/MiniPacman-v0": MiniPacmanSettings}
 WORLDS = tuple(_SETTINGS)
 """Ids of the grid worlds."""
 
@@ -92,11 +107,17 @@ def make_grid(settings: Settings, num_envs: int) -> GridVectorEnv:
     Raises:
         ConfigError: if files of levels cannot be read.
     """
-    from rlx.envs.grids import GridVectorEnv
+    from rlx.envs.grids import Grid, GridVectorEnv
+    from rlx.envs.minipacman import MiniPacman
     from rlx.envs.sokoban import Sokoban
 
-    assert isinstance(settings, SokobanSettings)
-    return GridVectorEnv(Sokoban(settings), num_envs, max_episode_steps=settings.max_episode_steps, observation=settings.observation)
+    grid: Grid
+    if isinstance(settings, SokobanSettings):
+        grid = Sokoban(settings)
+    else:
+        assert isinstance(settings, MiniPacmanSettings)
+        grid = MiniPacman(settings)
+    return GridVectorEnv(grid, num_envs, max_episode_steps=settings.max_episode_steps, observation=settings.observation)
 
 
 def register() -> None:
