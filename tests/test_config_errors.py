@@ -97,6 +97,14 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("env.num_envs=2.5", "env.num_envs must be a whole number, got 2.5"),
     ("env.num_envs=null", "env.num_envs must be a whole number, got null"),
     ("loop.target_return=high", "loop.target_return must be a number or null, got high"),
+    ("env=minipacman env.task=foo", "env.kwargs.task must be one of regular, avoid, hunt, ambush, rush, got 'foo'"),
+    ("env=minipacman env.tsk=hunt", "env.tsk: unknown key; did you mean env.task?"),
+    ("env=cartpole env.task=hunt", "env.task: unknown key"),
+    (
+        "env=sokoban env.kwargs.boxs=2",
+        "env.kwargs.boxs: rlx/Sokoban-v0 has no such setting; did you mean env.kwargs.num_boxes? It has levels, ",
+    ),
+    ("env=sokoban env.size=9 env.kwargs.size=8", "env.kwargs.size is given twice: env.kwargs.size=9 and env.kwargs.size=8"),
     ("env.kwargs=3", "env.kwargs must be a mapping, e.g. '{name: value}', got 3"),
     ("log.wandb=yes", "log.wandb must be one of auto, online, offline, disabled, got yes"),
     ("loop=5", "loop: is a group of settings; set one of loop.total_env_steps,"),
@@ -147,6 +155,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("env=../up:My-v0", "module '../up' cannot be imported (that is not a module's name)"),
     ("env=json:My-v0", "module 'json' (", "registers no environment 'My-v0'; importing it must call gymnasium.register("),
     ("env=pendulum env.kwargs.gravity=3", "env=Pendulum-v1 cannot be made with env.kwargs={'gravity': 3}", "unexpected keyword argument"),
+    ("env=sokoban env.levels=nowhere", "env.kwargs.levels=nowhere: cannot be read (No such file or directory)"),
     ("env=cartpole env.kwargs.max_episode_steps=many", "env=CartPole-v1 cannot be made with env.kwargs=", "an integer"),
     # names and directories
     ("--name a/b", "--name a/b: expected a letter or digit, and then up to 199 letters, digits, '.', '_', '+' or '-'"),

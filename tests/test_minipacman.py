@@ -439,9 +439,9 @@ def test_a_board_is_shown_with_its_numbers():
 
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ConfigError, match=r"env\.kwargs\.task must be one of regular, avoid, hunt, ambush, rush, got 'foo'"):
-        VectorEnvFactory(ID, {"task": "foo"})
+        VectorEnvFactory(ID, {"task": "foo"})(1)
     with pytest.raises(ConfigError, match=r"did you mean env\.kwargs\.task\?"):
-        VectorEnvFactory(ID, {"tasks": "hunt"}, native=False)
+        VectorEnvFactory(ID, {"tasks": "hunt"}, native=False)(1)
 
 
 def test_the_file_of_settings_shows_the_defaults():

@@ -36,6 +36,7 @@ ENVS = {
     "gymnasium": ["env=acrobot", "env.kwargs.max_episode_steps=90"],
     "continuous": ["env=pendulum", "env.kwargs.max_episode_steps=70"],
     "pole": ["env=cartpole_continuous"],
+    "grid": ["env=sokoban", "env.max_episode_steps=50"],
     "game": ["env=connect_four", "env.kwargs.rows=4", "env.kwargs.columns=4", "env.kwargs.x_in_row=3", "env.opponent=uct:5"],
 }
 # Cadences that divide neither each other nor a rollout, so that no buffer happens to be empty when a checkpoint is taken.
@@ -125,7 +126,7 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
 
 
 OWN = {"pets": ["continuous", "pole"], "muzero": ["native", "gymnasium", "game"]}
-FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous"]) for a in ALGORITHMS}
+FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS}
 """The environments that an algorithm is tested on."""
 
 

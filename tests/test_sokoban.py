@@ -333,7 +333,7 @@ def test_pictures_are_as_large_as_they_say(tmp_path):
 @pytest.mark.parametrize("native", [True, False])
 def test_settings_that_cannot_be_are_refused(kwargs, message, native):
     with pytest.raises(ConfigError, match=message):
-        VectorEnvFactory(ID, kwargs, native=native)
+        VectorEnvFactory(ID, kwargs, native=native)(1)
 
 
 def test_the_file_of_settings_shows_the_defaults():

@@ -100,6 +100,16 @@ def test_environments_without_a_file_can_be_swept() -> None:
     assert [c.config.env.id for c in compose_all(points, COMPOSER)] == ["CartPole-v1", "Acrobot-v1"]
 
 
+def test_settings_of_an_environment_have_short_names_where_its_file_lists_them() -> None:
+    points = expand(["env=cartpole,minipacman", "env.task=hunt,rush"], COMPOSER)
+    assert [p.words for p in points] == [
+        ("env=cartpole",), ("env=minipacman", "env.task=hunt"), ("env=minipacman", "env.task=rush"),
+    ]  # fmt: skip
+    composed = COMPOSER.compose(list(points[2].words))
+    assert composed.config.env.kwargs["task"] == "rush"
+    assert composed.sources["env.kwargs.task"] == "command line"
+
+
 def test_a_point_that_breaks_a_rule_is_named() -> None:
     with pytest.raises(ConfigError, match=r"algo.discount must be within \[0, 1\], got 1.5 \(with algo.discount=1.5\)"):
         compose_all(expand(["algo.discount=0.9,1.5"], COMPOSER), COMPOSER)

@@ -30,7 +30,17 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from rlx.algos import ALGORITHMS
 from rlx.algos.config import AlgoConfig
-from rlx.config.overrides import check_key, did_you_mean, group_value, hydra_argument, parse_overrides, refuse_unused
+from rlx.config.overrides import (
+    check_key,
+    did_you_mean,
+    group_value,
+    hydra_argument,
+    in_full,
+    parse_overrides,
+    refuse_twice,
+    refuse_unused,
+    short_names,
+)
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 
@@ -112,19 +122,22 @@ class Composer:
         values = [o for o in overrides if o.key_or_group not in GROUPS]
         chosen, choices, keys, env_id = self._choose(groups)
         for override in values:
-            check_key(override, keys, str(choices["algo"]))
+            check_key(override, keys | short_names(keys), str(choices["algo"]))
+        values = [in_full(o, keys) for o in values]
+        refuse_twice(values)
         config, _ = self._load([*chosen, *map(hydra_argument, values)])
         typed = to_run_config(config)
         refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
 
     def keys(self, groups: dict[str, str | None]) -> dict[str, Any]:
-        """Every key that can be set when these members of the groups are chosen, with its default.
+        """Every key that can be set when these members of the groups are chosen, short names too, with its default.
 
         Raises:
             ConfigError: if a group has no such member.
         """
-        return self._choose(groups)[2]
+        keys = self._choose(groups)[2]
+        return keys | short_names(keys)
 
     def _choose(self, groups: dict[str, str | None]) -> tuple[list[str], dict[str, str | None], dict[str, Any], str | None]:
         """What a choice of groups comes to: words for Hydra, what each group resolved to, the keys, and the id of an env without a file.

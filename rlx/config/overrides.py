@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import re
 from typing import Any
@@ -41,12 +42,17 @@ def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list
                 f"A list is written '{key}=[...]', a text with commas \"{key}='...'\""
             )
         overrides.append(override)
+    refuse_twice(overrides)
+    return overrides
+
+
+def refuse_twice(overrides: list[Override]) -> None:
+    """Raise a ConfigError if two overrides have one key."""
     seen: dict[str, str] = {}
     for override in overrides:
         if override.key_or_group in seen:
             raise ConfigError(f"{override.key_or_group} is given twice: {seen[override.key_or_group]} and {override.input_line}")
         seen[override.key_or_group] = str(override.input_line)
-    return overrides
 
 
 _FORMS = {
@@ -77,6 +83,20 @@ def group_value(override: Override) -> str | None:
 def hydra_argument(override: Override) -> str:
     line = str(override.input_line)
     return f"++{line}" if override.key_or_group.startswith("env.kwargs") else line  # a free dictionary
+
+
+def short_names(keys: dict[str, Any]) -> dict[str, Any]:
+    """`env.NAME` for each `env.kwargs.NAME` that an environment's file lists, unless rlx has a setting of that name itself."""
+    named = {f"env.{key.removeprefix('env.kwargs.')}": value for key, value in keys.items() if key.startswith("env.kwargs.")}
+    return {key: value for key, value in named.items() if key not in keys}
+
+
+def in_full(override: Override, keys: dict[str, Any]) -> Override:
+    """An override whose key is no short name; `keys` are those without short names."""
+    if override.key_or_group not in short_names(keys):
+        return override
+    full = f"env.kwargs.{override.key_or_group.removeprefix('env.')}"
+    return dataclasses.replace(override, key_or_group=full, input_line=f"{full}={str(override.input_line).partition('=')[2]}")
 
 
 def check_key(override: Override, keys: dict[str, Any], algo: str) -> None:

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from rlx.algos.config import require
+from rlx.envs.worlds import WORLDS, settings_of
 from rlx.errors import ConfigError
 
 GAME_PREFIX = "spiel:"
@@ -47,7 +48,8 @@ class EnvConfig:
     native: bool = True
     """Use rlx's own vectorised implementation of the environment where there is one (see `rlx envs`)."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200; parameters of a game, e.g. env.kwargs.rows=5."""
+    """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200; parameters of a game, e.g. env.kwargs.rows=5.
+    What the environment's own file lists can be written without kwargs, e.g. env.task=hunt."""
     opponent: str = "uct:1000"
     """Games: whom evaluations are played against: random, one_ply, uct:SIMULATIONS or solver."""
     opening_plies: int = 0
@@ -62,6 +64,8 @@ class EnvConfig:
         require(0 <= self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
         require(self.opening_plies >= 0, "env.opening_plies", "at least 0", self.opening_plies)
         require(self.worker_timeout_s > 0, "env.worker_timeout_s", "above 0", self.worker_timeout_s)
+        if self.id in WORLDS:
+            settings_of(self.id, self.kwargs)
 
 
 @dataclass(kw_only=True)

@@ -194,7 +194,7 @@ class VectorEnvFactory:
         worker_timeout_s: seconds after which a worker that does not answer is given up.
 
     Raises:
-        ConfigError: if a setting would have no effect, or is none that a grid world has.
+        ConfigError: if a setting would have no effect.
     """
 
     id: str
@@ -204,8 +204,6 @@ class VectorEnvFactory:
     worker_timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.id in worlds.WORLDS:
-            worlds.settings_of(self.id, self.kwargs)
         if self.is_native and self.workers:
             raise ConfigError(
                 f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"

@@ -1,4 +1,4 @@
-"""Settings of the grid worlds, checked without their rules, which are kernels that take a moment to import."""
+"""Settings of the grid worlds, checked without their rules or gymnasium, which take a moment to import."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-
-import gymnasium
 
 from rlx.errors import ConfigError
 
@@ -122,6 +120,8 @@ def make_grid(settings: Settings, num_envs: int) -> GridVectorEnv:
 
 def register() -> None:
     """Tell gymnasium about the worlds, so that `gymnasium.make` knows them like any other environment."""
+    import gymnasium
+
     for env_id, settings in _SETTINGS.items():
         if env_id not in gymnasium.registry:
             gymnasium.register(
