@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test setup check lint types slow bench wheel clean
+.PHONY: help demo test setup check lint types slow bench bench-envs wheel clean
 
 help:
 	@echo "make demo    install rlx, train PPO on CartPole until it is solved, evaluate it"
 	@echo "make test    install everything and run the fast tests"
 	@echo "make check   lint, types and the fast tests: what CI runs"
 	@echo "make slow    the learning proofs (minutes)     make bench   the speed figures, beside Stable-Baselines3"
+	@echo "make bench-envs   the speed of the grid worlds, which must not fall below its targets"
 	@echo "make wheel   build dist/*.whl                  make clean   remove what make made"
 
 $(VENV)/bin/python:
@@ -54,6 +55,9 @@ slow: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(INSTALL) --editable '.[dev,bench]'
 	$(BIN)/python tests/bench.py
+
+bench-envs: $(VENV)/.dev
+	$(BIN)/python tests/bench.py envs
 
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation

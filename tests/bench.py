@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [envs]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -210,7 +210,60 @@ def latent() -> None:
           f"{last['time/steps_per_s']:,.0f} env steps/s with training", flush=True)  # fmt: skip
 
 
+def envs() -> None:
+    """Env steps a second of the grid worlds under random actions, with observations and the resets of what ends; the best of many windows."""
+    import numpy as np
+
+    from rlx.envs.registry import VectorEnvFactory
+    from rlx.envs.sokoban_levels import generate
+
+    def best(window: Callable[[], int], *, windows: int = 100) -> float:
+        """Of short windows, since other processes can only slow them down."""
+        window()
+        speeds = []
+        for _ in range(windows):
+            begin = time.perf_counter()
+            done = window()
+            speeds.append(done / (time.perf_counter() - begin))
+        return max(speeds)
+
+    def stepping(env_id: str, kwargs: dict[str, object], num_envs: int) -> Callable[[], int]:
+        env, rng = VectorEnvFactory(env_id, kwargs)(num_envs), np.random.default_rng(0)
+        env.reset(seed=np.arange(num_envs))
+        # As many steps as an episode of Sokoban has at most, so that every window has the resets of as many.
+        actions = rng.integers(env.single_action_space.n, size=(120, num_envs))
+        seeds = rng.integers(2**31, size=(120, num_envs))
+
+        def window() -> int:
+            for t in range(len(actions)):
+                _, _, terminated, truncated, _ = env.step(actions[t])
+                ended = terminated | truncated
+                if ended.any():
+                    env.reset(seed=seeds[t], options={"reset_mask": ended})
+            return actions.size
+
+        return window
+
+    failed = []
+    for env_id, kwargs, num_envs, target in (
+        ("rlx/Sokoban-v0", {}, 2048, 5e6),
+        ("rlx/MiniPacman-v0", {"task": "hunt"}, 256, 1e6),
+    ):
+        speed = best(stepping(env_id, kwargs, num_envs))
+        failed += [env_id] if speed < target else []
+        print(f"{env_id}, {num_envs} at once, one thread: {speed / 1e6:.1f}M env steps/s with planes and resets, at least {target / 1e6:.0f}M wanted",
+              flush=True)  # fmt: skip
+    for size, num_boxes in ((7, 1), (7, 2), (10, 4)):
+        speed = best(
+            lambda size=size, boxes=num_boxes: len(generate(np.arange(1000), size=size, num_boxes=boxes, pulls=12, min_distance=1).boards),
+            windows=20,
+        )
+        print(f"Sokoban levels of {size} x {size} with {num_boxes} boxes: {speed:,.0f} generated/s", flush=True)
+    if failed:
+        sys.exit(f"too slow: {', '.join(failed)}")
+
+
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning, latent)}
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning, latent, envs)}
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()
