@@ -245,6 +245,8 @@ def step_and_reset(env: Any, rng: np.random.Generator) -> list[np.ndarray]:
         "Pendulum-v1",
         "MountainCarContinuous-v0",
         "Acrobot-v1",
+        "rlx/Sokoban-v0",
+        "rlx/MiniPacman-v0",
         "RlxTestWalk-v0",
         pytest.param("LunarLander-v3", marks=needs_box2d),
         pytest.param("BipedalWalker-v3", marks=needs_box2d),

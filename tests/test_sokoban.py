@@ -326,14 +326,20 @@ def test_pictures_are_as_large_as_they_say(tmp_path):
         ({"size": 4}, "env.kwargs.size must be"),
         ({"num_boxes": 5}, "env.kwargs.num_boxes must be at most 4 in a generated level of size 7, got 5"),
         ({"min_distance": 4}, "env.kwargs.min_distance must be at most 3 in a level of size 7, got 4"),
+        ({"levels": "x", "pulls": 3}, "env.kwargs.pulls must be left out where levels come from files, got 3"),
         ({"observation": "words"}, "env.kwargs.observation must be planes or rgb, got 'words'"),
         ({"max_episode_steps": True}, "env.kwargs.max_episode_steps must be a whole number"),
     ],
 )
-@pytest.mark.parametrize("native", [True, False])
-def test_settings_that_cannot_be_are_refused(kwargs, message, native):
+def test_settings_that_cannot_be_are_refused(kwargs, message):
     with pytest.raises(ConfigError, match=message):
-        VectorEnvFactory(ID, kwargs, native=native)(1)
+        settings_of(ID, kwargs)
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_settings_are_checked_however_the_environment_is_made(native):
+    with pytest.raises(ConfigError, match=r"^env\.kwargs\.boxs: rlx/Sokoban-v0 has no such setting"):
+        VectorEnvFactory(ID, {"boxs": 2}, native=native)(1)
 
 
 def test_the_file_of_settings_shows_the_defaults():

@@ -57,7 +57,15 @@ class SokobanSettings(Settings):
         _require(self.num_boxes is None or _is_count(self.num_boxes, 1), "num_boxes", "a whole number, at least 1, or null", self.num_boxes)
         _require(_is_count(self.pulls, 1, 1000), "pulls", "a whole number from 1 to 1000", self.pulls)
         _require(_is_count(self.min_distance, 1), "min_distance", "a whole number, at least 1", self.min_distance)
-        if self.levels is None:
+        if self.levels is not None:
+            for name in ("pulls", "min_distance"):
+                _require(
+                    getattr(self, name) == getattr(SokobanSettings, name),
+                    name,
+                    "left out where levels come from files",
+                    getattr(self, name),
+                )
+        else:
             size, num_boxes = self.size or 7, self.num_boxes or 1
             most = (size - 2) ** 2 // 6
             _require(num_boxes <= most, "num_boxes", f"at most {most} in a generated level of size {size}", num_boxes)
