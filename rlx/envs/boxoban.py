@@ -18,8 +18,8 @@ from rlx.errors import ConfigError
 
 Array = NDArray[Any]
 _CELLS = {"#": WALL, " ": 0, ".": GOAL, "$": BOX, "*": BOX | GOAL, "@": PLAYER, "+": PLAYER | GOAL}
-_UNKNOWN = 255
-_TABLE = np.full(256, _UNKNOWN, dtype=np.uint8)
+_KNOWN = "".join(_CELLS)
+_TABLE = np.zeros(256, dtype=np.uint8)
 for _character, _cell in _CELLS.items():
     _TABLE[ord(_character)] = _cell
 
@@ -82,8 +82,8 @@ def _parse(file: Path, blocks: list[tuple[int, list[str]]], shape: tuple[int, in
     height, width = shape
     for number, rows in blocks:
         for at, row in enumerate(rows):
-            unknown = next((c for c in row if c not in _CELLS), None)
-            if unknown is not None:
+            if row.strip(_KNOWN):
+                unknown = next(c for c in row if c not in _CELLS)
                 where = f"{file}:{number + at}: column {row.index(unknown) + 1}"
                 raise ConfigError(f"{where} is the unknown character {unknown!r}; expected one of {_words(_CELLS)}")
             if len(row) != width:
