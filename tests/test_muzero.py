@@ -14,7 +14,10 @@ from torch import Tensor
 from rlx.algos.config.games import Search
 from rlx.algos.config.muzero import Layers, MuZeroConfig
 from rlx.algos.muzero import MuZero
+from rlx.build import env_spec
+from rlx.config.schema import EnvConfig
 from rlx.envs.games import Game
+from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net, scale_latent
 from rlx.planning.latent import LatentModel
@@ -389,6 +392,16 @@ def test_convolutions_over_what_is_no_board_are_refused() -> None:
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         muzero(**settings)
+
+
+def test_grid_worlds_are_seen_as_boards() -> None:
+    env = VectorEnvFactory("rlx/Sokoban-v0")(2)
+    spec = env_spec(EnvConfig(id="rlx/Sokoban-v0"), env)
+    algo = muzero(spec, layers=Layers.conv)
+    obs, _ = env.reset(seed=np.arange(2))
+    action, _, extras = algo.act(torch.from_numpy(obs), (), torch.ones(2, dtype=torch.bool), mode="train")
+    assert extras["obs"].shape == (2, 4, 7, 7)
+    assert action.shape == (2,)
 
 
 def test_actions_are_legal_and_random_before_there_is_a_model() -> None:

@@ -63,6 +63,7 @@ class MuZero:
         self.config, self.device, self.game = config, device, spec.game
         self.rollout_length = 1
         shape, self.num_actions = _shapes(config, spec)
+        self._shape = shape
         in_game = self.game is not None
         gamma = config.discount if config.discount is not None else (1.0 if in_game else 0.997)
         self._discount = -gamma if in_game else gamma
@@ -164,8 +165,8 @@ class MuZero:
     def _look(self, obs: Tensor) -> _Seen:
         """What the network is shown of obs, and which actions are possible."""
         if self.game is None:
-            shape = obs.shape if obs.ndim == 4 else (len(obs), -1)
-            return _Seen(obs.reshape(shape).float(), np.ones((len(obs), self.num_actions), dtype=bool), np.zeros(len(obs), dtype=np.int64))
+            everything = np.ones((len(obs), self.num_actions), dtype=bool)
+            return _Seen(obs.reshape(len(obs), *self._shape).float(), everything, np.zeros(len(obs), dtype=np.int64))
         seen = self.game.look([self.game.state_of(h) for h in obs.cpu().numpy().tolist()])
         legal = np.zeros((len(obs), self.num_actions), dtype=bool)
         legal[np.repeat(np.arange(len(obs)), seen.num_legal), seen.legal] = True
@@ -382,7 +383,8 @@ def _shapes(config: MuZeroConfig, spec: EnvSpec) -> tuple[tuple[int, ...], int]:
             f"algo={config.name} searches over discrete actions, and env={spec.id} has action space {space}; try env=cartpole or a game "
             "such as env=connect_four; algo=pets plans continuous actions"
         )
-    return (math.prod(spec.observation_space.shape or (1,)),), int(space.n)
+    shape = spec.observation_space.shape or (1,)
+    return spec.grid.planes_shape if spec.grid is not None else (math.prod(shape),), int(space.n)
 
 
 def _convolves(config: MuZeroConfig, spec: EnvSpec, shape: tuple[int, ...]) -> bool:
