@@ -105,6 +105,14 @@ class Bandit:
         return Found(np.zeros(len(actions), dtype=np.int64), none, none.astype(np.float32), zero, self.REWARD[actions], zero)
 
 
+def test_the_improved_value_by_hand() -> None:
+    """Each move was visited once: Q = 0, 1, -1. Weights 0.5 e^.51, 0.3 e^1.02 and 0.2, where .51 = (50 + 1) 0.02 (Q + 1) / 2."""
+    found = search(Bandit(), SearchConfig(simulations=3, gumbel=True, c_scale=0.02), np.random.default_rng(0))
+    weights = np.array([0.5, 0.3, 0.2]) * np.exp([0.51, 1.02, 0.0])
+    assert found.improved_value()[0] == pytest.approx((weights[1] - weights[2]) / weights.sum(), abs=1e-6)
+    assert found.value()[0] == 0.0  # the mean also counts the two moves that were only tried
+
+
 def test_puct_by_hand() -> None:
     """Without reduction and with c = 1: scores of the first visits are P sqrt(N), then Q + P sqrt(N) / (1 + n)."""
     config = SearchConfig(simulations=1, c_init=1.0, c_base=1e9, fpu_reduction=0.0)
