@@ -18,6 +18,14 @@ class ConfigError(RlxError, ValueError):
     exit_code = 2
 
 
+class NoEffectError(ConfigError):
+    """A setting is given that has no effect beside the others."""
+
+    def __init__(self, message: str, key: str = "") -> None:
+        super().__init__(message)
+        self.key = key
+
+
 class NonFiniteError(RlxError, ArithmeticError):
     """A loss or gradient is NaN or infinite; raised before the optimiser step that would have spread it."""
 

@@ -80,6 +80,10 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
         "algo=alphazero env=go env.workers=2",
         "env.workers has no effect unless the environment is no two-player game; set that too, or leave it out",
     ),
+    (
+        "algo=pets env=cartpole_continuous algo.ensemble_size=1 algo.trust=disagreement",
+        "algo.trust has no effect unless algo.ensemble_size above 1; set that too, or leave algo.trust out",
+    ),
     ("algo=alphazero env=go algo.c_puct=2", "algo.c_puct has no effect unless algo.search=puct; set that too, or leave algo.c_puct out"),
     ("algo=alphazero env=hex algo.replay_start=1", "algo.replay_start must be at least algo.batch_size=512, got 1"),
     ("env=cartpol", "env=cartpol: no such environment; did you mean env=cartpole?"),

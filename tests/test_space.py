@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
-from rlx.sweep.space import Point, SearchSpace, compose_all, expand, load_space, seeds_of, swept_keys
+from rlx.sweep.space import Point, SearchSpace, compose_all, compose_grid, expand, load_space, seeds_of, swept_keys
 
 COMPOSER = Composer()
 
@@ -113,6 +113,36 @@ def test_settings_of_an_environment_have_short_names_where_its_file_lists_them()
 def test_a_point_that_breaks_a_rule_is_named() -> None:
     with pytest.raises(ConfigError, match=r"algo.discount must be within \[0, 1\], got 1.5 \(with algo.discount=1.5\)"):
         compose_all(expand(["algo.discount=0.9,1.5"], COMPOSER), COMPOSER)
+
+
+def test_a_swept_setting_is_left_out_where_it_has_no_effect_and_makes_no_duplicates() -> None:
+    words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.trust=none,disagreement"]
+    pairs = compose_grid(expand(words, COMPOSER), COMPOSER)
+    assert [point.values for point, _ in pairs] == [
+        {"algo.ensemble_size": 1, "algo.trust": "none"},
+        {"algo.ensemble_size": 5, "algo.trust": "none"},
+        {"algo.ensemble_size": 5, "algo.trust": "disagreement"},
+    ]
+    words = ["algo=pets", "env=cartpole_continuous", "algo.planner=cem,mppi", "algo.temperature=0.1,0.3"]
+    assert [point.values for point, _ in compose_grid(expand(words, COMPOSER), COMPOSER)] == [
+        {"algo.planner": "cem"},
+        {"algo.planner": "mppi", "algo.temperature": 0.1},
+        {"algo.planner": "mppi", "algo.temperature": 0.3},
+    ]
+    again = compose_grid([point for point, _ in pairs], COMPOSER)  # as a sweep on disk is
+    assert again == pairs
+
+
+def test_a_swept_setting_without_effect_anywhere_is_refused() -> None:
+    words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.planner=cem", "algo.temperature=0.1,0.3"]
+    with pytest.raises(ConfigError, match=r"algo\.temperature has no effect unless algo\.planner=mppi"):
+        compose_grid(expand(words, COMPOSER), COMPOSER)
+
+
+def test_a_setting_that_is_not_swept_is_refused_where_it_has_no_effect() -> None:
+    words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.trust=disagreement"]
+    with pytest.raises(ConfigError, match=r"algo.trust has no effect .* \(with algo.ensemble_size=1\)"):
+        compose_grid(expand(words, COMPOSER), COMPOSER)
 
 
 def test_one_recipe_for_each_pair_is_composed() -> None:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from rlx.config.schema import RESUMABLE, RunConfig
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, NoEffectError
 
 
 def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list[Override]:
@@ -120,7 +120,7 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
     for key in keys:
         name = key.removeprefix("algo.")
         if key.startswith("algo.") and name in unused:
-            raise ConfigError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out")
+            raise NoEffectError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out", key)
     others = {
         "env.workers": (not config.env.is_game or config.env.workers == 0, "the environment is no two-player game"),
         "env.native": (not config.env.is_game, "the environment is no two-player game"),
@@ -131,7 +131,7 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
     }
     for key, (used, condition) in others.items():
         if key in keys and not used:
-            raise ConfigError(f"{key} has no effect unless {condition}; set that too, or leave it out")
+            raise NoEffectError(f"{key} has no effect unless {condition}; set that too, or leave it out", key)
 
 
 def is_resumable(key: str) -> bool:

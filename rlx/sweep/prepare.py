@@ -17,7 +17,7 @@ from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.sweep.ledger import Search, Spec, SweepDir
 from rlx.sweep.plan import check_objective
-from rlx.sweep.space import Point, SearchSpace, compose_all, expand, load_space, seeds_of, swept_keys
+from rlx.sweep.space import Point, SearchSpace, compose_all, compose_grid, expand, load_space, seeds_of, swept_keys
 
 OBJECTIVE = "eval/return_iqm"
 
@@ -33,10 +33,9 @@ class Prepared:
             self.space = SearchSpace(spec.words, composer)
             self.configs = [composer.compose(list(point.words)).config for point in self.space.examples()]
         else:
-            points = expand(spec.words, composer) if points is None else points
-            composed = compose_all(points, composer)
-            self.points = {f"{i:03d}": pair for i, pair in enumerate(zip(points, composed, strict=True))}
-            self.configs = [c.config for c in composed]
+            pairs = compose_grid(expand(spec.words, composer) if points is None else points, composer)
+            self.points = {f"{i:03d}": pair for i, pair in enumerate(pairs)}
+            self.configs = [composed.config for _, composed in pairs]
 
     def check(self) -> None:
         """Raise a ConfigError if what is asked of the sweep cannot come about."""

@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 
 from rlx.config.compose import GROUPS, Composed, Composer
 from rlx.config.overrides import check_key, did_you_mean, parse_overrides
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, NoEffectError
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -39,6 +39,11 @@ class Point:
     """Complete single-valued words for `Composer.compose`, without seed."""
     values: dict[str, Any]
     """Swept key and value, as plain data, in the order of the command line."""
+
+    def without(self, key: str) -> Point:
+        """The same setting with a key left at its default."""
+        words = tuple(word for word in self.words if word.partition("=")[0] != key)
+        return Point(words=words, values={k: v for k, v in self.values.items() if k != key})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,15 +231,54 @@ def compose_all(points: list[Point], composer: Composer) -> list[Composed]:
     Raises:
         ConfigError: naming the first point that cannot be.
     """
-    composed = []
-    for point in points:
-        try:
-            composed.append(composer.compose(list(point.words)))
-        except ConfigError as error:
-            if len(points) == 1 or not point.values:
-                raise
-            raise ConfigError(f"{error} (with {' '.join(f'{k}={v}' for k, v in point.values.items())})") from error
-    return composed
+    return [_compose(point, composer, alone=len(points) == 1) for point in points]
+
+
+def compose_grid(points: list[Point], composer: Composer) -> list[tuple[Point, Composed]]:
+    """Compose and check every point of a grid, without those of its swept settings that have no effect there.
+
+    Points that come to the same as another one by that are left out: the grid of ensembles of 1 and 5 with and without a trust in their
+    agreement has three settings.
+
+    Raises:
+        ConfigError: naming the first point that cannot be, and for a swept setting that has no effect anywhere.
+    """
+    refused: dict[str, NoEffectError] = {}
+    pairs = [_compose_effective(point, composer, refused) for point in points]
+    given = {point.words for point in points}
+    known = {repr(composed.config) for point, composed in pairs if point.words in given}
+    kept = []
+    for point, composed in pairs:
+        if point.words not in given:
+            if repr(composed.config) in known:
+                continue
+            known.add(repr(composed.config))
+        kept.append((point, composed))
+    for key, refusal in refused.items():
+        if not any(key in point.values for point, _ in kept):
+            raise refusal
+    return kept
+
+
+def _compose_effective(point: Point, composer: Composer, refused: dict[str, NoEffectError]) -> tuple[Point, Composed]:
+    """Leave out swept settings without effect, one after another, and note the first refusal of each in `refused`."""
+    try:
+        return point, _compose(point, composer)
+    except NoEffectError as error:
+        if error.key not in point.values:
+            raise
+        refused.setdefault(error.key, error)
+        return _compose_effective(point.without(error.key), composer, refused)
+
+
+def _compose(point: Point, composer: Composer, *, alone: bool = False) -> Composed:
+    try:
+        return composer.compose(list(point.words))
+    except ConfigError as error:
+        if alone or not point.values:
+            raise
+        message = f"{error} (with {' '.join(f'{k}={v}' for k, v in point.values.items())})"
+        raise (NoEffectError(message, error.key) if isinstance(error, NoEffectError) else ConfigError(message)) from error
 
 
 # A space to search

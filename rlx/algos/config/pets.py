@@ -100,7 +100,7 @@ class PETSConfig(AlgoConfig):
     temperature: float = 0.3
     """mppi: candidates are weighed by exp(return / temperature), in standard deviations of their returns; above 0."""
     trust: TrustRule = TrustRule.none
-    """disagreement: plans pay for where the members disagree; truncate: plans end there; none: plans are believed."""
+    """disagreement: plans pay for where members disagree; truncate: plans end there; none: plans are believed. Takes several members."""
     trust_cost: float = 1.0
     """disagreement: reward that a step of a plan loses per unit of disagreement (see model/disagreement); above 0."""
     trust_limit: float = 0.5
@@ -145,6 +145,8 @@ class PETSConfig(AlgoConfig):
             unused["particles"] = "propagation=ts_inf"
         if self.holdout_fraction == 0.0:
             unused["patience"] = "holdout_fraction above 0"
+        if self.ensemble_size == 1 and self.trust is not TrustRule.none:
+            unused["trust"] = "ensemble_size above 1"  # one member agrees with itself
         if self.trust is not TrustRule.disagreement:
             unused["trust_cost"] = "trust=disagreement"
         if self.trust is not TrustRule.truncate:
