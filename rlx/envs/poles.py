@@ -38,6 +38,7 @@ class Task:
     reward: Callable[[Array, Array], Array]  # of the state that an action [B] led to
     terminated: Callable[[Array], Array]
     high: tuple[float, ...]  # bounds of the observation
+    step_s: float  # simulated seconds of an action
 
 
 def _euler(state: Array, force: Array) -> None:
@@ -78,6 +79,7 @@ BALANCE = Task(
     reward=lambda state, action: np.ones_like(action),
     terminated=lambda state: (np.abs(state[0]) > X_LIMIT) | (np.abs(state[2]) > THETA_LIMIT),
     high=(2 * X_LIMIT, np.inf, 2 * THETA_LIMIT, np.inf),
+    step_s=DT,
 )
 SWING_UP = Task(
     first=lambda uniform: uniform * 0.1 - 0.05 + np.array([[0.0], [0.0], [np.pi], [0.0]]),
@@ -86,6 +88,7 @@ SWING_UP = Task(
     reward=_tip_reward,
     terminated=lambda state: np.zeros(state.shape[1], dtype=bool),
     high=(np.inf, np.inf, 1.0, 1.0, np.inf),
+    step_s=2.0 * DT,
 )
 
 
@@ -128,9 +131,13 @@ class PoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 class PoleEnv(gymnasium.Env[Any, Any]):
     """One pole, as gymnasium makes it; its TimeLimit cuts the episodes."""
 
-    def __init__(self, task: Task) -> None:
+    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1.0 / DT)}  # noqa: RUF012  (the API's own class attribute)
+
+    def __init__(self, task: Task, render_mode: str | None = None) -> None:
         self._env = PoleVectorEnv(task, 1)
         self.observation_space, self.action_space = self._env.single_observation_space, self._env.single_action_space
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": round(1.0 / task.step_s)}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -140,6 +147,45 @@ class PoleEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, terminated, _, info = self._env.step(np.asarray(action)[None])
         return obs[0], float(reward[0]), bool(terminated[0]), False, info
+
+    def render(self) -> Any:
+        x, _, theta, _ = self._env.state_dict()["state"]
+        return draw(x[0], theta[0]) if self.render_mode == "rgb_array" else None
+
+
+_HEIGHT, _WIDTH, _PIXELS_PER_M = 300, 600, 100.0
+_TRACK, _MARK, _CART, _POLE, _AXLE = (120, 120, 120), (190, 60, 60), (0, 0, 0), (202, 152, 101), (129, 132, 203)
+
+
+def draw(x: float, theta: float) -> NDArray[np.uint8]:
+    """A frame [300, 600, 3] of a cart at x metres with its pole at angle theta, 0 when it is upright.
+
+    Shapes are distances from every pixel, so that edges are smooth and no library that draws is needed. The view follows a cart that
+    would leave it; the track has a mark every metre, a red one at x = 0.
+    """
+    middle = x - np.clip(x, -X_LIMIT, X_LIMIT)
+    across = (np.arange(_WIDTH) + 0.5 - _WIDTH / 2.0) / _PIXELS_PER_M + middle  # metres
+    up = (_HEIGHT / 2.0 - np.arange(_HEIGHT) - 0.5)[:, None] / _PIXELS_PER_M
+    frame = np.full((_HEIGHT, _WIDTH, 3), 255.0)
+
+    def paint(distance: Array, colour: tuple[int, int, int]) -> None:
+        """Fill where the distance [H, W], in metres, is below 0; half a pixel beside it is mixed."""
+        cover = np.broadcast_to(np.clip(0.5 - distance * _PIXELS_PER_M, 0.0, 1.0), frame.shape[:2])
+        inside = cover > 0.0
+        frame[inside] += cover[inside, None] * (colour - frame[inside])
+
+    def box(at: Array | float, width: float, height: float) -> Array:
+        return np.maximum(np.abs(across - at) - width / 2.0, np.abs(up) - height / 2.0)
+
+    paint(box(middle, 2.0 * _WIDTH / _PIXELS_PER_M, 0.01), _TRACK)
+    paint(box(np.round(across), 0.02, 0.12), _TRACK)
+    paint(box(0.0, 0.03, 0.16), _MARK)
+    paint(box(x, 0.5, 0.3), _CART)
+    sin, cos = np.sin(theta), np.cos(theta)
+    along = np.clip((across - x) * sin + up * cos, 0.0, LENGTH)
+    paint(np.hypot(across - x - along * sin, up - along * cos) - 0.05, _POLE)
+    paint(np.hypot(across - x, up) - 0.04, _AXLE)
+    return np.round(frame).astype(np.uint8)
 
 
 TASKS = {"rlx/CartPoleContinuous-v0": BALANCE, "rlx/CartPoleSwingUp-v0": SWING_UP}
