@@ -45,7 +45,7 @@ class KnownMembers:
 def model(members: KnownMembers) -> EnsembleModel:
     return EnsembleModel(
         frozen=members, obs_scale=torch.ones(2), propagation="ts_inf", particles=1,  # type: ignore[arg-type]
-        reward_fn=lambda o, a, n: n[..., 0], termination_fn=None, measure_disagreement=True, generator=None,
+        reward_fn=lambda o, a, n: n[..., 0], termination_fn=None, measure_disagreement=True,
     )  # fmt: skip
 
 

@@ -128,7 +128,7 @@ class PETS:
         """The ensemble as plans are judged by it; it also says how much the members disagree."""
         return EnsembleModel(
             frozen=self._frozen, obs_scale=self._obs_scale, propagation=self.config.propagation.value, particles=self.config.particles,
-            reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True, generator=None,
+            reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
         )  # fmt: skip
 
     def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:

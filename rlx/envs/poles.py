@@ -153,7 +153,7 @@ class PoleEnv(gymnasium.Env[Any, Any]):
         return draw(x[0], theta[0]) if self.render_mode == "rgb_array" else None
 
 
-_HEIGHT, _WIDTH, _PIXELS_PER_M = 300, 600, 100.0
+_HEIGHT, _WIDTH, _PIXELS_PER_M, _FOLLOW_FROM = 300, 600, 100.0, 1.8
 _TRACK, _MARK, _CART, _POLE, _AXLE = (120, 120, 120), (190, 60, 60), (0, 0, 0), (202, 152, 101), (129, 132, 203)
 
 
@@ -163,7 +163,7 @@ def draw(x: float, theta: float) -> NDArray[np.uint8]:
     Shapes are distances from every pixel, so that edges are smooth and no library that draws is needed. The view follows a cart that
     would leave it; the track has a mark every metre, a red one at x = 0.
     """
-    middle = x - np.clip(x, -X_LIMIT, X_LIMIT)
+    middle = x - np.clip(x, -_FOLLOW_FROM, _FOLLOW_FROM)
     across = (np.arange(_WIDTH) + 0.5 - _WIDTH / 2.0) / _PIXELS_PER_M + middle  # metres
     up = (_HEIGHT / 2.0 - np.arange(_HEIGHT) - 0.5)[:, None] / _PIXELS_PER_M
     frame = np.full((_HEIGHT, _WIDTH, 3), 255.0)

@@ -70,7 +70,6 @@ class EnsembleModel:
         termination_fn: None if episodes never terminate.
         measure_disagreement: also say, at every step, how far apart the members' predictions are: their standard deviation in units of
             obs_scale, as root mean square over the features that vary.
-        generator: of the noise; None is torch's global one.
         own_noise: for samples of what may come, which luck in common would make fewer than they look.
     """
 
@@ -81,7 +80,6 @@ class EnsembleModel:
     reward_fn: RewardFn | None
     termination_fn: TerminationFn | None
     measure_disagreement: bool
-    generator: torch.Generator | None
     own_noise: bool = False
 
     def __post_init__(self) -> None:
@@ -107,7 +105,7 @@ class EnsembleModel:
             next_state = state + mean[..., :features]
         else:
             independent = (members, particles, batch, candidates) if self.own_noise else (1, particles, batch, 1)
-            noise = torch.randn(*independent, features, generator=self.generator, device=state.device)
+            noise = torch.randn(*independent, features, device=state.device)
             noise *= self.frozen.noise_scale[:features]
             next_state = torch.addcmul(state + change, self.frozen.spread(raw).view(*shape, -1)[..., :features], noise)
         reward = mean[..., features] if self.reward_fn is None else self.reward_fn(state, action, next_state)
@@ -121,7 +119,7 @@ class EnsembleModel:
         if self.propagation != "ts_1":
             return self.frozen.predict(inputs)
         places = inputs.view(self.frozen.num_members * self.particles, -1, inputs.shape[-1])
-        order = torch.randperm(len(places), generator=self.generator, device=inputs.device)
+        order = torch.randperm(len(places), device=inputs.device)
         back = order.argsort()
         return tuple(x.reshape(*places.shape[:2], -1)[back] for x in self.frozen.predict(places[order].view_as(inputs)))  # type: ignore[return-value]
 

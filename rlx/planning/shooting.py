@@ -102,7 +102,7 @@ class Trust(NamedTuple):
 
 def plan(
     model: DynamicsModel, obs: Tensor, mean: Tensor, config: PlannerConfig, *, to_action: Callable[[Tensor], Tensor], trust: Trust,
-    measured: DynamicsModel, generator: torch.Generator | None = None,
+    measured: DynamicsModel,
 ) -> Plan:  # fmt: skip
     """Plan from obs [B, D], beginning from mean [B, H, A].
 
@@ -114,13 +114,12 @@ def plan(
         to_action: from [-1, 1] to the units of the action space.
         trust: what the model's disagreement does to a plan.
         measured: asked about the final mean; the same model, which also says how much its members disagree.
-        generator: of the samples; None is torch's global one.
     """
 
     def score(candidates: Tensor) -> Tensor:
         return trust.weigh(imagine(model, obs, to_action(candidates)))[0]
 
-    mean = PLANNERS[config.method](score, mean, config, generator)
+    mean = PLANNERS[config.method](score, mean, config)
     imagined = imagine(measured, obs, to_action(mean[:, None]))
     assert imagined.disagreement is not None
     _, horizon = trust.weigh(imagined)
@@ -129,14 +128,14 @@ def plan(
     return Plan(mean, (reward * counts).sum(0), (disagreement * counts).sum(0) / horizon, horizon)
 
 
-def cem(score: Score, mean: Tensor, config: PlannerConfig, generator: torch.Generator | None) -> Tensor:
+def cem(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
     """The cross-entropy method with truncated normal samples, as in PETS' code; returns the final mean [B, H, A].
 
     The variance is limited so that two standard deviations never leave [-1, 1]. Deviation: the number of iterations is fixed, where the
     original stops once the variance is small.
     """
     batch, horizon, features = mean.shape
-    noise = truncated_normal((config.iterations, batch, config.population, horizon, features), mean.device, generator)
+    noise = truncated_normal((config.iterations, batch, config.population, horizon, features), mean.device)
     variance = torch.full_like(mean, config.init_std**2)
     for iteration in range(config.iterations):
         room = (1.0 - mean.abs()) / 2.0
@@ -147,14 +146,14 @@ def cem(score: Score, mean: Tensor, config: PlannerConfig, generator: torch.Gene
     return mean
 
 
-def icem(score: Score, mean: Tensor, config: PlannerConfig, generator: torch.Generator | None) -> Tensor:
+def icem(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
     """Improved CEM: coloured noise, a population that shrinks, elites that compete again; returns the final mean [B, H, A].
 
     Pinneri et al. 2020, https://arxiv.org/abs/2008.06389. Deviations: elites are kept from one iteration to the next but not from one env
     step to the next, so that the mean is a plan's whole memory; and the mean is returned, where the paper takes the best sample.
     """
     batch, horizon, features = mean.shape
-    noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device, generator)
+    noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device)
     variance = torch.full_like(mean, config.init_std**2)
     kept = mean[:, None][:, :0]
     for iteration in range(config.iterations):
@@ -170,14 +169,14 @@ def icem(score: Score, mean: Tensor, config: PlannerConfig, generator: torch.Gen
     return mean
 
 
-def mppi(score: Score, mean: Tensor, config: PlannerConfig, generator: torch.Generator | None) -> Tensor:
+def mppi(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
     """Model-predictive path integral control: the mean of all candidates, weighted by exp(return / temperature); [B, H, A].
 
     Williams et al. 2017, https://arxiv.org/abs/1707.02342. Deviations: the temperature is in standard deviations of the candidates'
     returns, so that it does not depend on the reward's scale; the noise is coloured, and halves with every iteration.
     """
     batch, horizon, features = mean.shape
-    noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device, generator)
+    noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device)
     for iteration in range(config.iterations):
         candidates = (mean[:, None] + config.init_std * 0.5**iteration * noise[iteration]).clamp_(-1.0, 1.0)
         returns = score(candidates)
@@ -210,21 +209,19 @@ def _fit_elites(candidates: Tensor, returns: Tensor, num_elites: int, mean: Tens
     return torch.where(some, new_mean, mean), torch.where(some, new_variance, variance), elites
 
 
-def truncated_normal(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+def truncated_normal(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """Standard normal numbers within two standard deviations, by inversion: rejecting would wait for the slowest."""
     inside = math.erf(2.0**0.5)
-    uniform = torch.rand(shape, device=device, generator=generator)
+    uniform = torch.rand(shape, device=device)
     return uniform.mul_(2.0 * inside).sub_(inside).erfinv_().mul_(2.0**0.5).clamp_(-2.0, 2.0)
 
 
-def coloured(
-    shape: tuple[int, ...], horizon: int, features: int, beta: float, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
+def coloured(shape: tuple[int, ...], horizon: int, features: int, beta: float, device: torch.device) -> Tensor:
     """Normal noise [*shape, H, A] of unit variance, whose power spectrum along H falls as 1 / frequency^beta (Timmer and Koenig 1995)."""
     frequency = torch.arange(horizon // 2 + 1, device=device, dtype=torch.float32) / horizon
     amplitude = frequency.clamp(min=1.0 / horizon) ** (-beta / 2.0)
     angle = 2.0 * math.pi * torch.arange(horizon, device=device)[:, None] * frequency
     basis = torch.cat([amplitude * angle.cos(), amplitude * angle.sin()], dim=1)  # [H, 2 F]
     basis = basis / basis.square().sum(1, keepdim=True).sqrt()
-    normal = torch.randn(*shape, basis.shape[1], features, device=device, generator=generator)
+    normal = torch.randn(*shape, basis.shape[1], features, device=device)
     return basis @ normal
