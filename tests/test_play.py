@@ -173,7 +173,8 @@ def test_eval_plays_the_opponent_of_the_run(runs: Path, run_command: Command) ->
     ("play four --opponent nobody", "neither a run"), ("play four", "this is no terminal"),
     ("arena four --opponents four", "named twice"), ("arena four --opponents ''", "one player"),
     ("arena four three", "plays tic_tac_toe, not connect_four"), ("arena nothing", "no such run"),
-    ("eval three --opponent stockfish", "no such opponent"), ("eval three --video 1", "rlx play three shows them"),
+    ("eval three --opponent stockfish", "rlx: --opponent=stockfish: no such opponent; expected random, "),
+    ("eval three --video 1", "rlx play three shows them"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(words: str, said: str, runs: Path, run_command: Command) -> None:
     code, _, err = run_command(words)

@@ -44,6 +44,7 @@ def evaluate(
       rlx eval lander --json | jq .return_mean
     """
     from rlx.config.compose import runs_directory
+    from rlx.envs.opponents import parse_opponent
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
@@ -55,6 +56,7 @@ def evaluate(
     if video and config.env.is_game:
         raise ConfigError(f"--video: games have no pictures; rlx play {opened.reference} shows them")
     if opponent is not None:
+        parse_opponent(opponent, "--opponent")
         config.env.opponent = opponent
     if simulations is not None:
         config.algo.eval_simulations = simulations
