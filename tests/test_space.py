@@ -116,7 +116,7 @@ def test_a_point_that_breaks_a_rule_is_named() -> None:
 
 
 def test_a_swept_setting_is_left_out_where_it_has_no_effect_and_makes_no_duplicates() -> None:
-    words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.trust=none,disagreement"]
+    words = ["experiment=pets_exploitation", "algo.ensemble_size=1,5", "algo.trust=none,disagreement"]
     pairs = compose_grid(expand(words, COMPOSER), COMPOSER)
     assert [point.values for point, _ in pairs] == [
         {"algo.ensemble_size": 1, "algo.trust": "none"},
