@@ -252,6 +252,13 @@ def test_settings_that_are_used_are_not(line):
     assert Composer().compose(["algo=pets", "env=pendulum", *line.split()]).config.algo.name == "pets"
 
 
+@pytest.mark.parametrize("recipe", [name for name in Composer().options("recipe") if name.startswith("pets_")])
+def test_every_recipe_leaves_steps_to_plan_after_those_at_random(recipe):
+    composed = Composer().compose(["algo=pets", f"env={recipe.removeprefix('pets_')}"])
+    assert composed.choices["recipe"] == recipe
+    assert composed.config.algo.initial_steps + composed.config.algo.fit_every < composed.config.loop.total_env_steps
+
+
 # The replay
 
 
