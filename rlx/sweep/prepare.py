@@ -15,9 +15,10 @@ from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
+from rlx.sweep.grid import compose_all, compose_grid
 from rlx.sweep.ledger import Search, Spec, SweepDir
 from rlx.sweep.plan import check_objective
-from rlx.sweep.space import Point, SearchSpace, compose_all, compose_grid, expand, load_space, seeds_of, swept_keys
+from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
 
 OBJECTIVE = "eval/return_iqm"
 

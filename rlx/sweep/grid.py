@@ -1,0 +1,63 @@
+"""The points of a grid composed and checked, each without the settings that have no effect there."""
+
+from __future__ import annotations
+
+from rlx.config.compose import Composed, Composer
+from rlx.errors import ConfigError, NoEffectError
+from rlx.sweep.space import Point
+
+
+def compose_all(points: list[Point], composer: Composer) -> list[Composed]:
+    """Compose and check every point.
+
+    Raises:
+        ConfigError: naming the first point that cannot be.
+    """
+    return [_compose(point, composer, alone=len(points) == 1) for point in points]
+
+
+def compose_grid(points: list[Point], composer: Composer) -> list[tuple[Point, Composed]]:
+    """Compose and check every point of a grid, without those of its swept settings that have no effect there.
+
+    Points that come to the same as another one by that are left out: the grid of ensembles of 1 and 5 with and without a trust in their
+    agreement has three settings.
+
+    Raises:
+        ConfigError: naming the first point that cannot be, and for a swept setting that has no effect anywhere.
+    """
+    refused: dict[str, NoEffectError] = {}
+    pairs = [_compose_effective(point, composer, refused) for point in points]
+    given = {point.words for point in points}
+    known = {repr(composed.config) for point, composed in pairs if point.words in given}
+    kept = []
+    for point, composed in pairs:
+        if point.words not in given:
+            if repr(composed.config) in known:
+                continue
+            known.add(repr(composed.config))
+        kept.append((point, composed))
+    for key, refusal in refused.items():
+        if not any(key in point.values for point, _ in kept):
+            raise refusal
+    return kept
+
+
+def _compose_effective(point: Point, composer: Composer, refused: dict[str, NoEffectError]) -> tuple[Point, Composed]:
+    """Leave out swept settings without effect, one after another, and note the first refusal of each in `refused`."""
+    try:
+        return point, _compose(point, composer)
+    except NoEffectError as error:
+        if error.key not in point.values:
+            raise
+        refused.setdefault(error.key, error)
+        return _compose_effective(point.without(error.key), composer, refused)
+
+
+def _compose(point: Point, composer: Composer, *, alone: bool = False) -> Composed:
+    try:
+        return composer.compose(list(point.words))
+    except ConfigError as error:
+        if alone or not point.values:
+            raise
+        message = f"{error} (with {' '.join(f'{k}={v}' for k, v in point.values.items())})"
+        raise (NoEffectError(message, error.key) if isinstance(error, NoEffectError) else ConfigError(message)) from error
