@@ -203,3 +203,30 @@ def n_step_returns(
     gained = reward + discount * next_value * truncated
     collected = (weight * gained.unfold(1, num_steps, 1)[:, :-1]).sum(-1)
     return collected + discount**num_steps * going[..., -1] * value[:, num_steps:]
+
+
+def distillation_loss(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of a policy that imitates another, E[-sum_a pi(a) log pi_hat(a)], and its derivative with respect to logits [B, A].
+
+    Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.3, which prints it without the minus; minimised as printed it would
+    drive the imitator to the actions that its teacher likes least.
+
+    Args:
+        logits: [B, A] of the imitator, pi_hat.
+        teacher: [B, A] logits of pi, which is not changed.
+    """
+    check_shapes(logits=logits, teacher=teacher)
+    log_probs, target = logits.log_softmax(-1), teacher.softmax(-1)
+    return -(target * log_probs).sum(-1).mean(), (log_probs.exp() - target) / len(logits)
+
+
+def categorical_kl(logits: Tensor, other: Tensor) -> Tensor:
+    """KL(p || q) [B] of the distributions with logits p and q, [B, A] each."""
+    log_p, log_q = logits.log_softmax(-1), other.log_softmax(-1)
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Pearson's, of [B] and [B]; NaN if either is constant."""
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()
