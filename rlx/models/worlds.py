@@ -1,0 +1,144 @@
+"""Worlds that an agent imagines in, and imagining: rollouts of bits, one for every first action.
+
+Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.2: a rollout begins with an action that is given and goes on with those
+of a rollout policy. A world may be learned, the true rules, or one in which nothing happens; whoever imagines cannot tell them apart.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.models.grid import GridModel, flip
+from rlx.types import GridWorld
+
+
+class Step(NamedTuple):
+    """Where actions lead."""
+
+    planes: Tensor  # [n, C, H, W] bits as float32
+    reward: Tensor  # [n]
+    terminated: Tensor  # [n] bool
+
+
+class World(Protocol):
+    """What can be imagined in."""
+
+    def step(self, planes: Tensor, action: Tensor) -> Step:
+        """One step from planes [n, C, H, W] under action [n]."""
+        ...
+
+
+class LearnedWorld:
+    """A learned model: frames are rounded to bits, the reward is the expected one.
+
+    Args:
+        model: predicts changes and events.
+        event_reward: [E] what each event is worth.
+        corrupt_prob: share of the bits of every predicted frame that are flipped at random, by which a model is made poor.
+    """
+
+    def __init__(self, model: GridModel, event_reward: Tensor, *, corrupt_prob: float = 0.0) -> None:
+        self._model, self._event_reward, self._corrupt_prob = model, event_reward, corrupt_prob
+
+    def step(self, planes: Tensor, action: Tensor) -> Step:
+        change, outcome = self._model(planes, action)
+        planes = corrupt(flip(planes, change > 0.0), self._corrupt_prob)
+        return Step(planes, outcome[:, :-1].sigmoid() @ self._event_reward, outcome[:, -1] > 0.0)
+
+
+class CopyWorld:
+    """Nothing ever happens: the control arm, whose imagination carries no information."""
+
+    def step(self, planes: Tensor, action: Tensor) -> Step:
+        nothing = planes.new_zeros(len(planes))
+        return Step(planes, nothing, nothing.bool())
+
+
+class PerfectWorld:
+    """The true rules. What is random in them is drawn under torch's generator."""
+
+    def __init__(self, grid: GridWorld, *, corrupt_prob: float = 0.0) -> None:
+        self._grid, self._corrupt_prob = grid, corrupt_prob
+
+    def step(self, planes: Tensor, action: Tensor) -> Step:
+        rng = np.random.default_rng(int(torch.randint(2**31, ())))
+        reached, events, terminated = self._grid.step(planes.cpu().numpy().astype(np.uint8), action.cpu().numpy(), rng)
+        following = torch.from_numpy(reached).to(planes).contiguous(memory_format=torch.channels_last)
+        reward = torch.from_numpy(events.astype(np.float32) @ self._grid.event_reward).to(planes)
+        return Step(corrupt(following, self._corrupt_prob), reward, torch.from_numpy(terminated).to(planes.device))
+
+
+def corrupt(planes: Tensor, share: float) -> Tensor:
+    """Planes with this share of their bits flipped, each independently of the others."""
+    return flip(planes, torch.rand_like(planes) < share) if share > 0.0 else planes
+
+
+class Imagined(NamedTuple):
+    """Rollouts of D steps from n = B * A beginnings; rollout b * A + a begins in state b with action a."""
+
+    planes: Tensor  # [D, n, C, H, W] bits as float32; frame k is what step k leads to
+    reward: Tensor  # [D, n]; 0 beyond the end of an episode
+    alive: Tensor  # [D, n] bool: the episode goes on after step k
+
+
+def imagine(world: World, rollout_policy: Callable[[Tensor], Tensor], planes: Tensor, *, num_actions: int, depth: int) -> Imagined:
+    """One rollout for each first action from planes [B, C, H, W], beyond it under `rollout_policy`, which gives logits [n, A].
+
+    Where an episode has terminated, its last frame stands still.
+    """
+    action = torch.arange(num_actions, device=planes.device).repeat(len(planes))
+    planes = planes.repeat_interleave(num_actions, 0).contiguous(memory_format=torch.channels_last)
+    alive = torch.ones(len(planes), dtype=torch.bool, device=planes.device)
+    frames, rewards, lives = [], [], []
+    for k in range(depth):
+        if k > 0:
+            logits = rollout_policy(planes)
+            action = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
+        step = world.step(planes, action)
+        planes = torch.where(alive[:, None, None, None], step.planes, planes)
+        rewards.append(step.reward * alive)
+        alive = alive & ~step.terminated
+        frames.append(planes)
+        lives.append(alive)
+    return Imagined(torch.stack(frames), torch.stack(rewards), torch.stack(lives))
+
+
+# Frames as bits: what is remembered of imagination costs an eighth of bytes, a thirty-second of floats.
+
+
+def num_bytes(planes_shape: tuple[int, int, int]) -> int:
+    """Bytes of one frame of bits."""
+    c, h, w = planes_shape
+    return -(-c * h * w // 8)
+
+
+@functools.cache
+def _weights(device: torch.device) -> Tensor:
+    return torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=device)
+
+
+@functools.cache
+def _bits_of(device: torch.device) -> Tensor:
+    """[256, 8] the bits of every byte, the highest first, as float32."""
+    byte = torch.arange(256, device=device)
+    return torch.stack([(byte >> shift) & 1 for shift in range(7, -1, -1)], dim=1).to(torch.float32)
+
+
+def pack(planes: Tensor) -> Tensor:
+    """Planes [n, C, H, W] of zeros and ones as bytes [n, num_bytes], channels last within a cell."""
+    flat = (planes.permute(0, 2, 3, 1).flatten(1) != 0).to(torch.uint8)
+    flat = torch.nn.functional.pad(flat, (0, -flat.shape[1] % 8))
+    return (flat.unflatten(1, (-1, 8)) * _weights(planes.device)).sum(-1, dtype=torch.uint8)
+
+
+def unpack(packed: Tensor, planes_shape: tuple[int, int, int]) -> Tensor:
+    """The planes [n, C, H, W] of `pack`, as float32 with channels last in memory."""
+    c, h, w = planes_shape
+    flat = _bits_of(packed.device)[packed.long()].flatten(1)
+    return flat[:, : c * h * w].reshape(-1, h, w, c).permute(0, 3, 1, 2)
