@@ -1,0 +1,143 @@
+"""Networks of an agent that imagines: a model-free path, an encoder of imagined rollouts, and the policy that rolls them out.
+
+Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3 and appendix B.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Shape = tuple[int, int, int]
+M = TypeVar("M", nn.Linear, nn.Conv2d)
+_SMALL = 144
+"""Cells up to which every one of them is seen by the layer above the convolutions; larger grids are halved."""
+
+
+class ConvTrunk(nn.Module):
+    """3x3 convolutions with ReLUs.
+
+    Args:
+        shape: (C, H, W) of the planes.
+        channels: of every convolution.
+        strides: of each convolution.
+    """
+
+    def __init__(self, shape: Shape, channels: int, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        inputs, h, w = shape
+        self.layers = nn.ModuleList()
+        for stride in strides:
+            self.layers.append(_initialise(nn.Conv2d(inputs, channels, 3, padding=1, stride=stride)))
+            inputs, h, w = channels, -(-h // stride), -(-w // stride)
+        self.num_features = channels * h * w
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """[n, C, H, W] to [n, num_features]."""
+        x = planes
+        for layer in self.layers:
+            x = F.relu(layer(x))
+        return x.permute(0, 2, 3, 1).flatten(1)  # as it lies in memory where channels are last
+
+
+class RolloutPolicy(nn.Module):
+    """The policy pi-hat of imagined steps, small because it is asked D * A times as often as the agent's own."""
+
+    def __init__(self, shape: Shape, num_actions: int, channels: int) -> None:
+        super().__init__()
+        self.trunk = ConvTrunk(shape, channels, (2, 1))
+        self.logits = _initialise(nn.Linear(self.trunk.num_features, num_actions), gain=0.01)
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """[n, C, H, W] to logits [n, A]."""
+        return self.logits(self.trunk(planes))
+
+
+class RolloutEncoder(nn.Module):
+    """An LSTM over the frames of a rollout, last frame first, each with its reward as one more plane."""
+
+    def __init__(self, shape: Shape, channels: int, size: int) -> None:
+        super().__init__()
+        c, h, w = shape
+        self.trunk = ConvTrunk((c + 1, h, w), channels, (2, 1))
+        self.size = size
+        self.inputs = nn.Linear(self.trunk.num_features, 4 * size)
+        self.memory = nn.Linear(size, 4 * size, bias=False)
+        with torch.no_grad():
+            self.inputs.bias[size : 2 * size] = 1.0  # of the gate that forgets: a new memory keeps
+
+    def forward(self, planes: Tensor, reward: Tensor) -> Tensor:
+        """Frames [D, n, C, H, W] and rewards [D, n] to encodings [n, size]."""
+        d, n, _, height, width = planes.shape
+        tiled = reward.reshape(d * n, 1, 1, 1).expand(-1, 1, height, width)
+        frames = torch.cat([planes.flatten(0, 1), tiled], dim=1).contiguous(memory_format=torch.channels_last)
+        gates = self.inputs(self.trunk(frames)).unflatten(0, (d, n))
+        hidden = cell = planes.new_zeros(n, self.size)
+        for k in reversed(range(d)):
+            gate = gates[k] if k == d - 1 else torch.addmm(gates[k], hidden, self.memory.weight.t())
+            write, forget, read = gate[:, : 3 * self.size].sigmoid().chunk(3, dim=1)
+            candidate = gate[:, 3 * self.size :].tanh()
+            cell = torch.addcmul(write * candidate, forget, cell)
+            hidden = read * cell.tanh()
+        return hidden
+
+
+class I2ANet(nn.Module):
+    """Policy and value from planes, with or without encodings of what was imagined.
+
+    Args:
+        shape: (C, H, W) of the planes.
+        num_actions: A.
+        channels: of the model-free path.
+        hidden_size: units of the layer in which both paths meet.
+        encoder_channels: of the encoder and of the rollout policy.
+        encoder_size: units of the encoder's memory; 0 for a network that encodes nothing.
+        rolls_out: whether there is a rollout policy.
+    """
+
+    def __init__(
+        self, shape: Shape, num_actions: int, *, channels: int, hidden_size: int, encoder_channels: int, encoder_size: int, rolls_out: bool
+    ) -> None:
+        super().__init__()
+        self.trunk = ConvTrunk(shape, channels, (1, 1, 1 if shape[1] * shape[2] <= _SMALL else 2))
+        self.encoder = RolloutEncoder(shape, encoder_channels, encoder_size) if encoder_size else None
+        self.rollout_policy = RolloutPolicy(shape, num_actions, encoder_channels) if rolls_out else None
+        self.split = self.trunk.num_features
+        self.hidden = nn.Linear(self.split + num_actions * encoder_size, hidden_size)
+        with torch.no_grad():
+            nn.init.orthogonal_(self.hidden.weight[:, : self.split], gain=2**0.5)
+            self.hidden.weight[:, self.split :] = 0.0  # imagination begins without an influence, and earns it
+            self.hidden.bias.zero_()
+        self.policy = _initialise(nn.Linear(hidden_size, num_actions), gain=0.01)
+        self.value = _initialise(nn.Linear(hidden_size, 1), gain=1.0)
+        self.num_actions = num_actions
+
+    def encode(self, planes: Tensor, reward: Tensor) -> Tensor:
+        """Rollouts [D, B * A, C, H, W] with rewards [D, B * A] to what the agent knows of them, c_ia [B, A * encoder_size]."""
+        assert self.encoder is not None, "this network has no encoder"
+        return self.encoder(planes, reward).reshape(-1, self.num_actions * self.encoder.size)
+
+    def forward(self, planes: Tensor, c_ia: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits [B, A] and values [B] of planes [B, C, H, W]; `None` imagines nothing, which is c_ia = 0."""
+        c_mf = self.trunk(planes)
+        if c_ia is None:
+            x = F.linear(c_mf, self.hidden.weight[:, : self.split], self.hidden.bias)
+        else:
+            x = self.hidden(torch.cat([c_mf, c_ia], dim=1))
+        x = F.relu(x)
+        return self.policy(x), self.value(x)[:, 0]
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _initialise(layer: M, *, gain: float = 2**0.5) -> M:
+    """Orthogonal weights, no bias (detail 2 of Huang et al. 2022)."""
+    nn.init.orthogonal_(layer.weight, gain=gain)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    return layer
