@@ -8,6 +8,7 @@ from typing import Any
 
 from rlx.algos.config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
 from rlx.algos.config.games import AlphaGoConfig, AlphaZeroConfig
+from rlx.algos.config.i2a import I2AConfig
 from rlx.algos.config.muzero import MuZeroConfig
 from rlx.algos.config.pets import PETSConfig
 
@@ -37,5 +38,6 @@ ALGORITHMS: dict[str, AlgoInfo] = {
         AlphaGoConfig, "rlx.algos.alphago:AlphaGo", "Imitates experts, improves by policy gradient, learns values, searches with all"
     ),
     "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "The same tree search in a learned latent model, with reanalysis"),
+    "i2a": AlgoInfo(I2AConfig, "rlx.algos.i2a:I2A", "Reads what a learned model imagines of its actions"),
     "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models"),
 }

@@ -1,0 +1,152 @@
+"""The settings of I2A."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import ClassVar
+
+from rlx.algos.config import AlgoConfig, require, require_divisible
+from rlx.errors import ConfigError
+
+
+class Imagination(Enum):
+    learned = "learned"
+    perfect = "perfect"
+    copy = "copy"
+    off = "off"
+    wide = "wide"
+
+
+class Decide(Enum):
+    network = "network"
+    search = "search"
+
+
+@dataclass(kw_only=True)
+class I2AConfig(AlgoConfig):
+    imagines: ClassVar[bool] = True
+
+    name: str = "i2a"
+    learning_rate: float = 1e-3
+    """Adam's step size at the start; above 0."""
+    imagination: Imagination = Imagination.learned
+    """The world to imagine in: learned, perfect (the true rules), or a copy of what is seen; off is model-free, wide is off with the
+    parameters of learned."""
+    decide: Decide = Decide.network
+    """network: the agent reads its rollouts; search: it is model-free, and evaluations take the action whose rollouts promise most."""
+    rollout_depth: int = 3
+    """Imagined steps of each rollout, the paper's tau; at least 1."""
+    search_rollouts: int = 4
+    """search: rollouts for each action; at least 1."""
+    corrupt_prob: float = 0.0
+    """Share of the bits of every imagined frame that are flipped at random, which makes a model poor; within [0, 1]."""
+    model_fraction: float = 0.1
+    """learned: share of loop.total_env_steps in which the agent is model-free while the model learns from what it sees; within [0, 1)."""
+    model_reuse: float = 4.0
+    """learned: how often the model is trained on a step until then, on average; above 0."""
+    model_reuse_later: float = 0.5
+    """learned: the same once the agent imagines, on its own data; 0 freezes the model, as the paper does; at least 0."""
+    model_batch_size: int = 128
+    """Steps per gradient step of the model; at least 1."""
+    model_learning_rate: float = 3e-3
+    """Adam's step size of the model; above 0."""
+    model_channels: int = 24
+    """Channels of the model's convolutions; at least 1."""
+    model_layers: int = 2
+    """3x3 convolutions of the model, which see as many cells far: agent, box and what is beyond it take two; at least 1."""
+    model_replay_size: int = 100_000
+    """Newest env steps that the model is trained on; at least model_batch_size."""
+    channels: int = 32
+    """Channels of the model-free path's convolutions; at least 1."""
+    hidden_size: int = 256
+    """Units of the layer in which the model-free path and imagination meet; at least 1."""
+    encoder_channels: int = 16
+    """Channels of the encoder's convolutions, and of the rollout policy's; at least 1."""
+    encoder_size: int = 64
+    """Units of the memory that reads a rollout; at least 1."""
+    rollout_length: int = 20
+    """Env steps per env between updates, T; at least 1."""
+    num_epochs: int = 3
+    """Passes over each rollout; 1 with num_minibatches=1 is A2C; at least 1."""
+    num_minibatches: int = 8
+    """Gradient steps per pass; must divide rollout_length * env.num_envs."""
+    discount: float = 0.99
+    """Per-step gamma in [0, 1]."""
+    gae_lambda: float = 0.95
+    """Trace decay of the advantage estimate in [0, 1]."""
+    clip: float = 0.2
+    """Half-width of the probability-ratio interval, in (0, 1)."""
+    normalize_advantage: bool = True
+    """Shift and scale advantages to zero mean and unit deviation per minibatch."""
+    value_coef: float = 0.5
+    """Weight of the value loss; at least 0."""
+    entropy_coef: float = 0.01
+    """Weight of the entropy bonus; at least 0."""
+    distill_coef: float = 0.1
+    """Weight of the cross-entropy by which the rollout policy imitates the agent's; at least 0."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this global norm; above 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for key in ("rollout_depth", "search_rollouts", "model_batch_size", "model_channels", "model_layers", "channels", "hidden_size",
+                    "encoder_channels", "encoder_size", "rollout_length", "num_epochs", "num_minibatches"):  # fmt: skip
+            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
+        for key in ("model_learning_rate", "model_reuse", "max_grad_norm"):
+            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
+        for key in ("model_reuse_later", "value_coef", "entropy_coef", "distill_coef"):
+            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
+        for key in ("discount", "gae_lambda", "corrupt_prob"):
+            require(0.0 <= getattr(self, key) <= 1.0, f"algo.{key}", "within [0, 1]", getattr(self, key))
+        require(0.0 < self.clip < 1.0, "algo.clip", "within (0, 1)", self.clip)
+        require(0.0 <= self.model_fraction < 1.0, "algo.model_fraction", "within [0, 1)", self.model_fraction)
+        expected = f"at least algo.model_batch_size={self.model_batch_size}"
+        require(self.model_replay_size >= self.model_batch_size, "algo.model_replay_size", expected, self.model_replay_size)
+        if self.decide is Decide.search and not self.has_world:
+            raise ConfigError(
+                f"algo.decide=search needs a world to search in, and algo.imagination={self.imagination.value} has none; "
+                "use algo.imagination=learned, perfect or copy"
+            )
+
+    @property
+    def has_world(self) -> bool:
+        """Whether there is anything to imagine in."""
+        return self.imagination not in (Imagination.off, Imagination.wide)
+
+    @property
+    def width(self) -> int:
+        return 8 * max(self.channels, self.model_channels)  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
+
+    def check_num_envs(self, num_envs: int) -> None:
+        batch = self.rollout_length * num_envs
+        if self.normalize_advantage and batch // self.num_minibatches < 2:
+            raise ConfigError(
+                f"algo.num_minibatches={self.num_minibatches} leaves minibatches of one step, whose normalised advantage is 0; "
+                f"use at most {batch // 2}, or algo.normalize_advantage=false"
+            )
+        require_divisible(
+            batch,
+            self.num_minibatches,
+            f"algo.num_minibatches={self.num_minibatches} does not divide the batch of algo.rollout_length * env.num_envs = "
+            f"{self.rollout_length} * {num_envs} = {batch}",
+        )
+
+    def unused_keys(self) -> dict[str, str]:
+        unused: dict[str, str] = {}
+        model = ("model_fraction", "model_reuse", "model_reuse_later", "model_batch_size", "model_learning_rate", "model_replay_size")
+        if self.imagination is not Imagination.learned:
+            unused |= dict.fromkeys(model, "imagination=learned")
+        if self.imagination is Imagination.copy:
+            unused["corrupt_prob"] = "imagination=learned"
+        if self.imagination in (Imagination.perfect, Imagination.copy, Imagination.off):
+            unused |= dict.fromkeys(("model_channels", "model_layers"), "imagination=learned")
+        if self.imagination is Imagination.off:
+            unused |= dict.fromkeys(("encoder_channels", "encoder_size"), "imagination=learned")
+        if not self.has_world:
+            unused |= dict.fromkeys(("rollout_depth", "distill_coef", "corrupt_prob"), "imagination=learned")
+        if self.decide is Decide.network:
+            unused["search_rollouts"] = "decide=search"
+        else:
+            unused["encoder_size"] = "decide=network"
+        return unused

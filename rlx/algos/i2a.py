@@ -1,0 +1,379 @@
+"""Imagination-augmented agents: a model-free agent that also reads what a model says would come of its actions.
+
+Racaniere et al. 2017, https://arxiv.org/abs/1707.06203. For each action a rollout of `rollout_depth` steps is imagined, which begins with
+that action and goes on with those of a small policy that imitates the agent's own; an encoder reads each rollout backwards, and policy and
+value see the encodings beside the model-free path. How far a model is to be trusted is for the encoder to learn.
+
+Deviations: PPO's surrogate and GAE instead of A3C, Adam instead of RMSProp. The model is not trained beforehand on an agent that is then
+thrown away: in phase one, `model_fraction` of the env steps, the agent is model-free and the model learns from what it sees. Phase two adds
+imagination to that agent, at first with weight zero, so that no policy step is lost and no policy is thrown off by what it cannot read yet.
+The model goes on learning slowly, since the agent comes to places that a weaker one never saw. What was imagined when acting is kept as
+bits, and every gradient step reads it again.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rlx import ops
+from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
+from rlx.errors import ConfigError
+from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
+from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, World, imagine, num_bytes, pack, unpack
+from rlx.nn.flat import FlatAdam
+from rlx.nn.heads import CategoricalHead
+from rlx.nn.imagination import I2ANet, num_parameters
+from rlx.replay import TransitionReplay
+from rlx.types import EnvSpec, GridWorld, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+Reading = Literal["on", "off", "shuffled", "copy", "perfect"]
+_LOOK_AHEAD = 5
+"""Steps of model/frame_accuracy_5."""
+_MOST_JUDGED = 256
+"""Most steps of a rollout on which the model and the trust in it are measured."""
+
+
+class _Batch(NamedTuple):
+    """What gradient steps are taken on, [n, *] each."""
+
+    planes: Tensor  # [n, C, H, W]
+    action: Tensor  # [n]
+    old_log_prob: Tensor  # [n]
+    advantage: Tensor  # [n]
+    target: Tensor  # [n]
+    imagined: tuple[Tensor, ...]  # (bits [n, A, D, bytes], reward [n, A, D]), or nothing
+
+    def rows(self, index: Tensor) -> _Batch:
+        planes, action, old_log_prob, advantage, target = (x[index] for x in self[:5])
+        return _Batch(planes, action, old_log_prob, advantage, target, tuple(x[index] for x in self.imagined))
+
+
+class I2A:
+    """An agent that imagines, and its control arms, on grid worlds with discrete actions."""
+
+    def __init__(self, config: I2AConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
+        self.config, self.device = config, device
+        self.rollout_length = config.rollout_length
+        self.grid = grid = _grid(spec)
+        # Rewards are seen in units of the largest event's: the encoder reads them, and values of ten would take over the clipped gradient.
+        self._reward_scale = 1.0 / max(float(abs(grid.event_reward).max()), 1e-8)
+        self.head = CategoricalHead(grid.num_actions)
+        self.net = _network(config, grid).to(device)
+        self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+        self.learns_model = config.imagination is Imagination.learned
+        if self.learns_model:
+            self.model = _model(config, grid).to(device)
+            self.model_optimizer = FlatAdam(self.model, epsilon=1e-8, max_grad_norm=10.0)
+            self.replay = TransitionReplay(config.model_replay_size, num_envs, {
+                "planes": (torch.uint8, (num_bytes(grid.planes_shape),)), "next_planes": (torch.uint8, (num_bytes(grid.planes_shape),)),
+                "action": (torch.uint8, ()), "outcome": (torch.bool, (len(grid.events) + 1,)),
+            })  # fmt: skip
+        self.world = self._world(config.imagination)
+        self._reading: Reading = "on"
+        self._in_use = config.has_world and not self.learns_model  # whether there is a world that is good enough to imagine in
+        self._owed = 0.0  # gradient steps of the model that are due, a fraction of one
+
+    # Saving
+
+    def state_dict(self) -> State:
+        state = {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "in_use": self._in_use}
+        if self.learns_model:
+            state |= {"model": self.model.state_dict(), "model_optimizer": self.model_optimizer.state_dict(),
+                      "replay": self.replay.state_dict(), "owed": self._owed}  # fmt: skip
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        self.net.load_state_dict(state["net"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._in_use = state["in_use"]
+        if self.learns_model:
+            self.model.load_state_dict(state["model"])
+            self.model_optimizer.load_state_dict(state["model_optimizer"])
+            self.replay.load_state_dict(state["replay"])
+            self._owed = state["owed"]
+
+    # Acting
+
+    def initial_carry(self, batch_size: int) -> Tree:
+        return ()
+
+    @torch.no_grad()
+    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        planes = self._planes(obs)
+        if mode == "eval" and self._in_use and self.config.decide is Decide.search:
+            return PolicyOutput(self._search(planes).argmax(-1), carry, {})
+        logits, value, imagined = self._think(planes)
+        action = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
+        extras = {"logits": logits, "value": value}
+        if imagined:
+            extras |= {"imagined": imagined[0], "imagined_reward": imagined[1]}
+        return PolicyOutput(action, carry, extras)
+
+    def _think(self, planes: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Logits [B, A] and values [B] of planes [B, C, H, W], and what was imagined of them for `_encode`."""
+        if not (self._in_use and self.net.encoder):
+            return *self.net(planes, None), ()
+        imagined = self._imagine(planes)
+        c_ia = None if self._reading == "off" else self._encode(*imagined)
+        return *self.net(planes, c_ia), imagined
+
+    def _imagine(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        """Bits [B, A, D, bytes] and rewards [B, A, D] of a rollout for every action from planes [B, C, H, W]."""
+        assert self.world is not None
+        assert self.net.rollout_policy is not None
+        depth, num_actions = self.config.rollout_depth, self.grid.num_actions
+        rolled = imagine(self.world, self.net.rollout_policy, planes, num_actions=num_actions, depth=depth)
+        bits = pack(rolled.planes.flatten(0, 1)).unflatten(0, (depth, -1, num_actions))
+        return bits.permute(1, 2, 0, 3), self._reward_scale * rolled.reward.unflatten(1, (-1, num_actions)).permute(1, 2, 0)
+
+    def _encode(self, bits: Tensor, reward: Tensor) -> Tensor:
+        """c_ia [B, A * encoder_size] of what `_imagine` gave."""
+        batch, num_actions, depth = reward.shape
+        if self._reading == "shuffled":
+            dealt = torch.randperm(batch * num_actions, device=self.device)
+            bits, reward = (x.flatten(0, 1)[dealt].view_as(x) for x in (bits, reward))
+        frames = unpack(bits.permute(2, 0, 1, 3).flatten(0, 2), self.grid.planes_shape).unflatten(0, (depth, batch * num_actions))
+        return self.net.encode(frames, reward.permute(2, 0, 1).flatten(1))
+
+    def _search(self, planes: Tensor) -> Tensor:
+        """What each action promises [B, A] without an encoder: the mean of its rollouts' rewards and the value where they stop.
+
+        Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
+        """
+        assert self.world is not None
+        assert self.net.rollout_policy is not None
+        config, num_actions = self.config, self.grid.num_actions
+        starts = planes.repeat_interleave(config.search_rollouts, 0)
+        rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)
+        _, value = self.net(rolled.planes[-1], None)
+        returns = config.discount**config.rollout_depth * value * rolled.alive[-1]
+        for k, reward in enumerate(rolled.reward):
+            returns = returns + config.discount**k * self._reward_scale * reward
+        return returns.view(len(planes), config.search_rollouts, num_actions).mean(1)
+
+    def with_imagination(self, reading: Reading) -> I2A:
+        """This agent, reading something else than it is used to, to see how much it relies on imagination.
+
+        Args:
+            reading: on changes nothing; off reads nothing (c_ia = 0); shuffled reads rollouts of other states and actions; copy and perfect
+                exchange the world.
+
+        Raises:
+            ConfigError: if it imagines nothing, or does not read what it imagines.
+        """
+        if not self._in_use:
+            why = f"algo.imagination={self.config.imagination.value} imagines nothing"
+            if self.learns_model:
+                why = f"this checkpoint is of phase one, the first algo.model_fraction={self.config.model_fraction} of the run's env steps"
+            raise ConfigError(f"--imagination {reading}: {why}; leave it out, or choose a run or a checkpoint that imagines")
+        if self.config.decide is Decide.search and reading in ("off", "shuffled"):
+            raise ConfigError(f"--imagination {reading}: algo.decide=search has no encoder that could read nothing; use copy or perfect")
+        other = copy.copy(self)
+        other._reading = reading
+        if reading in ("copy", "perfect"):
+            other.world = self._world(Imagination[reading])
+        return other
+
+    # Learning
+
+    @torch.no_grad()
+    def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        learning_rate = self.config.learning_rate_at(progress.fraction_before(rollout))
+        metrics = self._measure_trust(rollout) if "imagined" in rollout.extras else {}
+        metrics |= self._improve_policy(rollout, learning_rate)
+        metrics["imagination/in_use"] = float(self._in_use)
+        if self.learns_model:
+            metrics |= self._learn_model(rollout)
+            # Once begun, imagining does not end, also if a resumed run is given a larger budget.
+            self._in_use |= progress.env_steps >= self.config.model_fraction * progress.total_env_steps
+        return metrics
+
+    def _improve_policy(self, rollout: Rollout, learning_rate: float) -> dict[str, Tensor | float]:
+        config, extras = self.config, rollout.extras
+        advantage = self._advantage(rollout)
+        target = extras["value"] + advantage
+        imagined = (extras["imagined"].flatten(0, 1), extras["imagined_reward"].flatten(0, 1)) if "imagined" in extras else ()
+        action = rollout.action.flatten()
+        batch = _Batch(
+            planes=self._planes(rollout.obs.flatten(0, 1)), action=action,
+            old_log_prob=self.head.log_prob(extras["logits"].flatten(0, 1), action),
+            advantage=advantage.flatten(), target=target.flatten(), imagined=imagined,
+        )  # fmt: skip
+        steps = []
+        for _ in range(config.num_epochs):
+            for index in torch.randperm(len(action), device=self.device).chunk(config.num_minibatches):
+                steps.append(self._gradient_step(batch.rows(index), learning_rate))
+        names = ("loss/policy", "loss/value", "loss/distill", "update/entropy", "update/approx_kl", "update/grad_norm")
+        return {
+            **{name: torch.stack(values).mean() for name, *values in zip(names, *steps, strict=True)},
+            "update/explained_variance": ops.explained_variance(extras["value"], target),
+            "update/learning_rate": learning_rate,
+            "update/num_gradient_steps": float(len(steps)),
+        }
+
+    def _gradient_step(self, batch: _Batch, learning_rate: float) -> tuple[Tensor, ...]:
+        """One step on a minibatch [n, *]; returns the quantities that `_improve_policy` names.
+
+        The losses bring their derivatives, and autograd carries those back through the networks.
+        """
+        config, n = self.config, len(batch.action)
+        advantage = ops.normalize(batch.advantage) if config.normalize_advantage else batch.advantage
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            logits, value = self.net(batch.planes, self._encode(*batch.imagined) if batch.imagined else None)
+            imitated = self.net.rollout_policy(batch.planes) if self.net.rollout_policy else None
+        log_prob, entropies, pullback = self.head.evaluate(logits.detach(), batch.action)
+        log_ratio, entropy = log_prob - batch.old_log_prob, entropies.mean()
+        policy_loss, d_log_prob = ops.ppo_clip_loss(log_ratio, advantage, clip=config.clip)
+        value_loss, d_value = ops.value_loss(value.detach(), batch.target)
+        outputs, gradients = [logits, value], [pullback(d_log_prob, -config.entropy_coef / n), config.value_coef * d_value]
+        loss, distill_loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy, torch.zeros(())
+        if imitated is not None:
+            distill_loss, d_imitated = ops.distillation_loss(imitated.detach(), logits.detach())
+            outputs, gradients = [*outputs, imitated], [*gradients, config.distill_coef * d_imitated]
+            loss = loss + config.distill_coef * distill_loss
+        torch.autograd.backward(outputs, gradients)
+        grad_norm = self.optimizer.step(loss, learning_rate)
+        return policy_loss, value_loss, distill_loss, entropy, ops.approximate_kl(log_ratio), grad_norm
+
+    def _advantage(self, rollout: Rollout) -> Tensor:
+        """Advantages [T, B]; beyond what was acted in, only the last and the cut observations need a value, and imagination for it."""
+        cut = rollout.truncated[rollout.final_t, rollout.final_b]
+        _, beyond, _ = self._think(self._planes(torch.cat([rollout.all_obs[-1], rollout.final_obs[cut]])))
+        value, num_envs = rollout.extras["value"], rollout.reward.shape[1]
+        final = value.new_zeros(len(cut))
+        final[cut] = beyond[num_envs:]
+        next_value = rollout.to_next(torch.cat([value, beyond[None, :num_envs]]), final)
+        reward = self._reward_scale * rollout.reward
+        return ops.gae(reward, value, next_value, rollout.terminated, rollout.is_last, discount=self.config.discount,
+                       lam=self.config.gae_lambda)  # fmt: skip
+
+    def _measure_trust(self, rollout: Rollout) -> dict[str, Tensor | float]:
+        """How far imagination moved the policy, how wrong it was, and whether it moved the policy less where it was wrong."""
+        t, b = _spread(rollout.reward.shape, _MOST_JUDGED)
+        planes, action = self._planes(rollout.obs[t, b]), rollout.action[t, b]
+        without, _ = self.net(planes, None)
+        shift = ops.categorical_kl(rollout.extras["logits"][t, b], without)
+        said = unpack(rollout.extras["imagined"][t, b, action, 0], self.grid.planes_shape)
+        error = cell_errors(said, planes, self._planes(rollout.next_obs[t, b]))
+        metrics: dict[str, Tensor | float] = {"imagination/policy_shift": shift.mean(), "imagination/model_error": error.mean()}
+        agreement = ops.correlation(shift, error)
+        return metrics | ({"imagination/shift_error_correlation": agreement} if agreement.isfinite() else {})
+
+    # The model
+
+    def _learn_model(self, rollout: Rollout) -> dict[str, Tensor | float]:
+        """Judge the model by what it was not trained on yet, then train it on that too."""
+        config = self.config
+        metrics: dict[str, Tensor | float] = dict(self._judge_model(rollout))
+        obs, next_obs = (x.flatten(0, 1) for x in (rollout.obs, rollout.next_obs))
+        shape = rollout.reward.shape
+        self.replay.add(
+            planes=pack(self._planes(obs)).unflatten(0, shape), next_planes=pack(self._planes(next_obs)).unflatten(0, shape),
+            action=rollout.action, outcome=self._outcome(rollout).unflatten(0, shape),
+        )  # fmt: skip
+        reuse = config.model_reuse_later if self._in_use else config.model_reuse
+        self._owed += reuse * rollout.num_env_steps / config.model_batch_size
+        losses = []
+        while self._owed >= 1.0:
+            self._owed -= 1.0
+            index = torch.randint(self.replay.size, (config.model_batch_size,))
+            self.model_optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = model_loss(self.model, self._remembered(index))
+            loss.backward()
+            self.model_optimizer.step(loss.detach(), config.model_learning_rate)
+            losses.append(loss.detach())
+        return metrics | ({"loss/model": torch.stack(losses).mean()} if losses else {})
+
+    def _judge_model(self, rollout: Rollout) -> Metrics:
+        t, b = _spread(rollout.reward.shape, _MOST_JUDGED)
+        next_planes = self._planes(rollout.next_obs[t, b])
+        outcome = self._outcome(rollout).unflatten(0, rollout.reward.shape)[t, b]
+        seen = Transitions(self._planes(rollout.obs[t, b]), rollout.action[t, b], next_planes, outcome)
+        metrics = judge(self.model, seen, self.grid.events)
+        num_starts = len(rollout.reward) - _LOOK_AHEAD + 1
+        if num_starts < 1:
+            return metrics
+        whole = ~torch.stack([rollout.is_last[k : k + num_starts] for k in range(_LOOK_AHEAD - 1)]).any(0)
+        t, b = (x[:: -(-len(x) // _MOST_JUDGED) or 1] for x in whole.nonzero(as_tuple=True))
+        if not len(t):
+            return metrics
+        reached = self._planes(rollout.next_obs[t + _LOOK_AHEAD - 1, b])
+        action = torch.stack([rollout.action[t + k, b] for k in range(_LOOK_AHEAD)])
+        return metrics | dict(frame_accuracy(self.model, self._planes(rollout.obs[t, b]), action, reached))
+
+    def _outcome(self, rollout: Rollout) -> Tensor:
+        """[T * B, E + 1] bool the events of the steps, and where the episode ended of itself."""
+        obs, action, next_obs, terminated = (
+            x.flatten(0, 1).cpu() for x in (rollout.obs, rollout.action, rollout.next_obs, rollout.terminated)
+        )
+        shape = (-1, *self.grid.planes_shape)
+        events = self.grid.events_of(obs.reshape(shape).numpy(), action.numpy(), next_obs.reshape(shape).numpy(), terminated.numpy())
+        return torch.cat([torch.from_numpy(events), terminated[:, None]], dim=1).to(self.device)
+
+    def _remembered(self, index: Tensor) -> Transitions:
+        planes, action, next_planes, outcome = (
+            self.replay[name][index].to(self.device) for name in ("planes", "action", "next_planes", "outcome")
+        )
+        shape = self.grid.planes_shape
+        return Transitions(unpack(planes, shape), action.long(), unpack(next_planes, shape), outcome)
+
+    def _world(self, imagination: Imagination) -> World | None:
+        if imagination is Imagination.learned:
+            event_reward = torch.from_numpy(self.grid.event_reward).to(self.device)
+            return LearnedWorld(self.model, event_reward, corrupt_prob=self.config.corrupt_prob)
+        if imagination is Imagination.perfect:
+            return PerfectWorld(self.grid, corrupt_prob=self.config.corrupt_prob)
+        return CopyWorld() if imagination is Imagination.copy else None
+
+    def _planes(self, obs: Tensor) -> Tensor:
+        """Observations [n, *] as the networks see them: [n, C, H, W] float32, channels last in memory."""
+        planes = obs.reshape(-1, *self.grid.planes_shape).to(torch.float32)
+        return planes.contiguous(memory_format=torch.channels_last)
+
+
+def _grid(spec: EnvSpec) -> GridWorld:
+    """The grid that is imagined.
+
+    Raises:
+        ConfigError: if the environment shows none.
+    """
+    if spec.grid is None:
+        raise ConfigError(
+            f"algo=i2a imagines frames of grid worlds, and env={spec.id} shows none: its observation space is {spec.observation_space}; "
+            "try env=sokoban or env=minipacman, or algo=ppo"
+        )
+    return spec.grid
+
+
+def _model(config: I2AConfig, grid: GridWorld) -> GridModel:
+    return GridModel(grid.planes_shape, grid.num_actions, len(grid.events), channels=config.model_channels, layers=config.model_layers)
+
+
+def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
+    """The agent's network; that of the wide arm has at least the parameters of all that a learned imagination takes."""
+
+    def build(width: float, *, imagines: bool, encodes: bool) -> I2ANet:
+        return I2ANet(
+            grid.planes_shape, grid.num_actions, channels=round(width * config.channels), hidden_size=round(width * config.hidden_size),
+            encoder_channels=config.encoder_channels, encoder_size=config.encoder_size if encodes else 0, rolls_out=imagines,
+        )  # fmt: skip
+
+    if config.imagination is not Imagination.wide:
+        return build(1.0, imagines=config.has_world, encodes=config.has_world and config.decide is Decide.network)
+    wanted = num_parameters(build(1.0, imagines=True, encodes=True)) + num_parameters(_model(config, grid))
+    width = 1.0
+    while num_parameters(net := build(width, imagines=False, encodes=False)) < wanted:
+        width += 1.0 / 16.0
+    return net
+
+
+def _spread(shape: torch.Size, most: int) -> tuple[Tensor, Tensor]:
+    """Times and envs of at most so many steps of a rollout [T, B], evenly spread."""
+    index = torch.arange(0, shape.numel(), -(-shape.numel() // most))
+    return index // shape[1], index % shape[1]
