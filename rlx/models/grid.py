@@ -45,16 +45,19 @@ class GridModel(nn.Module):
 
     def forward(self, planes: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Logits that bits change [n, C, H, W], and of events and the end [n, E + 1], for planes [n, C, H, W] and action [n]."""
-        # A convolution is linear: that of the tiled action depends on the action alone, and there are only A of them.
-        tiled: Tensor = self._every_action.expand(-1, -1, self.height, self.width)  # type: ignore[operator]
-        x = self.planes(planes) + self.action(tiled.contiguous(memory_format=torch.channels_last))[action]
-        x = F.relu(x)
+        x = F.relu(self.planes(planes) + self._of_action(action))
         for layer in self.layers:
             x = layer(x)
         change = self.change(x)
         # An event is something that changes somewhere (a box, and where it comes there is a goal), or how many of something there are.
         happens = F.relu(self.local(torch.cat([x, change.sigmoid(), planes], dim=1)))
         return change, self.outcome(torch.cat([highest(happens), happens.mean((2, 3))], dim=1))
+
+    def _of_action(self, action: Tensor) -> Tensor:
+        """The convolution of the tiled action, [n, channels, H, W]: being linear it is a map for each of the A actions."""
+        tiled: Tensor = self._every_action.expand(-1, -1, self.height, self.width)  # type: ignore[operator]
+        maps = self.action(tiled.contiguous(memory_format=torch.channels_last)).permute(0, 2, 3, 1)
+        return F.embedding(action, maps.flatten(1)).unflatten(1, maps.shape[1:]).permute(0, 3, 1, 2)  # as it lies in memory
 
 
 class _PoolAndInject(nn.Module):

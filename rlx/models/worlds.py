@@ -140,5 +140,5 @@ def pack(planes: Tensor) -> Tensor:
 def unpack(packed: Tensor, planes_shape: tuple[int, int, int]) -> Tensor:
     """The planes [n, C, H, W] of `pack`, as float32 with channels last in memory."""
     c, h, w = planes_shape
-    flat = _bits_of(packed.device)[packed.long()].flatten(1)
+    flat = torch.nn.functional.embedding(packed.int(), _bits_of(packed.device)).flatten(1)
     return flat[:, : c * h * w].reshape(-1, h, w, c).permute(0, 3, 1, 2)
