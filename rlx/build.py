@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,12 +65,21 @@ def resolve_device(config: RunConfig) -> torch.device:
 
 def setup_torch(config: RunConfig, device: torch.device) -> None:
     """Threads, precision and determinism of this process."""
+    _keep_freed_memory()
     torch.set_num_threads(config.runtime.threads)
     torch.set_float32_matmul_precision(config.runtime.precision.value)
     if config.runtime.deterministic and (device.type != "cpu" or config.runtime.threads > 1):
         # One CPU thread is deterministic as it is, and torch takes 0.9 s to import what this call configures.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+
+
+def _keep_freed_memory() -> None:
+    """Keep glibc from giving memory back whenever it can: batches of frames come and go, and each time all of their pages fault anew."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if hasattr(libc, "mallopt"):
+        for option, value in ((-3, 1 << 25), (-1, 1 << 29), (-2, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
+            libc.mallopt(option, value)  # type: ignore[union-attr]
 
 
 def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
@@ -86,7 +97,7 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         observation_space=getattr(env, "single_observation_space", None) or env.observation_space,  # type: ignore[union-attr]
         action_space=getattr(env, "single_action_space", None) or env.action_space,  # type: ignore[union-attr]
         game=getattr(env, "game", None),
-        grid=getattr(env, "grid", None),
+        grid=getattr(getattr(env, "unwrapped", env), "grid", None),
         reward_fn=rules.reward,
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,

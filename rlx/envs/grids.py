@@ -174,6 +174,7 @@ class GridEnv(gymnasium.Env[Any, Any]):
 
     def __init__(self, world: str, render_mode: str | None = None, **settings: Any) -> None:
         self._env = make_grid(settings_of(world, settings), 1)
+        self.grid = self._env.grid
         self.render_mode = render_mode
         self.observation_space, self.action_space = self._env.single_observation_space, self._env.single_action_space
 
