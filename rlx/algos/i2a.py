@@ -72,7 +72,7 @@ class I2A:
                 "planes": (torch.uint8, (num_bytes(grid.planes_shape),)), "next_planes": (torch.uint8, (num_bytes(grid.planes_shape),)),
                 "action": (torch.uint8, ()), "outcome": (torch.bool, (len(grid.events) + 1,)),
             })  # fmt: skip
-        self.world = self._world(config.imagination)
+        self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._reading: Reading = "on"
         self._in_use = config.has_world and not self.learns_model  # whether there is a world that is good enough to imagine in
         self._owed = 0.0  # gradient steps of the model that are due, a fraction of one
@@ -175,7 +175,7 @@ class I2A:
         other = copy.copy(self)
         other._reading = reading
         if reading in ("copy", "perfect"):
-            other.world = self._world(Imagination[reading])
+            other.world = self._world(Imagination[reading], corrupt_prob=0.0)
         return other
 
     # Learning
@@ -323,12 +323,12 @@ class I2A:
         shape = self.grid.planes_shape
         return Transitions(unpack(planes, shape), action.long(), unpack(next_planes, shape), outcome)
 
-    def _world(self, imagination: Imagination) -> World | None:
+    def _world(self, imagination: Imagination, *, corrupt_prob: float) -> World | None:
         if imagination is Imagination.learned:
             event_reward = torch.from_numpy(self.grid.event_reward).to(self.device)
-            return LearnedWorld(self.model, event_reward, corrupt_prob=self.config.corrupt_prob)
+            return LearnedWorld(self.model, event_reward, corrupt_prob=corrupt_prob)
         if imagination is Imagination.perfect:
-            return PerfectWorld(self.grid, corrupt_prob=self.config.corrupt_prob)
+            return PerfectWorld(self.grid, corrupt_prob=corrupt_prob)
         return CopyWorld() if imagination is Imagination.copy else None
 
     def _planes(self, obs: Tensor) -> Tensor:

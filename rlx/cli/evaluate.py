@@ -29,6 +29,10 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     opponent: Annotated[str | None, typer.Option(help="Games: random, one_ply, uct:N or solver. (default: as in training)")] = None,
     simulations: Annotated[int | None, typer.Option(min=1, help="Games: of each search. (default: as in training's evaluations)")] = None,
+    imagination: Annotated[
+        str | None,
+        typer.Option(help="Agents that imagine: what to read, to see how much they rely on it: on, off, shuffled, copy or perfect."),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
@@ -42,6 +46,8 @@ def evaluate(
       rlx eval lander --checkpoint best --episodes 20 --video 2
 
       rlx eval lander --json | jq .return_mean
+
+      rlx eval boxes --stochastic --imagination shuffled
     """
     from rlx.config.compose import runs_directory
     from rlx.envs.opponents import parse_opponent
@@ -53,6 +59,16 @@ def evaluate(
     for option, given in (("opponent", opponent), ("simulations", simulations)):
         if given is not None and not config.env.is_game:
             raise ConfigError(f"--{option} {given}: env={config.env.id} is no game; leave it out")
+    if imagination is not None:
+        from rlx.algos.config.i2a import READINGS
+        from rlx.sweep.prepare import check_choice
+
+        check_choice("--imagination", imagination, READINGS)
+        if not config.algo.imagines:
+            raise ConfigError(
+                f"--imagination {imagination}: {opened.reference} is algo={config.algo.name}, which imagines nothing; leave it out, or "
+                "evaluate a run of algo=i2a"
+            )
     if video and config.env.is_game:
         raise ConfigError(f"--video: games have no pictures; rlx play {opened.reference} shows them")
     if opponent is not None:
@@ -69,7 +85,9 @@ def evaluate(
 
     make_env = env_factory(config)
     env = make_env(min(episodes, MAX_PARALLEL))
-    algo = load_policy(config, chosen, env)
+    algo: Any = load_policy(config, chosen, env)
+    if imagination is not None:
+        algo = algo.with_imagination(imagination)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"
     seed_everything(seed)
@@ -91,6 +109,8 @@ def evaluate(
         "env_steps": chosen.env_steps,
         "eval_env_steps": sum(e.length for e in played),
     }
+    if imagination is not None:
+        result["imagination"] = imagination
     if config.env.is_game:
         returns = [e.return_ for e in played]
         result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
@@ -106,7 +126,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
         return
-    typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}:")
+    reading = f", imagination {imagination}" if imagination is not None else ""
+    typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}{reading}:")
     typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
     if config.env.is_game:

@@ -53,6 +53,8 @@ class AlgoConfig:
     """Whether it is for environments that are no two-player games."""
     plans_with_model: ClassVar[bool] = False
     """Whether it plans continuous actions with a model, instead of improving a policy."""
+    imagines: ClassVar[bool] = False
+    """Whether its policy reads what a model imagines, and can be asked to read something else."""
 
     name: str = ""
     """Which algorithm these settings are for; set by algo=NAME."""

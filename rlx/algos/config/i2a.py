@@ -9,6 +9,9 @@ from typing import ClassVar
 from rlx.algos.config import AlgoConfig, require, require_divisible
 from rlx.errors import ConfigError
 
+READINGS = ("on", "off", "shuffled", "copy", "perfect")
+"""What a trained agent may be asked to read: what it is used to, nothing, rollouts of other states and actions, or another world's."""
+
 
 class Imagination(Enum):
     learned = "learned"
@@ -63,7 +66,7 @@ class I2AConfig(AlgoConfig):
     """Units of the layer in which the model-free path and imagination meet; at least 1."""
     encoder_channels: int = 16
     """Channels of the encoder's convolutions, and of the rollout policy's; at least 1."""
-    encoder_size: int = 64
+    encoder_size: int = 32
     """Units of the memory that reads a rollout; at least 1."""
     rollout_length: int = 20
     """Env steps per env between updates, T; at least 1."""
