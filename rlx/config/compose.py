@@ -103,6 +103,20 @@ class Composer:
         """The YAML file of a group's member; the user's own comes first."""
         return next((p for d in self.directories if (p := d / group / f"{name}.yaml").is_file()), None)
 
+    def arms(self, experiment: str) -> list[str]:
+        """The experiments that a file of arms lists, to be compared in a sweep; none for other experiments.
+
+        Raises:
+            ConfigError: if it lists what is no experiment.
+        """
+        path = self.file("experiment", experiment)
+        arms = (_read_yaml(path) if path else {}).get("arms", [])
+        if not isinstance(arms, list):
+            raise ConfigError(f"{path}: arms must be a list of experiments, got {arms}")
+        for name in arms:
+            self._check_option("experiment", str(name))
+        return [str(name) for name in arms]
+
     def env_ids(self) -> dict[str, str]:
         """Short name of every environment that has a file, with its id."""
         ids = {}
@@ -149,6 +163,10 @@ class Composer:
             groups = dict(groups)
             for group in ("algo", "recipe", "experiment"):
                 self._check_option(group, groups.get(group))
+            arms = self.arms(groups.get("experiment") or "")
+            if arms:
+                name = groups["experiment"]
+                raise ConfigError(f"experiment={name} is several, {', '.join(arms)}; train one, or all: rlx sweep experiment={name}")
             env_id = self._resolve_env(groups)
             chosen = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
             base, choices = self._load(chosen)

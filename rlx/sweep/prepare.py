@@ -74,7 +74,7 @@ def prepare(
     """
     composer = Composer(config_dir)
     trials = options["trials"]
-    words, seed_list = seeds_of(words, seeds)
+    words, seed_list = seeds_of(with_arms(words, composer), seeds)
     if trials is None:
         useless = next((k for k, v in options.items() if v is not None), None)
         if useless is not None:
@@ -104,6 +104,22 @@ def prepare(
     prepared.check()
     prepared.name = name if name is not None else default_name(spec, prepared.configs)
     return spec, prepared
+
+
+def with_arms(words: list[str], composer: Composer) -> list[str]:
+    """The words, with the experiments that a file of arms lists in the place of its name; `+experiment=` is taken as Hydra writes it.
+
+    Raises:
+        ConfigError: if the file lists what is no experiment.
+    """
+    found = []
+    for word in words:
+        key, _, name = word.removeprefix("+").partition("=")
+        arms = composer.arms(name) if key == "experiment" else []
+        if arms:
+            word = f"experiment={','.join(arms)}"
+        found.append(word.removeprefix("+") if key == "experiment" else word)
+    return found
 
 
 def _with_space(words: list[str], name: str, composer: Composer) -> list[str]:
