@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from launch import run_main
 
 from rlx import ops
-from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
+from rlx.algos.config.i2a import READINGS, Decide, I2AConfig, Imagination
 from rlx.algos.i2a import I2A
 from rlx.collect import Collector
 from rlx.config.compose import Composer
@@ -366,6 +369,42 @@ def test_those_who_imagine_nothing_cannot_do_without_it() -> None:
     with pytest.raises(ConfigError, match="no encoder"):
         searcher.with_imagination("off")
     assert searcher.with_imagination("copy") is not searcher
+
+
+def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = " ".join(f"algo.{k}={v}" for k, v in SMALL.items())
+    common = "env=sokoban recipe=null env.num_envs=4 loop.eval_every=0 log.wandb=disabled log.console=quiet loop.total_env_steps=300"
+    assert run_main(f"train algo=i2a {words} {common} --name boxes", monkeypatch) == 0
+    assert run_main(f"train algo=a2c {common} --name plain", monkeypatch) == 0
+    capsys.readouterr()
+    for reading in READINGS:
+        assert run_main(f"eval boxes --episodes 3 --imagination {reading} --json", monkeypatch) == 0
+        assert json.loads(capsys.readouterr().out)["imagination"] == reading
+    assert run_main("eval boxes --episodes 3 --imagination upside_down", monkeypatch) == 2
+    assert "expected one of on, off, shuffled, copy, perfect" in capsys.readouterr().err
+    assert run_main("eval plain --episodes 3 --imagination off", monkeypatch) == 2
+    assert "algo=a2c, which imagines nothing" in capsys.readouterr().err
+
+
+def test_the_arms_are_one_sweep(here: Path, run_command: Any) -> None:
+    code, out, _ = run_command("sweep +experiment=i2a_arms env=sokoban --seeds 5 --dry-run")
+    assert code == 0
+    assert "9 settings × 5 seeds = 45 runs" in out
+    code, _, err = run_command("train experiment=i2a_arms")
+    assert code == 2
+    assert "rlx sweep experiment=i2a_arms" in err
+
+
+@pytest.mark.parametrize(("text", "said"), [("arms: [i2a_leaned]", "did you mean experiment=i2a_learned?"), ("arms: 3", "must be a list")])
+def test_arms_that_are_none_are_refused(text: str, said: str, here: Path, run_command: Any) -> None:
+    (here / "experiment").mkdir()
+    (here / "experiment" / "mine.yaml").write_text(text)
+    code, _, err = run_command(f"sweep experiment=mine --seeds 2 --config-dir {here} --dry-run")
+    assert code == 2
+    assert said in err
 
 
 # What is refused

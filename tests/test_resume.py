@@ -62,6 +62,9 @@ SETTINGS = {
     "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2", "algo.population=6",
              "algo.iterations=1", "algo.horizon=4", "algo.max_epochs=2", "algo.replay_size=500", "algo.anneal_learning_rate=true",
              "algo.learn_variance_bounds=true"],
+    "i2a": ["algo.rollout_length=7", "algo.num_minibatches=3", "algo.channels=4", "algo.hidden_size=16", "algo.encoder_channels=4",
+            "algo.encoder_size=8", "algo.model_channels=4", "algo.rollout_depth=2", "algo.model_fraction=0.4", "algo.model_reuse=1.3",
+            "algo.model_batch_size=16", "algo.model_replay_size=301", "algo.corrupt_prob=0.05", "algo.anneal_learning_rate=true"],
 }  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
         assert a == b, path
 
 
-OWN = {"pets": ["continuous", "pole"], "muzero": ["native", "gymnasium", "game"]}
+OWN = {"pets": ["continuous", "pole"], "muzero": ["native", "gymnasium", "game"], "i2a": ["grid"]}
 FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS}
 """The environments that an algorithm is tested on."""
 
@@ -266,6 +269,44 @@ def test_resume_without_one_piece_of_a_planner_is_noticed(piece: str, planned: R
 
     with pytest.raises((AssertionError, RuntimeError)):
         finish_without()
+
+
+@pytest.mark.parametrize(
+    ("piece", "iterations"),  # an agent begins to imagine after 12, when 240 of the 600 env steps are taken
+    [(p, 6) for p in ("net", "optimizer", "model", "model_optimizer", "replay", "owed")]
+    + [(p, 20) for p in ("net", "optimizer", "model", "model_optimizer", "replay", "owed", "in_use")],
+)
+def test_resume_without_one_piece_of_an_imagining_agent_is_noticed(piece: str, iterations: int, imagined: RunDir, tmp_path: Path) -> None:
+    config = compose("i2a", "grid", total_env_steps=600)
+    spoilt = new_run(tmp_path, "spoilt", config)
+    train_part(spoilt, config, iterations)
+
+    def finish_without() -> None:
+        train_part(spoilt, config, None, keep_fresh("algo", piece))
+        assert_equal([lines(spoilt), final_state(spoilt)], [lines(imagined), final_state(imagined)])
+
+    with pytest.raises((AssertionError, RuntimeError)):
+        finish_without()
+
+
+@pytest.mark.parametrize("iterations", [6, 12, 20])
+def test_stopping_in_either_phase_of_an_imagining_agent_leaves_no_trace(iterations: int, imagined: RunDir, tmp_path: Path) -> None:
+    config = compose("i2a", "grid", total_env_steps=600)
+    stopped = new_run(tmp_path, "stopped", config)
+    train_part(stopped, config, iterations)
+    assert final_state(stopped)["algo"]["in_use"] == (iterations >= 12)
+    train_part(stopped, config, None)
+    assert lines(stopped) == lines(imagined)
+    assert_equal(final_state(stopped), final_state(imagined))
+
+
+@pytest.fixture(scope="module")
+def imagined(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run of I2A that nothing interrupted."""
+    config = compose("i2a", "grid", total_env_steps=600)
+    run = new_run(tmp_path_factory.mktemp("i2a"), "straight", config)
+    train_part(run, config, None)
+    return run
 
 
 def test_resume_without_the_plan_is_noticed(planned: RunDir, tmp_path: Path) -> None:
