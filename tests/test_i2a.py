@@ -20,7 +20,7 @@ from rlx.collect import Collector
 from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
-from rlx.models.worlds import unpack
+from rlx.models.worlds import num_bytes, unpack
 from rlx.nn.imagination import I2ANet, RolloutEncoder, num_parameters
 from rlx.types import EnvSpec, Progress, Rollout
 
@@ -241,6 +241,18 @@ def test_every_arm_learns_and_says_what_it_has(arm: Imagination) -> None:
         assert metrics[-1]["imagination/model_error"] == 0.0
     if arm is Imagination.copy:
         assert metrics[-1]["imagination/model_error"] > 0.1  # where something happens
+
+
+def test_ghosts_are_imagined_too() -> None:
+    env = VectorEnvFactory(id="rlx/MiniPacman-v0")(4)
+    for imagination in (Imagination.learned, Imagination.perfect):
+        config = I2AConfig(**{**SMALL, "imagination": imagination, "model_fraction": 0.0})
+        algo = I2A(config, spec_of(env, id="rlx/MiniPacman-v0"), 4, CPU)
+        collector = Collector(env, algo, seed=0)
+        collector.reset()
+        metrics = run(algo, collector, 3)
+        assert np.isfinite([float(v) for line in metrics for v in line.values()]).all()
+        assert collector.collect(2)[0].extras["imagined"].shape[:5] == (2, 4, env.grid.num_actions, 3, num_bytes(env.grid.planes_shape))
 
 
 def test_phase_one_lasts_its_share_of_the_budget() -> None:
