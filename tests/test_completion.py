@@ -186,7 +186,7 @@ def test_completion_imports_nothing_heavy() -> None:
     )
     env = {**os.environ, "_RLX_COMPLETE": "complete_bash", "COMP_WORDS": "rlx\ntrain\nalgo\n=", "COMP_CWORD": "3"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
-    assert (done.stdout.split(), done.stderr) == (["a2c", "alphago", "alphazero", "pets", "ppo", "reinforce"], "[]")
+    assert (done.stdout.split(), done.stderr) == (["a2c", "alphago", "alphazero", "i2a", "muzero", "pets", "ppo", "reinforce"], "[]")
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
@@ -204,7 +204,7 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.stdout.splitlines() == [
-        "a2c alphago alphazero pets ppo reinforce",
+        "a2c alphago alphazero i2a muzero pets ppo reinforce",
         "algo.learning_rate= algo.learning_rate=0.0003",
         "latest lander",
     ], done.stderr

@@ -28,6 +28,7 @@ class Decide(Enum):
 
 @dataclass(kw_only=True)
 class I2AConfig(AlgoConfig):
+    suits: ClassVar[str] = "grid worlds"
     imagines: ClassVar[bool] = True
 
     name: str = "i2a"
