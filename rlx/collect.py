@@ -18,10 +18,11 @@ SEED_LIMIT = 2**31 - 1
 
 
 class Episode(NamedTuple):
-    """One finished episode: undiscounted return, and length in env steps."""
+    """One finished episode: undiscounted return, length in env steps, and whether it was solved, of environments that say so."""
 
     return_: float
     length: int
+    solved: bool | None = None
 
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
@@ -31,6 +32,11 @@ def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]
         return lambda action: action.cpu().numpy().clip(low, high).astype(dtype, copy=False)
     start = int(getattr(space, "start", 0))
     return lambda action: action.cpu().numpy() + start if start else action.cpu().numpy()
+
+
+def solved_of(env: VectorEnv, terminated: NDArray[np.bool_]) -> NDArray[Any]:
+    """Whether episodes that ended were solved [B]: terminated, where the environment says that this is what it means; else None."""
+    return terminated if getattr(env, "termination_solves", False) else np.full(len(terminated), None)
 
 
 def to_tensor(array: NDArray[Any], device: torch.device) -> Tensor:
@@ -105,7 +111,8 @@ class Collector:
             if self._is_first.any():
                 ended = np.flatnonzero(self._is_first)
                 final.append((t, ended, obs[ended]))
-                episodes += map(Episode, self._return[ended].tolist(), self._length[ended].tolist())
+                solved = solved_of(env, terminated[t])[ended].tolist()
+                episodes += map(Episode, self._return[ended].tolist(), self._length[ended].tolist(), solved)
                 self._return[ended], self._length[ended] = 0.0, 0
                 obs = self._begin_episodes(ended)
         all_obs[num_steps] = obs

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlx.collect import SEED_LIMIT, Episode, env_actions, to_tensor
+from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
 from rlx.rng import isolated_rng
 from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
 
@@ -41,9 +41,10 @@ def run_episodes(env: VectorEnv, algo: Policy, seeds: NDArray[np.int64], *, mode
         lengths += 1
         is_first = terminated | truncated
         if is_first.any():
+            solved = solved_of(env, terminated)
             for i in np.flatnonzero(is_first):
                 if slot[i] < len(seeds):
-                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]))
+                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i])
                 slot[i] = next_episode
                 next_episode += 1
             returns[is_first], lengths[is_first] = 0.0, 0
@@ -118,6 +119,7 @@ def summarize(episodes: list[Episode]) -> dict[str, float]:
     returns = np.array([e.return_ for e in episodes])
     low, high = bootstrap_interval(returns)
     cut = len(returns) // 4
+    solved = [float(e.solved) for e in episodes if e.solved is not None]
     return {
         "eval/return_mean": float(returns.mean()),
         "eval/return_iqm": float(np.sort(returns)[cut : len(returns) - cut].mean()),
@@ -125,6 +127,7 @@ def summarize(episodes: list[Episode]) -> dict[str, float]:
         "eval/return_ci_low": low,
         "eval/return_ci_high": high,
         "eval/length_mean": float(np.mean([e.length for e in episodes])),
+        **({"eval/solve_rate": float(np.mean(solved))} if solved else {}),
     }
 
 

@@ -42,6 +42,9 @@ class MetricBuffer:
             line["episode/return"] = sum(e.return_ for e in self._episodes) / n
             line["episode/length"] = sum(e.length for e in self._episodes) / n
             line["episode/count"] = n
+            solved = [e.solved for e in self._episodes if e.solved is not None]
+            if solved:
+                line["episode/solve_rate"] = sum(solved) / len(solved)
         if self._recent:
             line["episode/return_mean_100"] = sum(self._recent) / len(self._recent)
         names = dict.fromkeys(name for metrics in self._updates for name in metrics)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from launch import run_main
 from torch import Tensor
 
 from rlx.algos.config import PPOConfig
@@ -173,3 +176,47 @@ def test_games_are_played_from_both_sides_in_turn():
     assert (seeds[::2][:3] + 1 == seeds[1::2]).all()
     assert episode_seeds(4, stream=[1], paired=True).tolist() == seeds[:4].tolist()
     assert seeds.max() < SEED_LIMIT
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a short run on Sokoban, named boxes."""
+    directory = tmp_path_factory.mktemp("boxes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        words = "env.num_envs=8 algo.rollout_length=16 loop.total_env_steps=512 loop.log_every=128 loop.eval_episodes=4"
+        quiet = "env.max_episode_steps=20 log.wandb=disabled log.console=quiet"
+        assert run_main(f"train algo=ppo env=sokoban {words} {quiet} --name boxes", patch) == 0
+    return directory
+
+
+def test_solved_levels_are_counted_in_training_and_in_evaluations(
+    boxes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(boxes)
+    lines = [json.loads(line) for line in (boxes / "runs/boxes/metrics.jsonl").read_text().splitlines()]
+    assert all(0.0 <= line["episode/solve_rate"] <= 1.0 for line in lines if "episode/count" in line)
+    assert 0.0 <= lines[-1]["eval/solve_rate"] <= 1.0
+    capsys.readouterr()
+    assert run_main("eval boxes --stochastic --episodes 40 --json", monkeypatch) == 0
+    one = json.loads(capsys.readouterr().out)
+    assert one["solve_rate_ci"][0] <= one["solve_rate"] <= one["solve_rate_ci"][1]
+    assert 0.0 < one["solve_rate"] < 0.9
+    assert run_main("eval boxes --stochastic --episodes 40 --env num_boxes=3 --env max_episode_steps=60 --json", monkeypatch) == 0
+    three = json.loads(capsys.readouterr().out)
+    assert three["solve_rate"] < one["solve_rate"]
+    assert three["length_mean"] > 20
+    assert run_main("eval boxes --episodes 4 --env num_boxes=2", monkeypatch) == 0
+    assert "episodes of rlx/Sokoban-v0 with num_boxes=2:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("words", "message"), [
+    ("--env num_boxes", "--env num_boxes: expected name=value"), ("--env num_box=2", "did you mean env.kwargs.num_boxes?"),
+    ("--env size=9", "acts on Box(0, 1, (4, 7, 7), uint8) with Discrete(4), but this is Box(0, 1, (4, 9, 9), uint8)"),
+])  # fmt: skip
+def test_environments_to_evaluate_in_that_do_not_fit_are_refused(
+    words: str, message: str, boxes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(boxes)
+    assert run_main(f"eval boxes {words}", monkeypatch) == 2
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from rlx.cli.complete import complete_runs
 
 if TYPE_CHECKING:
     from rlx.checkpoint import Checkpoint
-    from rlx.config.schema import RunConfig
+    from rlx.config.schema import EnvConfig, RunConfig
     from rlx.rundir import RunDir
     from rlx.types import Algorithm, VectorEnv
 
@@ -33,6 +34,9 @@ def evaluate(
         str | None,
         typer.Option(help="Agents that imagine: what to read, to see how much they rely on it: on, off, shuffled, copy or perfect."),
     ] = None,
+    env_settings: Annotated[
+        list[str] | None, typer.Option("--env", help="A setting of the environment to evaluate under instead, e.g. num_boxes=2.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
@@ -48,6 +52,8 @@ def evaluate(
       rlx eval lander --json | jq .return_mean
 
       rlx eval boxes --stochastic --imagination shuffled
+
+      rlx eval boxes --env num_boxes=2 --env max_episode_steps=120
     """
     from rlx.config.compose import runs_directory
     from rlx.envs.opponents import parse_opponent
@@ -77,14 +83,21 @@ def evaluate(
     if simulations is not None:
         config.algo.eval_simulations = simulations
     chosen = choose_checkpoint(opened, checkpoint)
+    trained_on = config.env
+    if env_settings:
+        config.env = _changed(trained_on, env_settings)
+
+    import numpy as np
 
     from rlx.build import env_factory, known_best
-    from rlx.evaluate import MAX_PARALLEL, episode_seeds, optimal_moves, run_episodes, summarize
+    from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, optimal_moves, run_episodes, summarize
     from rlx.rng import seed_everything
     from rlx.types import Mode
 
     make_env = env_factory(config)
     env = make_env(min(episodes, MAX_PARALLEL))
+    if env_settings:
+        _check_same_spaces(opened, env_factory(replace(config, env=trained_on))(1), env, env_settings)
     algo: Any = load_policy(config, chosen, env)
     if imagination is not None:
         algo = algo.with_imagination(imagination)
@@ -111,6 +124,11 @@ def evaluate(
     }
     if imagination is not None:
         result["imagination"] = imagination
+    if env_settings:
+        result["env"] = env_settings
+    if "solve_rate" in summary:
+        result["solve_rate"] = summary["solve_rate"]
+        result["solve_rate_ci"] = list(bootstrap_interval(np.array([float(bool(e.solved)) for e in played])))
     if config.env.is_game:
         returns = [e.return_ for e in played]
         result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
@@ -127,6 +145,7 @@ def evaluate(
         typer.echo(json.dumps(result))
         return
     reading = f", imagination {imagination}" if imagination is not None else ""
+    reading += f" with {', '.join(env_settings)}" if env_settings else ""
     typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}{reading}:")
     typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
@@ -135,9 +154,43 @@ def evaluate(
                    f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
     if "optimal_moves" in result:
         typer.echo(f"  optimal moves {100 * result['optimal_moves']:.1f} % of the positions that are known")
+    if "solve_rate" in result:
+        solved_low, solved_high = result["solve_rate_ci"]
+        typer.echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
     typer.echo(f"  length {result['length_mean']:.1f} steps")
     for path in result.get("videos", []):
         typer.echo(f"  video {path}")
+
+
+def _changed(env: EnvConfig, settings: list[str]) -> EnvConfig:
+    """An environment's configuration with other constructor arguments, each written `name=value`.
+
+    Raises:
+        ConfigError: if one is not written so, or the environment knows that it has no such argument.
+    """
+    import yaml
+
+    from rlx.errors import ConfigError
+
+    kwargs = dict(env.kwargs)
+    for setting in settings:
+        name, equals, value = setting.removeprefix("env.").removeprefix("kwargs.").partition("=")
+        if not (equals and name):
+            raise ConfigError(f"--env {setting}: expected name=value, e.g. --env max_episode_steps=120")
+        kwargs[name] = yaml.safe_load(value)
+    return replace(env, kwargs=kwargs)
+
+
+def _check_same_spaces(run: RunDir, before: VectorEnv, after: VectorEnv, settings: list[str]) -> None:
+    """Raise a ConfigError if observations or actions are not what a run was trained on."""
+    from rlx.errors import ConfigError
+
+    old, new = ((e.single_observation_space, e.single_action_space) for e in (before, after))
+    before.close()
+    if old != new:
+        raise ConfigError(
+            f"--env {' --env '.join(settings)}: {run.reference} acts on {old[0]} with {old[1]}, but this is {new[0]} with {new[1]}"
+        )
 
 
 def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv) -> Algorithm:

@@ -32,6 +32,8 @@ class Grid(abc.ABC):
     num_actions: int
     events: tuple[str, ...]
     event_reward: NDArray[np.float32]  # [E]
+    termination_solves: bool = False
+    """Whether an episode that terminates has been solved."""
     glyphs: str
     """A character for each kind of cell."""
     colours: NDArray[np.uint8]  # [kinds, 3]
@@ -103,7 +105,7 @@ class GridVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def __init__(self, grid: Grid, num_envs: int, *, max_episode_steps: int, observation: str) -> None:
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.rules = grid
+        self.rules, self.termination_solves = grid, grid.termination_solves
         self.grid = grid if observation == "planes" else None  # a model of planes is of no use to those who see pictures
         shape = grid.planes_shape if observation == "planes" else (grid.planes_shape[1] * TILE, grid.planes_shape[2] * TILE, 3)
         high = 1 if observation == "planes" else 255

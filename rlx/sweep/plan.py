@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 from rlx.config.compose import Composed
 from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
+from rlx.envs.worlds import WORLDS
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.sweep.drive import AGGREGATES, last_value, missing_metric
@@ -24,7 +25,8 @@ LOGGED = {
     "eval": ("return_mean", "return_iqm", "return_std", "return_ci_low", "return_ci_high", "length_mean"),
     "episode": ("return", "length", "count", "return_mean_100"),
 }
-"""The metrics of every run, by their group; those of other groups depend on the algorithm. Games may add eval/optimal_moves."""
+"""The metrics of every run, by their group; those of other groups depend on the algorithm. Games may add eval/optimal_moves,
+grid worlds the solve_rate."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]
 
@@ -328,7 +330,8 @@ def check_objective(spec: Spec, config: RunConfig) -> None:
     """Raise if no run of a configuration can log the objective, or none before the pruner has had its last look."""
     group, _, name = spec.objective.partition("/")
     evaluated = group == "eval"
-    if group in LOGGED and name not in LOGGED[group] and not (config.env.is_game and name == "optimal_moves"):
+    more = ["optimal_moves"] if config.env.is_game else ["solve_rate"] if config.env.id in WORLDS else []
+    if group in LOGGED and name not in [*LOGGED[group], *more]:
         raise ConfigError(f"--objective {spec.objective}: no run logs it; {did_you_mean(name, list(LOGGED[group]), key=f'{group}/')}")
     if evaluated and config.loop.eval_every == 0:
         raise ConfigError(f"--objective {spec.objective}: loop.eval_every=0 never evaluates; set it, or choose episode/return_mean_100")
