@@ -152,7 +152,8 @@ def test_a_sweep_killed_at_three_random_moments_and_resumed_equals_one_that_was_
     assert run_command(f"sweep {words} --name whole")[0] == 0
     for _ in range(3):
         process = start("sweep", *words.split(), "--name", "killed", cwd=here)
-        time.sleep(random.uniform(1.5, 4.0))
+        wait_for((here / "runs/killed/sweep.json").exists, process)
+        time.sleep(random.uniform(0.0, 2.5))
         os.killpg(process.pid, signal.SIGKILL)
         finish(process)
     assert run_command("sweep --resume killed")[0] == 0
