@@ -41,6 +41,22 @@ def require_divisible(total: int, divisor: int, message: str) -> None:
         raise ConfigError(f"{message}; nearest that divide it: {' and '.join(map(str, near))}")
 
 
+def require_minibatches(rollout_length: int, num_envs: int, num_minibatches: int, *, normalize: bool) -> None:
+    """Raise a ConfigError unless a rollout can be dealt into so many minibatches, each of which can be normalised if it is to be."""
+    batch = rollout_length * num_envs
+    if normalize and batch // num_minibatches < 2:
+        raise ConfigError(
+            f"algo.num_minibatches={num_minibatches} leaves minibatches of one step, whose normalised advantage is 0; "
+            f"use at most {batch // 2}, or algo.normalize_advantage=false"
+        )
+    require_divisible(
+        batch,
+        num_minibatches,
+        f"algo.num_minibatches={num_minibatches} does not divide the batch of algo.rollout_length * env.num_envs = "
+        f"{rollout_length} * {num_envs} = {batch}",
+    )
+
+
 @dataclass(kw_only=True)
 class AlgoConfig:
     """What every algorithm has."""
@@ -231,15 +247,4 @@ class PPOConfig(PolicyGradientConfig):
         return unused
 
     def check_num_envs(self, num_envs: int) -> None:
-        batch = self.rollout_length * num_envs
-        if self.normalize_advantage and batch // self.num_minibatches < 2:
-            raise ConfigError(
-                f"algo.num_minibatches={self.num_minibatches} leaves minibatches of one step, whose normalised advantage is 0; "
-                f"use at most {batch // 2}, or algo.normalize_advantage=false"
-            )
-        require_divisible(
-            batch,
-            self.num_minibatches,
-            f"algo.num_minibatches={self.num_minibatches} does not divide the batch of algo.rollout_length * env.num_envs = "
-            f"{self.rollout_length} * {num_envs} = {batch}",
-        )
+        require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from rlx.algos.config import AlgoConfig, require, require_divisible
+from rlx.algos.config import AlgoConfig, require, require_minibatches
 from rlx.errors import ConfigError
 
 READINGS = ("on", "off", "shuffled", "copy", "perfect")
@@ -123,18 +123,7 @@ class I2AConfig(AlgoConfig):
         return 8 * max(self.channels, self.model_channels)  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
 
     def check_num_envs(self, num_envs: int) -> None:
-        batch = self.rollout_length * num_envs
-        if self.normalize_advantage and batch // self.num_minibatches < 2:
-            raise ConfigError(
-                f"algo.num_minibatches={self.num_minibatches} leaves minibatches of one step, whose normalised advantage is 0; "
-                f"use at most {batch // 2}, or algo.normalize_advantage=false"
-            )
-        require_divisible(
-            batch,
-            self.num_minibatches,
-            f"algo.num_minibatches={self.num_minibatches} does not divide the batch of algo.rollout_length * env.num_envs = "
-            f"{self.rollout_length} * {num_envs} = {batch}",
-        )
+        require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage)
 
     def unused_keys(self) -> dict[str, str]:
         unused: dict[str, str] = {}
