@@ -43,6 +43,19 @@ class PolicyOutput(NamedTuple):
     extras: dict[str, Tensor]  # {name: [B, *]}, recorded in the rollout beside the action
 
 
+class Insight(NamedTuple):
+    """What an agent that imagines does in B states, and what of its imagination it reads; rewards and values as the environment's."""
+
+    action: Tensor  # [B]
+    probs: Tensor  # [B, A] of the policy as it is
+    probs_without: Tensor  # [B, A] if it read nothing that it imagines
+    value: Tensor  # [B], discounted
+    planes: Tensor | None  # [B, A, D, C, H, W] the frames of each action's rollout, zeros and ones; None where nothing is imagined
+    reward: Tensor | None  # [B, A, D] of each imagined step
+    saliency: Tensor | None  # [B, A], sums to 1: how much of the policy hangs on each rollout; None where no rollout is read
+    promise: Tensor | None  # [B, A] what a search says that each action is worth; None where it is not a search that decides
+
+
 class Game(Protocol):
     """The rules of a two-player zero-sum game, as a search needs them."""
 

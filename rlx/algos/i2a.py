@@ -23,12 +23,12 @@ from rlx import ops
 from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, World, imagine, num_bytes, pack, unpack
+from rlx.models.worlds import CopyWorld, Imagined, LearnedWorld, PerfectWorld, World, imagine, num_bytes, pack, unpack
 from rlx.nn.flat import FlatAdam
 from rlx.nn.heads import CategoricalHead
 from rlx.nn.imagination import I2ANet, num_parameters
 from rlx.replay import TransitionReplay
-from rlx.types import EnvSpec, GridWorld, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, GridWorld, Insight, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 Reading = Literal["on", "off", "shuffled", "copy", "perfect"]
 _LOOK_AHEAD = 5
@@ -118,8 +118,44 @@ class I2A:
         if not (self._in_use and self.net.encoder):
             return *self.net(planes, None), ()
         imagined = self._imagine(planes)
-        c_ia = None if self._reading == "off" else self._encode(*imagined)
+        c_ia = None if self._reading == "off" else self._encode(*self._deal(*imagined))
         return *self.net(planes, c_ia), imagined
+
+    @torch.no_grad()
+    def explain(self, obs: Tensor, *, mode: Mode = "eval") -> Insight:
+        """What `act` does with obs [B, *], under the same draws, and what of its imagination it reads."""
+        planes = self._planes(obs)
+        without, value = self.net(planes, None)
+        logits, promise, saliency, rolled = without, None, None, None
+        if self._in_use and self.net.encoder:
+            bits, reward = self._deal(*self._imagine(planes))
+            rolled = unpack(bits.flatten(0, 2), self.grid.planes_shape).unflatten(0, reward.shape), reward / self._reward_scale
+            if self._reading != "off":
+                c_ia = self._encode(bits, reward)
+                logits, value = self.net(planes, c_ia)
+                saliency = self._saliency(planes, c_ia, logits)
+        elif self._in_use and mode == "eval":
+            found = self._roll_out(planes)
+            promise = self._promise(found) / self._reward_scale
+            first = (x.unflatten(1, (len(planes), -1, self.grid.num_actions))[:, :, 0] for x in (found.planes, found.reward))
+            frames, rewards = (x.movedim(0, 2) for x in first)  # of each action's rollouts the first
+            rolled = frames, rewards
+        sampled = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
+        return Insight(
+            action=sampled if promise is None else promise.argmax(-1), probs=logits.softmax(-1), probs_without=without.softmax(-1),
+            value=value / self._reward_scale, planes=rolled[0] if rolled else None, reward=rolled[1] if rolled else None,
+            saliency=saliency, promise=promise,
+        )  # fmt: skip
+
+    def _saliency(self, planes: Tensor, c_ia: Tensor, logits: Tensor) -> Tensor:
+        """Shares [B, A], which sum to 1, of how far the policy moves if a rollout's encoding is zeros: KL(policy || policy without it)."""
+        num_actions = self.grid.num_actions
+        kept = 1.0 - torch.eye(num_actions, device=self.device)
+        held_out = (c_ia.unflatten(1, (num_actions, -1))[:, None] * kept[:, :, None]).flatten(2)  # [B, A, A * encoder_size]
+        others, _ = self.net(planes.repeat_interleave(num_actions, 0), held_out.flatten(0, 1))
+        moved = ops.categorical_kl(logits.repeat_interleave(num_actions, 0), others).view(-1, num_actions).clamp(min=0.0)
+        total = moved.sum(-1, keepdim=True)
+        return torch.where(total > 0.0, moved / total.clamp(min=torch.finfo(moved.dtype).tiny), 1.0 / num_actions)
 
     def _imagine(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Bits [B, A, D, bytes] and rewards [B, A, D] of a rollout for every action from planes [B, C, H, W]."""
@@ -130,30 +166,42 @@ class I2A:
         bits = pack(rolled.planes.flatten(0, 1)).unflatten(0, (depth, -1, num_actions))
         return bits.permute(1, 2, 0, 3), self._reward_scale * rolled.reward.unflatten(1, (-1, num_actions)).permute(1, 2, 0)
 
+    def _deal(self, bits: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+        """What is read in place of what `_imagine` gave: the same, unless it is shuffled over states and actions."""
+        if self._reading != "shuffled":
+            return bits, reward
+        dealt = torch.randperm(bits.shape[0] * bits.shape[1], device=self.device)
+        return bits.flatten(0, 1)[dealt].view_as(bits), reward.flatten(0, 1)[dealt].view_as(reward)
+
     def _encode(self, bits: Tensor, reward: Tensor) -> Tensor:
         """c_ia [B, A * encoder_size] of what `_imagine` gave."""
         batch, num_actions, depth = reward.shape
-        if self._reading == "shuffled":
-            dealt = torch.randperm(batch * num_actions, device=self.device)
-            bits, reward = (x.flatten(0, 1)[dealt].view_as(x) for x in (bits, reward))
         frames = unpack(bits.permute(2, 0, 1, 3).flatten(0, 2), self.grid.planes_shape).unflatten(0, (depth, batch * num_actions))
         return self.net.encode(frames, reward.permute(2, 0, 1).flatten(1))
 
     def _search(self, planes: Tensor) -> Tensor:
-        """What each action promises [B, A] without an encoder: the mean of its rollouts' rewards and the value where they stop.
+        """What each action promises [B, A] without an encoder."""
+        return self._promise(self._roll_out(planes))
+
+    def _roll_out(self, planes: Tensor) -> Imagined:
+        """`search_rollouts` rollouts of every action from planes [B, C, H, W]."""
+        assert self.world is not None
+        assert self.net.rollout_policy is not None
+        starts = planes.repeat_interleave(self.config.search_rollouts, 0)
+        num_actions, depth = self.grid.num_actions, self.config.rollout_depth
+        return imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=depth)
+
+    def _promise(self, rolled: Imagined) -> Tensor:
+        """The mean over an action's rollouts of their rewards and the value where they stop, [B, A].
 
         Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
         """
-        assert self.world is not None
-        assert self.net.rollout_policy is not None
-        config, num_actions = self.config, self.grid.num_actions
-        starts = planes.repeat_interleave(config.search_rollouts, 0)
-        rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)
+        config = self.config
         _, value = self.net(rolled.planes[-1], None)
         returns = config.discount**config.rollout_depth * value * rolled.alive[-1]
         for k, reward in enumerate(rolled.reward):
             returns = returns + config.discount**k * self._reward_scale * reward
-        return returns.view(len(planes), config.search_rollouts, num_actions).mean(1)
+        return returns.view(-1, config.search_rollouts, self.grid.num_actions).mean(1)
 
     def with_imagination(self, reading: Reading) -> I2A:
         """This agent, reading something else than it is used to, to see how much it relies on imagination.

@@ -66,15 +66,7 @@ def evaluate(
         if given is not None and not config.env.is_game:
             raise ConfigError(f"--{option} {given}: env={config.env.id} is no game; leave it out")
     if imagination is not None:
-        from rlx.algos.config.i2a import READINGS
-        from rlx.sweep.prepare import check_choice
-
-        check_choice("--imagination", imagination, READINGS)
-        if not config.algo.imagines:
-            raise ConfigError(
-                f"--imagination {imagination}: {opened.reference} is algo={config.algo.name}, which imagines nothing; leave it out, or "
-                "evaluate a run of algo=i2a"
-            )
+        check_reading(opened, config, imagination)
     if video and config.env.is_game:
         raise ConfigError(f"--video: games have no pictures; rlx play {opened.reference} shows them")
     if opponent is not None:
@@ -190,6 +182,24 @@ def _check_same_spaces(run: RunDir, before: VectorEnv, after: VectorEnv, setting
     if old != new:
         raise ConfigError(
             f"--env {' --env '.join(settings)}: {run.reference} acts on {old[0]} with {old[1]}, but this is {new[0]} with {new[1]}"
+        )
+
+
+def check_reading(run: RunDir, config: RunConfig, imagination: str) -> None:
+    """Raise a ConfigError unless --imagination names something that an agent of this algorithm could read.
+
+    Raises:
+        ConfigError: if it is no such name, or the algorithm imagines nothing.
+    """
+    from rlx.algos.config.i2a import READINGS
+    from rlx.errors import ConfigError
+    from rlx.sweep.prepare import check_choice
+
+    check_choice("--imagination", imagination, READINGS)
+    if not config.algo.imagines:
+        raise ConfigError(
+            f"--imagination {imagination}: {run.reference} is algo={config.algo.name}, which imagines nothing; leave it out, or "
+            "choose a run of algo=i2a"
         )
 
 

@@ -8,7 +8,7 @@ import sys
 import typer
 
 from rlx import __version__
-from rlx.cli import arena, catalogue, compare, doctor, evaluate, model, play, plot, runs, sweep, sync, train
+from rlx.cli import arena, catalogue, compare, doctor, evaluate, model, play, plot, runs, sweep, sync, train, watch
 from rlx.errors import RlxError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ app.command("resume", context_settings=_WORDS)(train.resume)
 app.command("sweep", context_settings=_WORDS)(sweep.sweep)
 app.command("eval")(evaluate.evaluate)
 app.command("model")(model.model)
+app.command("watch")(watch.watch)
 app.command("play")(play.play)
 app.command("arena")(arena.arena)
 app.command("config", context_settings=_WORDS)(catalogue.config)

@@ -37,6 +37,8 @@ class Grid(abc.ABC):
     glyphs: str
     """A character for each kind of cell."""
     colours: NDArray[np.uint8]  # [kinds, 3]
+    action_names: tuple[str, ...]
+    player_plane: int
     fingerprint: str = ""
     """Names what the episodes are made of where that is not in the settings, such as files of levels."""
 

@@ -94,6 +94,8 @@ class MiniPacman(Grid):
 
     planes_shape = (12, _HEIGHT, _WIDTH)
     num_actions = 5
+    action_names = ("up", "down", "left", "right", "stay")
+    player_plane = PLAYER_
     events = ("step", "food", "power_pill", "eat_ghost", "die")
     glyphs = " #.oPGg="
     colours = np.array(

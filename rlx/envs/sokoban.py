@@ -36,6 +36,8 @@ class Sokoban(Grid):
     """
 
     num_actions = 4
+    action_names = ("up", "down", "left", "right")
+    player_plane = 3
     events = ("step", "box_on_goal", "box_off_goal", "solved")
     event_reward = np.array([-0.1, 1.0, -1.0, 10.0], dtype=np.float32)
     termination_solves = True

@@ -1,0 +1,159 @@
+"""What `rlx watch` shows in a terminal: the board, and beside it what is imagined of each action."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rlx.envs.grids import Grid
+    from rlx.watch import Moment, Thought
+
+_BAR = 8
+_LABEL = 9 + _BAR + 6
+"""Columns of what is said of an action."""
+_LEAST_LINES = 4
+"""Lines of what is said of an action."""
+_STATUS = 26
+"""Columns of what is said of the board."""
+
+
+class Room(NamedTuple):
+    """How boards are drawn: in colour, two cells one above the other in a character, or wide, two characters a cell; else as letters."""
+
+    colour: bool
+    wide: bool  # the real board
+    rows: int  # of cells that are shown of an imagined frame
+    columns: int
+    depth: int  # frames that are shown of a rollout
+
+
+def find_room(grid: Grid, depth: int, width: int, height: int, *, colour: bool) -> Room:
+    """The largest view of boards and their rollouts of `depth` frames that fits into width x height characters."""
+    _, rows, columns = grid.planes_shape
+    if not colour:
+        return Room(False, False, rows, columns, depth)
+    lines = max(_LEAST_LINES, (height - 3) // grid.num_actions) - 1  # one is for rewards
+    shown = min(rows, 2 * lines)
+    for wide in (True, False):
+        left = width - max(_STATUS, (1 + wide) * columns) - 3 - _LABEL - 2
+        across = min(columns, left // max(1, depth) - 2)
+        if across >= min(columns, shown) or not depth:
+            return Room(True, wide, shown, max(0, across), depth)
+    across = min(columns, max(7, across))  # fewer frames rather than narrower ones, which would show nothing
+    return Room(True, False, shown, across, max(1, min(depth, left // (across + 2))))
+
+
+def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
+    """Everything there is to see."""
+    from rlx.cli.catalogue import make_table
+
+    head = Text(f"{title}   {moment.when}", style="bold")
+    kinds = grid.kinds(moment.planes[None])[0]
+    left = Group(
+        _letters(kinds, grid) if not room.colour else (_wide if room.wide else _halves)(kinds, grid),
+        Text("\n".join(status(moment, grid)), style="dim"),
+    )
+    whole = make_table("", "")
+    whole.show_header = False
+    whole.columns[0].min_width = _STATUS
+    whole.columns[0].no_wrap = True
+    whole.add_row(left, _actions(moment, grid, room) if moment.thought else Text(""))
+    return Group(head, whole)
+
+
+def status(moment: Moment, grid: Grid) -> list[str]:
+    """What is said below the board, a line each."""
+    lines = grid.ansi(moment.planes).splitlines()[grid.planes_shape[1] :]  # what a world says below its board
+    if moment.reward is not None:
+        happened = [event for event in moment.events if event != "step"]
+        lines.append(f"reward {moment.reward:+.1f}" + (f" {', '.join(happened)}" if happened else ""))
+    thought = moment.thought
+    if thought is not None and thought.value is not None:
+        lines.append(f"expects {thought.value:+.1f}")
+    if thought is not None and thought.shift is not None:
+        lines.append(f"policy shift {thought.shift:.3f} nats")
+    if moment.action is None:
+        lines.append("the episode has ended" if moment.terminated else "cut: no steps are left")
+    elif thought is None:
+        lines.append(f"goes {grid.action_names[moment.action]}")
+    return lines
+
+
+def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
+    """A row for each action: what is said of it, and its rollout."""
+    thought = moment.thought
+    assert thought is not None
+    table = Table.grid(padding=(0, 2, 0, 0))
+    for action, name in enumerate(grid.action_names):
+        row: list[RenderableType] = [_label(thought, action, name, chosen=action == moment.action)]
+        if thought.planes is not None and thought.reward is not None:
+            frames = thought.planes[action, : room.depth]
+            where = _window(moment.planes[grid.player_plane], room)
+            for kinds, reward in zip(grid.kinds(frames), thought.reward[action], strict=False):
+                drawn = (_halves if room.colour else _letters)(kinds[where], grid)
+                row.append(Text("\n").join([drawn, Text(_signed(float(reward)).center(room.columns), style="dim")]))
+        table.add_row(*row)
+    return table
+
+
+def _label(thought: Thought, action: int, name: str, *, chosen: bool) -> Text:
+    text = Text(f"▶ {name}" if chosen else f"  {name}", style="bold green" if chosen else "bold")
+    rows = [("policy", thought.probs, "cyan"), ("without", thought.probs_without, "blue"), ("saliency", thought.saliency, "magenta")]
+    for title, values, colour in rows:
+        if values is not None:
+            share = float(values[action])
+            text.append(f"\n{title:9}", style="not bold dim").append(_bar(share), style=f"not bold {colour}")
+            text.append(f" {share:4.2f}", style="not bold default")
+    if thought.promise is not None:
+        text.append(f"\n{'promises':9}", style="not bold dim").append(f"{thought.promise[action]:+.2f}", style="not bold magenta")
+    return text
+
+
+def _bar(share: float) -> str:
+    eighths = round(8 * _BAR * min(1.0, max(0.0, share)))
+    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8] * (eighths % 8 > 0)).ljust(_BAR)
+
+
+def _window(player: NDArray[np.uint8], room: Room) -> tuple[slice, slice]:
+    """The part of a board [H, W] around the player that there is room for."""
+    found = np.argwhere(player > 0)
+    centre = found[0] if len(found) else np.array(player.shape) // 2
+    starts = [int(np.clip(c - size // 2, 0, whole - size)) for c, size, whole in zip(centre, room[2:4], player.shape, strict=True)]
+    return slice(starts[0], starts[0] + room.rows), slice(starts[1], starts[1] + room.columns)
+
+
+def _signed(reward: float) -> str:
+    return f"{reward:+.2f}" if abs(reward) < 9.995 else f"{reward:+.1f}"
+
+
+# Boards [H, W] of kinds of cells
+
+
+def _letters(kinds: NDArray[np.intp], grid: Grid) -> Text:
+    return Text("\n".join("".join(grid.glyphs[kind] for kind in row) for row in kinds))
+
+
+def _wide(kinds: NDArray[np.intp], grid: Grid) -> Text:
+    return Text("\n").join([Text.assemble(*(("  ", f"on {_rgb(grid, kind)}") for kind in row)) for row in kinds])
+
+
+def _halves(kinds: NDArray[np.intp], grid: Grid) -> Text:
+    """Two rows of cells in a line: the upper half of a character in one colour, what is behind it in the other."""
+    lines = []
+    for upper, lower in zip(kinds[::2], [*kinds[1::2], None][: len(kinds[::2])], strict=True):
+        line = Text()
+        for i, kind in enumerate(upper):
+            line.append("▀", style=_rgb(grid, kind) + (f" on {_rgb(grid, lower[i])}" if lower is not None else ""))
+        lines.append(line)
+    return Text("\n").join(lines)
+
+
+def _rgb(grid: Grid, kind: int) -> str:
+    red, green, blue = grid.colours[kind].tolist()
+    return f"rgb({red},{green},{blue})"

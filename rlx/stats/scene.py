@@ -1,0 +1,131 @@
+"""A picture of one decision: the board, and beside it what an agent that imagines sees of each action."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+from matplotlib.patches import Rectangle
+from matplotlib.transforms import IdentityTransform
+from numpy.typing import NDArray
+
+from rlx.errors import StorageError
+
+_DPI = 100
+_MARGIN, _GAP = 24, 14
+_HEAD = 56
+"""Pixels above the boards."""
+_LABEL = 210
+"""Pixels across for what is said of an action."""
+_BAR = 90
+_LINE = 19
+_STATUS = 96
+"""Pixels below the board for what is said of it."""
+_INK, _FAINT, _CHOSEN = "#222222", "#777777", "#009E73"
+_COLOURS = {"policy": "#0072B2", "without": "#56B4E9", "saliency": "#CC79A7"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scene:
+    """What is drawn; all scenes of one film have boards of one size and as many frames."""
+
+    title: str
+    board: NDArray[np.uint8]  # [h, w, 3]
+    status: list[str]
+    """Lines below the board."""
+    actions: tuple[str, ...]
+    chosen: int | None
+    shares: dict[str, NDArray[Any]]
+    """By name what is between 0 and 1 of each action [A], drawn as bars: policy, without, saliency."""
+    promise: NDArray[Any] | None  # [A]
+    frames: NDArray[np.uint8] | None  # [A, D, h, w, 3]
+    reward: NDArray[Any] | None  # [A, D]
+    depth: int
+    frame_size: tuple[int, int]
+    """Height and width in pixels of a frame, also where there is none."""
+
+
+def paint(scene: Scene) -> NDArray[np.uint8]:
+    """The picture [height, width, 3]; its size depends on the sizes of boards and frames only."""
+    board_height, board_width = scene.board.shape[:2]
+    frame_height, frame_width = scene.frame_size
+    row = max(frame_height + _LINE + 6, 5 * _LINE)
+    height = _HEAD + max(board_height + _STATUS, row * len(scene.actions)) + _MARGIN // 2
+    across = scene.depth * (frame_width + _GAP)
+    width = _MARGIN + board_width + 2 * _MARGIN + _LABEL + across + _MARGIN
+    figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI, facecolor="white")
+    page = _Page(figure, height)
+    page.text(_MARGIN, 14, scene.title, size=11, weight="bold")
+    page.image(_MARGIN, _HEAD, scene.board)
+    for i, line in enumerate(scene.status):
+        page.text(_MARGIN, _HEAD + board_height + 10 + i * _LINE, line, color=_FAINT)
+    left = _MARGIN + board_width + 2 * _MARGIN
+    if scene.frames is not None:
+        for k in range(scene.depth):
+            x = left + _LABEL + k * (frame_width + _GAP) + frame_width / 2
+            page.text(x, _HEAD - 18, f"step {k + 1}", color=_FAINT, ha="center")
+    for action in range(len(scene.actions)):
+        _paint_action(page, scene, action, left, _HEAD + action * row)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def save(picture: NDArray[np.uint8], path: Path) -> None:
+    """Write a picture as PNG.
+
+    Raises:
+        StorageError: if it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        imsave(path, picture, format="png", metadata={"Software": "rlx"})
+    except OSError as error:
+        raise StorageError(f"--png {path} cannot be written ({error.strerror}); choose another place") from error
+
+
+def _paint_action(page: _Page, scene: Scene, action: int, left: int, top: int) -> None:
+    """One row: bars, and the rollout that begins with the action."""
+    chosen = action == scene.chosen
+    name = scene.actions[action]
+    page.text(left, top, f"▶ {name}" if chosen else name, size=11, weight="bold", color=_CHOSEN if chosen else _INK)
+    lines = list(scene.shares.items())
+    for i, (title, values) in enumerate(lines):
+        y, share = top + (i + 1) * _LINE + 3, float(values[action])
+        page.text(left, y, title, color=_FAINT)
+        page.bar(left + 62, y + 2, _BAR, "#EEEEEE")
+        page.bar(left + 62, y + 2, _BAR * share, _COLOURS[title])
+        page.text(left + 62 + _BAR + 8, y, f"{share:.2f}")
+    if scene.promise is not None:
+        y = top + (len(lines) + 1) * _LINE + 3
+        page.text(left, y, "promises", color=_FAINT)
+        page.text(left + 62, y, f"{scene.promise[action]:+.2f}")
+    if scene.frames is None or scene.reward is None:
+        return
+    height, width = scene.frame_size
+    for k, frame in enumerate(scene.frames[action]):
+        x = left + _LABEL + k * (width + _GAP)
+        page.image(x, top, frame)
+        page.text(x + width / 2, top + height + 3, f"{scene.reward[action, k]:+.2f}", color=_FAINT, ha="center")
+
+
+class _Page:
+    """A figure in pixels from its upper left corner."""
+
+    def __init__(self, figure: Figure, height: int) -> None:
+        self._figure, self._height = figure, height
+
+    def text(self, x: float, y: float, text: str, *, size: float = 9, color: str = _INK, **style: Any) -> None:
+        self._figure.text(x, self._height - y, text, fontsize=size, color=color, va="top", transform=IdentityTransform(), **style)
+
+    def bar(self, x: float, y: float, width: float, color: str) -> None:
+        patch = Rectangle((x, self._height - y - 9), width, 9, facecolor=color, edgecolor="none", transform=IdentityTransform())
+        self._figure.add_artist(patch)
+
+    def image(self, x: int, y: int, pixels: NDArray[np.uint8]) -> None:
+        self._figure.figimage(pixels, x, self._height - y - len(pixels), origin="upper")
