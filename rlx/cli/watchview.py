@@ -21,32 +21,35 @@ _LEAST_LINES = 4
 """Lines of what is said of an action."""
 _STATUS = 26
 """Columns of what is said of the board."""
+_SPACE = 2
+"""Columns between any two things."""
 
 
 class Room(NamedTuple):
-    """How boards are drawn: in colour, two cells one above the other in a character, or wide, two characters a cell; else as letters."""
+    """How boards are drawn: as letters, or in colour with two cells above each other in a character, or wide, two characters a cell."""
 
     colour: bool
-    wide: bool  # the real board
+    wide_board: bool
+    wide_frames: bool
     rows: int  # of cells that are shown of an imagined frame
     columns: int
     depth: int  # frames that are shown of a rollout
 
 
 def find_room(grid: Grid, depth: int, width: int, height: int, *, colour: bool) -> Room:
-    """The largest view of boards and their rollouts of `depth` frames that fits into width x height characters."""
+    """The largest view of a board and of rollouts of `depth` frames that fits into width x height characters."""
     _, rows, columns = grid.planes_shape
     if not colour:
-        return Room(False, False, rows, columns, depth)
-    lines = max(_LEAST_LINES, (height - 3) // grid.num_actions) - 1  # one is for rewards
+        return Room(False, False, False, rows, columns, depth)
+    lines = max(_LEAST_LINES, (height - 2) // grid.num_actions) - 1  # one is for rewards
     shown = min(rows, 2 * lines)
-    for wide in (True, False):
-        left = width - max(_STATUS, (1 + wide) * columns) - 3 - _LABEL - 2
-        across = min(columns, left // max(1, depth) - 2)
-        if across >= min(columns, shown) or not depth:
-            return Room(True, wide, shown, max(0, across), depth)
+    for wide_board, wide_frames in ((True, True), (True, False), (False, False)):
+        left = width - max(_STATUS, (1 + wide_board) * columns) - _LABEL - 2 * _SPACE
+        across = min(columns, ((left + _SPACE) // max(1, depth) - _SPACE) // (1 + wide_frames))
+        if not depth or (across >= min(columns, shown) and (lines >= rows or not wide_frames)):
+            return Room(True, wide_board, wide_frames, shown, across, depth)
     across = min(columns, max(7, across))  # fewer frames rather than narrower ones, which would show nothing
-    return Room(True, False, shown, across, max(1, min(depth, left // (across + 2))))
+    return Room(True, False, False, shown, across, max(1, min(depth, (left + _SPACE) // (across + _SPACE))))
 
 
 def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
@@ -55,10 +58,7 @@ def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
 
     head = Text(f"{title}   {moment.when}", style="bold")
     kinds = grid.kinds(moment.planes[None])[0]
-    left = Group(
-        _letters(kinds, grid) if not room.colour else (_wide if room.wide else _halves)(kinds, grid),
-        Text("\n".join(status(moment, grid)), style="dim"),
-    )
+    left = Group(_board(kinds, grid, room, wide=room.wide_board), Text("\n".join(status(moment, grid)), style="dim"))
     whole = make_table("", "")
     whole.show_header = False
     whole.columns[0].min_width = _STATUS
@@ -89,29 +89,31 @@ def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
     """A row for each action: what is said of it, and its rollout."""
     thought = moment.thought
     assert thought is not None
-    table = Table.grid(padding=(0, 2, 0, 0))
+    table = Table.grid(padding=(0, _SPACE, 0, 0))
     for action, name in enumerate(grid.action_names):
         row: list[RenderableType] = [_label(thought, action, name, chosen=action == moment.action)]
         if thought.planes is not None and thought.reward is not None:
             frames = thought.planes[action, : room.depth]
             where = _window(moment.planes[grid.player_plane], room)
             for kinds, reward in zip(grid.kinds(frames), thought.reward[action], strict=False):
-                drawn = (_halves if room.colour else _letters)(kinds[where], grid)
-                row.append(Text("\n").join([drawn, Text(_signed(float(reward)).center(room.columns), style="dim")]))
+                drawn = _board(kinds[where], grid, room, wide=room.wide_frames)
+                row.append(
+                    Text("\n").join([drawn, Text(_signed(float(reward)).center((1 + room.wide_frames) * room.columns), style="dim")])
+                )
         table.add_row(*row)
     return table
 
 
 def _label(thought: Thought, action: int, name: str, *, chosen: bool) -> Text:
-    text = Text(f"▶ {name}" if chosen else f"  {name}", style="bold green" if chosen else "bold")
+    text = Text().append(f"▶ {name}" if chosen else f"  {name}", style="bold green" if chosen else "bold")
     rows = [("policy", thought.probs, "cyan"), ("without", thought.probs_without, "blue"), ("saliency", thought.saliency, "magenta")]
     for title, values, colour in rows:
         if values is not None:
             share = float(values[action])
-            text.append(f"\n{title:9}", style="not bold dim").append(_bar(share), style=f"not bold {colour}")
-            text.append(f" {share:4.2f}", style="not bold default")
+            text.append(f"\n{title:9}", style="dim").append(_bar(share), style=colour)
+            text.append(f" {share:4.2f}")
     if thought.promise is not None:
-        text.append(f"\n{'promises':9}", style="not bold dim").append(f"{thought.promise[action]:+.2f}", style="not bold magenta")
+        text.append(f"\n{'promises':9}", style="dim").append(f"{thought.promise[action]:+.2f}", style="magenta")
     return text
 
 
@@ -124,7 +126,9 @@ def _window(player: NDArray[np.uint8], room: Room) -> tuple[slice, slice]:
     """The part of a board [H, W] around the player that there is room for."""
     found = np.argwhere(player > 0)
     centre = found[0] if len(found) else np.array(player.shape) // 2
-    starts = [int(np.clip(c - size // 2, 0, whole - size)) for c, size, whole in zip(centre, room[2:4], player.shape, strict=True)]
+    starts = [
+        int(np.clip(c - size // 2, 0, whole - size)) for c, size, whole in zip(centre, (room.rows, room.columns), player.shape, strict=True)
+    ]
     return slice(starts[0], starts[0] + room.rows), slice(starts[1], starts[1] + room.columns)
 
 
@@ -133,6 +137,11 @@ def _signed(reward: float) -> str:
 
 
 # Boards [H, W] of kinds of cells
+
+
+def _board(kinds: NDArray[np.intp], grid: Grid, room: Room, *, wide: bool) -> Text:
+    draw = _letters if not room.colour else _wide if wide else _halves
+    return draw(kinds, grid)
 
 
 def _letters(kinds: NDArray[np.intp], grid: Grid) -> Text:
