@@ -206,7 +206,7 @@ def _scene(moment: Moment, grid: Grid, title: str, depth: int) -> Scene:
         "policy": thought.probs, "without": thought.probs_without, "saliency": thought.saliency,
     }  # fmt: skip
     return Scene(
-        title=f"{title}    {moment.when}",
+        title=f"{moment.when}    {title}",
         board=board, status=status(moment, grid), actions=grid.action_names, chosen=moment.action,
         shares={name: values for name, values in shares.items() if values is not None}, promise=thought.promise if thought else None,
         frames=frames, reward=thought.reward if thought else None, depth=depth,

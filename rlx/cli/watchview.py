@@ -56,12 +56,12 @@ def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
     """Everything there is to see."""
     from rlx.cli.catalogue import make_table
 
-    head = Text(f"{title}   {moment.when}", style="bold")
+    head = Text(f"{moment.when}   {title}", style="bold", no_wrap=True, overflow="ellipsis")
     kinds = grid.kinds(moment.planes[None])[0]
     left = Group(_board(kinds, grid, room, wide=room.wide_board), Text("\n".join(status(moment, grid)), style="dim"))
     whole = make_table("", "")
     whole.show_header = False
-    whole.columns[0].min_width = _STATUS
+    whole.columns[0].width = max(_STATUS, (1 + room.wide_board) * grid.planes_shape[2])
     whole.columns[0].no_wrap = True
     whole.add_row(left, _actions(moment, grid, room) if moment.thought else Text(""))
     return Group(head, whole)
@@ -69,10 +69,11 @@ def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
 
 def status(moment: Moment, grid: Grid) -> list[str]:
     """What is said below the board, a line each."""
-    lines = grid.ansi(moment.planes).splitlines()[grid.planes_shape[1] :]  # what a world says below its board
+    said = grid.ansi(moment.planes).splitlines()[grid.planes_shape[1] :]  # what a world says below its board
+    lines = ", ".join(said).split(", ") if said else []
     if moment.reward is not None:
-        happened = [event for event in moment.events if event != "step"]
-        lines.append(f"reward {moment.reward:+.1f}" + (f" {', '.join(happened)}" if happened else ""))
+        lines.append(f"reward {moment.reward:+.1f}")
+        lines += [f"  {event}" for event in moment.events if event != "step"]
     thought = moment.thought
     if thought is not None and thought.value is not None:
         lines.append(f"expects {thought.value:+.1f}")

@@ -24,7 +24,7 @@ _LABEL = 210
 """Pixels across for what is said of an action."""
 _BAR = 90
 _LINE = 19
-_STATUS = 96
+_STATUS = 140
 """Pixels below the board for what is said of it."""
 _INK, _FAINT, _CHOSEN = "#222222", "#777777", "#009E73"
 _COLOURS = {"policy": "#0072B2", "without": "#56B4E9", "saliency": "#CC79A7"}
