@@ -33,7 +33,7 @@ from rlx.evaluate import run_episodes
 from rlx.watch import Moment, Thought, play
 
 Command = Callable[[str], tuple[int, str, str]]
-SHORT = "recipe=null env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=320 loop.eval_every=0 log.wandb=disabled log.console=quiet"
+SHORT = "recipe=null env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=96 loop.eval_every=0 log.wandb=disabled log.console=quiet"
 TINY = ("algo.num_minibatches=2 algo.num_epochs=1 algo.channels=4 algo.hidden_size=16 algo.encoder_channels=4 algo.encoder_size=8 "
         "algo.model_channels=8 algo.model_batch_size=16 algo.rollout_depth=3 algo.model_fraction=0.1")  # fmt: skip
 
@@ -248,7 +248,7 @@ def test_without_a_terminal_every_step_is_text(inside: Path, run_command: Comman
     code, out, err = run_command("watch boxes --seed 1")
     assert (code, err) == (0, "")
     assert "\x1b" not in out
-    steps = [line for line in out.splitlines() if line.endswith("boxes at 320 env steps")]
+    steps = [line for line in out.splitlines() if line.endswith("boxes at 96 env steps")]
     assert "episode 1, step 1, return +0.0" in steps[0]
     assert "episode 1, after" in steps[-1]
     assert out.count("▶") == out.count("saliency") // 4 == len(steps) - 1
@@ -284,6 +284,14 @@ def test_a_film_has_a_frame_for_every_board(inside: Path, run_command: Command) 
     assert frames.ndim == 4
     assert len(frames) == 5
     assert imageio.immeta(path)["duration"] == 250
+
+
+def test_a_film_that_would_be_too_long_is_refused(inside: Path, run_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlx.cli.watch._MOST_FRAMES", 3)
+    code, _, err = run_command(f"watch boxes --gif {inside / 'a.gif'} --steps 5")
+    assert code == 2
+    assert "more than 3 frames; stop earlier with --steps" in err
+    assert not (inside / "a.gif").exists()
 
 
 def test_a_picture_is_of_the_decision_that_was_asked_for(inside: Path, run_command: Command) -> None:

@@ -25,8 +25,8 @@ _BOARD_PX, _FRAME_PX = 308, 98
 """Pixels of the longer side of the board and of an imagined frame in a picture, about."""
 _LAST_S = 1.0
 """How long a film stands still where an episode has ended."""
-_MOST_FRAMES = 2000
-"""Of a film, which is held in memory."""
+_MOST_FRAMES = 500
+"""Of a film, which is held in memory, some 2 MB each, twice while it is encoded."""
 
 
 def watch(
