@@ -41,7 +41,7 @@ def run_episodes(env: VectorEnv, algo: Policy, seeds: NDArray[np.int64], *, mode
         lengths += 1
         is_first = terminated | truncated
         if is_first.any():
-            solved = solved_of(env, terminated)
+            solved = solved_of(env, terminated).tolist()
             for i in np.flatnonzero(is_first):
                 if slot[i] < len(seeds):
                     episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i])

@@ -27,7 +27,6 @@ import rlx
 from rlx import ops
 from rlx.algos.config.i2a import Decide, Imagination
 from rlx.cli.watchview import find_room, view
-from rlx.collect import Episode
 from rlx.envs.worlds import MiniPacmanSettings, SokobanSettings, make_grid
 from rlx.evaluate import run_episodes
 from rlx.watch import Moment, Thought, play
@@ -185,7 +184,7 @@ def test_what_is_watched_is_what_is_evaluated() -> None:
     torch.manual_seed(0)
     moments = list(play(env, algo, seeds))
     ends = [m for m in moments if m.action is None]
-    assert [Episode(pytest.approx(m.return_), m.step) for m in ends] == played
+    assert [(pytest.approx(m.return_), m.step) for m in ends] == [(e.return_, e.length) for e in played]
     assert [m.episode for m in ends] == [1, 2]
     assert len(moments) == sum(e.length + 1 for e in played)
     for before, after in itertools.pairwise(moments):
