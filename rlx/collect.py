@@ -18,11 +18,15 @@ SEED_LIMIT = 2**31 - 1
 
 
 class Episode(NamedTuple):
-    """One finished episode: undiscounted return, length in env steps, and whether it was solved, of environments that say so."""
+    """One finished episode: undiscounted return, length in env steps, and what is known of some only.
+
+    These are whether it was solved, of environments that say so, and how many steps of a model the agent asked for, of agents that do.
+    """
 
     return_: float
     length: int
     solved: bool | None = None
+    model_calls: int | None = None
 
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:

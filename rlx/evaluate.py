@@ -32,22 +32,25 @@ def run_episodes(env: VectorEnv, algo: Policy, seeds: NDArray[np.int64], *, mode
     obs, _ = env.reset(seed=np.resize(seeds, num_envs))
     carry = algo.initial_carry(num_envs)
     is_first = np.ones(num_envs, dtype=bool)
-    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
+    returns, lengths, calls = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs, dtype=np.int64)
     episodes: dict[int, Episode] = {}
     while len(episodes) < len(seeds):
-        action, carry, _ = algo.act(to_tensor(np.array(obs), algo.device), carry, to_tensor(is_first, algo.device), mode=mode)
+        action, carry, extras = algo.act(to_tensor(np.array(obs), algo.device), carry, to_tensor(is_first, algo.device), mode=mode)
         obs, reward, terminated, truncated, _ = env.step(to_env(action))
         returns += reward
+        if counts_calls := "model_calls" in extras:
+            calls += extras["model_calls"].cpu().numpy()
         lengths += 1
         is_first = terminated | truncated
         if is_first.any():
             solved = solved_of(env, terminated).tolist()
             for i in np.flatnonzero(is_first):
                 if slot[i] < len(seeds):
-                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i])
+                    asked = int(calls[i]) if counts_calls else None
+                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i], asked)
                 slot[i] = next_episode
                 next_episode += 1
-            returns[is_first], lengths[is_first] = 0.0, 0
+            returns[is_first], lengths[is_first], calls[is_first] = 0.0, 0, 0
             obs, _ = env.reset(seed=seeds[slot % len(seeds)], options={"reset_mask": is_first})
     return [episodes[i] for i in range(len(seeds))]
 

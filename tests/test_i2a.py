@@ -20,7 +20,8 @@ from rlx.collect import Collector
 from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
-from rlx.models.worlds import num_bytes, unpack
+from rlx.evaluate import run_episodes
+from rlx.models.worlds import PerfectWorld, num_bytes, unpack
 from rlx.nn.imagination import I2ANet, RolloutEncoder, num_parameters
 from rlx.types import EnvSpec, Progress, Rollout
 
@@ -337,7 +338,7 @@ def test_search_sees_a_solution_in_a_perfect_world_and_not_in_a_poor_one() -> No
         with torch.no_grad():
             algo.net.value.weight.zero_()
         torch.manual_seed(3)
-        promised = algo._search(algo._planes(push_to_goal()))[0]
+        promised = algo._plan(algo._planes(push_to_goal())).promise[0]
         chosen[corrupt_prob] = promised
     assert chosen[0.0].argmax() == 3
     assert chosen[0.0][3].item() == pytest.approx((1 + 10 - 0.1) / 10, abs=1e-5)  # and nothing comes after it
@@ -349,6 +350,76 @@ def test_a_searcher_is_trained_without_an_encoder_and_only_evaluations_search() 
     metrics = run(algo, collector, 2)
     assert "imagination/policy_shift" not in metrics[-1]
     assert "imagined" not in act(algo, boards(2)).extras
+
+
+def two_pushes_from_goal() -> torch.Tensor:
+    planes = push_to_goal()
+    planes[0, 1] = 0
+    planes[0, 1, 3, 5] = 1
+    return planes
+
+
+def test_a_tree_finds_what_is_two_pushes_away_and_its_line_of_play_is_what_the_rules_say() -> None:
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, eval_simulations=64)
+    assert algo.net.encoder is None
+    assert algo.net.rollout_policy is None
+    with torch.no_grad():
+        algo.net.value.weight.zero_()
+    planes = algo._planes(two_pushes_from_goal())
+    plan = algo._plan(planes)
+    assert plan.action.tolist() == [3]
+    assert plan.promise[0].argmax() == 3
+    assert act(algo, two_pushes_from_goal(), "eval").action.tolist() == [3]
+    first = PerfectWorld(algo.grid).step(planes.expand(4, -1, -1, -1), torch.arange(4))
+    assert torch.equal(plan.planes[0, :, 0], first.planes)
+    assert plan.reward[0, 3].tolist() == pytest.approx([-0.1, 10.9, 0.0])
+    assert torch.equal(plan.planes[0, 3, 1], plan.planes[0, 3, 2]), "a line that has ended stands still"
+
+
+def test_values_beyond_the_end_of_an_episode_do_not_count_in_a_tree() -> None:
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, eval_simulations=1)
+    with torch.no_grad():
+        algo.net.value.weight.zero_()
+        algo.net.value.bias.fill_(100.0)
+        algo.net.policy.bias[3] = 100.0  # which the one simulation therefore tries
+    assert algo._plan(algo._planes(push_to_goal())).promise[0, 3].item() == pytest.approx(1.09)
+
+
+def test_the_tree_of_a_state_depends_on_that_state_alone() -> None:
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, eval_simulations=24)
+    give_weight(algo)
+    planes = algo._planes(boards(4))
+    together = algo._plan(planes)
+    for i in range(4):
+        alone = algo._plan(planes[i : i + 1])
+        torch.testing.assert_close(alone.promise[0], together.promise[i], rtol=1e-4, atol=1e-5)
+        assert alone.calls[0] == together.calls[i] == 24
+
+
+@pytest.mark.parametrize(
+    ("settings", "each"),
+    [
+        ({}, 4 * 3),
+        ({"decide": Decide.search, "search_rollouts": 2}, 2 * 4 * 3),
+        ({"decide": Decide.tree, "eval_simulations": 5}, 5),
+    ],
+)
+def test_model_calls_are_counted_as_the_world_is_asked_until_an_episode_ends(settings: dict[str, Any], each: int) -> None:
+    algo, _ = make(imagination=Imagination.copy, **settings)  # nothing ends in a copy
+    asked = []
+    algo.world = Counting(algo.world, asked)
+    played = run_episodes(grid_env(3), algo, np.arange(3))
+    assert [e.model_calls for e in played] == [each * e.length for e in played]
+    assert sum(asked) == 3 * each * max(e.length for e in played), "and no other call was made"
+
+
+class Counting:
+    def __init__(self, world: Any, asked: list[int]) -> None:
+        self._world, self._asked = world, asked
+
+    def step(self, planes: torch.Tensor, action: torch.Tensor) -> Any:
+        self._asked.append(len(planes))
+        return self._world.step(planes, action)
 
 
 # Reliance of a trained agent
@@ -381,6 +452,15 @@ def test_those_who_imagine_nothing_cannot_do_without_it() -> None:
     with pytest.raises(ConfigError, match="no encoder"):
         searcher.with_imagination("off")
     assert searcher.with_imagination("copy") is not searcher
+    with pytest.raises(ConfigError, match="add --imagination perfect"):
+        make(imagination=Imagination.off)[0].with_imagination("on", decide=Decide.tree)
+    with pytest.raises(ConfigError, match="imagination=off imagines nothing"):
+        make(imagination=Imagination.off)[0].with_imagination("perfect", decide=Decide.search)
+    with pytest.raises(ConfigError, match="no rollout policy"):
+        make(imagination=Imagination.perfect, decide=Decide.tree)[0].with_imagination("on", decide=Decide.search)
+    model_free = make(imagination=Imagination.off)[0]
+    assert "model_calls" in act(model_free.with_imagination("perfect", decide=Decide.tree), boards(2), "eval").extras
+    assert not model_free._in_use
 
 
 def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
@@ -395,6 +475,22 @@ def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
     for reading in READINGS:
         assert run_main(f"eval boxes --episodes 3 --imagination {reading} --json", monkeypatch) == 0
         assert json.loads(capsys.readouterr().out)["imagination"] == reading
+    assert run_main("eval boxes --episodes 3 --decide tree --simulations 7 --json", monkeypatch) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["decide"] == "tree"
+    assert 0 < result["model_calls_mean"] <= 7 * result["length_mean"]
+    assert run_main("eval boxes --episodes 3 --decide search", monkeypatch) == 0
+    assert "model calls" in capsys.readouterr().out
+    for wrong, said in (
+        ("--decide tree --stochastic", "--stochastic: a tree decides"),
+        ("--simulations 7", "add --decide tree"),
+        ("--decide oracle", "expected one of network, search, tree"),
+        ("--decide tree --imagination off", "no encoder that could read nothing"),
+    ):
+        assert run_main(f"eval boxes --episodes 3 {wrong}", monkeypatch) == 2
+        assert said in capsys.readouterr().err
+    assert run_main("eval plain --episodes 3 --decide tree", monkeypatch) == 2
+    assert "algo=a2c, which imagines nothing" in capsys.readouterr().err
     assert run_main("eval boxes --episodes 3 --imagination upside_down", monkeypatch) == 2
     assert "expected one of on, off, shuffled, copy, perfect" in capsys.readouterr().err
     assert run_main("eval plain --episodes 3 --imagination off", monkeypatch) == 2

@@ -23,10 +23,12 @@ from rlx import ops
 from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, Imagined, LearnedWorld, PerfectWorld, World, imagine, num_bytes, pack, unpack
+from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, World, imagine, num_bytes, pack, unpack
 from rlx.nn.flat import FlatAdam
 from rlx.nn.heads import CategoricalHead
 from rlx.nn.imagination import I2ANet, num_parameters
+from rlx.planning.search import SearchConfig
+from rlx.planning.worlds import Plan, search_rollouts, search_tree
 from rlx.replay import TransitionReplay
 from rlx.types import EnvSpec, GridWorld, Insight, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -74,6 +76,7 @@ class I2A:
             })  # fmt: skip
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._reading: Reading = "on"
+        self._decide = config.decide
         self._in_use = config.has_world and not self.learns_model  # whether there is a world that is good enough to imagine in
         self._owed = 0.0  # gradient steps of the model that are due, a fraction of one
 
@@ -104,14 +107,21 @@ class I2A:
     @torch.no_grad()
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         planes = self._planes(obs)
-        if mode == "eval" and self._in_use and self.config.decide is Decide.search:
-            return PolicyOutput(self._search(planes).argmax(-1), carry, {})
+        if mode == "eval" and self._searches:
+            plan = self._plan(planes)
+            return PolicyOutput(plan.action, carry, {"model_calls": plan.calls})
         logits, value, imagined = self._think(planes)
         action = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
         extras = {"logits": logits, "value": value}
         if imagined:
-            extras |= {"imagined": imagined[0], "imagined_reward": imagined[1]}
+            calls = torch.full_like(action, self.grid.num_actions * self.config.rollout_depth)
+            extras |= {"imagined": imagined[0], "imagined_reward": imagined[1], "model_calls": calls}
         return PolicyOutput(action, carry, extras)
+
+    @property
+    def _searches(self) -> bool:
+        """Whether evaluations search, instead of reading."""
+        return self._in_use and self._decide is not Decide.network
 
     def _think(self, planes: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits [B, A] and values [B] of planes [B, C, H, W], and what was imagined of them for `_encode`."""
@@ -126,25 +136,22 @@ class I2A:
         """What `act` does with obs [B, *], under the same draws, and what of its imagination it reads."""
         planes = self._planes(obs)
         without, value = self.net(planes, None)
-        logits, promise, saliency, rolled = without, None, None, None
-        if self._in_use and self.net.encoder:
+        logits, plan, saliency, rolled = without, None, None, None
+        if self._searches and mode == "eval":
+            plan = self._plan(planes)
+            rolled = plan.planes, plan.reward
+        elif self._in_use and self.net.encoder:
             bits, reward = self._deal(*self._imagine(planes))
             rolled = unpack(bits.flatten(0, 2), self.grid.planes_shape).unflatten(0, reward.shape), reward / self._reward_scale
             if self._reading != "off":
                 c_ia = self._encode(bits, reward)
                 logits, value = self.net(planes, c_ia)
                 saliency = self._saliency(planes, c_ia, logits)
-        elif self._in_use and mode == "eval":
-            found = self._roll_out(planes)
-            promise = self._promise(found) / self._reward_scale
-            first = (x.unflatten(1, (len(planes), -1, self.grid.num_actions))[:, :, 0] for x in (found.planes, found.reward))
-            frames, rewards = (x.movedim(0, 2) for x in first)  # of each action's rollouts the first
-            rolled = frames, rewards
         sampled = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
         return Insight(
-            action=sampled if promise is None else promise.argmax(-1), probs=logits.softmax(-1), probs_without=without.softmax(-1),
+            action=plan.action if plan else sampled, probs=logits.softmax(-1), probs_without=without.softmax(-1),
             value=value / self._reward_scale, planes=rolled[0] if rolled else None, reward=rolled[1] if rolled else None,
-            saliency=saliency, promise=promise,
+            saliency=saliency, promise=plan.promise / self._reward_scale if plan else None,
         )  # fmt: skip
 
     def _saliency(self, planes: Tensor, c_ia: Tensor, logits: Tensor) -> Tensor:
@@ -179,49 +186,51 @@ class I2A:
         frames = unpack(bits.permute(2, 0, 1, 3).flatten(0, 2), self.grid.planes_shape).unflatten(0, (depth, batch * num_actions))
         return self.net.encode(frames, reward.permute(2, 0, 1).flatten(1))
 
-    def _search(self, planes: Tensor) -> Tensor:
-        """What each action promises [B, A] without an encoder."""
-        return self._promise(self._roll_out(planes))
-
-    def _roll_out(self, planes: Tensor) -> Imagined:
-        """`search_rollouts` rollouts of every action from planes [B, C, H, W]."""
+    @torch.no_grad()
+    def _plan(self, planes: Tensor) -> Plan:
+        """What a search in the world says of planes [B, C, H, W], whose leaves are worth what the model-free path says."""
         assert self.world is not None
+        config, num_actions = self.config, self.grid.num_actions
+        if self._decide is Decide.tree:
+            search = SearchConfig(simulations=config.eval_simulations, track_bounds=True)
+            return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth, discount=config.discount,
+                               reward_scale=self._reward_scale)  # fmt: skip
         assert self.net.rollout_policy is not None
-        starts = planes.repeat_interleave(self.config.search_rollouts, 0)
-        num_actions, depth = self.grid.num_actions, self.config.rollout_depth
-        return imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=depth)
+        return search_rollouts(
+            self.world, self.net.rollout_policy, self._model_free, planes, num_actions=num_actions, depth=config.rollout_depth,
+            num_rollouts=config.search_rollouts, discount=config.discount, reward_scale=self._reward_scale,
+        )  # fmt: skip
 
-    def _promise(self, rolled: Imagined) -> Tensor:
-        """The mean over an action's rollouts of their rewards and the value where they stop, [B, A].
+    def _model_free(self, planes: Tensor) -> tuple[Tensor, Tensor]:
+        return self.net(planes, None)
 
-        Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
-        """
-        config = self.config
-        _, value = self.net(rolled.planes[-1], None)
-        returns = config.discount**config.rollout_depth * value * rolled.alive[-1]
-        for k, reward in enumerate(rolled.reward):
-            returns = returns + config.discount**k * self._reward_scale * reward
-        return returns.view(-1, config.search_rollouts, self.grid.num_actions).mean(1)
-
-    def with_imagination(self, reading: Reading) -> I2A:
-        """This agent, reading something else than it is used to, to see how much it relies on imagination.
+    def with_imagination(self, reading: Reading, *, decide: Decide | None = None) -> I2A:
+        """This agent, reading something else than it is used to, or deciding otherwise, to see how much it relies on imagination.
 
         Args:
             reading: on changes nothing; off reads nothing (c_ia = 0); shuffled reads rollouts of other states and actions; copy and perfect
                 exchange the world.
+            decide: network, by what it reads; search or tree, by what a search in the world promises.
 
         Raises:
             ConfigError: if it imagines nothing, or does not read what it imagines.
         """
-        if not self._in_use:
+        other = copy.copy(self)
+        other._decide = decide = decide or self._decide
+        given = f"--imagination {reading}" if reading != "on" else f"--decide {decide.value}"
+        brings_world = decide is Decide.tree and reading in ("copy", "perfect")  # all else that a tree needs is a policy and a value
+        if not (self._in_use or brings_world):
             why = f"algo.imagination={self.config.imagination.value} imagines nothing"
             if self.learns_model:
                 why = f"this checkpoint is of phase one, the first algo.model_fraction={self.config.model_fraction} of the run's env steps"
-            raise ConfigError(f"--imagination {reading}: {why}; leave it out, or choose a run or a checkpoint that imagines")
-        if self.config.decide is Decide.search and reading in ("off", "shuffled"):
-            raise ConfigError(f"--imagination {reading}: algo.decide=search has no encoder that could read nothing; use copy or perfect")
-        other = copy.copy(self)
-        other._reading = reading
+            instead = "add --imagination perfect, to search by the true rules" if decide is Decide.tree else (
+                "leave it out, or choose a run or a checkpoint that imagines")  # fmt: skip
+            raise ConfigError(f"{given}: {why}; {instead}")
+        if decide is not Decide.network and reading in ("off", "shuffled"):
+            raise ConfigError(f"{given}: algo.decide={decide.value} has no encoder that could read nothing; use copy or perfect")
+        if decide is Decide.search and self.net.rollout_policy is None:
+            raise ConfigError(f"{given}: this run has no rollout policy, since it was trained with algo.decide=tree; use --decide tree")
+        other._reading, other._in_use = reading, True
         if reading in ("copy", "perfect"):
             other.world = self._world(Imagination[reading], corrupt_prob=0.0)
         return other
@@ -406,17 +415,18 @@ def _model(config: I2AConfig, grid: GridWorld) -> GridModel:
 def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
     """The agent's network; that of the wide arm has at least the parameters of all that a learned imagination takes."""
 
-    def build(width: float, *, imagines: bool, encodes: bool) -> I2ANet:
+    def build(width: float, *, rolls_out: bool, encodes: bool) -> I2ANet:
         return I2ANet(
             grid.planes_shape, grid.num_actions, channels=round(width * config.channels), hidden_size=round(width * config.hidden_size),
-            encoder_channels=config.encoder_channels, encoder_size=config.encoder_size if encodes else 0, rolls_out=imagines,
+            encoder_channels=config.encoder_channels, encoder_size=config.encoder_size if encodes else 0, rolls_out=rolls_out,
         )  # fmt: skip
 
     if config.imagination is not Imagination.wide:
-        return build(1.0, imagines=config.has_world, encodes=config.has_world and config.decide is Decide.network)
-    wanted = num_parameters(build(1.0, imagines=True, encodes=True)) + num_parameters(_model(config, grid))
+        rolls_out, encodes = config.decide is not Decide.tree, config.decide is Decide.network
+        return build(1.0, rolls_out=config.has_world and rolls_out, encodes=config.has_world and encodes)
+    wanted = num_parameters(build(1.0, rolls_out=True, encodes=True)) + num_parameters(_model(config, grid))
     width = 1.0
-    while num_parameters(net := build(width, imagines=False, encodes=False)) < wanted:
+    while num_parameters(net := build(width, rolls_out=False, encodes=False)) < wanted:
         width += 1.0 / 16.0
     return net
 

@@ -29,10 +29,18 @@ def evaluate(
     video: Annotated[int, typer.Option(min=0, help="Also play and record this many episodes as MP4.")] = 0,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     opponent: Annotated[str | None, typer.Option(help="Games: random, one_ply, uct:N or solver. (default: as in training)")] = None,
-    simulations: Annotated[int | None, typer.Option(min=1, help="Games: of each search. (default: as in training's evaluations)")] = None,
+    simulations: Annotated[
+        int | None, typer.Option(min=1, help="Of each search: games, and --decide tree. (default: as in training's evaluations)")
+    ] = None,
     imagination: Annotated[
         str | None,
         typer.Option(help="Agents that imagine: what to read, to see how much they rely on it: on, off, shuffled, copy or perfect."),
+    ] = None,
+    decide: Annotated[
+        str | None,
+        typer.Option(
+            help="Agents that imagine: what chooses actions: the network, or a search or a tree in the world that they imagine in."
+        ),
     ] = None,
     env_settings: Annotated[
         list[str] | None, typer.Option("--env", help="A setting of the environment to evaluate under instead, e.g. num_boxes=2.")
@@ -54,6 +62,8 @@ def evaluate(
       rlx eval boxes --stochastic --imagination shuffled
 
       rlx eval boxes --env num_boxes=2 --env max_episode_steps=120
+
+      rlx eval boxes --decide tree --imagination perfect --simulations 100
     """
     from rlx.config.compose import runs_directory
     from rlx.envs.opponents import parse_opponent
@@ -62,11 +72,13 @@ def evaluate(
 
     opened = RunDir.open(runs_directory(), run)
     config = opened.config(trust=trust)
-    for option, given in (("opponent", opponent), ("simulations", simulations)):
-        if given is not None and not config.env.is_game:
-            raise ConfigError(f"--{option} {given}: env={config.env.id} is no game; leave it out")
-    if imagination is not None:
-        check_reading(opened, config, imagination)
+    if opponent is not None and not config.env.is_game:
+        raise ConfigError(f"--opponent {opponent}: env={config.env.id} is no game; leave it out")
+    check_reading(opened, config, imagination, decide, stochastic=stochastic)
+    by_tree = config.algo.imagines and (decide or config.algo.decide.value) == "tree"
+    if simulations is not None and not (config.env.is_game or by_tree):
+        why = f"env={config.env.id} is no game" + (", and no tree decides; add --decide tree" if config.algo.imagines else "; leave it out")
+        raise ConfigError(f"--simulations {simulations}: {why}")
     if video and config.env.is_game:
         raise ConfigError(f"--video: games have no pictures; rlx play {opened.reference} shows them")
     if opponent is not None:
@@ -91,8 +103,7 @@ def evaluate(
     if env_settings:
         _check_same_spaces(opened, env_factory(replace(config, env=trained_on))(1), env, env_settings)
     algo: Any = load_policy(config, chosen, env)
-    if imagination is not None:
-        algo = algo.with_imagination(imagination)
+    algo = varied(algo, imagination, decide)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"
     seed_everything(seed)
@@ -116,11 +127,18 @@ def evaluate(
     }
     if imagination is not None:
         result["imagination"] = imagination
+    if decide is not None:
+        result["decide"] = decide
     if env_settings:
         result["env"] = env_settings
     if "solve_rate" in summary:
         result["solve_rate"] = summary["solve_rate"]
         result["solve_rate_ci"] = list(bootstrap_interval(np.array([float(bool(e.solved)) for e in played])))
+    calls = [e.model_calls for e in played if e.model_calls is not None]
+    if calls:
+        solved = sum(bool(e.solved) for e in played)
+        result["model_calls_mean"] = sum(calls) / episodes
+        result["model_calls_per_solved"] = sum(calls) / solved if solved else None
     if config.env.is_game:
         returns = [e.return_ for e in played]
         result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
@@ -136,7 +154,8 @@ def evaluate(
     if as_json:
         typer.echo(json.dumps(result))
         return
-    reading = f", imagination {imagination}" if imagination is not None else ""
+    reading = f", decided by {decide}" if decide is not None else ""
+    reading += f", imagination {imagination}" if imagination is not None else ""
     reading += f" with {', '.join(env_settings)}" if env_settings else ""
     typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}{reading}:")
     typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
@@ -150,6 +169,10 @@ def evaluate(
         solved_low, solved_high = result["solve_rate_ci"]
         typer.echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
     typer.echo(f"  length {result['length_mean']:.1f} steps")
+    if calls:
+        each = result["model_calls_per_solved"]
+        per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
+        typer.echo(f"  model calls {result['model_calls_mean']:,.0f} an episode{per_solved}")
     for path in result.get("videos", []):
         typer.echo(f"  video {path}")
 
@@ -185,22 +208,38 @@ def _check_same_spaces(run: RunDir, before: VectorEnv, after: VectorEnv, setting
         )
 
 
-def check_reading(run: RunDir, config: RunConfig, imagination: str) -> None:
-    """Raise a ConfigError unless --imagination names something that an agent of this algorithm could read.
+def check_reading(run: RunDir, config: RunConfig, imagination: str | None, decide: str | None, *, stochastic: bool) -> None:
+    """Check what an agent is asked to read, and what is to decide, where either is given.
 
     Raises:
-        ConfigError: if it is no such name, or the algorithm imagines nothing.
+        ConfigError: if it is no such name, or the algorithm imagines nothing, or samples nothing.
     """
-    from rlx.algos.config.i2a import READINGS
+    from rlx.algos.config.i2a import READINGS, Decide
     from rlx.errors import ConfigError
     from rlx.sweep.prepare import check_choice
 
-    check_choice("--imagination", imagination, READINGS)
-    if not config.algo.imagines:
-        raise ConfigError(
-            f"--imagination {imagination}: {run.reference} is algo={config.algo.name}, which imagines nothing; leave it out, or "
-            "choose a run of algo=i2a"
-        )
+    for option, given, choices in (("--imagination", imagination, READINGS), ("--decide", decide, tuple(d.value for d in Decide))):
+        if given is None:
+            continue
+        check_choice(option, given, choices)
+        if not config.algo.imagines:
+            raise ConfigError(
+                f"{option} {given}: {run.reference} is algo={config.algo.name}, which imagines nothing; leave it out, or "
+                "choose a run of algo=i2a"
+            )
+    if stochastic and config.algo.imagines:
+        decider = decide or config.algo.decide.value
+        if decider != "network":
+            raise ConfigError(f"--stochastic: a {decider} decides, and it samples no actions; leave it out, or add --decide network")
+
+
+def varied(algo: Any, imagination: str | None, decide: str | None) -> Any:
+    """An agent that imagines, reading and deciding as the options say; any other as it is."""
+    from rlx.algos.config.i2a import Decide
+
+    if imagination is None and decide is None:
+        return algo
+    return algo.with_imagination(imagination or "on", decide=Decide(decide) if decide else None)
 
 
 def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv) -> Algorithm:

@@ -41,6 +41,10 @@ def watch(
         str | None,
         typer.Option(help="Agents that imagine: what to read, as in rlx eval: on, off, shuffled, copy or perfect."),
     ] = None,
+    decide: Annotated[
+        str | None,
+        typer.Option(help="Agents that imagine: what chooses actions, as in rlx eval: network, search or tree."),
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     gif: Annotated[Path | None, typer.Option(help="Write the episodes here as a film instead of showing them.")] = None,
@@ -62,7 +66,7 @@ def watch(
 
       rlx watch boxes --png decision.png --steps 8
     """
-    from rlx.cli.evaluate import EVAL_STREAM, check_reading, choose_checkpoint, load_policy
+    from rlx.cli.evaluate import EVAL_STREAM, check_reading, choose_checkpoint, load_policy, varied
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
@@ -77,12 +81,9 @@ def watch(
     opened = RunDir.open(runs_directory(), run)
     config = opened.config(trust=False)
     env = _board(opened, config)
-    if imagination is not None:
-        check_reading(opened, config, imagination)
+    check_reading(opened, config, imagination, decide, stochastic=stochastic)
     chosen = choose_checkpoint(opened, checkpoint)
-    algo: Any = load_policy(config, chosen, env)
-    if imagination is not None:
-        algo = algo.with_imagination(imagination)
+    algo: Any = varied(load_policy(config, chosen, env), imagination, decide)
 
     from rlx.evaluate import episode_seeds
     from rlx.rng import seed_everything
@@ -91,9 +92,10 @@ def watch(
     seed_everything(seed)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
     moments = play(env, algo, seeds, mode="train" if stochastic else "eval", steps=steps)
-    reading = f", imagination {imagination}" if imagination is not None else ""
+    reading = f", decided by {decide}" if decide is not None else ""
+    reading += f", imagination {imagination}" if imagination is not None else ""
     title = f"{opened.name} at {chosen.env_steps:,} env steps{reading}"
-    depth = config.algo.rollout_depth if config.algo.imagines and config.algo.has_world else 0
+    depth = config.algo.rollout_depth if config.algo.imagines and (config.algo.has_world or decide) else 0
     if png is not None:
         _save_picture(png, moments, env.rules, title, depth, number=steps or 1)
     elif gif is not None:

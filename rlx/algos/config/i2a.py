@@ -24,6 +24,7 @@ class Imagination(Enum):
 class Decide(Enum):
     network = "network"
     search = "search"
+    tree = "tree"
 
 
 @dataclass(kw_only=True)
@@ -38,11 +39,14 @@ class I2AConfig(AlgoConfig):
     """The world to imagine in: learned, perfect (the true rules), or a copy of what is seen; off is model-free, wide is off with the
     parameters of learned."""
     decide: Decide = Decide.network
-    """network: the agent reads its rollouts; search: it is model-free, and evaluations take the action whose rollouts promise most."""
+    """network: the agent reads its rollouts. Otherwise it is model-free, and its evaluations search in the world: search takes the action
+    whose rollouts promise most, tree the one that a tree search (PUCT) visits most."""
     rollout_depth: int = 3
     """Imagined steps of each rollout, the paper's tau; at least 1."""
     search_rollouts: int = 4
     """search: rollouts for each action; at least 1."""
+    eval_simulations: int = 64
+    """tree: simulations of each decision; at least 1."""
     corrupt_prob: float = 0.0
     """Share of the bits of every imagined frame that are flipped at random, which makes a model poor; within [0, 1]."""
     model_fraction: float = 0.1
@@ -94,8 +98,9 @@ class I2AConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("rollout_depth", "search_rollouts", "model_batch_size", "model_channels", "model_layers", "channels", "hidden_size",
-                    "encoder_channels", "encoder_size", "rollout_length", "num_epochs", "num_minibatches"):  # fmt: skip
+        for key in ("rollout_depth", "search_rollouts", "eval_simulations", "model_batch_size", "model_channels", "model_layers",
+                    "channels", "hidden_size", "encoder_channels", "encoder_size", "rollout_length", "num_epochs",
+                    "num_minibatches"):  # fmt: skip
             require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
         for key in ("model_learning_rate", "model_reuse", "max_grad_norm"):
             require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
@@ -107,9 +112,9 @@ class I2AConfig(AlgoConfig):
         require(0.0 <= self.model_fraction < 1.0, "algo.model_fraction", "within [0, 1)", self.model_fraction)
         expected = f"at least algo.model_batch_size={self.model_batch_size}"
         require(self.model_replay_size >= self.model_batch_size, "algo.model_replay_size", expected, self.model_replay_size)
-        if self.decide is Decide.search and not self.has_world:
+        if self.decide is not Decide.network and not self.has_world:
             raise ConfigError(
-                f"algo.decide=search needs a world to search in, and algo.imagination={self.imagination.value} has none; "
+                f"algo.decide={self.decide.value} needs a world to search in, and algo.imagination={self.imagination.value} has none; "
                 "use algo.imagination=learned, perfect or copy"
             )
 
@@ -138,8 +143,12 @@ class I2AConfig(AlgoConfig):
             unused |= dict.fromkeys(("encoder_channels", "encoder_size"), "imagination=learned")
         if not self.has_world:
             unused |= dict.fromkeys(("rollout_depth", "distill_coef", "corrupt_prob"), "imagination=learned")
-        if self.decide is Decide.network:
+        if self.decide is not Decide.search:
             unused["search_rollouts"] = "decide=search"
-        else:
+        if self.decide is not Decide.tree:
+            unused["eval_simulations"] = "decide=tree"
+        if self.decide is not Decide.network:
             unused["encoder_size"] = "decide=network"
+        if self.decide is Decide.tree:
+            unused |= dict.fromkeys(("rollout_depth", "distill_coef", "encoder_channels"), "decide=network")
         return unused

@@ -1,0 +1,130 @@
+"""Deciding by search in a world of frames, as an agent without an encoder must: Monte-Carlo rollouts of every action, or a tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlx.models.worlds import World, imagine
+from rlx.planning.search import Array, Found, SearchConfig, search
+
+Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From planes [n, C, H, W] to logits [n, A] and values [n]."""
+
+
+class Plan(NamedTuple):
+    """What a search found in B states."""
+
+    promise: Tensor  # [B, A] the return that each action promises
+    action: Tensor  # [B] the one to take
+    planes: Tensor  # [B, A, D, C, H, W] a line of play for each action, as bits
+    reward: Tensor  # [B, A, D] along it
+    calls: Tensor  # [B] steps of the world that were asked for
+
+
+def search_rollouts(
+    world: World, rollout_policy: Callable[[Tensor], Tensor], evaluate: Evaluate, planes: Tensor, *, num_actions: int, depth: int,
+    num_rollouts: int, discount: float, reward_scale: float,
+) -> Plan:  # fmt: skip
+    """Take the action whose rollouts from planes [B, C, H, W] promise most, on average.
+
+    Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
+    """
+    rolled = imagine(world, rollout_policy, planes.repeat_interleave(num_rollouts, 0), num_actions=num_actions, depth=depth)
+    _, value = evaluate(rolled.planes[-1])
+    returns = discount**depth * value * rolled.alive[-1]
+    for k, reward in enumerate(rolled.reward):
+        returns = returns + discount**k * reward_scale * reward
+    promise = returns.view(-1, num_rollouts, num_actions).mean(1)
+    frames, rewards = (x.unflatten(1, (len(planes), num_rollouts, -1))[:, :, 0].movedim(0, 2) for x in (rolled.planes, rolled.reward))
+    calls = torch.full((len(planes),), num_rollouts * num_actions * depth, device=planes.device)
+    return Plan(promise, promise.argmax(-1), frames, rewards, calls)  # of each action's rollouts the first
+
+
+def search_tree(
+    world: World, evaluate: Evaluate, planes: Tensor, config: SearchConfig, *, depth: int, discount: float, reward_scale: float
+) -> Plan:
+    """Take the action that a search tree over planes [B, C, H, W] visits most.
+
+    Args:
+        config: of the search, which must track the bounds of returns.
+        depth: length D of the lines of play in the plan, those that were visited most; where a line ends, its last frame stands still.
+    """
+    model = WorldModel(world, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.simulations + 1)
+    found = search(model, config, np.random.default_rng(0))  # without noise at the roots nothing is drawn
+    trees, device = found.trees, planes.device
+    num_trees, num_actions = len(planes), int(trees.count[0, 0])
+    edges = trees.start[:, :1] + np.arange(num_actions)  # of the roots, [B, A]
+    at = np.arange(num_trees)[:, None]
+    n, w = trees.n[at, edges], trees.w[at, edges]
+    promise = np.where(n > 0, w / np.maximum(n, 1), trees.value[:, :1]).astype(np.float32)
+    frames, rewards = [], []
+    slot, goes_on = np.zeros((num_trees, num_actions), dtype=np.int64), np.ones((num_trees, num_actions), dtype=bool)
+    for k in range(depth):
+        if k > 0:
+            edges = _most_visited(trees.start[at, slot], trees.count[at, slot], trees.n)
+        goes_on &= (edges >= 0) & (trees.child[at, edges] >= 0)
+        slot = np.where(goes_on, trees.child[at, edges], slot)
+        rewards.append(np.where(goes_on, trees.reward[at, edges], 0.0))
+        frames.append(model.planes[torch.from_numpy(at), torch.from_numpy(slot)])
+    return Plan(
+        torch.from_numpy(promise).to(device), torch.from_numpy(found.best()).to(device), torch.stack(frames, 2).to(planes.dtype),
+        torch.from_numpy(np.stack(rewards, 2).astype(np.float32)).to(device) / reward_scale, torch.from_numpy(model.calls).to(device),
+    )  # fmt: skip
+
+
+def _most_visited(start: Array, count: Array, visits: Array) -> Array:
+    """The edge that was visited most of those of nodes [B, A], and -1 where there is none."""
+    best = np.full(start.shape, -1)
+    for b, a in np.ndindex(start.shape):
+        stretch = visits[b, start[b, a] : start[b, a] + count[b, a]]
+        if stretch.size and stretch.max() > 0:
+            best[b, a] = start[b, a] + int(stretch.argmax())
+    return best
+
+
+class WorldModel:
+    """A world as a tree search asks it. Each edge is imagined once: what is random in a world is drawn for the whole search.
+
+    Args:
+        world: to imagine in.
+        evaluate: logits and values of frames, without imagination.
+        planes: [B, C, H, W] of the roots.
+        discount: of every step.
+        reward_scale: rewards are multiplied by it, which makes them the values' units.
+        num_nodes: most nodes of a tree.
+    """
+
+    def __init__(self, world: World, evaluate: Evaluate, planes: Tensor, *, discount: float, reward_scale: float, num_nodes: int) -> None:
+        self._world, self._evaluate, self._roots = world, evaluate, planes
+        self._discount, self._reward_scale = discount, reward_scale
+        self.planes = torch.zeros(len(planes), num_nodes, *planes.shape[1:], dtype=torch.uint8, device=planes.device)
+        """[B, N, C, H, W] the frames of all nodes."""
+        self.calls = np.zeros(len(planes), dtype=np.int64)
+        """[B] steps of the world that each tree asked for."""
+
+    def root(self) -> Found:
+        self.planes[:, 0] = self._roots
+        nothing = np.zeros(len(self._roots), dtype=np.float32)
+        return self._found(self._roots, reward=nothing, alive=nothing == 0.0)
+
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+        np.add.at(self.calls, trees, 1)
+        at = torch.from_numpy(trees)
+        before = self.planes[at, torch.from_numpy(parents)].to(self._roots.dtype).contiguous(memory_format=torch.channels_last)
+        step = self._world.step(before, torch.from_numpy(actions).long().to(before.device))
+        self.planes[at, torch.from_numpy(slots)] = step.planes.to(torch.uint8)
+        return self._found(step.planes, reward=self._reward_scale * step.reward.cpu().numpy(), alive=~step.terminated.cpu().numpy())
+
+    def _found(self, planes: Tensor, *, reward: Array, alive: Array) -> Found:
+        logits, value = (x.cpu().numpy() for x in self._evaluate(planes))
+        num_actions = logits.shape[1]
+        return Found(
+            counts=np.where(alive, num_actions, 0), actions=np.tile(np.arange(num_actions), int(alive.sum())),
+            logits=logits[alive].reshape(-1), value=np.where(alive, value, 0.0).astype(np.float32), reward=reward,
+            discount=np.where(alive, self._discount, 0.0).astype(np.float32),
+        )  # fmt: skip
