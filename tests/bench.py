@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [envs]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [envs]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -210,6 +210,28 @@ def latent() -> None:
           f"{last['time/steps_per_s']:,.0f} env steps/s with training", flush=True)  # fmt: skip
 
 
+def i2a() -> None:
+    """How fast I2A trains on small Sokoban once it imagines, beside its model-free path alone and with a single pass over each rollout."""
+    common = ["algo=i2a", "env=sokoban", "loop.total_env_steps=26000", "loop.log_every=1"]
+
+    def imagining(*overrides: str) -> float:
+        lines = [line for line in rlx(*common, "loop.eval_every=0", "loop.checkpoint_every=0", *overrides) if "loss/policy" in line]
+        return statistics.median(line["time/steps_per_s"] for line in lines[3:])  # the first are of phase one, and compile
+
+    arms = {
+        "tau = 3": ("algo.model_fraction=0.01",),
+        "tau = 3, one pass": ("algo.model_fraction=0.01", "algo.num_epochs=1"),
+        "tau = 3, two threads": ("algo.model_fraction=0.01", "runtime.threads=2"),
+        "model-free": ("algo.imagination=off",),
+    }
+    measured = [{name: imagining(*overrides) for name, overrides in arms.items()} for _ in range(3)]
+    alone = statistics.median(speeds["model-free"] for speeds in measured)
+    for name in arms:
+        speeds = sorted(m[name] for m in measured)
+        print(f"I2A on Sokoban 7 x 7, {name}: {speeds[1]:,.0f} frames/s ({speeds[0]:,.0f} to {speeds[2]:,.0f}), "
+              f"{speeds[1] / alone:.2f} of model-free", flush=True)  # fmt: skip
+
+
 def envs() -> None:
     """Env steps a second of the grid worlds under random actions, with observations and the resets of what ends; the best of many windows."""
     import numpy as np
@@ -264,6 +286,6 @@ def envs() -> None:
 
 
 if __name__ == "__main__":
-    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning, latent, envs)}
+    benchmarks = {f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning, latent, i2a, envs)}
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()

@@ -107,3 +107,21 @@ def test_pets_balances_a_pole_within_ten_times_200_steps(tmp_path: Path) -> None
         evaluated = lines[-1]["eval/return_mean"]
         print(f"seed {seed}: training returns {returns}, evaluation {evaluated}")
         assert min(sum(returns) / len(returns), evaluated) >= 175.0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_i2a_solves_more_new_levels_than_its_model_free_path_and_its_model_foresees_five_steps(tmp_path: Path) -> None:
+    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
+    solved: dict[str, list[float]] = {"learned": [], "off": []}
+    for arm, rates in solved.items():
+        for seed in SEEDS:
+            train = f"train algo=i2a env=sokoban algo.imagination={arm} loop.total_env_steps=250000 seed={seed} --name {arm}{seed}"
+            subprocess.run([RLX, *train.split(), "log.console=quiet", "log.wandb=disabled"], check=True, env=environment)
+            evaluate = [RLX, "eval", f"{arm}{seed}", "--stochastic", "--episodes", "500", "--json"]
+            out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
+            rates.append(out["solve_rate"])
+            last = json.loads((tmp_path / f"{arm}{seed}" / "metrics.jsonl").read_text().splitlines()[-1])
+            assert arm == "off" or (last["model/changed_cell_accuracy"] >= 0.99 and last["model/frame_accuracy_5"] >= 0.9)
+    print(f"share of 500 new levels that are solved, of 7 x 7 with one box after 250,000 steps: {solved}")
+    assert sum(solved["learned"]) > sum(solved["off"])
