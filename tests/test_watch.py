@@ -166,7 +166,7 @@ def test_a_search_shows_what_it_promises() -> None:
     torch.manual_seed(0)
     told = algo.explain(boards(3))
     torch.manual_seed(0)
-    assert torch.allclose(told.promise, 10.0 * algo._search(algo._planes(boards(3))), atol=1e-5)
+    assert torch.allclose(told.promise, 10.0 * algo._plan(algo._planes(boards(3))).promise, atol=1e-5)
     assert told.planes is not None
     reached, _, _ = algo.grid.step(boards(3).numpy(), np.full(3, 2), np.random.default_rng(0))
     assert torch.equal(told.planes[:, 2, 0], torch.from_numpy(reached).float())
@@ -307,10 +307,20 @@ def test_a_picture_is_of_the_decision_that_was_asked_for(inside: Path, run_comma
     assert (pictures[0] == wall).all(-1).mean() > 0.1, "the board is in its colours"
 
 
-@pytest.mark.parametrize("run", ["search", "ghosts", "actor"])
-def test_every_agent_has_a_picture(run: str, inside: Path, run_command: Command) -> None:
-    assert run_command(f"watch {run} --png {inside / 'a.png'}")[0] == 0
+@pytest.mark.parametrize("words", ["search", "search --decide tree", "ghosts", "actor"])
+def test_every_agent_has_a_picture(words: str, inside: Path, run_command: Command) -> None:
+    assert run_command(f"watch {words} --png {inside / 'a.png'}")[0] == 0
     assert imageio.imread(inside / "a.png").shape[0] > 300
+
+
+@pytest.mark.parametrize(("run", "settings"), [("actor", SokobanSettings()), ("ghosts", MiniPacmanSettings())])
+def test_a_picture_names_the_colour_of_every_kind_of_cell(run: str, settings: Any, inside: Path, run_command: Command) -> None:
+    grid = make_grid(settings, 1).rules
+    assert len(grid.kind_names) == len(grid.glyphs) == len(grid.colours)
+    assert run_command(f"watch {run} --png {inside / 'a.png'}")[0] == 0
+    below = imageio.imread(inside / "a.png")[-31:, :, :3]  # where no board is
+    for name, colour in zip(grid.kind_names, grid.colours, strict=True):
+        assert (below == colour).all(-1).sum() >= 11 * 11, name
 
 
 @pytest.mark.parametrize(("words", "said"), [

@@ -213,6 +213,7 @@ def _scene(moment: Moment, grid: Grid, title: str, depth: int) -> Scene:
         shares={name: values for name, values in shares.items() if values is not None}, promise=thought.promise if thought else None,
         frames=frames, reward=thought.reward if thought else None, depth=depth,
         frame_size=(tile * grid.planes_shape[1], tile * grid.planes_shape[2]),
+        legend=list(zip(grid.kind_names, grid.colours, strict=True)),
     )  # fmt: skip
 
 

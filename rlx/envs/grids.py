@@ -36,6 +36,7 @@ class Grid(abc.ABC):
     """Whether an episode that terminates has been solved."""
     glyphs: str
     """A character for each kind of cell."""
+    kind_names: tuple[str, ...]
     colours: NDArray[np.uint8]  # [kinds, 3]
     action_names: tuple[str, ...]
     player_plane: int

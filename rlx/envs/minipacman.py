@@ -98,6 +98,7 @@ class MiniPacman(Grid):
     player_plane = PLAYER_
     events = ("step", "food", "power_pill", "eat_ghost", "die")
     glyphs = " #.oPGg="
+    kind_names = ("floor", "wall", "food", "power pill", "player", "ghost", "edible ghost", "power left")
     colours = np.array(
         [[24, 24, 32], [70, 80, 150], [150, 140, 110], [240, 240, 240], [250, 210, 60], [230, 70, 70], [110, 190, 250], [90, 220, 120]],
         dtype=np.uint8,

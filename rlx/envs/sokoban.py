@@ -42,6 +42,7 @@ class Sokoban(Grid):
     event_reward = np.array([-0.1, 1.0, -1.0, 10.0], dtype=np.float32)
     termination_solves = True
     glyphs = " #.$*@+"
+    kind_names = ("floor", "wall", "goal", "box", "box on a goal", "player", "player on a goal")
     colours = np.array(
         [[40, 40, 48], [120, 92, 72], [210, 70, 80], [214, 160, 60], [90, 180, 90], [90, 150, 230], [170, 120, 220]], dtype=np.uint8
     )

@@ -26,6 +26,8 @@ _BAR = 90
 _LINE = 19
 _STATUS = 140
 """Pixels below the board for what is said of it."""
+_SQUARE = 11
+"""Pixels of the side of a colour in the legend."""
 _INK, _FAINT, _CHOSEN = "#222222", "#777777", "#009E73"
 _COLOURS = {"policy": "#0072B2", "without": "#56B4E9", "saliency": "#CC79A7"}
 
@@ -48,6 +50,8 @@ class Scene:
     depth: int
     frame_size: tuple[int, int]
     """Height and width in pixels of a frame, also where there is none."""
+    legend: list[tuple[str, NDArray[np.uint8]]]
+    """What the colours [3] of cells mean."""
 
 
 def paint(scene: Scene) -> NDArray[np.uint8]:
@@ -55,9 +59,11 @@ def paint(scene: Scene) -> NDArray[np.uint8]:
     board_height, board_width = scene.board.shape[:2]
     frame_height, frame_width = scene.frame_size
     row = max(frame_height + _LINE + 6, 5 * _LINE)
-    height = _HEAD + max(board_height + _STATUS, row * len(scene.actions)) + _MARGIN // 2
     across = scene.depth * (frame_width + _GAP)
     width = _MARGIN + board_width + 2 * _MARGIN + _LABEL + across + _MARGIN
+    legend = _spread([name for name, _ in scene.legend], width - 2 * _MARGIN)
+    below = _HEAD + max(board_height + _STATUS, row * len(scene.actions)) + _MARGIN // 2
+    height = below + (1 + max((line for _, line in legend), default=-1)) * _LINE + (_MARGIN // 2 if legend else 0)
     figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI, facecolor="white")
     page = _Page(figure, height)
     page.text(_MARGIN, 14, scene.title, size=11, weight="bold")
@@ -71,9 +77,25 @@ def paint(scene: Scene) -> NDArray[np.uint8]:
             page.text(x, _HEAD - 18, f"step {k + 1}", color=_FAINT, ha="center")
     for action in range(len(scene.actions)):
         _paint_action(page, scene, action, left, _HEAD + action * row)
+    for (across, down), (name, colour) in zip(legend, scene.legend, strict=True):
+        x, y = _MARGIN + across, below + down * _LINE
+        page.image(x, y, np.broadcast_to(colour, (_SQUARE, _SQUARE, 3)))
+        page.text(x + _SQUARE + 5, y - 1, name, color=_FAINT)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _spread(names: list[str], width: int) -> list[tuple[int, int]]:
+    """Where in the legend each name stands: pixels from the left, and the line."""
+    places, x, line = list[tuple[int, int]](), 0, 0
+    for name in names:
+        needed = _SQUARE + 5 + 7 * len(name)  # no letter of this size is wider on average
+        if x + needed > width and x:
+            x, line = 0, line + 1
+        places.append((x, line))
+        x += needed + _GAP
+    return places
 
 
 def save(picture: NDArray[np.uint8], path: Path) -> None:
