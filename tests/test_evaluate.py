@@ -210,8 +210,28 @@ def test_solved_levels_are_counted_in_training_and_in_evaluations(
     assert "episodes of rlx/Sokoban-v0 with num_boxes=2:" in capsys.readouterr().out
 
 
+def test_several_values_of_a_setting_are_measured_as_each_alone(
+    boxes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(boxes)
+    together = "eval boxes --stochastic --episodes 12 --env num_boxes=1,3 --env max_episode_steps=20"
+    assert run_main(f"{together} --json", monkeypatch) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert run_main(f"{together.replace('1,3', '3')} --json", monkeypatch) == 0
+    assert lines[1] == json.loads(capsys.readouterr().out)
+    assert lines[0]["env"] == ["num_boxes=1", "max_episode_steps=20"]
+    assert run_main(together, monkeypatch) == 0
+    out = capsys.readouterr().out
+    for line in lines:
+        row = next(row for row in out.splitlines() if line["env"][0] in row)
+        assert f"{100 * line['solve_rate']:.1f} %" in row
+    assert run_main(f"{together} --video 1", monkeypatch) == 2
+    assert "one value of every --env at a time" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("words", "message"), [
-    ("--env num_boxes", "--env num_boxes: expected name=value"), ("--env num_box=2", "did you mean env.kwargs.num_boxes?"),
+    ("--env num_boxes", "--env num_boxes: expected name=value"), ("--env num_boxes=1,", "--env num_boxes=: expected name=value"),
+    ("--env num_box=2", "did you mean env.kwargs.num_boxes?"),
     ("--env size=9", "acts on Box(0, 1, (4, 7, 7), uint8) with Discrete(4), but this is Box(0, 1, (4, 9, 9), uint8)"),
 ])  # fmt: skip
 def test_environments_to_evaluate_in_that_do_not_fit_are_refused(

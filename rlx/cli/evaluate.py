@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,10 +44,11 @@ def evaluate(
         ),
     ] = None,
     env_settings: Annotated[
-        list[str] | None, typer.Option("--env", help="A setting of the environment to evaluate under instead, e.g. num_boxes=2.")
+        list[str] | None,
+        typer.Option("--env", help="A setting of the environment to evaluate under instead, e.g. num_boxes=2; several values: 1,2,3."),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, on a line for each value of --env.")] = False,
     trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
 ) -> None:
     """Evaluate a run in environments of its own: frozen normalisers, fixed episodes, mean, deviation and a 95 % interval.
@@ -61,7 +63,7 @@ def evaluate(
 
       rlx eval boxes --stochastic --imagination shuffled
 
-      rlx eval boxes --env num_boxes=2 --env max_episode_steps=120
+      rlx eval boxes --env num_boxes=1,2,3,4 --env max_episode_steps=120
 
       rlx eval boxes --decide tree --imagination perfect --simulations 100
     """
@@ -87,10 +89,34 @@ def evaluate(
     if simulations is not None:
         config.algo.eval_simulations = simulations
     chosen = choose_checkpoint(opened, checkpoint)
-    trained_on = config.env
-    if env_settings:
-        config.env = _changed(trained_on, env_settings)
+    under = _each(env_settings or [])
+    if video and len(under) > 1:
+        raise ConfigError("--video: one value of every --env at a time; leave the others out")
+    changed = [replace(config, env=_changed(config.env, settings)) for settings in under]
+    results = []
+    for settings, there in zip(under, changed, strict=True):
+        result = _measure(opened, config, there, chosen, settings, episodes=episodes, stochastic=stochastic, video=video,
+                          imagination=imagination, decide=decide, seed=seed)  # fmt: skip
+        results.append(result)
+        if as_json:
+            typer.echo(json.dumps(result))
+    if not as_json:
+        reading = f", decided by {decide}" if decide is not None else ""
+        reading += f", imagination {imagination}" if imagination is not None else ""
+        reading += f" with {', '.join(under[0])}" if len(under) == 1 and under[0] else ""
+        mode = results[0]["mode"]
+        typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {mode} episodes of {config.env.id}{reading}:")
+        if len(results) == 1:
+            _say(results[0])
+        else:
+            _tabulate(results)
 
+
+def _measure(
+    run: RunDir, trained: RunConfig, config: RunConfig, checkpoint: Checkpoint, settings: list[str], *, episodes: int, stochastic: bool,
+    video: int, imagination: str | None, decide: str | None, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """Play episodes of `config`, which is that of the run but for some settings of its environment; what --json prints."""
     import numpy as np
 
     from rlx.build import env_factory, known_best
@@ -100,10 +126,9 @@ def evaluate(
 
     make_env = env_factory(config)
     env = make_env(min(episodes, MAX_PARALLEL))
-    if env_settings:
-        _check_same_spaces(opened, env_factory(replace(config, env=trained_on))(1), env, env_settings)
-    algo: Any = load_policy(config, chosen, env)
-    algo = varied(algo, imagination, decide)
+    if settings:
+        _check_same_spaces(run, env_factory(trained)(1), env, settings)
+    algo = varied(load_policy(config, checkpoint, env), imagination, decide)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"
     seed_everything(seed)
@@ -111,26 +136,25 @@ def evaluate(
     env.close()
 
     summary = {name.removeprefix("eval/"): value for name, value in summarize(played).items()}
-    low, high = summary["return_ci_low"], summary["return_ci_high"]
     result: dict[str, Any] = {
-        "run": opened.name,
+        "run": run.name,
         "episodes": episodes,
         "mode": "stochastic" if stochastic else "deterministic",
         "return_mean": summary["return_mean"],
         "return_std": summary["return_std"],
-        "return_ci": [low, high],
+        "return_ci": [summary["return_ci_low"], summary["return_ci_high"]],
         "return_min": min(e.return_ for e in played),
         "return_max": max(e.return_ for e in played),
         "length_mean": summary["length_mean"],
-        "env_steps": chosen.env_steps,
+        "env_steps": checkpoint.env_steps,
         "eval_env_steps": sum(e.length for e in played),
     }
     if imagination is not None:
         result["imagination"] = imagination
     if decide is not None:
         result["decide"] = decide
-    if env_settings:
-        result["env"] = env_settings
+    if settings:
+        result["env"] = settings
     if "solve_rate" in summary:
         result["solve_rate"] = summary["solve_rate"]
         result["solve_rate_ci"] = list(bootstrap_interval(np.array([float(bool(e.solved)) for e in played])))
@@ -149,18 +173,17 @@ def evaluate(
     if video:
         from rlx.video import record
 
-        directory = opened.path / "videos"
-        result["videos"] = [str(p) for p in record(config, algo, seeds[:video], directory, prefix=f"{chosen.env_steps}", mode=mode)]
-    if as_json:
-        typer.echo(json.dumps(result))
-        return
-    reading = f", decided by {decide}" if decide is not None else ""
-    reading += f", imagination {imagination}" if imagination is not None else ""
-    reading += f" with {', '.join(env_settings)}" if env_settings else ""
-    typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {result['mode']} episodes of {config.env.id}{reading}:")
+        directory = run.path / "videos"
+        result["videos"] = [str(p) for p in record(config, algo, seeds[:video], directory, prefix=f"{checkpoint.env_steps}", mode=mode)]
+    return result
+
+
+def _say(result: dict[str, Any]) -> None:
+    """Print what was measured."""
+    low, high = result["return_ci"]
     typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
-    if config.env.is_game:
+    if "score" in result:
         typer.echo(f"  score {result['score']:.3f} against {result['opponent']}: "
                    f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
     if "optimal_moves" in result:
@@ -169,12 +192,42 @@ def evaluate(
         solved_low, solved_high = result["solve_rate_ci"]
         typer.echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
     typer.echo(f"  length {result['length_mean']:.1f} steps")
-    if calls:
+    if "model_calls_mean" in result:
         each = result["model_calls_per_solved"]
         per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
         typer.echo(f"  model calls {result['model_calls_mean']:,.0f} an episode{per_solved}")
     for path in result.get("videos", []):
         typer.echo(f"  video {path}")
+
+
+def _tabulate(results: list[dict[str, Any]]) -> None:
+    """Print what was measured under several settings, a line for each."""
+    from rlx.cli.catalogue import make_table, terminal
+
+    solves, calls = "solve_rate" in results[0], "model_calls_mean" in results[0]
+    table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
+                       *(["model calls", "per solved"] if calls else []))  # fmt: skip
+    for result in results:
+        low, high = result["return_ci"]
+        row = [" ".join(result["env"]), f"{result['return_mean']:.1f}", f"{low:.1f} to {high:.1f}"]
+        if solves:
+            row += [f"{100 * result['solve_rate']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * x for x in result["solve_rate_ci"]))]
+        row.append(f"{result['length_mean']:.1f}")
+        if calls:
+            each = result["model_calls_per_solved"]
+            row += [f"{result['model_calls_mean']:,.0f}", f"{each:,.0f}" if each else "–"]
+        table.add_row(*row)
+    terminal().print(table)
+
+
+def _each(settings: list[str]) -> list[list[str]]:
+    """Every combination of the values of --env: `num_boxes=1,2` stands for two, `[1, 2]` for one."""
+    choices = []
+    for setting in settings:
+        name, equals, values = setting.partition("=")
+        several = [values] if values[:1] in ("[", "{", "'", '"') else values.split(",")
+        choices.append([f"{name}{equals}{value}" for value in several])
+    return [list(combination) for combination in itertools.product(*choices)]
 
 
 def _changed(env: EnvConfig, settings: list[str]) -> EnvConfig:
@@ -190,7 +243,7 @@ def _changed(env: EnvConfig, settings: list[str]) -> EnvConfig:
     kwargs = dict(env.kwargs)
     for setting in settings:
         name, equals, value = setting.removeprefix("env.").removeprefix("kwargs.").partition("=")
-        if not (equals and name):
+        if not (equals and name and value):
             raise ConfigError(f"--env {setting}: expected name=value, e.g. --env max_episode_steps=120")
         kwargs[name] = yaml.safe_load(value)
     return replace(env, kwargs=kwargs)
