@@ -21,7 +21,7 @@ from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.evaluate import run_episodes
-from rlx.models.worlds import PerfectWorld, num_bytes, unpack
+from rlx.models.worlds import PerfectWorld, distinct, num_bytes, pack, unpack
 from rlx.nn.imagination import I2ANet, RolloutEncoder, num_parameters
 from rlx.types import EnvSpec, Progress, Rollout
 
@@ -107,12 +107,12 @@ def test_rollout_a_begins_with_action_a_and_stands_at_place_a() -> None:
 def test_encodings_stand_beside_each_other_in_the_order_of_the_actions() -> None:
     net = I2ANet((4, 7, 7), 3, channels=4, hidden_size=8, encoder_channels=4, encoder_size=5, rolls_out=True)
     planes, reward = torch.randint(2, (2, 6, 4, 7, 7)).float(), torch.rand(2, 6)
-    together = net.encode(planes, reward)
+    together = net.encode(planes.flatten(0, 1), reward.flatten(), torch.arange(12).view(2, 6))
     assert net.encoder is not None
     for state in range(2):
         for action in range(3):
             n = 3 * state + action
-            alone = net.encoder(planes[:, n : n + 1], reward[:, n : n + 1])[0]
+            alone = net.encoder(planes[:, n], reward[:, n], torch.tensor([[0], [1]]))[0]
             assert torch.allclose(together[state, 5 * action : 5 * action + 5], alone, atol=1e-6)
 
 
@@ -128,8 +128,24 @@ def test_the_encoder_is_an_lstm_over_the_frames_in_reverse() -> None:
                              (lstm.bias_ih_l0, encoder.inputs.bias)):  # fmt: skip
             theirs.copy_(torch.cat([ours.chunk(4)[i] for i in order]))
         lstm.bias_hh_l0.zero_()
-    assert torch.allclose(encoder(planes, reward), lstm(features.flip(0))[0][-1], atol=1e-6)
-    assert not torch.allclose(encoder(planes, reward), lstm(features)[0][-1], atol=1e-3)
+    encoded = encoder(planes.flatten(0, 1), reward.flatten(), torch.arange(12).view(4, 3))
+    assert torch.allclose(encoded, lstm(features.flip(0))[0][-1], atol=1e-6)
+    assert not torch.allclose(encoded, lstm(features)[0][-1], atol=1e-3)
+
+
+def test_frames_that_rollouts_share_are_encoded_once_and_rewards_tell_them_apart() -> None:
+    planes, reward = torch.zeros(40, 4, 7, 7), torch.zeros(40)
+    planes[torch.arange(40), 0, 1, torch.arange(40) % 4] = 1.0
+    reward[::8] = -0.1
+    rows, place = distinct(pack(planes), reward)
+    assert len(rows) == 4 + 1, "four kinds of frames, the first of them with two rewards"
+    assert torch.equal(planes[rows][place], planes)
+    assert torch.equal(reward[rows][place], reward)
+    algo, _ = make(imagination=Imagination.copy)
+    seen = []
+    algo.net.encoder.trunk.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
+    act(algo, boards(5))
+    assert seen == [5], "where nothing happens there is one frame of each board"
 
 
 def test_a_copy_tells_nothing_of_the_actions() -> None:

@@ -23,7 +23,7 @@ from rlx import ops
 from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, World, imagine, num_bytes, pack, unpack
+from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, World, distinct, imagine, num_bytes, pack, unpack
 from rlx.nn.flat import FlatAdam
 from rlx.nn.heads import CategoricalHead
 from rlx.nn.imagination import I2ANet, num_parameters
@@ -182,9 +182,11 @@ class I2A:
 
     def _encode(self, bits: Tensor, reward: Tensor) -> Tensor:
         """c_ia [B, A * encoder_size] of what `_imagine` gave."""
-        batch, num_actions, depth = reward.shape
-        frames = unpack(bits.permute(2, 0, 1, 3).flatten(0, 2), self.grid.planes_shape).unflatten(0, (depth, batch * num_actions))
-        return self.net.encode(frames, reward.permute(2, 0, 1).flatten(1))
+        order = torch.arange(reward.numel(), device=self.device).view_as(reward)
+        bits, reward = bits.flatten(0, 2), reward.flatten()
+        rows, place = distinct(bits, reward)
+        frames = unpack(bits[rows], self.grid.planes_shape)
+        return self.net.encode(frames, reward[rows], place[order.permute(2, 0, 1).flatten(1)])
 
     @torch.no_grad()
     def _plan(self, planes: Tensor) -> Plan:

@@ -142,3 +142,30 @@ def unpack(packed: Tensor, planes_shape: tuple[int, int, int]) -> Tensor:
     c, h, w = planes_shape
     flat = torch.nn.functional.embedding(packed.int(), _bits_of(packed.device)).flatten(1)
     return flat[:, : c * h * w].reshape(-1, h, w, c).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _multipliers(count: int, device: torch.device) -> Tensor:
+    """[count] odd numbers of 64 bits, always the same."""
+    numbers = np.random.default_rng(0).integers(-(2**62), 2**62, size=count)
+    return torch.from_numpy(2 * numbers + 1).to(device)
+
+
+def distinct(packed: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of n frames with their rewards are distinct.
+
+    They are told apart by 64 bits: two different ones share them once in 2^64 pairs.
+
+    Args:
+        packed: [n, bytes] of `pack`.
+        reward: [n] float32.
+
+    Returns:
+        Rows [U] of one of each, and for every one of the n the place [n] of its like among them.
+    """
+    weights = _multipliers(packed.shape[1] + 1, packed.device)
+    marks = (packed * weights[:-1]).sum(-1) + reward.contiguous().view(torch.int32) * weights[-1]
+    found, place = torch.unique(marks, return_inverse=True)
+    rows = torch.empty(len(found), dtype=torch.int64, device=packed.device)
+    rows[place] = torch.arange(len(packed), device=packed.device)
+    return rows, place

@@ -69,12 +69,15 @@ class RolloutEncoder(nn.Module):
         with torch.no_grad():
             self.inputs.bias[size : 2 * size] = 1.0  # of the gate that forgets: a new memory keeps
 
-    def forward(self, planes: Tensor, reward: Tensor) -> Tensor:
-        """Frames [D, n, C, H, W] and rewards [D, n] to encodings [n, size]."""
-        d, n, _, height, width = planes.shape
-        tiled = reward.reshape(d * n, 1, 1, 1).expand(-1, 1, height, width)
-        frames = torch.cat([planes.flatten(0, 1), tiled], dim=1).contiguous(memory_format=torch.channels_last)
-        gates = self.inputs(self.trunk(frames)).unflatten(0, (d, n))
+    def forward(self, planes: Tensor, reward: Tensor, order: Tensor) -> Tensor:
+        """Encodings [n, size] of rollouts whose frames are rows `order` [D, n] of planes [U, C, H, W] with rewards [U].
+
+        Rollouts share most of their frames with one another, and what is in a frame does not depend on the rollout.
+        """
+        (d, n), (_, _, height, width) = order.shape, planes.shape
+        tiled = reward[:, None, None, None].expand(-1, 1, height, width)
+        frames = torch.cat([planes, tiled], dim=1).contiguous(memory_format=torch.channels_last)
+        gates = self.inputs(self.trunk(frames)).index_select(0, order.flatten()).unflatten(0, (d, n))
         hidden = cell = planes.new_zeros(n, self.size)
         for k in reversed(range(d)):
             gate = gates[k] if k == d - 1 else torch.addmm(gates[k], hidden, self.memory.weight.t())
@@ -115,10 +118,10 @@ class I2ANet(nn.Module):
         self.value = _initialise(nn.Linear(hidden_size, 1), gain=1.0)
         self.num_actions = num_actions
 
-    def encode(self, planes: Tensor, reward: Tensor) -> Tensor:
-        """Rollouts [D, B * A, C, H, W] with rewards [D, B * A] to what the agent knows of them, c_ia [B, A * encoder_size]."""
+    def encode(self, planes: Tensor, reward: Tensor, order: Tensor) -> Tensor:
+        """What the agent knows, c_ia [B, A * encoder_size], of rollouts `order` [D, B * A] over planes [U, C, H, W] with rewards [U]."""
         assert self.encoder is not None, "this network has no encoder"
-        return self.encoder(planes, reward).reshape(-1, self.num_actions * self.encoder.size)
+        return self.encoder(planes, reward, order).reshape(-1, self.num_actions * self.encoder.size)
 
     def forward(self, planes: Tensor, c_ia: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits [B, A] and values [B] of planes [B, C, H, W]; `None` imagines nothing, which is c_ia = 0."""
