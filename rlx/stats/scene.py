@@ -26,6 +26,8 @@ _BAR = 90
 _LINE = 19
 _STATUS = 140
 """Pixels below the board for what is said of it."""
+_LETTER = 10
+"""Pixels of a letter of the title, on average at most."""
 _SQUARE = 11
 """Pixels of the side of a colour in the legend."""
 _INK, _FAINT, _CHOSEN = "#222222", "#777777", "#009E73"
@@ -66,7 +68,9 @@ def paint(scene: Scene) -> NDArray[np.uint8]:
     height = below + (1 + max((line for _, line in legend), default=-1)) * _LINE + (_MARGIN // 2 if legend else 0)
     figure = Figure(figsize=((width + 0.01) / _DPI, (height + 0.01) / _DPI), dpi=_DPI, facecolor="white")
     page = _Page(figure, height)
-    page.text(_MARGIN, 14, scene.title, size=11, weight="bold")
+    most = (width - 2 * _MARGIN) // _LETTER
+    title = scene.title if len(scene.title) <= most else f"{scene.title[: most - 1]}…"
+    page.text(_MARGIN, 14, title, size=11, weight="bold")
     page.image(_MARGIN, _HEAD, scene.board)
     for i, line in enumerate(scene.status):
         page.text(_MARGIN, _HEAD + board_height + 10 + i * _LINE, line, color=_FAINT)
