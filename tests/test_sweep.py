@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -12,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import finish, left_over, lines, start, wait_for
+from launch import finish, left_over, lines, run_main, start, wait_for
 
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
@@ -27,7 +30,7 @@ SHORT = (
     "loop.total_env_steps=6000 loop.log_every=1000 loop.eval_every=3000 loop.eval_episodes=3 loop.checkpoint_every=2000 log.wandb=disabled"
 )
 SMALL = f"algo=ppo env=cartpole recipe=null {SHORT}"
-LONGER = SMALL.replace("=6000", "=60_000")
+LONGER = SMALL.replace("=6000", "=30_000")
 
 TROUBLE = '''
 import os, signal, time
@@ -70,6 +73,24 @@ def starts(sweep: SweepDir) -> dict[str, int]:
     return {run.name: len(run.segments) for run in sweep.runs()}
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A directory with the sweep `lr`, two settings with two seeds, and what the command said."""
+    directory, out = tmp_path_factory.mktemp("trained"), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+        patch.chdir(directory)
+        patch.delenv("RLX_RUNS_DIR", raising=False)
+        assert run_main(f"sweep {SMALL} algo.learning_rate=1e-5,1e-2 --seeds 2 --name lr", patch) == 0
+    return directory, out.getvalue()
+
+
+@pytest.fixture
+def swept(trained: tuple[Path, str], here: Path) -> SweepDir:
+    """A copy of that sweep in runs/."""
+    shutil.copytree(trained[0] / "runs", here / "runs")
+    return sweep_of(here, "lr")
+
+
 @pytest.fixture
 def trouble(here: Path) -> str:
     """Words of a sweep over an environment that misbehaves if there is a file `trouble`."""
@@ -80,12 +101,11 @@ def trouble(here: Path) -> str:
 # What is trained
 
 
-def test_a_sweep_trains_every_value_with_every_seed_as_if_each_were_trained_alone(here: Path, run_command: Command) -> None:
-    code, out, err = run_command(f"sweep {SMALL} algo.learning_rate=1e-3,1e-2 --seeds 2 --name lr")
-    assert (code, err) == (0, "")
-    assert "2 settings × 2 seeds = 4 runs" in out
-    assert "finished: 4 runs" in out
-    swept = sweep_of(here, "lr")
+def test_a_sweep_trains_every_value_with_every_seed_as_if_each_were_trained_alone(
+    trained: tuple[Path, str], swept: SweepDir, here: Path, run_command: Command
+) -> None:
+    assert "2 settings × 2 seeds = 4 runs" in trained[1]
+    assert "finished: 4 runs" in trained[1]
     assert [run.name for run in swept.runs()] == ["000-s0", "000-s1", "001-s0", "001-s1"]
     assert {run.status for run in swept.runs()} == {"finished"}
     run_command(f"train {SMALL} algo.learning_rate=1e-2 seed=1 --name alone")
@@ -94,15 +114,14 @@ def test_a_sweep_trains_every_value_with_every_seed_as_if_each_were_trained_alon
     assert (alone.path / "config.yaml").read_text() == (swept.path / "001-s1" / "config.yaml").read_text()
 
 
-def test_runs_of_a_sweep_are_ordinary_runs(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} --seeds 1 --name one")
-    assert run_command("show one/000-s0")[0] == 0
-    assert run_command("eval one/000-s0 --episodes 2")[0] == 0
-    code, out, _ = run_command("resume one/000-s0 loop.total_env_steps=7000 log.console=quiet")
+def test_runs_of_a_sweep_are_ordinary_runs(swept: SweepDir, run_command: Command) -> None:
+    assert run_command("show lr/000-s0")[0] == 0
+    assert run_command("eval lr/000-s0 --episodes 2")[0] == 0
+    code, out, _ = run_command("resume lr/000-s0 loop.total_env_steps=7000 log.console=quiet")
     assert (code, "finished after" in out) == (0, True)
-    assert "`rlx show one/000-s0`" in out
-    code, _, err = run_command("resume one")
-    assert (code, "`rlx sweep --resume one` goes on with all" in err) == (2, True)
+    assert "`rlx show lr/000-s0`" in out
+    code, _, err = run_command("resume lr")
+    assert (code, "`rlx sweep --resume lr` goes on with all" in err) == (2, True)
 
 
 def test_groups_are_swept_and_each_run_is_composed_on_its_own(here: Path, run_command: Command) -> None:
@@ -128,13 +147,12 @@ def test_the_same_command_again_finds_its_sweep_and_trains_nothing_twice(here: P
     assert "ppo-cartpole-v1-gae_lambda-" in swept.name
 
 
-def test_more_seeds_extend_a_sweep_and_leave_its_runs_alone(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} --seeds 1 --name more")
-    before = (here / "runs/more/000-s0/meta.json").read_bytes()
-    code, out, _ = run_command("sweep --resume more --seeds 3")
-    assert (code, "3 runs, 1 of them done" in out) == (0, True)
-    assert [run.status for run in sweep_of(here, "more").runs()] == ["finished"] * 3
-    assert (here / "runs/more/000-s0/meta.json").read_bytes() == before
+def test_more_seeds_extend_a_sweep_and_leave_its_runs_alone(swept: SweepDir, run_command: Command) -> None:
+    before = (swept.path / "000-s0/meta.json").read_bytes()
+    code, out, _ = run_command("sweep --resume lr --seeds 3")
+    assert (code, "6 runs, 4 of them done" in out) == (0, True)
+    assert [run.status for run in swept.runs()] == ["finished"] * 6
+    assert (swept.path / "000-s0/meta.json").read_bytes() == before
 
 
 def test_a_dry_run_lists_and_trains_nothing(here: Path, run_command: Command) -> None:
@@ -165,7 +183,7 @@ def test_a_sweep_killed_at_three_random_moments_and_resumed_equals_one_that_was_
 
 
 def test_ctrl_c_saves_every_run_and_leaves_no_process(here: Path, run_command: Command) -> None:
-    words = f"{LONGER.replace('=60_000', '=2_000_000')} --seeds 2 --jobs 2 --name stopped"
+    words = f"{LONGER.replace('=30_000', '=2_000_000')} --seeds 2 --jobs 2 --name stopped"
     process = start("sweep", *words.split(), cwd=here)
     wait_for(lambda: len(list(here.glob("runs/stopped/*/metrics.jsonl"))) == 2, process)
     time.sleep(0.5)
@@ -180,7 +198,7 @@ def test_ctrl_c_saves_every_run_and_leaves_no_process(here: Path, run_command: C
 
 
 def test_runs_save_themselves_if_only_the_sweep_is_killed(here: Path) -> None:
-    words = f"{LONGER.replace('=60_000', '=5_000_000')} --seeds 1 --name orphan"
+    words = f"{LONGER.replace('=30_000', '=5_000_000')} --seeds 1 --name orphan"
     process = start("sweep", *words.split(), cwd=here)
     wait_for(lambda: list(here.glob("runs/orphan/*/metrics.jsonl")), process)
     time.sleep(0.3)
@@ -294,19 +312,16 @@ def test_the_server_of_processes_ignores_ctrl_c_from_its_start(monkeypatch: pyte
     assert (seen, signal.getsignal(signal.SIGINT)) == ([signal.SIG_IGN], before)
 
 
-def test_runs_have_one_thread_unless_they_ask_for_more(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} --seeds 1 --name one")
-    (run,) = sweep_of(here, "one").runs()
-    assert run.segments[0]["threads"] == 1
+def test_runs_have_one_thread_unless_they_ask_for_more(swept: SweepDir) -> None:
+    assert [run.segments[0]["threads"] for run in swept.runs()] == [1] * 4
 
 
 # What it keeps
 
 
-def test_a_torn_last_line_of_the_ledger_is_ignored_and_ended(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} --seeds 1 --name torn")
-    swept = sweep_of(here, "torn")
+def test_a_torn_last_line_of_the_ledger_is_ignored_and_ended(swept: SweepDir) -> None:
     before = swept.events()
+    assert len(before) > 4
     with (swept.path / "ledger.jsonl").open("ab") as file:
         file.write(b'{"event": "st')
     assert swept.events() == before
@@ -347,8 +362,8 @@ def test_a_damaged_sweep_is_named_and_the_others_are_listed(content: str | None,
     assert (code, "whole" in out, "torn" in out) == (0, True, True)
 
 
-def test_ls_shows_progress_and_the_best_setting(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} algo.learning_rate=1e-5,1e-2 --seeds 2 --name lr")
+@pytest.mark.usefixtures("swept")
+def test_ls_shows_progress_and_the_best_setting(run_command: Command) -> None:
     code, out, _ = run_command("ls --sweep latest")
     assert code == 0
     assert "4 of 4 runs, at rest" in out
@@ -361,21 +376,20 @@ def test_ls_shows_progress_and_the_best_setting(here: Path, run_command: Command
 
 
 def test_runs_that_were_to_be_online_and_cannot_are_a_line_of_the_sweep(
-    here: Path, run_command: Command, monkeypatch: pytest.MonkeyPatch
+    swept: SweepDir, run_command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rlx.track import wandb
 
     monkeypatch.setattr(wandb, "_why_no_login", lambda: "no login")
     assert [wandb.why_offline(mode) for mode in ("online", "offline", "disabled")] == ["no login", "", ""]
-    run_command(f"sweep {SMALL} --seeds 1 --name one")
     monkeypatch.setattr(wandb, "why_offline", lambda mode: "no login")
-    assert "W&B: runs are offline (no login); `wandb login` and then `rlx sync one`" in run_command("sweep --resume one")[1]
+    said = f"W&B: runs are offline (no login); `wandb login` and then `rlx sync {swept.path.name}`"
+    assert said in run_command(f"sweep --resume {swept.path.name}")[1]
 
 
-def test_meta_names_the_sweep_for_wandb_groups(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} algo.clip=0.1,0.2 --seeds 1 --name clip")
-    meta = RunDir(here / "runs/clip/001-s0").meta()
-    assert (meta["sweep"], meta["point"], meta["values"]) == ("clip", "001", {"algo.clip": 0.2})
+def test_meta_names_the_sweep_for_wandb_groups(swept: SweepDir) -> None:
+    meta = RunDir(swept.path / "001-s0").meta()
+    assert (meta["sweep"], meta["point"], meta["values"]) == ("lr", "001", {"algo.learning_rate": 0.01})
 
 
 # What is refused
@@ -466,8 +480,7 @@ def test_a_run_that_is_taken_for_a_sweep_is_said_to_be_one(here: Path, run_comma
         assert (code, "is a run and no sweep: `rlx resume single`" in err) == (2, True)
 
 
-def test_a_sweep_is_worked_on_by_one_process(here: Path, run_command: Command) -> None:
-    run_command(f"sweep {SMALL} --seeds 1 --name mine")
-    with sweep_of(here, "mine").lock():
-        code, _, err = run_command("sweep --resume mine --seeds 2")
+def test_a_sweep_is_worked_on_by_one_process(swept: SweepDir, run_command: Command) -> None:
+    with swept.lock():
+        code, _, err = run_command("sweep --resume lr --seeds 3")
     assert (code, "another process" in err) == (2, True)
