@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
 import shutil
 import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
-from launch import contents, finish, left_over, lines, run, saved_steps, start, wait_for
+from launch import contents, finish, left_over, lines, run_main, saved_steps, start, wait_for
 
 from rlx.checkpoint import find_checkpoints
 from rlx.config.compose import Composer, load_config
@@ -20,8 +25,10 @@ from rlx.run import train
 from rlx.rundir import RunDir
 from rlx.track.record import Record
 
+Command = Callable[[str], tuple[int, str, str]]
+
 FAULTY = """
-import os
+from pathlib import Path
 import gymnasium
 import numpy as np
 
@@ -42,7 +49,7 @@ class Faulty(gymnasium.Env):
     def step(self, action):
         self.steps += 1
         obs, reward = self.random.normal(size=2).astype(np.float32), float(self.random.normal() + action)
-        fault = open("fault").read() if self.steps == 5 and os.path.exists("fault") else ""
+        fault = Path("fault").read_text() if self.steps == 5 and Path("fault").exists() else ""
         if fault in ("nan", "inf") or fault == "nan in evaluation" and self in made[-3:]:
             reward = float(fault.split()[0])
         if fault == "nan observation":
@@ -65,18 +72,23 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with a run that ended well after 400 env steps."""
     directory = tmp_path_factory.mktemp("healthy")
     (directory / "faulty.py").write_text(FAULTY)
-    code, _, err = run("train", *SETTINGS, "loop.total_env_steps=400", "--name", "w", cwd=directory)
-    assert (code, err) == (0, "")
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as err:
+        patch.chdir(directory)
+        patch.delenv("RLX_RUNS_DIR", raising=False)
+        patch.setattr(sys, "path", list(sys.path))
+        code = run_main(f"train {' '.join(SETTINGS)} loop.total_env_steps=400 --name w", patch)
+    assert (code, err.getvalue()) == (0, "")
+    del sys.modules["faulty"], gymnasium.registry["Faulty-v0"]  # every test brings its own copy
     return directory
 
 
 @pytest.fixture
-def directory(healthy: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(healthy, tmp_path / "copy", ignore=shutil.ignore_patterns("__pycache__"))
+def directory(healthy: Path, here: Path) -> Path:
+    """A copy of it as the current directory."""
+    return shutil.copytree(healthy, here, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
 
 
-def go_on(directory: Path, *more: str) -> tuple[int, str, str]:
-    return run("resume", "w", "loop.total_env_steps=800", *more, "--trust", cwd=directory)
+RESUME = "resume w loop.total_env_steps=800 --trust"
 
 
 def all_finite(tree: Any) -> bool:
@@ -99,11 +111,11 @@ FAULTS = {
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_one_line_and_leaves_the_last_checkpoint_as_it_was(fault: str, directory: Path) -> None:
+def test_a_fault_is_one_line_and_leaves_the_last_checkpoint_as_it_was(fault: str, directory: Path, run_command: Command) -> None:
     opened = RunDir(directory / "runs" / "w")
     before, written = contents(opened.checkpoints), lines(opened)
     (directory / "fault").write_text(fault)
-    code, _, err = go_on(directory, *(["loop.eval_every=80", "loop.checkpoint_every=0"] if "evaluation" in fault else []))
+    code, _, err = run_command(RESUME + (" loop.eval_every=80 loop.checkpoint_every=0" if "evaluation" in fault else ""))
     expected, said = FAULTS[fault]
     assert code == expected, err
     assert err.count("\n") == 1
@@ -119,7 +131,7 @@ def test_a_fault_is_one_line_and_leaves_the_last_checkpoint_as_it_was(fault: str
 
     if fault in ("nan", "raise"):
         (directory / "fault").unlink()
-        assert go_on(directory)[0] == 0
+        assert run_command(RESUME)[0] == 0
         assert opened.status == "finished"
         assert saved_steps(opened)[0] == 800
 
