@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -23,9 +25,13 @@ from rlx.sweep.space import Point
 from rlx.sweep.work import work
 
 WORDS = (
-    "algo=ppo", "env=cartpole", "recipe=null", "loop.total_env_steps=9000", "loop.log_every=900", "loop.eval_every=1000",
-    "loop.eval_episodes=3", "loop.checkpoint_every=3100", "log.wandb=disabled",
+    "algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=2", "algo.rollout_length=32", "algo.num_epochs=1",
+    "algo.num_minibatches=2", "loop.total_env_steps=1800", "loop.log_every=180", "loop.eval_every=200", "loop.eval_episodes=3",
+    "loop.checkpoint_every=620", "log.wandb=disabled",
 )  # fmt: skip
+
+
+composed = functools.cache(lambda words: Composer().compose(list(words)))
 
 
 class FakeStudy:
@@ -80,7 +86,7 @@ def new_plan(root: Path, study: FakeStudy, *, trials: int = 2, seeds: int = 2, p
     spec = Spec(words=list(WORDS), seeds=list(range(seeds)), swept=["algo.learning_rate"], objective=objective, aggregate=aggregate,
                 search=Search(trials=trials, pruner=pruner, rungs=3, storage=storage))  # fmt: skip
     sweep = SweepDir(root / "s") if (root / "s").exists() else SweepDir.create(root, "s", spec, {})
-    return SearchPlan(sweep, spec, study, compose=lambda p: Composer().compose(list(p.words)), make_job=make_job)
+    return SearchPlan(sweep, spec, study, compose=lambda p: copy.deepcopy(composed(p.words)), make_job=make_job)
 
 
 def run_all(plan: SearchPlan) -> list[Job]:
@@ -96,11 +102,11 @@ def test_a_trial_climbs_its_rungs_with_all_seeds_and_reports_their_aggregate(tmp
     study = FakeStudy([1e-2])
     jobs = run_all(new_plan(tmp_path, study, trials=1))
     assert [(job.name, job.pause_at) for job in jobs] == [
-        ("000-s0", 1000), ("000-s1", 1000), ("000-s0", 3000), ("000-s1", 3000), ("000-s0", None), ("000-s1", None)
+        ("000-s0", 200), ("000-s1", 200), ("000-s0", 600), ("000-s1", 600), ("000-s0", None), ("000-s1", None)
     ]  # fmt: skip
     runs = [RunDir(tmp_path / "s" / f"000-s{seed}") for seed in (0, 1)]
     for number, rung, value in study.reports:
-        at = {0: 1000, 1: 3000, 2: None}[rung]
+        at = {0: 200, 1: 600, 2: None}[rung]
         values = [last_value(run, "eval/return_mean", at) for run in runs]
         assert (number, value) == (0, pytest.approx(sum(v for v in values if v is not None) / 2))
     assert [rung for _, rung, _ in study.reports] == [0, 1, 2]
@@ -115,7 +121,7 @@ def test_a_trial_is_pruned_on_the_aggregate_and_costs_one_rung_of_every_seed(tmp
     for seed in range(3):
         run = RunDir(tmp_path / "s" / f"000-s{seed}")
         assert run.status == "paused"
-        assert 1000 <= run.metrics()[-1]["env_steps"] < 3000
+        assert 200 <= run.metrics()[-1]["env_steps"] < 600
 
 
 def test_a_run_that_was_paused_at_its_rungs_equals_one_that_was_not(tmp_path: Path) -> None:
@@ -138,7 +144,7 @@ def test_a_search_taken_up_again_goes_on_with_the_trials_that_were_open(tmp_path
     again = new_plan(tmp_path, study)
     assert again.finished_runs() == 0
     jobs = run_all(again)
-    assert [(job.name, job.pause_at) for job in jobs][:2] == [("000-s1", 3000), ("000-s0", None)]
+    assert [(job.name, job.pause_at) for job in jobs][:2] == [("000-s1", 600), ("000-s0", None)]
     assert {number: outcome for number, (_, outcome) in study.told.items()} == {0: "complete", 1: "complete"}
     assert study.asked == 2
     assert again.finished_runs() == 4
