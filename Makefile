@@ -37,7 +37,7 @@ demo: $(VENV)/.core
 	@echo "everything is in runs/; next: $(BIN)/rlx show, $(BIN)/rlx ls, $(BIN)/rlx train --help"
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow" -n 2 -q
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal -q
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
