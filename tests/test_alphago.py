@@ -52,10 +52,10 @@ def uniform(game: Game) -> LinearPolicy:
 
 def test_the_phases_follow_from_the_env_steps() -> None:
     algo, collector = make()
-    lines = run(algo, collector, 1.0)
+    lines = run(algo, collector, 1.0, total=1600)
     phases = [line["train/phase"] for line in lines]
     assert phases == sorted(phases)
-    assert [phases.count(float(p)) for p in Phase] == [150, 200, 150]
+    assert [phases.count(float(p)) for p in Phase] == [60, 80, 60]
     assert {p for p in Phase if any("loss/supervised" in line for line, at in zip(lines, phases, strict=True) if at == p)} == {Phase.expert}
     assert {p for p in Phase if any("loss/policy" in line for line, at in zip(lines, phases, strict=True) if at == p)} == {Phase.reinforce}
     assert {p for p in Phase if any("loss/value" in line for line, at in zip(lines, phases, strict=True) if at == p)} == {Phase.value}
@@ -86,8 +86,8 @@ def _winning(planes: torch.Tensor) -> set[int]:
 
 
 def test_the_supervised_policy_learns_what_experts_play() -> None:
-    algo, collector = make(expert_fraction=0.9, reinforce_fraction=0.05, num_envs=32, reuse=16.0, channels=16, expert_simulations=100)
-    lines = run(algo, collector, 0.9, total=4000)
+    algo, collector = make(expert_fraction=0.9, reinforce_fraction=0.05, num_envs=32, reuse=8.0, channels=16, expert_simulations=100)
+    lines = run(algo, collector, 0.9, total=2400)
     accuracy = [line["supervised/new_game_accuracy"] for line in lines if "supervised/new_game_accuracy" in line]
     assert np.mean(accuracy[-20:]) > np.mean(accuracy[:5]) + 0.2
 
@@ -220,7 +220,7 @@ def test_search_with_rollouts_alone_finds_the_win_and_the_block() -> None:
 def test_every_part_plays_and_evaluations_use_the_one_that_was_asked_for() -> None:
     algo, collector = make(player=Part.value)
     assert algo.player is Part.sl_policy
-    run(algo, collector, 1.0)
+    run(algo, collector, 1.0, total=1600)
     assert algo.player is Part.value
     obs = torch.full((3, 9), -1, dtype=torch.int32)
     obs[1:, 0] = torch.tensor([4, 0])
