@@ -7,11 +7,13 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import traceback
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ SETTINGS = {
     "alphago": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301",
                 "algo.expert_simulations=5", "algo.expert_fraction=0.3", "algo.reinforce_fraction=0.4", "algo.games_per_update=4",
                 "algo.snapshot_every=3"],
-    "muzero": ["algo.channels=8", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=100", "algo.replay_size=700",
+    "muzero": ["algo.channels=8", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=100", "algo.replay_size=450",
                "algo.steps_per_update=3", "algo.unroll_steps=3", "algo.td_steps=4", "algo.reanalyse=0.5", "algo.anneal_learning_rate=true"],
     "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2", "algo.population=6",
              "algo.iterations=1", "algo.horizon=4", "algo.max_epochs=2", "algo.replay_size=500", "algo.anneal_learning_rate=true",
@@ -68,10 +70,15 @@ SETTINGS = {
 }  # fmt: skip
 
 
+LENGTHS = {"pets": 900, "muzero": 700, "alphazero": 1100, "alphago": 1500, "i2a": 1100}
+"""Env steps of a run whose steps take long: two checkpoints before its end, every phase, a replay that is full."""
+
+composed = functools.cache(lambda *words: Composer().compose(list(words)).config)
+
+
 def compose(algo: str, env: str, *more: str, total_env_steps: int | None = None) -> RunConfig:
-    total_env_steps = total_env_steps or {"pets": 900, "muzero": 1000}.get(algo, 3000)  # a step that is planned takes longer
-    config = Composer().compose([f"algo={algo}", *ENVS[env], *COMMON, *SETTINGS[algo], *more]).config
-    config.loop.total_env_steps = total_env_steps
+    config: RunConfig = copy.deepcopy(composed(f"algo={algo}", *ENVS[env], *COMMON, *SETTINGS[algo], *more))
+    config.loop.total_env_steps = total_env_steps or LENGTHS.get(algo, 2000)
     return config
 
 
@@ -103,10 +110,11 @@ def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
 
 
 def final_state(run: RunDir) -> dict[str, Any]:
-    """Everything the last checkpoint holds, less the clock."""
+    """Everything the last checkpoint holds, less what depends on the clock."""
     newest = find_checkpoints(run.checkpoints)[0][0]
     rest = newest.read("run.pt")
     del rest["clock"]
+    rest["metrics"]["updates"] = [{k: v for k, v in u.items() if not k.startswith("time/")} for u in rest["metrics"]["updates"]]
     return {"algo": newest.read("algo.pt"), **rest}
 
 
@@ -136,10 +144,13 @@ FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", 
 @pytest.mark.parametrize(("algo", "env"), [(a, e) for a, envs in FIT.items() for e in envs])
 def test_resume_after_sigkill_is_bit_exact(algo: str, env: str, tmp_path: Path) -> None:
     config = compose(algo, env)
+    config.loop.eval_every = min(config.loop.eval_every, config.loop.total_env_steps * 9 // 10)  # before the end, however early that is
     straight, killed = new_run(tmp_path, "straight", config), new_run(tmp_path, "killed", config)
+    with closing(build(config, tmp_path / "unused", torch.device("cpu"))) as parts:
+        parts.collector.reset()  # modules and compiled kernels are loaded here once, and not in each of the children
     assert os.waitpid(in_child(lambda: train(straight, config, overrides=[])), 0)[1] == 0
 
-    for low, high in ((0.1, 0.4), (0.5, 0.8)):
+    for low, high in ((0.1, 0.4), (0.5, 0.7)):
         pid = in_child(lambda: train(killed, config, overrides=[]))
         kill_at(pid, killed, config.loop.total_env_steps * random.uniform(low, high))
     assert os.waitpid(in_child(lambda: train(killed, config, overrides=[])), 0)[1] == 0
@@ -207,168 +218,129 @@ PIECES = {
 }
 
 
-@pytest.mark.parametrize("piece", PIECES)
-def test_resume_without_one_piece_of_state_is_noticed(piece: str, tmp_path: Path) -> None:
-    config = compose("ppo", "native", total_env_steps=2000)
-    straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
-    train_part(straight, config, None)
-    train_part(spoilt, config, 17)
-    train_part(spoilt, config, None, PIECES[piece])
-    with pytest.raises(AssertionError):
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+@dataclass
+class Halfway:
+    """A run that was stopped after some iterations, and what it is compared with when it has gone on: one that nothing interrupted."""
+
+    config: RunConfig
+    begun: RunDir
+    straight: RunDir
+    left: int | None
+
+    def go_on(self, root: Path, spoil: Callable[[dict[str, Any]], None] | None = None) -> None:
+        run = RunDir(shutil.copytree(self.begun.path, root / "run"))
+        train_part(run, self.config, self.left, spoil)
+        assert_equal([lines(run), final_state(run)], [lines(self.straight), final_state(self.straight)])
 
 
 @pytest.fixture(scope="module")
-def straight_game(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], RunDir]:
-    """A run of an algorithm for games that nothing interrupted, trained once."""
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Halfway]:
+    """Runs that are halfway, each trained once. They go on for `left` iterations, or to their end."""
 
     @functools.cache
-    def trained(algo: str) -> RunDir:
-        config = compose(algo, "game", total_env_steps=600)
-        run = new_run(tmp_path_factory.mktemp(algo), "straight", config)
-        train_part(run, config, None)
-        return run
+    def trained(algo: str, env: str, total: int, iterations: int, left: int | None = None) -> Halfway:
+        root, config = tmp_path_factory.mktemp(algo), compose(algo, env, total_env_steps=total)
+        begun, straight = new_run(root, "begun", config), new_run(root, "straight", config)
+        train_part(begun, config, iterations)
+        while algo == "alphazero" and not final_state(begun)["algo"]["waiting"]:  # for a game that it overtook
+            train_part(begun, config, 1)
+            iterations += 1
+        train_part(straight, config, None if left is None else iterations + left)
+        return Halfway(config, begun, straight, left)
 
     return trained
 
 
+PPO = ("ppo", "native", 2000, 17)
+REINFORCE = ("reinforce", "continuous", 2000, 17)
+ALPHAZERO = ("alphazero", "game", 600, 98, 30)
+ALPHAGO = [("alphago", "game", 600, iterations, 30) for iterations in (40, 110, 170)]  # another phase each time
+PETS = ("pets", "continuous", 500, 107)  # env step 321: a model has been fitted, promises are open; another fit comes
+I2A = [("i2a", "grid", 600, 6, 8), ("i2a", "grid", 600, 20, 5)]  # it begins to imagine after 12, when 240 env steps are taken
+MUZERO = ("muzero", "native", 700, 127, 30)
+
+
+@pytest.mark.parametrize("where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO], ids=lambda w: f"{w[0]}-{w[3]}")
+def test_resume_with_every_piece_of_state_leaves_no_trace(where: tuple[Any, ...], halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    halfway(*where).go_on(tmp_path)
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_resume_without_one_piece_of_state_is_noticed(piece: str, halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    half = halfway(*PPO)
+    with pytest.raises(AssertionError):
+        half.go_on(tmp_path, PIECES[piece])
+
+
 @pytest.mark.parametrize(
-    ("algo", "piece", "iterations"),
-    # AlphaGo is in another phase each time.
-    [("alphazero", p, 98) for p in ("net", "optimizer", "replay", "steps", "open", "order", "begun", "released", "waiting")]
-    + [("alphago", p, 40) for p in ("optimizers", "expert_moves", "steps")]
-    + [("alphago", p, 110) for p in ("nets", "optimizers", "steps", "fraction", "pool", "opponent", "played")]
-    + [("alphago", p, 170) for p in ("nets", "values", "steps")],
+    ("where", "piece"),
+    [(ALPHAZERO, p) for p in ("net", "optimizer", "replay", "steps", "open", "order", "begun", "released", "waiting")]
+    + [(ALPHAGO[0], p) for p in ("optimizers", "expert_moves", "steps")]
+    + [(ALPHAGO[1], p) for p in ("nets", "optimizers", "steps", "fraction", "pool", "opponent", "played")]
+    + [(ALPHAGO[2], p) for p in ("nets", "values", "steps")],
+    ids=lambda x: x if isinstance(x, str) else f"{x[0]}-{x[3]}",
 )
 def test_resume_without_one_piece_of_a_player_of_games_is_noticed(
-    algo: str, piece: str, iterations: int, straight_game: Callable[[str], RunDir], tmp_path: Path
+    where: tuple[Any, ...], piece: str, halfway: Callable[..., Halfway], tmp_path: Path
 ) -> None:
-    config, straight = compose(algo, "game", total_env_steps=600), straight_game(algo)
-    spoilt = new_run(tmp_path, "spoilt", config)
-    train_part(spoilt, config, iterations)
-    while algo == "alphazero" and not final_state(spoilt)["algo"]["waiting"]:  # for a game that it overtook
-        train_part(spoilt, config, 1)
-
-    def finish_without() -> None:
-        train_part(spoilt, config, None, keep_fresh("algo", piece))
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
-
+    half = halfway(*where)
     with pytest.raises((AssertionError, LookupError, RuntimeError, ValueError)):
-        finish_without()
+        half.go_on(tmp_path, keep_fresh("algo", piece))
 
 
 @pytest.mark.parametrize("piece", ["ensemble", "optimizer", "replay", "windows", "obs_scale", "fits", "seen"])
-def test_resume_without_one_piece_of_a_planner_is_noticed(piece: str, planned: RunDir, tmp_path: Path) -> None:
-    config = compose("pets", "continuous", total_env_steps=500)
-    spoilt = new_run(tmp_path, "spoilt", config)
-    train_part(spoilt, config, 107)  # env step 321: a model has been fitted, and promises are open
-
-    def finish_without() -> None:
-        train_part(spoilt, config, None, keep_fresh("algo", piece))
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(planned), final_state(planned)])
-
+def test_resume_without_one_piece_of_a_planner_is_noticed(piece: str, halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    half = halfway(*PETS)
     with pytest.raises((AssertionError, RuntimeError)):
-        finish_without()
+        half.go_on(tmp_path, keep_fresh("algo", piece))
+
+
+def test_resume_without_the_plan_is_noticed(halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    half = halfway(*PETS)
+    with pytest.raises(AssertionError):
+        half.go_on(tmp_path, keep_fresh("collector", "carry"))
 
 
 @pytest.mark.parametrize(
-    ("piece", "iterations"),  # an agent begins to imagine after 12, when 240 of the 600 env steps are taken
-    [(p, 6) for p in ("net", "optimizer", "model", "model_optimizer", "replay", "owed")]
-    + [(p, 20) for p in ("net", "optimizer", "model", "model_optimizer", "replay", "owed", "in_use")],
+    ("where", "piece"),
+    [(I2A[0], p) for p in ("net", "optimizer", "model", "model_optimizer", "replay", "owed")]
+    + [(I2A[1], p) for p in ("net", "optimizer", "model", "model_optimizer", "replay", "owed", "in_use")],
+    ids=lambda x: x if isinstance(x, str) else str(x[3]),
 )
-def test_resume_without_one_piece_of_an_imagining_agent_is_noticed(piece: str, iterations: int, imagined: RunDir, tmp_path: Path) -> None:
-    config = compose("i2a", "grid", total_env_steps=600)
-    spoilt = new_run(tmp_path, "spoilt", config)
-    train_part(spoilt, config, iterations)
-
-    def finish_without() -> None:
-        train_part(spoilt, config, None, keep_fresh("algo", piece))
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(imagined), final_state(imagined)])
-
+def test_resume_without_one_piece_of_an_imagining_agent_is_noticed(
+    where: tuple[Any, ...], piece: str, halfway: Callable[..., Halfway], tmp_path: Path
+) -> None:
+    half = halfway(*where)
     with pytest.raises((AssertionError, RuntimeError)):
-        finish_without()
+        half.go_on(tmp_path, keep_fresh("algo", piece))
 
 
-@pytest.mark.parametrize("iterations", [6, 12, 20])
-def test_stopping_in_either_phase_of_an_imagining_agent_leaves_no_trace(iterations: int, imagined: RunDir, tmp_path: Path) -> None:
-    config = compose("i2a", "grid", total_env_steps=600)
-    stopped = new_run(tmp_path, "stopped", config)
-    train_part(stopped, config, iterations)
-    assert final_state(stopped)["algo"]["in_use"] == (iterations >= 12)
-    train_part(stopped, config, None)
-    assert lines(stopped) == lines(imagined)
-    assert_equal(final_state(stopped), final_state(imagined))
-
-
-@pytest.fixture(scope="module")
-def imagined(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run of I2A that nothing interrupted."""
-    config = compose("i2a", "grid", total_env_steps=600)
-    run = new_run(tmp_path_factory.mktemp("i2a"), "straight", config)
-    train_part(run, config, None)
-    return run
-
-
-def test_resume_without_the_plan_is_noticed(planned: RunDir, tmp_path: Path) -> None:
-    config = compose("pets", "continuous", total_env_steps=500)
-    spoilt = new_run(tmp_path, "spoilt", config)
-    train_part(spoilt, config, 107)
-    train_part(spoilt, config, None, keep_fresh("collector", "carry"))
-    with pytest.raises(AssertionError):
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(planned), final_state(planned)])
-
-
-@pytest.fixture(scope="module")
-def planned(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run of PETS that nothing interrupted."""
-    config = compose("pets", "continuous", total_env_steps=500)
-    run = new_run(tmp_path_factory.mktemp("pets"), "straight", config)
-    train_part(run, config, None)
-    return run
+@pytest.mark.parametrize("where", [I2A[0], ("i2a", "grid", 600, 12, 5), I2A[1]], ids=lambda w: str(w[3]))
+def test_stopping_in_either_phase_of_an_imagining_agent_leaves_no_trace(
+    where: tuple[Any, ...], halfway: Callable[..., Halfway], tmp_path: Path
+) -> None:
+    half = halfway(*where)
+    assert final_state(half.begun)["algo"]["in_use"] == (where[3] >= 12)
+    assert final_state(half.straight)["algo"]["in_use"], "it goes on beyond the beginning of phase two"
+    half.go_on(tmp_path)
 
 
 @pytest.mark.parametrize("piece", ["net", "optimizer", "replay", "steps", "reanalysed", "length"])
-def test_resume_without_one_piece_of_a_latent_model_is_noticed(piece: str, searched: RunDir, tmp_path: Path) -> None:
-    config = compose("muzero", "native", total_env_steps=700)
-    spoilt = new_run(tmp_path, "spoilt", config)
-    train_part(spoilt, config, 127)
-
-    def finish_without() -> None:
-        train_part(spoilt, config, None, keep_fresh("algo", piece))
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(searched), final_state(searched)])
-
+def test_resume_without_one_piece_of_a_latent_model_is_noticed(piece: str, halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    half = halfway(*MUZERO)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
-        finish_without()
+        half.go_on(tmp_path, keep_fresh("algo", piece))
 
 
-@pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run of MuZero that nothing interrupted."""
-    config = compose("muzero", "native", total_env_steps=700)
-    run = new_run(tmp_path_factory.mktemp("muzero"), "straight", config)
-    train_part(run, config, None)
-    return run
-
-
-def test_resume_without_the_open_episodes_of_reinforce_is_noticed(tmp_path: Path) -> None:
-    config = compose("reinforce", "continuous", total_env_steps=2000)
-    straight, spoilt = new_run(tmp_path, "straight", config), new_run(tmp_path, "spoilt", config)
-    train_part(straight, config, None)
-    train_part(spoilt, config, 17)
-    train_part(spoilt, config, None, keep_fresh("algo", "pending"))
+def test_resume_without_the_open_episodes_of_reinforce_is_noticed(halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    half = halfway(*REINFORCE)
     with pytest.raises(AssertionError):
-        assert_equal([lines(spoilt), final_state(spoilt)], [lines(straight), final_state(straight)])
+        half.go_on(tmp_path, keep_fresh("algo", "pending"))
 
 
 @pytest.mark.parametrize("stop", [1, 17, 18])
-def test_stopping_between_iterations_leaves_no_trace_in_the_metrics(stop: int, tmp_path: Path) -> None:
-    config = compose("ppo", "continuous", total_env_steps=2000)
-    straight, stopped = new_run(tmp_path, "straight", config), new_run(tmp_path, "stopped", config)
-    train_part(straight, config, None)
-    train_part(stopped, config, stop)
-    train_part(stopped, config, None)
-    assert lines(stopped) == lines(straight)
-    assert_equal(final_state(stopped), final_state(straight))
+def test_stopping_between_iterations_leaves_no_trace_in_the_metrics(stop: int, halfway: Callable[..., Halfway], tmp_path: Path) -> None:
+    halfway("ppo", "continuous", 1500, stop).go_on(tmp_path)
 
 
 def test_evaluating_more_often_does_not_change_training(tmp_path: Path) -> None:
