@@ -127,15 +127,9 @@ class AlphaZero:
         return search(model, self.search_config(mode), rng, simulations=budget, explore=early), model, full
 
     def search_config(self, mode: Mode) -> SearchConfig:
-        config, noise = self.config, mode == "train"
-        alpha = config.dirichlet_alpha if config.dirichlet_alpha is not None else 10.0 / self.game.num_actions
-        return SearchConfig(
-            gumbel=config.search is Search.gumbel, c_init=config.c_puct,
-            fpu_reduction=config.fpu_reduction, forced=config.forced_playouts if noise else 0.0,
-            dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
-            c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0, prove=config.prove,
-            leaves=config.leaves,
-        )  # fmt: skip
+        config, explore = self.config, mode == "train"
+        settings = config.search_settings(self.game.num_actions, explore=explore)
+        return SearchConfig(**settings, forced=config.forced_playouts if explore else 0.0, prove=config.prove)
 
     def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
         """Early in the game, moves in proportion to their visits under PUCT, and now and then any move."""

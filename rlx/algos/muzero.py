@@ -147,15 +147,10 @@ class MuZero:
         return search(model, config, rng, explore=explore), model
 
     def search_config(self, mode: Mode) -> SearchConfig:
-        config, noise = self.config, mode == "train"
-        alpha = config.dirichlet_alpha if config.dirichlet_alpha is not None else 10.0 / self.num_actions
-        return SearchConfig(
-            gumbel=config.search is Search.gumbel, c_init=config.c_puct, fpu_reduction=config.fpu_reduction,
-            simulations=(config.eval_simulations if mode == "eval" else None) or config.num_simulations,
-            dirichlet_alpha=alpha if noise else 0.0, dirichlet_fraction=config.dirichlet_fraction, c_visit=config.c_visit,
-            c_scale=config.c_scale, max_considered=config.max_considered, gumbel_scale=1.0 if noise else 0.0, leaves=config.leaves,
-            track_bounds=self.game is None, min_range=config.min_return_range,
-        )  # fmt: skip
+        config = self.config
+        simulations = (config.eval_simulations if mode == "eval" else None) or config.num_simulations
+        settings = config.search_settings(self.num_actions, explore=mode == "train")
+        return SearchConfig(**settings, simulations=simulations, track_bounds=self.game is None, min_range=config.min_return_range)
 
     def _worth(self, found: Searched) -> Tensor:
         """What the roots [B] are worth to whoever acts there."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rlx.algos.config import AlgoConfig, require
 
@@ -95,6 +95,22 @@ class GuidedSearchConfig(TreeSearchConfig):
         if self.search is Search.gumbel:
             return dict.fromkeys(("leaves", "c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction"), "search=puct")
         return dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
+
+    def search_settings(self, num_actions: int, *, explore: bool) -> dict[str, Any]:
+        """The settings as `rlx.planning.search.SearchConfig` takes them; only a search that is to explore has noise at its root."""
+        alpha = self.dirichlet_alpha if self.dirichlet_alpha is not None else 10.0 / num_actions
+        return {
+            "gumbel": self.search is Search.gumbel,
+            "max_considered": self.max_considered,
+            "c_visit": self.c_visit,
+            "c_scale": self.c_scale,
+            "gumbel_scale": 1.0 if explore else 0.0,
+            "c_init": self.c_puct,
+            "fpu_reduction": self.fpu_reduction,
+            "dirichlet_alpha": alpha if explore else 0.0,
+            "dirichlet_fraction": self.dirichlet_fraction,
+            "leaves": self.leaves,
+        }
 
 
 @dataclass(kw_only=True)
