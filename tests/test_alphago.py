@@ -19,7 +19,8 @@ from rlx.envs.play import SelfPlayVectorEnv
 from rlx.errors import ConfigError, NonFiniteError
 from rlx.nn.tower import descend
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, play_out, sample_legal
-from rlx.planning.search import RulesModel, SearchConfig, search
+from rlx.planning.rules import RulesModel
+from rlx.planning.search import SearchConfig, search
 from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")

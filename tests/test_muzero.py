@@ -21,7 +21,8 @@ from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net, scale_latent
 from rlx.planning.latent import LatentModel
-from rlx.planning.search import RulesModel, SearchConfig, search
+from rlx.planning.rules import RulesModel
+from rlx.planning.search import SearchConfig, search
 from rlx.planning.tree import Trees
 from rlx.replay import SequenceReplay
 from rlx.types import EnvSpec, Rollout

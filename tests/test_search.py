@@ -11,7 +11,8 @@ from reference_tree import Node, search_one
 
 from rlx.envs.games import Game
 from rlx.envs.solvers import ConnectFourSolver, outcome, probe
-from rlx.planning.search import Found, RulesModel, SearchConfig, considered_visits, search
+from rlx.planning.rules import RulesModel
+from rlx.planning.search import Found, SearchConfig, considered_visits, search
 from rlx.planning.tree import Trees
 
 

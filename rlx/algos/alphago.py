@@ -21,7 +21,8 @@ from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
 from rlx.nn.tower import FrozenTower, Tower, descend, forward
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
-from rlx.planning.search import RulesModel, SearchConfig, Searched, search
+from rlx.planning.rules import RulesModel
+from rlx.planning.search import SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 

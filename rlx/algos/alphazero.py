@@ -18,7 +18,8 @@ from torch.nn import functional as F
 from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
 from rlx.nn.tower import FrozenTower, Tower, descend, forward
-from rlx.planning.search import Known, RulesModel, SearchConfig, Searched, search
+from rlx.planning.rules import Known, RulesModel
+from rlx.planning.search import SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 

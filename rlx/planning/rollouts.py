@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.planning.search import Array, Evaluate, Found, RulesModel
+from rlx.planning.rules import Evaluate, RulesModel
+from rlx.planning.search import Array, Found
 
 
 def sample_legal(logits: Array, num_legal: Array, legal: Array, rng: np.random.Generator | None) -> NDArray[np.int64]:
