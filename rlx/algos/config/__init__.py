@@ -5,6 +5,7 @@ They live apart from the algorithms so that the command line can check and compl
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, ClassVar
@@ -31,6 +32,24 @@ def require(condition: bool, key: str, expected: str, got: Any) -> None:
     """Raise a ConfigError about `key` unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{key} must be {expected}, got {got}")
+
+
+_RANGES: dict[str, Callable[[float], bool]] = {
+    "at least 0": lambda x: 0.0 <= x < float("inf"),
+    "at least 1": lambda x: x >= 1,
+    "above 0": lambda x: 0.0 < x < float("inf"),
+    "within [0, 1]": lambda x: 0.0 <= x <= 1.0,
+    "within [0, 1)": lambda x: 0.0 <= x < 1.0,
+    "within (0, 1)": lambda x: 0.0 < x < 1.0,
+}
+"""What is said of a range, and whether a number lies in it."""
+
+
+def require_range(config: AlgoConfig, expected: str, *keys: str) -> None:
+    """Raise a ConfigError about the first of the settings `keys` of `config` that lies outside a range of `_RANGES`."""
+    for key in keys:
+        got = getattr(config, key)
+        require(_RANGES[expected](got), f"algo.{key}", expected, got)
 
 
 def require_divisible(total: int, divisor: int, message: str) -> None:
@@ -80,7 +99,7 @@ class AlgoConfig:
     """Let the step size fall linearly to 0 over loop.total_env_steps."""
 
     def __post_init__(self) -> None:
-        require(0.0 < self.learning_rate < float("inf"), "algo.learning_rate", "above 0", self.learning_rate)
+        require_range(self, "above 0", "learning_rate")
 
     @property
     def width(self) -> int:
@@ -126,11 +145,10 @@ class PolicyGradientConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.rollout_length >= 1, "algo.rollout_length", "at least 1", self.rollout_length)
-        require(0.0 <= self.discount <= 1.0, "algo.discount", "within [0, 1]", self.discount)
+        require_range(self, "at least 1", "rollout_length")
+        require_range(self, "within [0, 1]", "discount")
         require(self.max_grad_norm > 0.0, "algo.max_grad_norm", "above 0", self.max_grad_norm)
-        require(0.0 <= self.value_coef < float("inf"), "algo.value_coef", "at least 0", self.value_coef)
-        require(0.0 <= self.entropy_coef < float("inf"), "algo.entropy_coef", "at least 0", self.entropy_coef)
+        require_range(self, "at least 0", "value_coef", "entropy_coef")
         require(all(n >= 1 for n in self.hidden_sizes), "algo.hidden_sizes", "positive widths, e.g. [64,64]", self.hidden_sizes)
         require(abs(self.log_std_init) <= 20.0, "algo.log_std_init", "within [-20, 20]", self.log_std_init)
         require(self.observation_clip > 0.0, "algo.observation_clip", "above 0", self.observation_clip)
@@ -166,7 +184,7 @@ class ReinforceConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.episodes_per_update >= 1, "algo.episodes_per_update", "at least 1", self.episodes_per_update)
+        require_range(self, "at least 1", "episodes_per_update")
 
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()
@@ -187,7 +205,7 @@ class A2CConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0.0 <= self.gae_lambda <= 1.0, "algo.gae_lambda", "within [0, 1]", self.gae_lambda)
+        require_range(self, "within [0, 1]", "gae_lambda")
 
 
 @dataclass(kw_only=True)
@@ -224,10 +242,9 @@ class PPOConfig(PolicyGradientConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.num_epochs >= 1, "algo.num_epochs", "at least 1", self.num_epochs)
-        require(self.num_minibatches >= 1, "algo.num_minibatches", "at least 1", self.num_minibatches)
-        require(0.0 <= self.gae_lambda <= 1.0, "algo.gae_lambda", "within [0, 1]", self.gae_lambda)
-        require(0.0 < self.clip < 1.0, "algo.clip", "within (0, 1)", self.clip)
+        require_range(self, "at least 1", "num_epochs", "num_minibatches")
+        require_range(self, "within [0, 1]", "gae_lambda")
+        require_range(self, "within (0, 1)", "clip")
         require(self.kl_coef > 0.0, "algo.kl_coef", "above 0", self.kl_coef)
         require(self.kl_target > 0.0, "algo.kl_target", "above 0", self.kl_target)
         require(self.target_kl is None or self.target_kl > 0.0, "algo.target_kl", "above 0, or null", self.target_kl)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
-from rlx.algos.config import AlgoConfig, require
+from rlx.algos.config import AlgoConfig, require, require_range
 
 
 class Search(Enum):
@@ -44,10 +44,9 @@ class TreeSearchConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("num_simulations", "leaves", "blocks", "channels", "batch_size"):
-            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
-        require(0.0 < self.reuse < float("inf"), "algo.reuse", "above 0", self.reuse)
-        require(0.0 <= self.weight_decay < float("inf"), "algo.weight_decay", "at least 0", self.weight_decay)
+        require_range(self, "at least 1", "num_simulations", "leaves", "blocks", "channels", "batch_size")
+        require_range(self, "above 0", "reuse")
+        require_range(self, "at least 0", "weight_decay")
         expected = f"at least algo.batch_size={self.batch_size}"
         require(self.replay_size >= self.batch_size, "algo.replay_size", expected, self.replay_size)
         simulations = self.eval_simulations
@@ -81,15 +80,13 @@ class GuidedSearchConfig(TreeSearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.max_considered >= 1, "algo.max_considered", "at least 1", self.max_considered)
-        for key in ("c_scale", "c_puct"):
-            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("c_visit", "fpu_reduction"):
-            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
+        require_range(self, "at least 1", "max_considered")
+        require_range(self, "above 0", "c_scale", "c_puct")
+        require_range(self, "at least 0", "c_visit", "fpu_reduction")
         require(
             self.dirichlet_alpha is None or self.dirichlet_alpha > 0.0, "algo.dirichlet_alpha", "above 0, or null", self.dirichlet_alpha
         )
-        require(0.0 <= self.dirichlet_fraction <= 1.0, "algo.dirichlet_fraction", "within [0, 1]", self.dirichlet_fraction)
+        require_range(self, "within [0, 1]", "dirichlet_fraction")
 
     def unused_keys(self) -> dict[str, str]:
         if self.search is Search.gumbel:
@@ -141,16 +138,13 @@ class AlphaZeroConfig(GuidedSearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("cheap_simulations", "steps_per_update"):
-            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
-        for key in ("value_coef", "exploration_plies", "forced_playouts"):
-            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
+        require_range(self, "at least 1", "cheap_simulations", "steps_per_update")
+        require_range(self, "at least 0", "value_coef", "exploration_plies", "forced_playouts")
         expected = f"at least algo.batch_size={self.batch_size}"
         require(self.replay_start >= self.batch_size, "algo.replay_start", expected, self.replay_start)
         expected = f"at most algo.replay_size={self.replay_size}"
         require(self.replay_start <= self.replay_size, "algo.replay_start", expected, self.replay_start)
-        require(0.0 <= self.random_moves <= 1.0, "algo.random_moves", "within [0, 1]", self.random_moves)
-        require(0.0 <= self.value_mix <= 1.0, "algo.value_mix", "within [0, 1]", self.value_mix)
+        require_range(self, "within [0, 1]", "random_moves", "value_mix")
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
 
     def unused_keys(self) -> dict[str, str]:
@@ -207,15 +201,11 @@ class AlphaGoConfig(TreeSearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("expert_simulations", "games_per_update", "snapshot_every"):
-            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
-        for key in ("reinforce_learning_rate", "c_puct", "temperature"):
-            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        require(0.0 <= self.entropy_coef < float("inf"), "algo.entropy_coef", "at least 0", self.entropy_coef)
-        for key in ("expert_random_moves", "mix"):
-            require(0.0 <= getattr(self, key) <= 1.0, f"algo.{key}", "within [0, 1]", getattr(self, key))
-        for key in ("expert_fraction", "reinforce_fraction"):
-            require(0.0 < getattr(self, key) < 1.0, f"algo.{key}", "within (0, 1)", getattr(self, key))
+        require_range(self, "at least 1", "expert_simulations", "games_per_update", "snapshot_every")
+        require_range(self, "above 0", "reinforce_learning_rate", "c_puct", "temperature")
+        require_range(self, "at least 0", "entropy_coef")
+        require_range(self, "within [0, 1]", "expert_random_moves", "mix")
+        require_range(self, "within (0, 1)", "expert_fraction", "reinforce_fraction")
         both = self.expert_fraction + self.reinforce_fraction
         require(both < 1.0, "algo.expert_fraction + algo.reinforce_fraction", "below 1, to leave steps for the value network", both)
 

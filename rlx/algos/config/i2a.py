@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from rlx.algos.config import AlgoConfig, require, require_minibatches
+from rlx.algos.config import AlgoConfig, require, require_minibatches, require_range
 from rlx.errors import ConfigError
 
 READINGS = ("on", "off", "shuffled", "copy", "perfect")
@@ -98,16 +98,12 @@ class I2AConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("rollout_depth", "search_rollouts", "eval_simulations", "model_batch_size", "model_channels", "model_layers",
-                    "channels", "hidden_size", "encoder_channels", "encoder_size", "rollout_length", "num_epochs",
-                    "num_minibatches"):  # fmt: skip
-            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
-        for key in ("model_learning_rate", "model_reuse", "max_grad_norm"):
-            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("model_reuse_later", "value_coef", "entropy_coef", "distill_coef"):
-            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
-        for key in ("discount", "gae_lambda", "corrupt_prob"):
-            require(0.0 <= getattr(self, key) <= 1.0, f"algo.{key}", "within [0, 1]", getattr(self, key))
+        require_range(self, "at least 1", "rollout_depth", "search_rollouts", "eval_simulations", "model_batch_size", "model_channels",
+                      "model_layers", "channels", "hidden_size", "encoder_channels", "encoder_size", "rollout_length", "num_epochs",
+                      "num_minibatches")  # fmt: skip
+        require_range(self, "above 0", "model_learning_rate", "model_reuse", "max_grad_norm")
+        require_range(self, "at least 0", "model_reuse_later", "value_coef", "entropy_coef", "distill_coef")
+        require_range(self, "within [0, 1]", "discount", "gae_lambda", "corrupt_prob")
         require(0.0 < self.clip < 1.0, "algo.clip", "within (0, 1)", self.clip)
         require(0.0 <= self.model_fraction < 1.0, "algo.model_fraction", "within [0, 1)", self.model_fraction)
         expected = f"at least algo.model_batch_size={self.model_batch_size}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from rlx.algos.config import require
+from rlx.algos.config import require, require_range
 from rlx.algos.config.games import GuidedSearchConfig
 
 
@@ -70,18 +70,15 @@ class MuZeroConfig(GuidedSearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("steps_per_update", "unroll_steps"):
-            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
+        require_range(self, "at least 1", "steps_per_update", "unroll_steps")
         require(self.num_bins >= 2, "algo.num_bins", "at least 2", self.num_bins)
         require(self.td_steps is None or self.td_steps >= 1, "algo.td_steps", "at least 1, or null", self.td_steps)
         require(self.discount is None or 0.0 < self.discount <= 1.0, "algo.discount", "within (0, 1], or null", self.discount)
         limit = self.value_limit
         require(limit is None or 0.0 < limit < float("inf"), "algo.value_limit", "above 0, or null", limit)
-        for key in ("max_grad_norm", "min_return_range"):
-            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("value_coef", "entropy_coef", "reanalyse", "priority_exponent"):
-            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
-        require(0.0 <= self.priority_correction <= 1.0, "algo.priority_correction", "within [0, 1]", self.priority_correction)
+        require_range(self, "above 0", "max_grad_norm", "min_return_range")
+        require_range(self, "at least 0", "value_coef", "entropy_coef", "reanalyse", "priority_exponent")
+        require_range(self, "within [0, 1]", "priority_correction")
         plies = self.exploration_plies
         require(plies is None or plies >= 0, "algo.exploration_plies", "at least 0, or null", plies)
         expected = f"at least algo.batch_size={self.batch_size}"

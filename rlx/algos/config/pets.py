@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
-from rlx.algos.config import AlgoConfig, require
+from rlx.algos.config import AlgoConfig, require, require_range
 
 
 class Planner(Enum):
@@ -108,19 +108,15 @@ class PETSConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for key in ("initial_steps", "fit_every", "ensemble_size", "batch_size", "max_epochs", "patience", "particles", "horizon",
-                    "iterations"):  # fmt: skip
-            require(getattr(self, key) >= 1, f"algo.{key}", "at least 1", getattr(self, key))
+        require_range(self, "at least 1", "initial_steps", "fit_every", "ensemble_size", "batch_size", "max_epochs", "patience",
+                      "particles", "horizon", "iterations")  # fmt: skip
         require(self.population >= 2, "algo.population", "at least 2", self.population)
         require(bool(self.hidden_sizes) and min(self.hidden_sizes) >= 1, "algo.hidden_sizes", "positive widths, e.g. [64,64]",
                 self.hidden_sizes)  # fmt: skip
-        for key in ("init_std", "temperature", "trust_cost", "trust_limit"):
-            require(0.0 < getattr(self, key) < float("inf"), f"algo.{key}", "above 0", getattr(self, key))
-        for key in ("weight_decay", "noise_beta"):
-            require(0.0 <= getattr(self, key) < float("inf"), f"algo.{key}", "at least 0", getattr(self, key))
-        for key in ("holdout_fraction", "momentum"):
-            require(0.0 <= getattr(self, key) < 1.0, f"algo.{key}", "within [0, 1)", getattr(self, key))
-        require(0.0 <= self.keep_elites <= 1.0, "algo.keep_elites", "within [0, 1]", self.keep_elites)
+        require_range(self, "above 0", "init_std", "temperature", "trust_cost", "trust_limit")
+        require_range(self, "at least 0", "weight_decay", "noise_beta")
+        require_range(self, "within [0, 1)", "holdout_fraction", "momentum")
+        require_range(self, "within [0, 1]", "keep_elites")
         require(0.0 < self.elite_fraction <= 1.0, "algo.elite_fraction", "within (0, 1]", self.elite_fraction)
         require(1.0 <= self.population_decay < float("inf"), "algo.population_decay", "at least 1", self.population_decay)
         expected = f"at least algo.initial_steps={self.initial_steps}"
