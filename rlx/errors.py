@@ -4,7 +4,7 @@ Every message says what was got, what was expected and what to type next. Anythi
 
 Exit codes: 0 done; 1 a bug; 2 usage or configuration; 3 training became non-finite; 4 a checkpoint cannot be used;
 5 an environment failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 130 and 143 stopped by
-SIGINT and SIGTERM after saving.
+SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
 """
 
 

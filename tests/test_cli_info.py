@@ -6,8 +6,10 @@ import fcntl
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -148,6 +150,16 @@ def test_what_is_piped_has_neither_colour_nor_wrapped_lines() -> None:
         text = output(*arguments)
         assert not ANSI.search(text), arguments
     assert "a-run-with-a-long-name-" + "x" * 60 + "  finished" in output("ls")
+
+
+@pytest.mark.parametrize("command", ["--help", "algos", "ls --json", "compare lander --latex"])  # each writes in another way
+def test_a_command_whose_output_nobody_reads_ends_quietly_as_if_by_sigpipe(command: str, tmp_path: Path) -> None:
+    make_run()
+    reader, writer = os.pipe()
+    os.close(reader)
+    ended = subprocess.run([sys.executable, "-m", "rlx.cli.main", *command.split()], stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path)
+    os.close(writer)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 import typer
@@ -60,16 +61,34 @@ def main() -> None:
         sys.argv[1:] = ["sweep", *[word for word in arguments[1:] if word not in many]]
     try:
         app()
+    except SystemExit as ended:
+        if _is_unread(ended):
+            sys.exit(128 + signal.SIGPIPE)
+        raise
     except RlxError as error:
-        sys.stdout.flush()
+        _flush()
         sys.stderr.write(f"rlx: {error}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("rlx: interrupted\n")
         sys.exit(130)
+
+
+def _is_unread(ended: SystemExit) -> bool:
+    """Whether a command ended since nobody reads on, as in `rlx ls | head`: typer and rich leave with 1 where a write fails so."""
+    failed = isinstance(ended.__context__, BrokenPipeError)
+    return not _flush() or failed
+
+
+def _flush() -> bool:
+    """Write what is left in stdout's buffer, if somebody reads it; else what comes later goes nowhere."""
+    try:
+        if sys.stdout is not None:  # as `rlx ls >&-` leaves it
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # `rlx ls | head`: nobody reads on, and that is fine
-        sys.exit(0)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return False
+    return True
 
 
 if __name__ == "__main__":
