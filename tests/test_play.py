@@ -174,6 +174,10 @@ def test_eval_plays_the_opponent_of_the_run(runs: Path, run_command: Command) ->
     ("arena four --opponents four", "named twice"), ("arena four --opponents ''", "one player"),
     ("arena four three", "plays tic_tac_toe, not connect_four"), ("arena nothing", "no such run"),
     ("eval three --opponent stockfish", "rlx: --opponent=stockfish: no such opponent; expected random, "),
+    ("eval four --opponent solver", "rlx: --opponent=solver plays tic_tac_toe only, not connect_four;"),
+    ("play four --opponent solver", "rlx: --opponent=solver plays tic_tac_toe only, not connect_four;"),
+    ("arena four --opponents solver", "rlx: --opponents=solver plays tic_tac_toe only, not connect_four;"),
+    ("train algo=alphazero env=connect_four env.opponent=solver", "rlx: env.opponent=solver plays tic_tac_toe only, not connect_four;"),
     ("eval three --video 1", "rlx play three shows them"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(words: str, said: str, runs: Path, run_command: Command) -> None:

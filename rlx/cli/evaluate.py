@@ -69,6 +69,7 @@ def evaluate(
     """
     from rlx.config.compose import runs_directory
     from rlx.envs.opponents import parse_opponent
+    from rlx.envs.registry import GameEnvFactory
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
@@ -84,7 +85,7 @@ def evaluate(
     if video and config.env.is_game:
         raise ConfigError(f"--video: games have no pictures; rlx play {opened.reference} shows them")
     if opponent is not None:
-        parse_opponent(opponent, "--opponent")
+        parse_opponent(opponent, "--opponent")(GameEnvFactory(config.env.id, config.env.kwargs).game, 0)
         config.env.opponent = opponent
     if simulations is not None:
         config.algo.eval_simulations = simulations

@@ -53,9 +53,12 @@ def find_player(name: str, game: Game, *, simulations: int | None = None, key: s
     from rlx.match import KnownPlayer, RunPlayer
 
     try:
-        return KnownPlayer(name, parse_opponent(name))
+        make_opponent = parse_opponent(name, key)
     except ConfigError:
         pass
+    else:
+        make_opponent(game, 0)  # who cannot play it says so before the match
+        return KnownPlayer(name, make_opponent)
     try:
         algo, own, reference = load_run(name, simulations=simulations)
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -26,8 +27,12 @@ NAMES = "random, one_ply, uct:SIMULATIONS (e.g. uct:1000) or solver"
 def parse_opponent(text: str, key: str = "env.opponent") -> MakeOpponent:
     """Who an opponent's name means.
 
+    Args:
+        text: the name.
+        key: what the user calls the setting or option that has it.
+
     Raises:
-        ConfigError: for a name that is none.
+        ConfigError: for a name that is none; of who is returned, for a game that they cannot play.
     """
     kind, colon, number = text.partition(":")
     if text == "random":
@@ -40,7 +45,7 @@ def parse_opponent(text: str, key: str = "env.opponent") -> MakeOpponent:
     if text == "solver":
         from rlx.envs.solvers import SolverPlayer
 
-        return SolverPlayer
+        return functools.partial(SolverPlayer, key=key)
     raise ConfigError(f"{key}={text}: no such opponent; expected {NAMES}")
 
 

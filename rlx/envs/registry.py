@@ -240,7 +240,7 @@ class GameEnvFactory:
     """Builds batches of a two-player game: against itself for training, against an opponent for evaluation.
 
     Raises:
-        ConfigError: if the game cannot be played here, or there is no such opponent.
+        ConfigError: if the game cannot be played here, or there is no such opponent of it.
     """
 
     id: str
@@ -249,8 +249,7 @@ class GameEnvFactory:
     opening_plies: int = 0
 
     def __post_init__(self) -> None:
-        parse_opponent(self.opponent)
-        _ = self.game
+        parse_opponent(self.opponent)(self.game, 0)
 
     @functools.cached_property
     def game(self) -> Game:

@@ -50,9 +50,9 @@ def _is_connect_four(game: Game) -> bool:
 class SolverPlayer:
     """Plays any move that keeps the outcome; for tic-tac-toe, as connect four takes minutes at its beginning."""
 
-    def __init__(self, game: Game, seed: int) -> None:
+    def __init__(self, game: Game, seed: int, *, key: str) -> None:
         if game.name != "tic_tac_toe":
-            raise ConfigError(f"env.opponent=solver plays tic_tac_toe only, not {game}; say uct:5000 for a strong opponent")
+            raise ConfigError(f"{key}=solver plays tic_tac_toe only, not {game}; say uct:5000 for a strong opponent")
         self._rng = np.random.default_rng(seed)
 
     def move(self, state: GameState) -> int:
