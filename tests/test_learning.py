@@ -71,27 +71,28 @@ def test_recipe_reaches_its_return(overrides: str, least: float, elsewhere: str,
     table.append(row)
 
 
+def play_tic_tac_toe(algo: str, *, games: int, root: Path) -> dict[str, float]:
+    """What `rlx eval` says of an algorithm, trained by its recipe, against a strong opponent."""
+    environment = {**os.environ, "RLX_RUNS_DIR": str(root)}
+    train = f"train algo={algo} env=tic_tac_toe log.console=quiet log.wandb=disabled --name ttt"
+    subprocess.run([RLX, *train.split()], check=True, env=environment)
+    evaluate = [RLX, "eval", "ttt", "--episodes", str(games), "--opponent", "uct:1000", "--json"]
+    out: dict[str, float] = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
+    print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
+    return out
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_alphazero_plays_every_position_of_tic_tac_toe_perfectly_and_never_loses(tmp_path: Path) -> None:
-    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
-    train = "train algo=alphazero env=tic_tac_toe log.console=quiet log.wandb=disabled --name ttt"
-    subprocess.run([RLX, *train.split()], check=True, env=environment)
-    evaluate = [RLX, "eval", "ttt", "--episodes", "1000", "--opponent", "uct:1000", "--json"]
-    out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
-    print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
+    out = play_tic_tac_toe("alphazero", games=1000, root=tmp_path)
     assert (out["optimal_moves"], out["losses"]) == (1.0, 0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_muzero_loses_none_of_200_games_of_tic_tac_toe_without_knowing_the_rules(tmp_path: Path) -> None:
-    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
-    train = "train algo=muzero env=tic_tac_toe log.console=quiet log.wandb=disabled --name mz"
-    subprocess.run([RLX, *train.split()], check=True, env=environment)
-    evaluate = [RLX, "eval", "mz", "--episodes", "200", "--opponent", "uct:1000", "--json"]
-    out = json.loads(subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout)
-    print({key: out[key] for key in ("optimal_moves", "wins", "draws", "losses")})
+    out = play_tic_tac_toe("muzero", games=200, root=tmp_path)
     assert out["losses"] == 0
 
 
