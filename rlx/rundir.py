@@ -59,14 +59,7 @@ class RunDir:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if the directory cannot be made.
         """
-        cls.check_new(root, name)
-        path = root / name
-        try:
-            root.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-        except OSError as error:
-            cls.check_new(root, name)  # somebody may have been faster
-            raise StorageError(f"{path} cannot be made ({error.strerror}); set RLX_RUNS_DIR to a directory you can write") from error
+        path = cls.make(root, name)
         run = cls(path)
         try:
             replace_durably(path / "config.yaml", save_config(config).encode())
@@ -95,6 +88,18 @@ class RunDir:
                 f"{root / name} exists already; `rlx resume {name}` continues it, --auto-resume does so by itself, "
                 "another --name starts anew"
             )
+
+    @classmethod
+    def make(cls, root: Path, name: str) -> Path:
+        """Make an empty directory for a new run, or for a sweep, whose names follow the same rules. Raises as `create` does."""
+        cls.check_new(root, name)
+        path = root / name
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            cls.check_new(root, name)  # somebody may have been faster
+            raise StorageError(f"{path} cannot be made ({error.strerror}); set RLX_RUNS_DIR to a directory you can write") from error
+        return path
 
     @classmethod
     def open(cls, root: Path, reference: str) -> RunDir:

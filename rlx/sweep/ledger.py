@@ -125,13 +125,7 @@ class SweepDir:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if it cannot be written.
         """
-        RunDir.check_new(root, name)
-        path = root / name
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise StorageError(f"{path} cannot be made ({error.strerror}); set RLX_RUNS_DIR to a directory you can write") from error
-        sweep = cls(path)
+        sweep = cls(RunDir.make(root, name))
         sweep.write(spec, points)
         return sweep
 
