@@ -61,6 +61,8 @@ class TreeSearchConfig(AlgoConfig):
 class GuidedSearchConfig(TreeSearchConfig):
     """A search that a policy guides, and that improves it."""
 
+    replay_start: int = 5_000
+    """Positions to collect before the first gradient step; at least batch_size."""
     search: Search = Search.gumbel
     """gumbel improves the policy with few simulations; puct is the search of the papers, for hundreds."""
     max_considered: int = 16
@@ -87,6 +89,10 @@ class GuidedSearchConfig(TreeSearchConfig):
             self.dirichlet_alpha is None or self.dirichlet_alpha > 0.0, "algo.dirichlet_alpha", "above 0, or null", self.dirichlet_alpha
         )
         require_range(self, "within [0, 1]", "dirichlet_fraction")
+        expected = f"at least algo.batch_size={self.batch_size}"
+        require(self.replay_start >= self.batch_size, "algo.replay_start", expected, self.replay_start)
+        expected = f"at most algo.replay_size={self.replay_size}"
+        require(self.replay_start <= self.replay_size, "algo.replay_start", expected, self.replay_start)
 
     def unused_keys(self) -> dict[str, str]:
         if self.search is Search.gumbel:
@@ -115,8 +121,6 @@ class AlphaZeroConfig(GuidedSearchConfig):
     plays_others: ClassVar[bool] = False
 
     name: str = "alphazero"
-    replay_start: int = 5_000
-    """Positions to collect before the first gradient step; at least batch_size."""
     value_coef: float = 1.0
     """Weight of (z - v)^2 beside the policy's cross-entropy; at least 0."""
     exploration_plies: int = 15
@@ -140,10 +144,6 @@ class AlphaZeroConfig(GuidedSearchConfig):
         super().__post_init__()
         require_range(self, "at least 1", "cheap_simulations", "steps_per_update")
         require_range(self, "at least 0", "value_coef", "exploration_plies", "forced_playouts")
-        expected = f"at least algo.batch_size={self.batch_size}"
-        require(self.replay_start >= self.batch_size, "algo.replay_start", expected, self.replay_start)
-        expected = f"at most algo.replay_size={self.replay_size}"
-        require(self.replay_start <= self.replay_size, "algo.replay_start", expected, self.replay_start)
         require_range(self, "within [0, 1]", "random_moves", "value_mix")
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
 

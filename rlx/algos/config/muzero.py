@@ -81,10 +81,6 @@ class MuZeroConfig(GuidedSearchConfig):
         require_range(self, "within [0, 1]", "priority_correction")
         plies = self.exploration_plies
         require(plies is None or plies >= 0, "algo.exploration_plies", "at least 0, or null", plies)
-        expected = f"at least algo.batch_size={self.batch_size}"
-        require(self.replay_start >= self.batch_size, "algo.replay_start", expected, self.replay_start)
-        expected = f"at most algo.replay_size={self.replay_size}"
-        require(self.replay_start <= self.replay_size, "algo.replay_start", expected, self.replay_start)
 
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()
