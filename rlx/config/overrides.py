@@ -121,11 +121,14 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
         name = key.removeprefix("algo.")
         if key.startswith("algo.") and name in unused:
             raise NoEffectError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out", key)
+    in_game = config.env.is_game
     others = {
-        "env.workers": (not config.env.is_game or config.env.workers == 0, "the environment is no two-player game"),
-        "env.native": (not config.env.is_game, "the environment is no two-player game"),
-        "env.opponent": (config.env.is_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
-        "env.opening_plies": (config.env.is_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
+        **{f"algo.{name}": (in_game, "env is a two-player game") for name in config.algo.used_in_games},
+        **{f"algo.{name}": (not in_game, "the environment is no two-player game") for name in config.algo.used_elsewhere},
+        "env.workers": (not in_game or config.env.workers == 0, "the environment is no two-player game"),
+        "env.native": (not in_game, "the environment is no two-player game"),
+        "env.opponent": (in_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
+        "env.opening_plies": (in_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
         "env.worker_timeout_s": (config.env.workers > 0, "env.workers is above 0"),
         "loop.eval_episodes": (config.loop.eval_every > 0, "loop.eval_every is above 0"),
     }

@@ -90,6 +90,10 @@ class AlgoConfig:
     """Whether it plans continuous actions with a model, instead of improving a policy."""
     imagines: ClassVar[bool] = False
     """Whether its policy reads what a model imagines, and can be asked to read something else."""
+    used_in_games: ClassVar[tuple[str, ...]] = ()
+    """Settings that have no effect unless the environment is a two-player game."""
+    used_elsewhere: ClassVar[tuple[str, ...]] = ()
+    """Settings that have no effect if it is one."""
 
     name: str = ""
     """Which algorithm these settings are for; set by algo=NAME."""

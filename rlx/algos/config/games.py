@@ -97,7 +97,8 @@ class GuidedSearchConfig(TreeSearchConfig):
     def unused_keys(self) -> dict[str, str]:
         if self.search is Search.gumbel:
             return dict.fromkeys(("leaves", "c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction"), "search=puct")
-        return dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
+        unused = dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
+        return unused | ({"dirichlet_alpha": "dirichlet_fraction above 0"} if self.dirichlet_fraction == 0.0 else {})
 
     def search_settings(self, num_actions: int, *, explore: bool) -> dict[str, Any]:
         """The settings as `rlx.planning.search.SearchConfig` takes them; only a search that is to explore has noise at its root."""
@@ -149,6 +150,8 @@ class AlphaZeroConfig(GuidedSearchConfig):
 
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()
+        if self.exploration_plies == 0:
+            unused["random_moves"] = "exploration_plies above 0"
         if self.search is Search.gumbel:
             return unused | dict.fromkeys(("forced_playouts", "full_search_fraction", "cheap_simulations"), "search=puct")
         return unused | ({"cheap_simulations": "full_search_fraction below 1"} if self.full_search_fraction == 1.0 else {})

@@ -19,6 +19,8 @@ class Layers(Enum):
 @dataclass(kw_only=True)
 class MuZeroConfig(GuidedSearchConfig):
     suits: ClassVar[str] = "two-player games, discrete actions"
+    used_in_games: ClassVar[tuple[str, ...]] = ("exploration_plies", "symmetries")
+    used_elsewhere: ClassVar[tuple[str, ...]] = ("min_return_range",)
 
     name: str = "muzero"
     learning_rate: float = 1e-3

@@ -137,6 +137,8 @@ class PETSConfig(AlgoConfig):
         also = {"elite_fraction": "icem", "momentum": "icem", "noise_beta": "mppi"}
         now = self.planner.value
         unused = {key: f"planner={planner}" for key, planner in used_by.items() if now not in (planner, also.get(key))}
+        if self.planner is Planner.icem and self.iterations == 1:  # no next one that would be smaller, or have elites in it
+            unused |= dict.fromkeys(("population_decay", "keep_elites"), "iterations above 1")
         if self.propagation is Propagation.mean:
             unused["particles"] = "propagation=ts_inf"
         if self.holdout_fraction == 0.0:
