@@ -164,7 +164,7 @@ def distinct(packed: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         Rows [U] of one of each, and for every one of the n the place [n] of its like among them.
     """
     weights = _multipliers(packed.shape[1] + 1, packed.device)
-    marks = (packed * weights[:-1]).sum(-1) + reward.contiguous().view(torch.int32) * weights[-1]
+    marks = (packed * weights[:-1]).sum(-1) + reward.contiguous().view(torch.int32).long() * weights[-1]
     found, place = torch.unique(marks, return_inverse=True)
     rows = torch.empty(len(found), dtype=torch.int64, device=packed.device)
     rows[place] = torch.arange(len(packed), device=packed.device)
