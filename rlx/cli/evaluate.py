@@ -161,8 +161,9 @@ def _measure(
         result["solve_rate_ci"] = list(bootstrap_interval(np.array([float(bool(e.solved)) for e in played])))
     calls = [e.model_calls for e in played if e.model_calls is not None]
     if calls:
-        solved = sum(bool(e.solved) for e in played)
         result["model_calls_mean"] = sum(calls) / episodes
+    if calls and "solve_rate" in summary:
+        solved = sum(bool(e.solved) for e in played)
         result["model_calls_per_solved"] = sum(calls) / solved if solved else None
     if config.env.is_game:
         returns = [e.return_ for e in played]
@@ -194,7 +195,7 @@ def _say(result: dict[str, Any]) -> None:
         typer.echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
     typer.echo(f"  length {result['length_mean']:.1f} steps")
     if "model_calls_mean" in result:
-        each = result["model_calls_per_solved"]
+        each = result.get("model_calls_per_solved")
         per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
         typer.echo(f"  model calls {result['model_calls_mean']:,.0f} an episode{per_solved}")
     for path in result.get("videos", []):
@@ -207,7 +208,7 @@ def _tabulate(results: list[dict[str, Any]]) -> None:
 
     solves, calls = "solve_rate" in results[0], "model_calls_mean" in results[0]
     table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
-                       *(["model calls", "per solved"] if calls else []))  # fmt: skip
+                       *(["model calls"] if calls else []), *(["per solved"] if calls and solves else []))  # fmt: skip
     for result in results:
         low, high = result["return_ci"]
         row = [" ".join(result["env"]), f"{result['return_mean']:.1f}", f"{low:.1f} to {high:.1f}"]
@@ -215,8 +216,10 @@ def _tabulate(results: list[dict[str, Any]]) -> None:
             row += [f"{100 * result['solve_rate']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * x for x in result["solve_rate_ci"]))]
         row.append(f"{result['length_mean']:.1f}")
         if calls:
+            row.append(f"{result['model_calls_mean']:,.0f}")
+        if calls and solves:
             each = result["model_calls_per_solved"]
-            row += [f"{result['model_calls_mean']:,.0f}", f"{each:,.0f}" if each else "–"]
+            row.append(f"{each:,.0f}" if each else "–")
         table.add_row(*row)
     terminal().print(table)
 
