@@ -145,6 +145,22 @@ def test_a_sweep_is_compared_and_drawn_by_its_own_objective_and_direction(sweep:
     assert pair["verdict"] == "better"
 
 
+def test_experiments_are_told_apart_by_their_names(here: Path, run_command: Command) -> None:
+    path = here / "runs" / "arms"
+    path.mkdir(parents=True)
+    (path / "sweep.json").write_text(json.dumps({"format": 1, "swept": ["experiment"]}))
+    for experiment, values in {"i2a_off": [1, 2, 3], "i2a_copy": [4, 5, 6], "i2a_learned": [7, 8, 9]}.items():
+        for seed, value in enumerate(values):
+            composed = Composer().compose([f"experiment={experiment}", f"seed={seed}"])
+            run = RunDir.create(path, f"{experiment}-s{seed}", composed.config, {**new_meta(composed), "seed": seed, "sweep": "arms"})
+            write(run, [value])
+    for words in ("arms", "arms/i2a_off-s? arms/i2a_copy-s? arms/i2a_learned-s?"):
+        out = json.loads(said(run_command, f"compare {words} --json"))
+        assert {row["group"]: row["mean"] for row in out["rows"]} == {
+            "experiment=i2a_off": 2.0, "experiment=i2a_copy": 5.0, "experiment=i2a_learned": 8.0,
+        }  # fmt: skip
+
+
 def test_values_at_an_earlier_step(sweep: Sweep, run_command: Command) -> None:
     sweep({0.001: [400, 400]})
     (row,) = json.loads(said(run_command, "compare lr --json --at 2000"))["rows"]

@@ -34,7 +34,7 @@ class RunData:
     seed: int
     status: str
     settings: dict[str, Any]
-    """Every key of its configuration but the seed; algo and env by their short names."""
+    """Every key of its configuration but the seed; algo and env by their short names, and the names of its recipe and experiment."""
     lines: list[dict[str, Any]]
     sweep: str | None = None
     swept: tuple[str, ...] = ()
@@ -137,7 +137,7 @@ def _read(path: Path, name: str) -> RunData:
     run = RunDir(path)
     config, meta = run.config(trust=True), run.meta()  # only read: no environment is made
     settings = {key: value for key, value in leaf_keys(config).items() if key not in ("seed", "algo.name", "env.id")}
-    chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id), "recipe": meta.get("recipe")}
+    chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id)} | {k: meta.get(k) for k in ("recipe", "experiment")}
     swept = sweep_content(path.parent).get("swept")
     return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
                    sweep=path.parent.name if _is_sweep(path.parent) else None,
@@ -192,12 +192,16 @@ def _resolve(key: str, known: list[str]) -> str:
 def _differing(runs: list[RunData], known: list[str]) -> list[str]:
     swept = {run.swept for run in runs}
     if len({run.sweep for run in runs}) == 1 and len(swept) == 1 and (keys := next(iter(swept))):
-        return [key for key in keys if key in known or not key.startswith("experiment")]
+        return list(keys)
     different = [key for key in known if len({json.dumps(run.settings.get(key), default=str) for run in runs}) > 1]
     different = [key for key in different if not key.startswith(_NO_DIFFERENCE)]
     if "algo" in different:  # two algorithms have different keys and defaults: their names say it
         shared = [k for k in different if not k.startswith("algo.") or _differs_within(runs, k, "algo")]
         different = shared
+    if not all(run.settings.get("experiment") for run in runs):
+        different = [k for k in different if k != "experiment"]
+    if "experiment" in different:  # whose names say what differs
+        different = [k for k in different if k == "experiment" or _differs_within(runs, k, "experiment")]
     if "env" in different:
         different = [
             k for k in different if k != "recipe" and (not k.startswith(("env.", "algo.", "loop.")) or _differs_within(runs, k, "env"))
