@@ -28,7 +28,7 @@ from rlx.nn.flat import FlatAdam
 from rlx.nn.heads import CategoricalHead
 from rlx.nn.imagination import I2ANet, num_parameters
 from rlx.planning.search import SearchConfig
-from rlx.planning.worlds import Plan, search_rollouts, search_tree
+from rlx.planning.worlds import Plan, search_tree, weigh_rollouts
 from rlx.replay import TransitionReplay
 from rlx.types import EnvSpec, GridWorld, Insight, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -198,10 +198,10 @@ class I2A:
             return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth, discount=config.discount,
                                reward_scale=self._reward_scale)  # fmt: skip
         assert self.net.rollout_policy is not None
-        return search_rollouts(
-            self.world, self.net.rollout_policy, self._model_free, planes, num_actions=num_actions, depth=config.rollout_depth,
-            num_rollouts=config.search_rollouts, discount=config.discount, reward_scale=self._reward_scale,
-        )  # fmt: skip
+        starts = planes.repeat_interleave(config.search_rollouts, 0)
+        rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)
+        return weigh_rollouts(*rolled, self._model_free, num_actions=num_actions, num_rollouts=config.search_rollouts,
+                              discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
 
     def _model_free(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         return self.net(planes, None)

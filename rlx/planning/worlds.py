@@ -3,17 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.models.worlds import World, imagine
 from rlx.planning.search import Array, Found, SearchConfig, search
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From planes [n, C, H, W] to logits [n, A] and values [n]."""
+
+
+class Outcome(Protocol):
+    """Where n actions lead."""
+
+    @property
+    def planes(self) -> Tensor: ...  # [n, C, H, W] bits as float32
+    @property
+    def reward(self) -> Tensor: ...  # [n]
+    @property
+    def terminated(self) -> Tensor: ...  # [n] bool
+
+
+class World(Protocol):
+    """What a tree is grown in."""
+
+    def step(self, planes: Tensor, action: Tensor) -> Outcome:
+        """One step from planes [n, C, H, W] under action [n]."""
+        ...
 
 
 class Plan(NamedTuple):
@@ -26,23 +44,32 @@ class Plan(NamedTuple):
     calls: Tensor  # [B] steps of the world that were asked for
 
 
-def search_rollouts(
-    world: World, rollout_policy: Callable[[Tensor], Tensor], evaluate: Evaluate, planes: Tensor, *, num_actions: int, depth: int,
-    num_rollouts: int, discount: float, reward_scale: float,
+def weigh_rollouts(
+    planes: Tensor, reward: Tensor, alive: Tensor, evaluate: Evaluate, *, num_actions: int, num_rollouts: int, discount: float,
+    reward_scale: float,
 ) -> Plan:  # fmt: skip
-    """Take the action whose rollouts from planes [B, C, H, W] promise most, on average.
+    """Take the action whose rollouts promise most, on average.
 
     Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
+
+    Args:
+        planes, reward, alive: frames [D, n, C, H, W], rewards [D, n] and what goes on [D, n] of n = B * num_rollouts * A rollouts.
+        evaluate: logits and values of frames.
+        num_actions: A.
+        num_rollouts: of each action.
+        discount: of every step.
+        reward_scale: rewards are multiplied by it, which makes them the values' units.
     """
-    rolled = imagine(world, rollout_policy, planes.repeat_interleave(num_rollouts, 0), num_actions=num_actions, depth=depth)
-    _, value = evaluate(rolled.planes[-1])
-    returns = discount**depth * value * rolled.alive[-1]
-    for k, reward in enumerate(rolled.reward):
-        returns = returns + discount**k * reward_scale * reward
-    promise = returns.view(-1, num_rollouts, num_actions).mean(1)
-    frames, rewards = (x.unflatten(1, (len(planes), num_rollouts, -1))[:, :, 0].movedim(0, 2) for x in (rolled.planes, rolled.reward))
-    calls = torch.full((len(planes),), num_rollouts * num_actions * depth, device=planes.device)
-    return Plan(promise, promise.argmax(-1), frames, rewards, calls)  # of each action's rollouts the first
+    depth = len(reward)
+    _, value = evaluate(planes[-1])
+    returns = discount**depth * value * alive[-1]
+    for k in range(depth):
+        returns = returns + discount**k * reward_scale * reward[k]
+    shape = (-1, num_rollouts, num_actions)
+    promise = returns.view(shape).mean(1)
+    frames, rewards = (x.unflatten(1, shape)[:, :, 0].movedim(0, 2) for x in (planes, reward))  # of each action's rollouts the first
+    calls = torch.full((len(promise),), num_rollouts * num_actions * depth, device=planes.device)
+    return Plan(promise, promise.argmax(-1), frames, rewards, calls)
 
 
 def search_tree(
