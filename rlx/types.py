@@ -227,6 +227,22 @@ class DynamicsModel(Protocol):
         ...
 
 
+class WorldStep(NamedTuple):
+    """Where actions lead in a grid world."""
+
+    planes: Tensor  # [n, C, H, W] bits as float32
+    reward: Tensor  # [n]
+    terminated: Tensor  # [n] bool
+
+
+class World(Protocol):
+    """A grid world that can be imagined in: its rules or a learned model."""
+
+    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
+        """One step from planes [n, C, H, W] under action [n]."""
+        ...
+
+
 class VectorEnv(Protocol):
     """B environments under Gymnasium's vector API with autoreset disabled; one that is `Stateful` too can be resumed exactly."""
 

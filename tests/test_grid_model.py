@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from rlx.envs.registry import VectorEnvFactory
 from rlx.models.grid import GridModel, Transitions, cell_errors, changed_cells, f1, flip, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, Step, corrupt, imagine, num_bytes, pack, unpack
+from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, corrupt, imagine, num_bytes, pack, unpack
 from rlx.nn.flat import FlatAdam
-from rlx.types import GridWorld
+from rlx.types import GridWorld, WorldStep
 
 SHAPE = (4, 7, 7)
 
@@ -121,11 +121,11 @@ class Counting:
 
     shape = (3, 1, 1)
 
-    def step(self, planes: torch.Tensor, action: torch.Tensor) -> Step:
+    def step(self, planes: torch.Tensor, action: torch.Tensor) -> WorldStep:
         value = (planes.flatten(1) @ torch.tensor([1.0, 2.0, 4.0])).long() + action + 1
         ended = value > 7
         following = torch.stack([(value >> i) & 1 for i in range(3)], dim=1).float()[:, :, None, None]
-        return Step(following, action + 1.0, ended)
+        return WorldStep(following, action + 1.0, ended)
 
 
 def test_rollouts_begin_with_every_action_and_go_on_with_the_rollout_policy() -> None:

@@ -23,14 +23,14 @@ from rlx import ops
 from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, World, distinct, imagine, num_bytes, pack, unpack
+from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, distinct, imagine, num_bytes, pack, unpack
 from rlx.nn.flat import FlatAdam
 from rlx.nn.heads import CategoricalHead
 from rlx.nn.imagination import I2ANet, num_parameters
 from rlx.planning.search import SearchConfig
 from rlx.planning.worlds import Plan, search_tree, weigh_rollouts
 from rlx.replay import TransitionReplay
-from rlx.types import EnvSpec, GridWorld, Insight, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, GridWorld, Insight, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree, World
 
 Reading = Literal["on", "off", "shuffled", "copy", "perfect"]
 _LOOK_AHEAD = 5
@@ -108,7 +108,7 @@ class I2A:
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         planes = self._planes(obs)
         if mode == "eval" and self._searches:
-            plan = self._plan(planes)
+            plan = self._plan(planes, lines=False)
             return PolicyOutput(plan.action, carry, {"model_calls": plan.calls})
         logits, value, imagined = self._think(planes)
         action = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
@@ -182,21 +182,24 @@ class I2A:
 
     def _encode(self, bits: Tensor, reward: Tensor) -> Tensor:
         """c_ia [B, A * encoder_size] of what `_imagine` gave."""
-        order = torch.arange(reward.numel(), device=self.device).view_as(reward)
-        bits, reward = bits.flatten(0, 2), reward.flatten()
+        shape, bits, reward = reward.shape, bits.flatten(0, 2), reward.flatten()
         rows, place = distinct(bits, reward)
         frames = unpack(bits[rows], self.grid.planes_shape)
-        return self.net.encode(frames, reward[rows], place[order.permute(2, 0, 1).flatten(1)])
+        return self.net.encode(frames, reward[rows], place.view(shape).permute(2, 0, 1).flatten(1))
 
     @torch.no_grad()
-    def _plan(self, planes: Tensor) -> Plan:
-        """What a search in the world says of planes [B, C, H, W], whose leaves are worth what the model-free path says."""
+    def _plan(self, planes: Tensor, *, lines: bool = True) -> Plan:
+        """What a search in the world says of planes [B, C, H, W], whose leaves are worth what the model-free path says.
+
+        Args:
+            lines: whether its lines of play are wanted, which a tree has to be walked for.
+        """
         assert self.world is not None
         config, num_actions = self.config, self.grid.num_actions
         if self._decide is Decide.tree:
             search = SearchConfig(simulations=config.eval_simulations, track_bounds=True)
-            return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth, discount=config.discount,
-                               reward_scale=self._reward_scale)  # fmt: skip
+            return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth if lines else 0,
+                               discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
         assert self.net.rollout_policy is not None
         starts = planes.repeat_interleave(config.search_rollouts, 0)
         rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)

@@ -8,30 +8,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlx.models.grid import GridModel, flip
-from rlx.types import GridWorld
-
-
-class Step(NamedTuple):
-    """Where actions lead."""
-
-    planes: Tensor  # [n, C, H, W] bits as float32
-    reward: Tensor  # [n]
-    terminated: Tensor  # [n] bool
-
-
-class World(Protocol):
-    """What can be imagined in."""
-
-    def step(self, planes: Tensor, action: Tensor) -> Step:
-        """One step from planes [n, C, H, W] under action [n]."""
-        ...
+from rlx.types import GridWorld, World, WorldStep
 
 
 class LearnedWorld:
@@ -46,18 +30,18 @@ class LearnedWorld:
     def __init__(self, model: GridModel, event_reward: Tensor, *, corrupt_prob: float = 0.0) -> None:
         self._model, self._event_reward, self._corrupt_prob = model, event_reward, corrupt_prob
 
-    def step(self, planes: Tensor, action: Tensor) -> Step:
+    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
         change, outcome = self._model(planes, action)
         planes = corrupt(flip(planes, change > 0.0), self._corrupt_prob)
-        return Step(planes, outcome[:, :-1].sigmoid() @ self._event_reward, outcome[:, -1] > 0.0)
+        return WorldStep(planes, outcome[:, :-1].sigmoid() @ self._event_reward, outcome[:, -1] > 0.0)
 
 
 class CopyWorld:
     """Nothing ever happens: the control arm, whose imagination carries no information."""
 
-    def step(self, planes: Tensor, action: Tensor) -> Step:
+    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
         nothing = planes.new_zeros(len(planes))
-        return Step(planes, nothing, nothing.bool())
+        return WorldStep(planes, nothing, nothing.bool())
 
 
 class PerfectWorld:
@@ -66,12 +50,12 @@ class PerfectWorld:
     def __init__(self, grid: GridWorld, *, corrupt_prob: float = 0.0) -> None:
         self._grid, self._corrupt_prob = grid, corrupt_prob
 
-    def step(self, planes: Tensor, action: Tensor) -> Step:
+    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         reached, events, terminated = self._grid.step(planes.cpu().numpy().astype(np.uint8), action.cpu().numpy(), rng)
         following = torch.from_numpy(reached).to(planes).contiguous(memory_format=torch.channels_last)
         reward = torch.from_numpy(events.astype(np.float32) @ self._grid.event_reward).to(planes)
-        return Step(corrupt(following, self._corrupt_prob), reward, torch.from_numpy(terminated).to(planes.device))
+        return WorldStep(corrupt(following, self._corrupt_prob), reward, torch.from_numpy(terminated).to(planes.device))
 
 
 def corrupt(planes: Tensor, share: float) -> Tensor:

@@ -3,35 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlx.planning.search import Array, Found, SearchConfig, search
+from rlx.types import World
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From planes [n, C, H, W] to logits [n, A] and values [n]."""
-
-
-class Outcome(Protocol):
-    """Where n actions lead."""
-
-    @property
-    def planes(self) -> Tensor: ...  # [n, C, H, W] bits as float32
-    @property
-    def reward(self) -> Tensor: ...  # [n]
-    @property
-    def terminated(self) -> Tensor: ...  # [n] bool
-
-
-class World(Protocol):
-    """What a tree is grown in."""
-
-    def step(self, planes: Tensor, action: Tensor) -> Outcome:
-        """One step from planes [n, C, H, W] under action [n]."""
-        ...
 
 
 class Plan(NamedTuple):
@@ -80,6 +62,7 @@ def search_tree(
     Args:
         config: of the search, which must track the bounds of returns.
         depth: length D of the lines of play in the plan, those that were visited most; where a line ends, its last frame stands still.
+            0 for an agent that only acts.
     """
     model = WorldModel(world, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.simulations + 1)
     found = search(model, config, np.random.default_rng(0))  # without noise at the roots nothing is drawn
@@ -89,18 +72,19 @@ def search_tree(
     at = np.arange(num_trees)[:, None]
     n, w = trees.n[at, edges], trees.w[at, edges]
     promise = np.where(n > 0, w / np.maximum(n, 1), trees.value[:, :1]).astype(np.float32)
-    frames, rewards = [], []
+    frames = planes.new_zeros(*edges.shape, depth, *planes.shape[1:])
+    rewards = np.zeros((*edges.shape, depth), dtype=np.float32)
     slot, goes_on = np.zeros((num_trees, num_actions), dtype=np.int64), np.ones((num_trees, num_actions), dtype=bool)
     for k in range(depth):
         if k > 0:
             edges = _most_visited(trees.start[at, slot], trees.count[at, slot], trees.n)
         goes_on &= (edges >= 0) & (trees.child[at, edges] >= 0)
         slot = np.where(goes_on, trees.child[at, edges], slot)
-        rewards.append(np.where(goes_on, trees.reward[at, edges], 0.0))
-        frames.append(model.planes[torch.from_numpy(at), torch.from_numpy(slot)])
+        rewards[:, :, k] = np.where(goes_on, trees.reward[at, edges], 0.0)
+        frames[:, :, k] = model.planes[torch.from_numpy(at), torch.from_numpy(slot)].to(planes.dtype)
     return Plan(
-        torch.from_numpy(promise).to(device), torch.from_numpy(found.best()).to(device), torch.stack(frames, 2).to(planes.dtype),
-        torch.from_numpy(np.stack(rewards, 2).astype(np.float32)).to(device) / reward_scale, torch.from_numpy(model.calls).to(device),
+        torch.from_numpy(promise).to(device), torch.from_numpy(found.best()).to(device), frames,
+        torch.from_numpy(rewards).to(device) / reward_scale, torch.from_numpy(model.calls).to(device),
     )  # fmt: skip
 
 
