@@ -1,0 +1,125 @@
+"""A short run of every algorithm on every kind of environment it can train on, and how two runs are compared bit for bit.
+
+An algorithm without an entry here fails the tests of resuming.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import os
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from launch import GAME_PLAYING
+
+from rlx.algos import ALGORITHMS
+from rlx.checkpoint import find_checkpoints
+from rlx.config.compose import Composer
+from rlx.config.schema import RunConfig
+from rlx.rundir import RunDir
+
+ENVS = {
+    "native": ["env=cartpole"],
+    "gymnasium": ["env=acrobot", "env.kwargs.max_episode_steps=90"],
+    "continuous": ["env=pendulum", "env.kwargs.max_episode_steps=70"],
+    "pole": ["env=cartpole_continuous"],
+    "grid": ["env=sokoban", "env.max_episode_steps=50"],
+    "game": ["env=connect_four", "env.kwargs.rows=4", "env.kwargs.columns=4", "env.kwargs.x_in_row=3", "env.opponent=uct:5"],
+}
+# Cadences that divide neither each other nor a rollout, so that no buffer happens to be empty when a checkpoint is taken.
+COMMON = [
+    "recipe=null", "env.num_envs=3", "loop.log_every=173", "loop.eval_every=997", "loop.eval_episodes=3",
+    "loop.checkpoint_every=311", "log.wandb=disabled", "log.console=quiet", "seed=5",
+]  # fmt: skip
+SETTINGS = {
+    "reinforce": ["algo.rollout_length=13", "algo.episodes_per_update=5", "algo.normalize_observation=true"],
+    "a2c": ["algo.normalize_observation=true", "algo.anneal_learning_rate=true"],
+    "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
+            "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
+    "alphazero": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=32",
+                  "algo.replay_size=301", "algo.search=puct", "algo.full_search_fraction=0.6",
+                  "algo.random_moves=0.2", "algo.value_mix=0.3",
+                  "algo.cheap_simulations=3", "algo.steps_per_update=3",
+                  "algo.anneal_learning_rate=true"],
+    "alphago": ["algo.blocks=1", "algo.channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301",
+                "algo.expert_simulations=5", "algo.expert_fraction=0.3", "algo.reinforce_fraction=0.4", "algo.games_per_update=4",
+                "algo.snapshot_every=3"],
+    "muzero": ["algo.channels=8", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=100", "algo.replay_size=450",
+               "algo.steps_per_update=3", "algo.unroll_steps=3", "algo.td_steps=4", "algo.reanalyse=0.5", "algo.anneal_learning_rate=true"],
+    "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2", "algo.population=6",
+             "algo.iterations=1", "algo.horizon=4", "algo.max_epochs=2", "algo.replay_size=500", "algo.anneal_learning_rate=true",
+             "algo.learn_variance_bounds=true"],
+    "i2a": ["algo.rollout_length=7", "algo.num_minibatches=3", "algo.channels=4", "algo.hidden_size=16", "algo.encoder_channels=4",
+            "algo.encoder_size=8", "algo.model_channels=4", "algo.rollout_depth=2", "algo.model_fraction=0.4", "algo.model_reuse=1.3",
+            "algo.model_batch_size=16", "algo.model_replay_size=301", "algo.corrupt_prob=0.05", "algo.anneal_learning_rate=true"],
+}  # fmt: skip
+
+
+LENGTHS = {"pets": 900, "muzero": 700, "alphazero": 1100, "alphago": 1500, "i2a": 1100}
+"""Env steps of a run whose steps take long: two checkpoints before its end, every phase, a replay that is full."""
+
+composed = functools.cache(lambda *words: Composer().compose(list(words)).config)
+
+
+def words(algo: str, env: str) -> list[str]:
+    """The command line of the short run, without its length."""
+    return [f"algo={algo}", *ENVS[env], *COMMON, *SETTINGS[algo]]
+
+
+def compose(algo: str, env: str, *more: str, total_env_steps: int | None = None) -> RunConfig:
+    config: RunConfig = copy.deepcopy(composed(*words(algo, env), *more))
+    config.loop.total_env_steps = total_env_steps or LENGTHS.get(algo, 2000)
+    return config
+
+
+def new_run(root: Path, name: str, config: RunConfig) -> RunDir:
+    return RunDir.create(root, name, config, {"algo": config.algo.name, "wandb_id": "x"})
+
+
+def in_child(function: Callable[[], Any]) -> int:
+    """Run a function in a forked process; returns its pid."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return pid
+
+
+def final_state(run: RunDir) -> dict[str, Any]:
+    """Everything the last checkpoint holds, less what depends on the clock."""
+    newest = find_checkpoints(run.checkpoints)[0][0]
+    rest = newest.read("run.pt")
+    del rest["clock"]
+    rest["metrics"]["updates"] = [{k: v for k, v in u.items() if not k.startswith("time/")} for u in rest["metrics"]["updates"]]
+    return {"algo": newest.read("algo.pt"), **rest}
+
+
+def assert_equal(a: Any, b: Any, path: str = "state") -> None:
+    """Compare canonical values, bit for bit, naming the first that differs."""
+    assert type(a) is type(b), path
+    if isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, path
+        assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), path
+    elif isinstance(a, dict):
+        assert list(a) == list(b), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}.{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), path
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_equal(x, y, f"{path}[{i}]")
+    else:
+        assert a == b, path
+
+
+OWN = {"pets": ["continuous", "pole"], "muzero": ["native", "gymnasium", "game"], "i2a": ["grid"]}
+FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS}
+"""The environments that an algorithm is tested on."""
