@@ -10,6 +10,8 @@ SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
 
 class RlxError(Exception):
     exit_code = 1
+    trace: str = ""
+    """The traceback of the user's own code that failed, where that is the cause; it may have been raised in another process."""
 
 
 class ConfigError(RlxError, ValueError):

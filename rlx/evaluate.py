@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
+from rlx.errors import RlxError
 from rlx.rng import isolated_rng
 from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
 
@@ -154,18 +155,31 @@ class Evaluator:
         paired: bool = False,
         probe: tuple[NDArray[Any], NDArray[Any]] | None = None,
     ) -> None:
-        self._env = make_env(min(num_episodes, MAX_PARALLEL))
+        self._make_env, self._num_envs = make_env, min(num_episodes, MAX_PARALLEL)
+        self._env: VectorEnv | None = None  # made for the first evaluation, which may never come: some simulators exist only once
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
         self._probe = probe
 
     def __call__(self, algo: Algorithm, env_steps: int) -> dict[str, float]:
         with isolated_rng(self._seed, env_steps):
-            result = summarize(run_episodes(self._env, algo, self._seeds))
+            result = summarize(run_episodes(self._made(), algo, self._seeds))
             return result if self._probe is None else result | {"eval/optimal_moves": optimal_moves(algo, *self._probe)}
 
+    def _made(self) -> VectorEnv:
+        if self._env is None:
+            try:
+                self._env = self._make_env(self._num_envs)
+            except RlxError as error:
+                number = "1 environment" if self._num_envs == 1 else f"{self._num_envs} environments"
+                less = "loop.eval_episodes=1 needs one, loop.eval_every=0 none"
+                error.args = (f"an evaluation needs {number} beside those that train ({less}): {error}",)
+                raise
+        return self._env
+
     def close(self) -> None:
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from rlx.algos.config import PPOConfig
 from rlx.algos.ppo import PPO
 from rlx.collect import SEED_LIMIT, Collector, Episode
 from rlx.envs.registry import VectorEnvFactory
+from rlx.errors import ConfigError
 from rlx.evaluate import Evaluator, bootstrap_interval, episode_seeds, run_episodes, summarize
 from rlx.rng import GlobalRNG, seed_everything
 from rlx.types import EnvSpec, PolicyOutput, Progress
@@ -104,6 +105,31 @@ def test_evaluation_draws_from_the_seed_and_the_env_steps_alone():
     assert evaluator(Gambler(), env_steps=10) == first
     assert evaluator(Gambler(), env_steps=20) != first
     assert Evaluator(cartpole, num_episodes=20, seed=1)(Gambler(), env_steps=10) != first
+
+
+def test_environments_to_evaluate_in_are_made_for_the_first_evaluation_and_never_more_than_it_has_episodes():
+    made = []
+
+    def make_env(num_envs: int) -> Any:
+        made.append(num_envs)
+        return cartpole(num_envs)
+
+    evaluator = Evaluator(make_env, num_episodes=3, seed=0)
+    assert made == []
+    for env_steps in (10, 20):
+        evaluator(Gambler(), env_steps=env_steps)
+    assert made == [3]
+    evaluator.close()
+    Evaluator(make_env, num_episodes=3, seed=0).close()  # one that never evaluated has nothing to close
+    assert made == [3]
+
+
+def test_a_simulator_that_exists_only_once_is_told_what_an_evaluation_needs():
+    def taken(num_envs: int) -> Any:
+        raise ConfigError("env=X-v0 cannot be made with env.kwargs={}: OSError: port 5005 is in use")
+
+    with pytest.raises(ConfigError, match=r"needs 3 environments beside those that train .*loop\.eval_every=0 none.*port 5005"):
+        Evaluator(taken, num_episodes=3, seed=0)(Gambler(), env_steps=10)
 
 
 def test_evaluation_does_not_change_training(same):
