@@ -81,6 +81,35 @@ def test_a_pass_is_shown_because_the_next_one_ends_the_game() -> None:
     assert passed.child(game.num_actions - 1).is_terminal()
 
 
+def test_the_point_that_ko_forbids_is_shown() -> None:
+    """White may not take back at 5 at once, where black has just captured; after the same stones by another way it may. 1 is suicide."""
+    game = Game("go", {"board_size": 3})
+    seen = game.look([game.state_of(h) for h in ([2, 7, 0, 5, 4, 6, 8], [0, 6, 2, 7, 8, 9, 4])])
+    np.testing.assert_array_equal(seen.planes[0, [0, 1, 2, 4]], seen.planes[1, [0, 1, 2, 4]])
+    assert seen.num_legal.tolist() == [1, 2]
+    assert np.flatnonzero(seen.planes[0, 3]).tolist() == [5]
+    assert not seen.planes[1, 3].any()
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_planes_of_go_imply_the_legal_moves(size: int) -> None:
+    """Random games that pass only where they must; on 3x3 planes repeat often, and ko is common."""
+    game, rng = Game("go", {"board_size": size}), np.random.default_rng(0)
+    legal: dict[bytes, list[int]] = {}
+    again = ko = 0
+    for _ in range(60):
+        state = game.new_state()
+        while not state.is_terminal():
+            seen = game.look([state])
+            key = seen.planes.tobytes()
+            again += key in legal
+            ko += bool(seen.planes[0, 3].any())
+            assert legal.setdefault(key, seen.legal.tolist()) == seen.legal.tolist()
+            state.apply_action(int(rng.choice(seen.legal[:-1] if len(seen.legal) > 1 else seen.legal)))
+    assert again > 60
+    assert ko > 10
+
+
 def test_positions_that_are_over_have_an_outcome_and_no_moves() -> None:
     game = Game("tic_tac_toe")
     seen = game.look([game.state_of([0, 3, 1, 4, 2]), game.state_of([0]), game.state_of([0, 3, 1, 4, 8, 5])])

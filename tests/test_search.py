@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from reference_tree import Node, search_one
 
-from rlx.envs.games import Game
+from rlx.envs.games import Game, playable_names
 from rlx.envs.solvers import ConnectFourSolver, outcome, probe
+from rlx.errors import NonFiniteError
 from rlx.planning.rules import RulesModel
 from rlx.planning.search import Found, SearchConfig, considered_visits, search
 from rlx.planning.tree import Trees
@@ -294,6 +295,81 @@ def test_equal_positions_are_evaluated_once() -> None:
     search(model, SearchConfig(simulations=30), np.random.default_rng(0))
     assert len(asked) == len(set(asked)) == model.evaluations
     assert model.duplicates > 10 * model.evaluations
+
+
+def opinion(planes: np.ndarray, num_actions: int) -> tuple[np.ndarray, np.ndarray]:
+    """A network whose logits differ from plane to plane and from action to action, each row by itself."""
+    rows = planes.reshape(len(planes), -1)
+    told = np.sin((rows * np.linspace(1.0, 50.0, rows.shape[1])).sum(axis=1))  # not @, which rounds differently in batches
+    return np.sin(told[:, None] * np.arange(1, num_actions + 1)).astype(np.float32), np.tanh(told).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", [*playable_names(), "go(board_size=3)", "quoridor(board_size=3)"])
+def test_logits_are_those_of_the_legal_moves_whatever_was_evaluated_before(name: str) -> None:
+    """In random games planes may be equal where legal moves differ: what is kept of one position must not serve the other."""
+    short, _, size = name.partition("(board_size=")
+    game, rng = Game(short, {"board_size": int(size[:-1])} if size else {}), np.random.default_rng(0)
+    states: list[Any] = []
+    while len(states) < 150:
+        state = game.new_state()
+        while not state.is_terminal() and len(states) < 150:
+            states.append(state)
+            moves = state.legal_actions()
+            state = state.child(moves[min(int(rng.geometric(0.2)) - 1, len(moves) - 1)])  # mostly the same few, so that positions recur
+    model = RulesModel(game, states, lambda planes: opinion(planes, game.num_actions))
+    found, seen = model.root(), game.look(states)
+    logits, value = opinion(seen.planes, game.num_actions)
+    assert found.counts.tolist() == seen.num_legal.tolist()
+    np.testing.assert_allclose(found.logits, logits[np.repeat(np.arange(len(states)), seen.num_legal), seen.legal], atol=1e-4)
+    np.testing.assert_allclose(found.value, value, atol=1e-4)
+    known = model.known(trees_of(found))
+    later = RulesModel(game, states, lambda planes: pytest.fail("all of it is known"), known)
+    np.testing.assert_allclose(later.root().value, found.value)
+
+
+def trees_of(found: Found) -> Trees:
+    """Trees with nothing but roots."""
+    trees, everyone = Trees(len(found.counts), 1, int(found.counts.max())), np.arange(len(found.counts))
+    trees.add(everyone, np.full(len(everyone), -1), found.counts, found.actions, found.logits, found.value)
+    return trees
+
+
+def test_positions_with_equal_planes_and_other_legal_moves_are_searched_together() -> None:
+    """The two roots differ in what ko forbids, or in nothing that planes show: each has the logits of its own moves."""
+    game = Game("go", {"board_size": 3})
+    states = [game.state_of(h) for h in ([2, 7, 0, 5, 4, 6, 8], [0, 6, 2, 7, 8, 9, 4], [0])]
+    look = game.look
+    game.look = lambda some: (seen := look(some))._replace(planes=np.ascontiguousarray(seen.planes[:, [0, 1, 2, 4]]))  # type: ignore[method-assign]
+    model = RulesModel(game, states, lambda planes: opinion(planes, 10))
+    found = search(model, SearchConfig(simulations=20, gumbel=True), np.random.default_rng(0))
+    assert found.trees.count[:, 0].tolist() == [1, 2, 9]
+    alone = [search(RulesModel(game, [s], lambda planes: opinion(planes, 10)), SearchConfig(simulations=20, gumbel=True),
+                    np.random.default_rng(0)) for s in states]  # fmt: skip
+    for b, one in enumerate(alone):
+        np.testing.assert_allclose(found.trees.prior[b, found.root_edges(b)], one.trees.prior[0, one.root_edges(0)], atol=1e-6)
+
+
+@pytest.mark.parametrize(("column", "short"), [("actions", 11), ("logits", 11), ("logits", 13), ("value", 2), ("counts", 2)])
+def test_a_model_whose_answer_has_the_wrong_length_is_refused_before_a_kernel_reads_it(column: str, short: int) -> None:
+    class Wrong(RandomModel):
+        def root(self) -> Found:
+            nothing = np.zeros(3, dtype=np.float32)
+            whole = Found(np.full(3, 4), np.arange(12), np.zeros(12, dtype=np.float32), nothing, nothing, nothing)
+            return whole._replace(**{column: np.resize(getattr(whole, column), short)})
+
+    with pytest.raises(ValueError, match="one action and one logit for each of"):
+        search(Wrong(3, seed=0), SearchConfig(simulations=4), np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("column", ["logits", "value", "reward"])
+def test_a_network_that_is_not_finite_is_not_searched_with(column: str) -> None:
+    class Broken(RandomModel):
+        def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
+            found = super().step(trees, parents, actions, slots)
+            return found._replace(**{column: getattr(found, column) * np.float32("nan")})
+
+    with pytest.raises(NonFiniteError, match="not finite"):
+        search(Broken(3, seed=0), SearchConfig(simulations=40), np.random.default_rng(0))
 
 
 def test_edges_grow_when_positions_have_more_moves_than_the_first() -> None:

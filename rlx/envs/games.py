@@ -45,8 +45,9 @@ class _Encoder:
     """For each player, OpenSpiel's planes that show the player's stones; each cell is on one of them at most."""
     side: bool = False
     """Add a plane of ones for player 1, where the two play under different rules (goal, direction, komi)."""
-    last_pass: bool = False
-    """Add a plane of ones after a pass, which the next pass would end the game upon."""
+    last_move: bool = False
+    """Add a plane of the point at which ko forbids to take the last stone back at once, and one of ones after a pass, which the next
+    pass would end the game upon."""
     symmetries: tuple[str, ...] = ("identity",)
 
 
@@ -57,7 +58,7 @@ _ENCODERS = {
     # The four that leave the four discs of the beginning as they are.
     "othello": _Encoder(((1,), (1,)), symmetries=("identity", "half_turn", "transpose", "antitranspose")),
     "hex": _Encoder(((5, 6, 7, 8), (0, 1, 2, 3)), side=True, symmetries=("identity", "half_turn")),
-    "go": _Encoder(((0,), (1,)), side=True, last_pass=True, symmetries=_ALL),
+    "go": _Encoder(((0,), (1,)), side=True, last_move=True, symmetries=_ALL),
     "breakthrough": _Encoder(((0,), (1,)), side=True, symmetries=("identity", "mirror")),
 }
 _OTHER = {"othello": ((2,), (2,))}
@@ -139,9 +140,9 @@ class Game:
         player = np.full(n, -1, dtype=np.int64)
         outcome = np.zeros(n, dtype=np.float32)
         num_legal = np.zeros(n, dtype=np.int64)
-        passed = np.zeros(n, dtype=bool)
+        last = np.full(n, -1, dtype=np.int64)
         legal: list[list[int]] = []
-        buffer, set_from, wants_pass = self._observation.tensor, self._observation.set_from, self._wants_pass
+        buffer, set_from, wants_last_move = self._observation.tensor, self._observation.set_from, self._wants_last_move
         for i, state in enumerate(states):
             who = state.current_player()
             if who < 0:
@@ -153,27 +154,31 @@ class Game:
             moves = state.legal_actions()
             num_legal[i] = len(moves)
             legal.append(moves)
-            if wants_pass:
+            if wants_last_move:
                 history = state.history()
-                passed[i] = bool(history) and history[-1] == self.num_actions - 1
+                last[i] = history[-1] if history else -1
         flat = np.fromiter(itertools.chain.from_iterable(legal), dtype=np.int64, count=int(num_legal.sum()))
-        return Positions(self._encode(raw.reshape(n, *self._raw_shape), player, passed), player, outcome, num_legal, flat)
+        planes = self._encode(raw.reshape(n, *self._raw_shape), player)
+        if wants_last_move:
+            planes[last == self.num_actions - 1, -1] = 1.0
+            self._show_ko(planes, last, num_legal, flat)
+        return Positions(planes, player, outcome, num_legal, flat)
 
     @functools.cached_property
     def _raw_size(self) -> int:
         return int(np.prod(self._raw_shape))
 
     @functools.cached_property
-    def _wants_pass(self) -> bool:
-        return self._encoder is not None and self._encoder.last_pass
+    def _wants_last_move(self) -> bool:
+        return self._encoder is not None and self._encoder.last_move
 
     def _planes_shape(self) -> tuple[int, int, int]:
         c, h, w = self._raw_shape
         if self._encoder is None:
             return c + 1, h, w
-        return 2 + self._encoder.side + self._encoder.last_pass, h, w
+        return 2 + self._encoder.side + 2 * self._encoder.last_move, h, w
 
-    def _encode(self, raw: NDArray[np.float32], player: NDArray[np.int64], passed: NDArray[np.bool_]) -> NDArray[np.float32]:
+    def _encode(self, raw: NDArray[np.float32], player: NDArray[np.int64]) -> NDArray[np.float32]:
         out = np.zeros((len(raw), *self.planes_shape), dtype=np.float32)
         second = player == 1
         if self._encoder is None:  # an unnamed game: as OpenSpiel shows it to the player to move, and who that is
@@ -188,9 +193,31 @@ class Game:
             out[rows, 1] = seen[:, theirs[who]].sum(axis=1)
         if self._encoder.side:
             out[second, 2] = 1.0
-        if self._encoder.last_pass:
-            out[passed, -1] = 1.0
         return out
+
+    def _show_ko(
+        self, planes: NDArray[np.float32], last: NDArray[np.int64], num_legal: NDArray[np.int64], legal: NDArray[np.int64]
+    ) -> None:
+        """Mark the point that ko forbids on the last plane but one of planes [n, C, H, W], given the last actions [n].
+
+        It is the only point beside the last stone without a stone of whoever moves, if it is empty and not legal: a stone there would
+        take the last one, so that it would be no suicide.
+        """
+        stones, ends = planes.reshape(*planes.shape[:2], -1), np.cumsum(num_legal)
+        placed = np.flatnonzero((num_legal > 0) & (last >= 0) & (last < stones.shape[-1]))
+        beside = self._neighbours[last[placed]]
+        free = (beside >= 0) & (stones[placed[:, None], 0, beside] == 0.0)
+        only = np.flatnonzero(free.sum(axis=1) == 1)
+        for i, point in zip(placed[only].tolist(), beside[only, free[only].argmax(axis=1)].tolist(), strict=True):
+            if not stones[i, 1, point] and point not in legal[ends[i] - num_legal[i] : ends[i]]:
+                stones[i, -2, point] = 1.0
+
+    @functools.cached_property
+    def _neighbours(self) -> NDArray[np.int64]:
+        """The points beside each point of a board [H * W, 4], -1 beyond its edge."""
+        _, h, w = self.planes_shape
+        points = np.pad(np.arange(h * w).reshape(h, w), 1, constant_values=-1)
+        return np.stack([points[:-2, 1:-1], points[2:, 1:-1], points[1:-1, :-2], points[1:-1, 2:]], axis=-1).reshape(-1, 4)
 
     def _symmetries(self) -> list[Symmetry]:
         _, h, w = self.planes_shape

@@ -17,7 +17,7 @@ from rlx.planning.search import Array, Found
 from rlx.planning.tree import Trees
 
 _DIGEST = 16
-"""Bytes that stand for a position's planes: two positions share them once in 2^64 positions."""
+"""Bytes that stand for a position: two that differ share them once in 2^64 positions."""
 Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """From planes [n, C, H, W] to logits [n, A] and values [n] for the player to move."""
 
@@ -25,7 +25,7 @@ Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np
 class Known(NamedTuple):
     """What a network said of the positions of B trees, for a later search to know; E edges, as in `Trees`."""
 
-    digest: Array  # [B, N, 16] uint8 of a position's planes
+    digest: Array  # [B, N, 16] uint8 of a position's planes and legal moves
     num_legal: Array  # [B, N]; 0: nothing is known
     value: Array  # [B, N]
     logit: Array  # [B, E] of the legal moves of one node after the other
@@ -103,7 +103,7 @@ class RulesModel:
         ends = np.cumsum(seen.num_legal)
         which, new, going = list[int](), list[int](), list[int]()
         for i, (b, who) in enumerate(zip(trees.tolist(), seen.player.tolist(), strict=True)):
-            digest = hashlib.blake2b(seen.planes[i].data, digest_size=_DIGEST).digest()
+            digest = _digest(seen.planes[i], seen.legal[ends[i] - seen.num_legal[i] : ends[i]])
             self._digest[b].append(digest)
             if who < 0:
                 continue
@@ -122,3 +122,13 @@ class RulesModel:
         self.duplicates += len(which) - len(new)
         value[going] = [self._values[index] for index in which]
         return np.concatenate([np.zeros(0, dtype=np.float32), *(self._logits[index] for index in which)]), value
+
+
+def _digest(planes: NDArray[np.float32], legal: NDArray[np.int64]) -> bytes:
+    """What a position is known by: the network's value depends on the planes, the logits that are kept on the legal moves too.
+
+    Planes do not always imply the legal moves: few games show repetitions, and some rules look further back than a board.
+    """
+    digest = hashlib.blake2b(planes.data, digest_size=_DIGEST)
+    digest.update(legal.data)
+    return digest.digest()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rlx.errors import NonFiniteError
 from rlx.planning.tree import GUMBEL, PUCT, Rule, Trees, improved_scores
 
 Array = NDArray[Any]
@@ -28,6 +29,17 @@ class Found(NamedTuple):
     value: Array  # [n] for whoever moves there, float32
     reward: Array  # [n] of the move that led there, for whoever made it, float32
     discount: Array  # [n] -1: the opponent moves there; 0: the game is over; else what the value there counts for the same player
+
+    def checked(self) -> Found:
+        """Itself.
+
+        Raises:
+            NonFiniteError: if it has a number that no move could be selected by.
+        """
+        if not all(np.isfinite(column).all() for column in (self.logits, self.value, self.reward)):
+            raise NonFiniteError("the network's logits, values or rewards are not finite, so that a search cannot go by them; "
+                                 "try a smaller algo.learning_rate")  # fmt: skip
+        return self
 
 
 class Model(Protocol):
@@ -222,7 +234,7 @@ def search(
         explore: which trees' roots get Gumbel's noise [B]; otherwise all do.
     """
     began = time.perf_counter()
-    root = model.root()
+    root = model.root().checked()
     in_model = time.perf_counter() - began
     num_trees = len(root.counts)
     budget = np.full(num_trees, config.simulations) if simulations is None else simulations
@@ -267,7 +279,7 @@ def _evaluate(model: Model, trees: Trees, chosen: Array, config: SearchConfig) -
         if config.leaves > 1:  # several new nodes of one tree: they are added in this order
             slots += np.arange(len(at)) - np.searchsorted(at, at)
         began = time.perf_counter()
-        found = model.step(at, trees.node[at, by], trees.action[at, by], slots)
+        found = model.step(at, trees.node[at, by], trees.action[at, by], slots).checked()
         seconds = time.perf_counter() - began
         trees.add(at, by, found.counts, found.actions, found.logits, found.value)
         trees.reward[at, by], trees.discount[at, by] = found.reward, found.discount

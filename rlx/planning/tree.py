@@ -89,7 +89,15 @@ class Trees:
             actions: the moves, of one node after the other [sum of counts].
             logits: the network's, in the same order.
             values: of the network, for whoever moves [b].
+
+        Raises:
+            ValueError: if these are not as long as `counts` says; a kernel would read past their ends.
         """
+        if not (len(trees) == len(edges) == len(counts) == len(values)) or not (int(counts.sum()) == len(actions) == len(logits)):
+            raise ValueError(
+                f"a model must return one count and one value for each of {len(trees)} positions, and one action and one logit for each "
+                f"of {int(counts.sum())} legal moves; got {len(counts)}, {len(values)}, {len(actions)} and {len(logits)}"
+            )
         self.room_for(counts, trees)
         _add(trees, edges, counts, actions, logits, values, self.size, self.used, self.start, self.count, self.parent_edge, self.visits,
              self.value, self.action, self.logit, self.prior, self.node, self.child, self.least, self.most)  # fmt: skip
