@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from rlx.config.compose import Composer
 from rlx.rundir import RunDir
 
 TINY = "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 log.wandb=disabled log.console=quiet"
-COMMAND = Path(sys.executable).with_name("rlx")
 
 pytestmark = pytest.mark.usefixtures("here")
 
@@ -411,15 +409,17 @@ def test_words_that_the_command_line_does_not_know(command: str, says: str, rlx:
         ("train env=CartPol-v1", "rlx: env=CartPol-v1: no such environment is registered with gymnasium; did you mean CartPole-v1"),
     ],
 )
-def test_typo_is_answered_within_two_seconds(command: str, says: str, here: Path) -> None:
-    durations = []
-    for _ in range(3):  # the machine may be busy with something else
-        start = time.perf_counter()
-        answer = subprocess.run([COMMAND, *command.split()], cwd=here, capture_output=True, text=True, check=False)
-        durations.append(time.perf_counter() - start)
-        assert (answer.returncode, answer.stdout) == (2, "")
-        assert answer.stderr.startswith(says)
-        if durations[-1] < 2.0:
-            break
-    assert min(durations) < 2.0
+def test_typo_is_answered_without_what_is_slow_to_import(command: str, says: str, here: Path) -> None:
+    code = f"""
+import sys
+from rlx.cli.main import main
+sys.argv = ["rlx", *{command.split()!r}]
+try:
+    main()
+finally:
+    print(*sorted({{"torch", "wandb", "optuna", "matplotlib", "numba"}} & set(sys.modules)))
+"""
+    answer = subprocess.run([sys.executable, "-c", code], cwd=here, capture_output=True, text=True, check=False)
+    assert (answer.returncode, answer.stdout) == (2, "\n")
+    assert answer.stderr.startswith(says)
     assert list(here.iterdir()) == []

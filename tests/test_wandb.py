@@ -293,11 +293,13 @@ def test_dead_network_falls_back_to_offline_while_the_trainer_goes_on(
 ) -> None:
     monkeypatch.setattr(mirror_module, "_INIT_TIMEOUT_S", 1.0)
     notes: list[str] = []
+    begin, written = mirror_module._begin, threading.Event()
+    monkeypatch.setattr(mirror_module, "_begin", lambda *args, **kwargs: (written.wait(30), begin(*args, **kwargs))[1])
     it = mirror(tmp_path, notes)
-    began = time.perf_counter()
     write(it)
-    assert time.perf_counter() - began < 0.1
     assert isinstance(it, WandbMirror)
+    assert not it._begun.is_set()
+    written.set()
     assert it._begun.wait(30)
     it.close(exit_code=0)
     assert metrics_only(read_offline(offline_directory(tmp_path))[0]) == ROWS
@@ -311,21 +313,17 @@ def test_a_server_that_never_answers_does_not_hold_up_the_end(tmp_path: Path, mo
     monkeypatch.setattr(mirror_module, "_LAST_CHANCE_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         code = f"""
-import time
 from pathlib import Path
 from rlx.track import wandb
-wandb._LAST_CHANCE_S = 0.5
+wandb._LAST_CHANCE_S, wandb._INIT_TIMEOUT_S = 0.5, 3600.0
 m = wandb.make_mirror("auto", run_dir=Path({str(tmp_path)!r}), run_id="a", name="pole", project="p", config={{}}, tags=[], segment=0,
                       note=print)
-began = time.perf_counter()
 m.write({{"env_steps": 1}})
 m.close(exit_code=0)
-assert time.perf_counter() - began < 3
 """
         environment = os.environ | {"WANDB_BASE_URL": f"http://127.0.0.1:{silent.getsockname()[1]}", "WANDB_API_KEY": KEY}
-        began = time.perf_counter()
-        done = subprocess.run([sys.executable, "-W", "error", "-c", code], env=environment, capture_output=True, text=True, check=True)
-        assert time.perf_counter() - began < 12  # W&B's own exit hook would wait for its timeout of 15 s
+        command = [sys.executable, "-W", "error", "-c", code]  # if anything waited for W&B, its exit hook too, it would be an hour
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout == "W&B: no answer; nothing is lost, `rlx sync pole` uploads the run\n"
     assert done.stderr == ""
 
