@@ -234,17 +234,60 @@ def test_learning_rate_anneals_from_its_start_to_nothing(name):
 
 
 @pytest.mark.parametrize("name", POLICY_GRADIENT)
-def test_normaliser_moves_only_after_learning(name, monkeypatch):
+def test_the_normaliser_absorbs_the_first_rollout_before_learning_and_later_ones_after(name, monkeypatch):
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
     algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings))
     calls: list[str] = []
     for owner, call in [(algo.optimizer, "step"), (algo.net.normalizer, "update")]:
         original = getattr(owner, call)
         monkeypatch.setattr(owner, call, lambda *a, original=original, call=call: (calls.append(call), original(*a))[1])
-    update(algo, make_rollout(end_prob=0.5))
-    assert calls == ["step"] * (len(calls) - 1) + ["update"]
-    assert len(calls) > 1
-    assert algo.net.normalizer.moments.count > 1
+    orders, counts = [], []
+    for _ in range(3):
+        calls.clear()
+        update(algo, make_rollout(end_prob=0.5))
+        orders.append(list(dict.fromkeys(calls)))
+        counts.append(algo.net.normalizer.moments.count.item())
+        assert calls.count("update") == 1
+    assert orders == [["update", "step"], ["step", "update"], ["step", "update"]]
+    assert counts == [48, 96, 144]  # every step once
+
+
+@pytest.mark.parametrize("name", POLICY_GRADIENT)
+def test_what_the_first_update_has_learnt_is_what_acts_next(name, monkeypatch):
+    settings = {"episodes_per_update": 1} if name == "reinforce" else {}
+    algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings), CONTINUOUS)
+    rollout = make_rollout(CONTINUOUS, end_prob=0.5)
+    rollout.all_obs = 5.0 * rollout.all_obs + torch.tensor([0.0, 100.0, -3.0])  # raw observations would be far from their standard scores
+    obs, original, learnt = rollout.obs.flatten(0, 1), algo.optimizer.step, []
+
+    def step(*args):
+        grad_norm = original(*args)
+        learnt.append(torch.cat([algo.net.policy_params(algo.net.features(obs)), algo.net.value(algo.net.features(obs))[:, None]], dim=1))
+        return grad_norm
+
+    monkeypatch.setattr(algo.optimizer, "step", step)
+    update(algo, rollout)
+    with torch.no_grad():
+        features = algo.net.features(obs)
+        now = torch.cat([algo.net.policy_params(features), algo.net.value(features)[:, None]], dim=1)
+    assert torch.equal(now, learnt[-1])
+    assert features.abs().max() < 6.0
+
+
+def test_reinforce_absorbs_every_step_once_however_long_episodes_stay_open():
+    config = ReinforceConfig(episodes_per_update=6, normalize_observation=True)
+    algo, steps = build(config), 0
+    for i in range(12):
+        if i == 7:
+            resumed = build(config)
+            resumed.load_state_dict(copy.deepcopy(algo.state_dict()))
+            algo = resumed
+        rollout = make_rollout(length=5, end_prob=0.1)
+        metrics, steps = update(algo, rollout), steps + 20
+        absorbed = algo.net.normalizer.moments.count.item()
+        assert absorbed == (steps if metrics["update/num_gradient_steps"] else steps - 4 * algo.unabsorbed)
+        assert absorbed >= 20
+    assert absorbed > 100
 
 
 # PPO
@@ -312,12 +355,15 @@ def test_ppo_update_equals_a_plain_implementation(variant, spec):
 
 
 @SPECS
-def test_ppo_first_minibatch_has_a_ratio_of_one(spec):
+@pytest.mark.parametrize("first", [True, False])
+def test_ppo_first_minibatch_has_a_ratio_of_one(spec, first):
     algo = build(PPOConfig(num_epochs=1, num_minibatches=1, normalize_observation=True, normalize_advantage=False), spec)
-    algo.net.normalizer.update(torch.randn(100, 3) * 2 + 1)
-    rollout = make_rollout(spec)
+    rollout, net = make_rollout(spec), copy.deepcopy(algo.net)
+    net.normalizer.update(rollout.obs.flatten(0, 1) if first else torch.randn(100, 3) * 2 + 1)
+    if not first:
+        algo.net.load_state_dict(net.state_dict())
     with torch.no_grad():
-        value, next_value = (algo.net.value(algo.net.features(o.flatten(0, 1))).view(12, 4) for o in (rollout.obs, rollout.next_obs))
+        value, next_value = (net.value(net.features(o.flatten(0, 1))).view(12, 4) for o in (rollout.obs, rollout.next_obs))
     advantage = ops.gae(rollout.reward, value, next_value, rollout.terminated, rollout.is_last, discount=0.99, lam=0.95)
     metrics = update(algo, rollout)
     assert abs(metrics["update/approx_kl"]) < 1e-9

@@ -40,6 +40,10 @@ class A2C:
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        with self.net.learning_from(rollout.obs.flatten(0, 1)):
+            return self._learn(rollout, progress)
+
+    def _learn(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
         features = self.net.features(rollout.obs.flatten(0, 1))
@@ -54,8 +58,6 @@ class A2C:
         backward_network(backward_head(weight / -len(weight), -config.entropy_coef / len(weight)), d_value.mul_(config.value_coef))
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
-        if self.net.normalizer:  # last: acting and learning used the same scale
-            self.net.normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
         return {
             "loss/policy": policy_loss,
             "loss/value": value_loss,

@@ -53,6 +53,10 @@ class PPO:
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        with self.net.learning_from(rollout.obs.flatten(0, 1)):  # ratios compare policies under one normaliser
+            return self._learn(rollout, progress)
+
+    def _learn(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
         reward = self.reward_scaler(rollout.reward, rollout.is_last) if config.normalize_reward else rollout.reward
@@ -81,8 +85,6 @@ class PPO:
                 break
         if config.objective is Objective.adaptive_kl:
             self._adapt_kl_coef(features, old_params)
-        if self.net.normalizer:  # last: the ratios above must compare policies under one normaliser
-            self.net.normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
 
         policy_loss, value_loss, entropy, grad_norm = (torch.stack(s).mean() for s in zip(*steps, strict=True))
         return {

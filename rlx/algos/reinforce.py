@@ -21,7 +21,8 @@ class Reinforce:
     """Monte-Carlo policy gradient for discrete and continuous actions.
 
     Steps wait in `pending` until their episode is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and
-    unused [P, B]. `unused` marks steps that no update has learnt from yet.
+    unused [P, B]. `unused` marks steps that no update has learnt from yet. The normaliser absorbs the first rollout as it comes, before any
+    value is taken, and after every gradient step all that has come since: that of an update is `unabsorbed` rows.
     """
 
     def __init__(self, config: ReinforceConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
@@ -30,14 +31,21 @@ class Reinforce:
         self.net = ActorCritic(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.pending: dict[str, Tensor] = {}
+        self.unabsorbed = 0
 
     def state_dict(self) -> State:
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "pending": dict(self.pending)}
+        return {
+            "net": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "pending": dict(self.pending),
+            "unabsorbed": self.unabsorbed,
+        }
 
     def load_state_dict(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.pending = {name: x.to(self.device) for name, x in state["pending"].items()}
+        self.unabsorbed = state["unabsorbed"]
 
     def initial_carry(self, batch_size: int) -> Tree:
         return ()
@@ -47,6 +55,11 @@ class Reinforce:
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
+        normalizer = self.net.normalizer
+        if normalizer and normalizer.is_new:
+            normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
+        else:
+            self.unabsorbed += len(rollout.reward)
         self._append(rollout)
         pending = self.pending
         complete = pending["unused"] & (pending["is_last"].flip(0).cumsum(0).flip(0) > 0)
@@ -54,6 +67,9 @@ class Reinforce:
         if num_episodes < self.config.episodes_per_update:
             return {"update/num_gradient_steps": 0.0}
         metrics = self._learn(complete, self.config.learning_rate_at(progress.fraction_before(rollout)))
+        if normalizer and self.unabsorbed:
+            normalizer.update(self.net.raw_features(pending["obs"][-self.unabsorbed :].flatten(0, 1)))
+        self.unabsorbed = 0
         self._drop(complete)
         return metrics
 
@@ -79,8 +95,7 @@ class Reinforce:
         """One gradient step on the steps [P, B] marked `complete`."""
         config, pending = self.config, self.pending
         return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)[complete]
-        raw_features = self.net.raw_features(pending["obs"][complete])
-        features = self.net.normalizer(raw_features) if self.net.normalizer else raw_features
+        features = self.net.features(pending["obs"][complete])
         self.optimizer.zero_grad()
         params, value, backward_network = self.net.forward_vjp(features)
         has_baseline = config.baseline is Baseline.value
@@ -95,8 +110,6 @@ class Reinforce:
         backward_network(d_params, d_value.mul_(value_coef))
         loss = policy_loss + value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
-        if self.net.normalizer:  # last: one scale within an update
-            self.net.normalizer.update(raw_features)
         metrics: dict[str, Tensor | float] = {
             "loss/policy": policy_loss,
             "update/entropy": entropy,

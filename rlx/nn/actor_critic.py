@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import gymnasium
@@ -76,6 +77,10 @@ class ActorCritic(nn.Module):
         """Observations [B, *] as the networks see them, [B, D]."""
         raw = self.raw_features(obs)
         return self.normalizer(raw) if self.normalizer else raw
+
+    def learning_from(self, obs: Tensor) -> AbstractContextManager[None]:
+        """Around learning from a rollout's observations [B, *], so that the normaliser, if there is one, absorbs them in time."""
+        return self.normalizer.learning_from(self.raw_features(obs)) if self.normalizer else nullcontext()
 
     def forward_vjp(self, features: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
         """[B, D] to distribution parameters [B, D'] and values [B], and the function that carries their gradients back.

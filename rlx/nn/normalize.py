@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -10,6 +13,9 @@ from torch import Tensor, nn
 from rlx.errors import NonFiniteError
 from rlx.ops import reverse_scan
 from rlx.types import State
+
+_CONSTANT = 1e-6
+"""Numbers are constant if their deviation is below this share of their size plus one: float32 has no more digits."""
 
 
 class RunningMoments:
@@ -21,7 +27,7 @@ class RunningMoments:
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.mean = torch.zeros(shape, dtype=torch.float64)
         self.variance = torch.ones(shape, dtype=torch.float64)
-        self.count = torch.tensor(1e-4, dtype=torch.float64)
+        self.count = torch.tensor(0.0, dtype=torch.float64)
 
     def state_dict(self) -> State:
         return {"mean": self.mean.clone(), "variance": self.variance.clone(), "count": self.count.clone()}
@@ -44,9 +50,15 @@ class RunningMoments:
         spread = self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total
         self.variance, self.mean, self.count = spread / total, self.mean + delta * len(batch) / total, total
 
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation; 1 of what has been constant so far, so that it is not blown up where it begins to vary."""
+        constant = self.variance.sqrt() <= _CONSTANT * (1.0 + self.mean.abs())
+        return torch.where(constant, 1.0, (self.variance + 1e-8).sqrt())
+
 
 class ObservationNormalizer(nn.Module):
-    """(obs - mean) / std, clipped. Statistics move only in `update`, so a rollout is acted and learnt from under one scale."""
+    """(obs - mean) / std, clipped. The identity before the first `update`, and only `update` moves the statistics."""
 
     shift: Tensor
     scale: Tensor
@@ -72,12 +84,30 @@ class ObservationNormalizer(nn.Module):
         """`forward` in NumPy."""
         return (features * self.scale.numpy() + self.shift.numpy()).clip(-self.clip, self.clip)
 
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing has been absorbed yet."""
+        return self.moments.count.item() < 1.0
+
     def update(self, features: Tensor) -> None:
         """Absorb features [N, D]."""
         self.moments.update(features)
-        std = (self.moments.variance + 1e-8).sqrt()
+        std = self.moments.std
         self.scale.copy_(1.0 / std)
         self.shift.copy_(-self.moments.mean / std)
+
+    @contextmanager
+    def learning_from(self, features: Tensor) -> Iterator[None]:
+        """Around learning from a rollout with features [N, D], to absorb it: the first one before, all others after.
+
+        After, because a rollout is then acted and learnt from under one scale. The first was acted under none, by a policy that has learnt
+        nothing and hardly depends on what it sees; but what is learnt from it would be another function of the observations afterwards.
+        """
+        if first := self.is_new:
+            self.update(features)
+        yield
+        if not first:
+            self.update(features)
 
 
 class RewardScaler(nn.Module):
@@ -109,5 +139,4 @@ class RewardScaler(nn.Module):
         returns = reverse_scan(x.flip(0), decay.flip(0)).flip(0)[1:]
         self.running_return.copy_(returns[-1] * (~is_last[-1]).to(reward.dtype))
         self.moments.update(returns.flatten())
-        std = (self.moments.variance + 1e-8).sqrt().item()
-        return (reward / std).clamp_(-self.clip, self.clip)
+        return (reward / self.moments.std.item()).clamp_(-self.clip, self.clip)
