@@ -88,11 +88,15 @@ class TransitionReplay:
         capacity: rows, rounded down to a multiple of num_envs; the oldest are overwritten.
         num_envs: B.
         columns: for each name the dtype and the shape of a row.
+        device: where the columns are kept; rows may come from any other.
     """
 
-    def __init__(self, capacity: int, num_envs: int, columns: dict[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        self.capacity, self.num_envs, self.added = max(capacity // num_envs, 1) * num_envs, num_envs, 0
-        self._columns = {name: torch.zeros(0, *shape, dtype=dtype) for name, (dtype, shape) in columns.items()}
+    def __init__(
+        self, capacity: int, num_envs: int, columns: dict[str, tuple[torch.dtype, tuple[int, ...]]],
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> None:  # fmt: skip
+        self.capacity, self.num_envs, self.added, self.device = max(capacity // num_envs, 1) * num_envs, num_envs, 0, device
+        self._columns = {name: torch.zeros(0, *shape, dtype=dtype, device=device) for name, (dtype, shape) in columns.items()}
 
     @property
     def size(self) -> int:
@@ -102,13 +106,13 @@ class TransitionReplay:
         """Add [T, B, *] of every column."""
         for name, steps in rows.items():
             new = steps.flatten(0, 1)
-            index = (self.added + torch.arange(len(new))) % self.capacity
+            index = (self.added + torch.arange(len(new), device=self.device)) % self.capacity
             old = self._columns[name]
             need = min(self.capacity, self.added + len(new)) - len(old)
             if need > 0:  # memory is taken as it is needed, in steps of a half
                 grown = min(self.capacity - len(old), max(need, len(old) // 2, 1024))
                 old = self._columns[name] = torch.cat([old, old.new_zeros(grown, *old.shape[1:])])
-            old[index] = new.to(old.dtype)
+            old[index] = new.to(device=self.device, dtype=old.dtype)
         self.added += len(new)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -118,7 +122,7 @@ class TransitionReplay:
     def newest(self, name: str, num_rows: int) -> Tensor:
         """The last rows of a column in the order of time, [T, B, *]."""
         num_rows = min(num_rows, self.size)
-        index = (self.added - num_rows + torch.arange(num_rows)) % self.capacity
+        index = (self.added - num_rows + torch.arange(num_rows, device=self.device)) % self.capacity
         return self._columns[name][index].unflatten(0, (-1, self.num_envs))
 
     def state_dict(self) -> State:
@@ -126,7 +130,7 @@ class TransitionReplay:
 
     def load_state_dict(self, state: State) -> None:
         self.added = state["added"]
-        self._columns = {name: state[name].clone() for name in self._columns}
+        self._columns = {name: state[name].to(self.device, copy=True) for name in self._columns}
 
 
 class SequenceReplay:

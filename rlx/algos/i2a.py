@@ -73,7 +73,7 @@ class I2A:
             self.replay = TransitionReplay(config.model_replay_size, num_envs, {
                 "planes": (torch.uint8, (num_bytes(grid.planes_shape),)), "next_planes": (torch.uint8, (num_bytes(grid.planes_shape),)),
                 "action": (torch.uint8, ()), "outcome": (torch.bool, (len(grid.events) + 1,)),
-            })  # fmt: skip
+            }, device)  # fmt: skip
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._reading: Reading = "on"
         self._decide = config.decide
@@ -343,7 +343,7 @@ class I2A:
         losses = []
         while self._owed >= 1.0:
             self._owed -= 1.0
-            index = torch.randint(self.replay.size, (config.model_batch_size,))
+            index = torch.randint(self.replay.size, (config.model_batch_size,), device=self.device)
             self.model_optimizer.zero_grad()
             with torch.enable_grad():
                 loss = model_loss(self.model, self._remembered(index))
@@ -379,9 +379,7 @@ class I2A:
         return torch.cat([torch.from_numpy(events), terminated[:, None]], dim=1).to(self.device)
 
     def _remembered(self, index: Tensor) -> Transitions:
-        planes, action, next_planes, outcome = (
-            self.replay[name][index].to(self.device) for name in ("planes", "action", "next_planes", "outcome")
-        )
+        planes, action, next_planes, outcome = (self.replay[name][index] for name in ("planes", "action", "next_planes", "outcome"))
         shape = self.grid.planes_shape
         return Transitions(unpack(planes, shape), action.long(), unpack(next_planes, shape), outcome)
 

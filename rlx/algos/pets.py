@@ -55,7 +55,7 @@ class PETS:
             "obs": (torch.float32, vector), "action": (torch.float32, (num_actions,)), "change": (torch.float32, vector),
             "reward": (torch.float32, scalar), "is_last": (torch.bool, scalar), "holdout": (torch.bool, scalar),
             "counts": (torch.uint8, (config.ensemble_size,)),
-        })  # fmt: skip
+        }, device)  # fmt: skip
         self.windows = ReturnWindows(config.horizon, num_envs)
         self._planner = PlannerConfig(
             method=config.planner.value, population=config.population, iterations=config.iterations, elites=config.elites,
