@@ -14,6 +14,7 @@ import io
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -23,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlx.errors import CheckpointError, RlxError, StorageError
-from rlx.files import sync_directory, write_durably
+from rlx.files import UnreadableError, clean_temporaries, is_directory, make_directory, read_file, read_json, sync_directory, write_durably
 
 if TYPE_CHECKING:
     from rlx.types import State, Stateful  # torch is imported where tensors are read or written: looking at manifests does without
 
 FORMAT = 1
 _ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
+_NAME = re.compile(r"[0-9]{12,15}")
 
 
 class FormatError(CheckpointError):
@@ -75,9 +77,9 @@ class Checkpoint:
     def _check_digest(self, name: str) -> bytes:
         """A file's content, if it is what was written."""
         try:
-            data = (self.path / name).read_bytes()
-        except OSError as error:
-            raise CheckpointError(f"{self.path / name} cannot be read: {error.strerror}") from error
+            data = read_file(self.path / name, limit=_memory(), root=self.path.parent)
+        except UnreadableError as error:
+            raise CheckpointError(f"{self.path / name} cannot be read: {error.reason}") from error
         if hashlib.sha256(data).hexdigest() != self.manifest["files"].get(name):
             raise CheckpointError(f"{self.path / name} is damaged: its SHA-256 is not the manifest's")
         return data
@@ -91,10 +93,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
         FormatError: if it is of another format.
     """
     try:
-        manifest = json.loads((path / _MANIFEST).read_text())
+        manifest = read_json(path / _MANIFEST, root=path.parent)
         format_ = manifest["format"]
         digest = manifest.get("sha256")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (UnreadableError, KeyError) as error:
         raise CheckpointError(f"{path} has no readable manifest ({type(error).__name__})") from error
     if digest is not None and digest != _digest(manifest):
         raise CheckpointError(f"{path} has a damaged manifest: its SHA-256 is not the one it holds")
@@ -102,8 +104,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise FormatError(
             f"{path} has checkpoint format {format_}, this rlx reads format {FORMAT}: use the version that wrote it (see meta.json)"
         )
-    expected = {"env_steps": int, "files": dict, "score": float | int | None}
-    if not all(isinstance(manifest.get(key), kind) for key, kind in expected.items()):
+    expected = {"env_steps": int, "files": dict, "score": float | int | None, "exact": bool, "why_not_exact": str | None}
+    if not all(isinstance(manifest.get(key), kind) for key, kind in expected.items()) or int(path.name) != manifest["env_steps"]:
         raise CheckpointError(f"{path} has a manifest of the wrong shape")
     return manifest
 
@@ -116,12 +118,34 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 def find_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[CheckpointError]]:
     """Checkpoints in a directory, newest first, and what is wrong with those that have no good manifest."""
     found, broken = [], []
-    for path in sorted((p for p in directory.glob("*") if p.name.isdigit()), reverse=True):
+    try:
+        paths = checkpoint_paths(directory)
+    except CheckpointError as error:
+        return [], [error]
+    for path in paths:
         try:
             found.append(Checkpoint(path, read_manifest(path)))
         except CheckpointError as error:
             broken.append(error)
     return found, broken
+
+
+def checkpoint_paths(directory: Path) -> list[Path]:
+    """What has the name of a checkpoint in a run's checkpoints/, newest first.
+
+    Raises:
+        CheckpointError: if the directory is a link, which nothing of a run may be led away by.
+    """
+    if not is_directory(directory):
+        if os.path.lexists(directory):
+            raise CheckpointError(f"{directory} is a link or a file, and no directory: remove it; rlx follows no link in a run")
+        return []
+    return sorted((p for p in directory.iterdir() if _NAME.fullmatch(p.name)), reverse=True)
+
+
+def _memory() -> int:
+    """Bytes that a file can have and still be loaded: what the machine has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint | None:
@@ -217,7 +241,7 @@ class Checkpointer:
 
         self.wait()
         target = self.directory / f"{env_steps:012d}"
-        if target.exists():
+        if os.path.lexists(target):
             return
         files = {
             _ALGO: _serialize(state["algo"].state_dict()),
@@ -242,7 +266,9 @@ class Checkpointer:
         temporary = target.with_name(f"{target.name}.tmp-{os.getpid()}")
         try:
             first()
-            temporary.mkdir(parents=True)
+            make_directory(self.directory)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
             for name, data in files.items():
                 write_durably(temporary / name, data)
             sync_directory(temporary)
@@ -250,7 +276,7 @@ class Checkpointer:
             sync_directory(self.directory)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, StorageError):  # from `first`, and it says which file
+            if isinstance(error, StorageError):  # it says which file or directory
                 raise
             raise StorageError(
                 f"the checkpoint at {int(target.name)} env steps could not be written to {self.directory} ({error.strerror or error}); "
@@ -272,9 +298,8 @@ class Checkpointer:
         Raises:
             CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm, networks or format.
         """
-        for stale in self.directory.glob("*.tmp-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        paths = sorted((p for p in self.directory.glob("*") if p.name.isdigit()), reverse=True)
+        paths = checkpoint_paths(self.directory)
+        clean_temporaries(self.directory, of_anybody=True)
         for path in paths:
             try:
                 checkpoint = Checkpoint(path, read_manifest(path))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import fcntl
 import json
 import os
 import platform
 import re
 import secrets
-import shutil
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +19,17 @@ from typing import Any
 from rlx.config.compose import Composed, load_config, runs_directory, save_config
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, StorageError
-from rlx.files import replace_durably
+from rlx.files import (
+    UnreadableError,
+    clean_temporaries,
+    create_directory,
+    flocked,
+    is_directory,
+    is_flocked,
+    is_temporary,
+    read_json,
+    replace_durably,
+)
 from rlx.track.record import read_metrics
 
 _VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
@@ -59,15 +67,8 @@ class RunDir:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if the directory cannot be made.
         """
-        path = cls.make(root, name)
-        run = cls(path)
-        try:
-            replace_durably(path / "config.yaml", save_config(config).encode())
-            run.write_meta({"name": name, "created": now(), **meta, "versions": versions(), "segments": []})
-        except StorageError as error:
-            shutil.rmtree(path, ignore_errors=True)
-            raise StorageError(f"{path} cannot be written; free some space, or set RLX_RUNS_DIR to another disk") from error
-        return run
+        content = {"name": name, "created": now(), **meta, "versions": versions(), "segments": []}
+        return cls(cls.make(root, name, {"config.yaml": save_config(config).encode(), "meta.json": _as_json(content)}))
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -83,22 +84,28 @@ class RunDir:
     def check_new(cls, root: Path, name: str) -> None:
         """Raise a ConfigError unless a run of this name can be made."""
         cls.check_name(name)
-        if (root / name).exists():
+        if os.path.lexists(root / name) and not is_unborn(root / name):
             raise ConfigError(
                 f"{root / name} exists already; `rlx resume {name}` continues it, --auto-resume does so by itself, "
                 "another --name starts anew"
             )
 
     @classmethod
-    def make(cls, root: Path, name: str) -> Path:
-        """Make an empty directory for a new run, or for a sweep, whose names follow the same rules. Raises as `create` does."""
+    def make(cls, root: Path, name: str, files: dict[str, bytes]) -> Path:
+        """Make the directory of a new run, or of a sweep, whose names follow the same rules, whole or not at all.
+
+        Raises as `create` does.
+        """
         cls.check_new(root, name)
         path = root / name
         try:
-            path.mkdir(parents=True)
+            if path.is_dir():  # a kill of an older rlx came before its first file
+                clean_temporaries(path)
+            create_directory(path, files)
         except OSError as error:
             cls.check_new(root, name)  # somebody may have been faster
-            raise StorageError(f"{path} cannot be made ({error.strerror}); set RLX_RUNS_DIR to a directory you can write") from error
+            advice = "free some space, or set RLX_RUNS_DIR to a directory you can write"
+            raise StorageError(f"{path} cannot be made ({error.strerror}); {advice}") from error
         return path
 
     @classmethod
@@ -114,7 +121,7 @@ class RunDir:
                 raise ConfigError(f"there are no runs in {root} yet; start one with `rlx train algo=ppo env=cartpole`")
             return max(runs, key=lambda run: run.last_started)
         for path in (root / reference, Path(reference)):
-            if (path / "meta.json").is_file() or (path / "config.yaml").is_file():
+            if is_run(path):
                 return cls(path)
         sweep = next((p for p in (root / reference, Path(reference)) if (p / "sweep.json").is_file()), None)
         if sweep is not None:
@@ -145,15 +152,14 @@ class RunDir:
         return read_metrics(self.metrics_path)
 
     def meta(self) -> dict[str, Any]:
-        """meta.json, or what little can be said without it."""
+        """meta.json, or {} where it is missing or damaged."""
         try:
-            meta = json.loads((self.path / "meta.json").read_text())
-        except (OSError, ValueError):
-            meta = {}
-        return meta if isinstance(meta, dict) else {}
+            return read_json(self.path / "meta.json")
+        except UnreadableError:
+            return {}
 
     def write_meta(self, meta: dict[str, Any]) -> None:
-        replace_durably(self.path / "meta.json", json.dumps(meta, indent=1).encode())
+        replace_durably(self.path / "meta.json", _as_json(meta))
 
     @property
     def segments(self) -> list[dict[str, Any]]:
@@ -169,7 +175,7 @@ class RunDir:
 
     def end_segment(self, **changes: Any) -> None:
         """Record how it ended."""
-        segments = self.segments
+        segments = self.segments or [{}]  # meta.json was lost meanwhile
         segments[-1] |= {"ended": now(), **changes}
         self.write_meta({**self.meta(), "segments": segments})
 
@@ -189,14 +195,7 @@ class RunDir:
 
     def is_locked(self) -> bool:
         """Whether a process is training this run on this machine."""
-        try:
-            with (self.path / ".lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        return is_flocked(self.path / ".lock")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -206,18 +205,28 @@ class RunDir:
             ConfigError: if another process is training it.
             StorageError: if the directory cannot be written.
         """
-        try:
-            file = (self.path / ".lock").open("ab")  # not "wb": in a stranger's run it may be a link to anything
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be written ({error.strerror})") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM"
-                ) from None
+        with flocked(self.path / ".lock") as free:
+            if not free:
+                raise ConfigError(f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM")
+            clean_temporaries(self.path)
             yield
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run; what it holds may still be unreadable."""
+    return any(os.path.lexists(path / name) for name in ("meta.json", "config.yaml"))
+
+
+def is_unborn(path: Path) -> bool:
+    """Whether a directory has nothing in it yet but what a process was about to write: a kill came before its first file."""
+    try:
+        return is_directory(path) and all(map(is_temporary, os.listdir(path)))
+    except OSError:
+        return False
+
+
+def _as_json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
 
 
 def new_meta(composed: Composed) -> dict[str, Any]:
@@ -235,7 +244,7 @@ def list_runs(root: Path) -> list[RunDir]:
     """Every run in a directory, oldest first."""
     if not root.is_dir():
         return []
-    runs = [RunDir(p) for p in root.iterdir() if (p / "meta.json").is_file()]
+    runs = [RunDir(p) for p in root.iterdir() if not p.name.startswith(".") and os.path.lexists(p / "meta.json")]
     return sorted(runs, key=lambda run: (str(run.meta().get("created", "")), run.name))
 
 

@@ -59,7 +59,7 @@ RULES = {
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.planning"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn"),
     "rlx.envs": (*COMMON, "rlx.envs"),
-    "rlx.track": (*COMMON, "rlx.clock", "rlx.metrics", "rlx.track"),
+    "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.track"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),
     "rlx.collect": COMMON,
     "rlx.replay": COMMON,

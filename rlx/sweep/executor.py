@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
+
+from rlx.files import open_to_append
+
+LOG = "log.txt"
+"""What a run of a sweep says, in its directory."""
+
+
+def open_log(run: Path) -> int:
+    """A descriptor to append to a run's log; it leads nowhere where the log is a link, or cannot be written: training goes on."""
+    try:
+        with open_to_append(run / LOG) as file:
+            return os.dup(file.fileno())
+    except OSError:
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 @dataclass(frozen=True, kw_only=True)

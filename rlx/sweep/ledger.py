@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
-import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +20,14 @@ from typing import Any, Literal
 
 from rlx.config.compose import Composed
 from rlx.errors import ConfigError, StorageError
-from rlx.files import replace_durably
+from rlx.files import UnreadableError, clean_temporaries, flocked, open_to_append, parse_json, read_file, read_json, replace_durably
 from rlx.rundir import RunDir, new_meta, now
 from rlx.sweep.space import Point
 
 SPEC = "sweep.json"
 LEDGER = "ledger.jsonl"
 FORMAT = 1
+_LEDGER_LIMIT = 256 << 20
 
 
 @dataclass(kw_only=True)
@@ -115,7 +116,7 @@ class SweepDir:
 
     @staticmethod
     def is_sweep(path: Path) -> bool:
-        return (path / SPEC).is_file()
+        return not path.name.startswith(".") and os.path.lexists(path / SPEC)
 
     @classmethod
     def create(cls, root: Path, name: str, spec: Spec, points: dict[str, Point]) -> SweepDir:
@@ -125,14 +126,10 @@ class SweepDir:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if it cannot be written.
         """
-        sweep = cls(RunDir.make(root, name))
-        sweep.write(spec, points)
-        return sweep
+        return cls(RunDir.make(root, name, {SPEC: _content(name, now(), spec, points)}))
 
     def write(self, spec: Spec, points: dict[str, Point]) -> None:
-        content = {"format": FORMAT, "name": self.name, "created": self.content().get("created", now()), **asdict(spec),
-                   "points": {key: {"words": list(p.words), "values": p.values} for key, p in points.items()}}  # fmt: skip
-        replace_durably(self.path / SPEC, json.dumps(content, indent=1).encode())
+        replace_durably(self.path / SPEC, _content(self.name, str(self.content().get("created", now())), spec, points))
 
     @classmethod
     def open(cls, root: Path, reference: str) -> SweepDir:
@@ -160,10 +157,9 @@ class SweepDir:
     def content(self) -> dict[str, Any]:
         """sweep.json, or {} where it is missing or damaged."""
         try:
-            content = json.loads((self.path / SPEC).read_text())
-        except (OSError, ValueError):
+            return read_json(self.path / SPEC)
+        except UnreadableError:
             return {}
-        return content if isinstance(content, dict) else {}
 
     def spec(self) -> Spec:
         """Raises a ConfigError if sweep.json cannot be used."""
@@ -216,28 +212,27 @@ class SweepDir:
         """Append an event; it reaches the operating system at once."""
         line = json.dumps({"at": now(), "event": event, **details}).encode() + b"\n"
         try:
-            with (self.path / LEDGER).open("a+b") as file:
+            with open_to_append(self.path / LEDGER, readable=True) as file:
                 size = file.seek(0, 2)
                 file.seek(max(0, size - 1))
                 torn = size > 0 and file.read(1) != b"\n"  # a power cut may have left half a line
                 file.write(b"\n" + line if torn else line)
         except OSError as error:
-            raise StorageError(f"{self.path / LEDGER} cannot be written ({error.strerror}); free some space, then resume") from error
+            why = error.reason if isinstance(error, UnreadableError) else f"cannot be written ({error.strerror})"
+            raise StorageError(f"{self.path / LEDGER} {why}; put it aside, or free some space, then resume") from error
 
     def events(self) -> list[dict[str, Any]]:
         """What happened, in order; lines that cannot be read are left out."""
         events = []
         try:
-            lines = (self.path / LEDGER).read_bytes().split(b"\n")
-        except OSError:
+            lines = read_file(self.path / LEDGER, limit=_LEDGER_LIMIT).split(b"\n")
+        except UnreadableError:
             return []
         for line in lines:
-            try:
-                event = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(event, dict) and isinstance(event.get("event"), str):
-                events.append(event)
+            with contextlib.suppress(ValueError):
+                event = parse_json(line)
+                if isinstance(event.get("event"), str):
+                    events.append(event)
         return events
 
     def history(self) -> History:
@@ -259,18 +254,13 @@ class SweepDir:
         Raises:
             ConfigError: if another process drives it.
         """
-        try:
-            file = (self.path / ".lock").open("ab")
-        except OSError as error:
-            raise StorageError(f"{self.path} cannot be written ({error.strerror})") from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with flocked(self.path / ".lock") as free:
+            if not free:
                 shared = "; a process that shares its study needs a runs directory of its own, RLX_RUNS_DIR=…" if self._is_shared() else ""
                 raise ConfigError(
                     f"{self.path} is being worked on by another process; `rlx ls --sweep {self.name}` shows how far it is{shared}"
-                ) from None
+                )
+            clean_temporaries(self.path)
             yield
 
     def _is_shared(self) -> bool:
@@ -279,6 +269,12 @@ class SweepDir:
 
     def is_locked(self) -> bool:
         return RunDir(self.path).is_locked()
+
+
+def _content(name: str, created: str, spec: Spec, points: dict[str, Point]) -> bytes:
+    content = {"format": FORMAT, "name": name, "created": created, **asdict(spec),
+               "points": {key: {"words": list(p.words), "values": p.values} for key, p in points.items()}}  # fmt: skip
+    return json.dumps(content, indent=1).encode()
 
 
 def list_sweeps(root: Path) -> list[SweepDir]:

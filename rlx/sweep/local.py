@@ -18,11 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from rlx.errors import ConfigError
-from rlx.sweep.executor import Job, Result
+from rlx.sweep.executor import Job, Result, open_log
 
 _PRELOAD = ("rlx.cli.main", "rlx.run", "rlx.sweep.work", "rlx.envs.cartpole", "rlx.algos.ppo", "rlx.algos.a2c", "rlx.algos.reinforce")
-LOG = "log.txt"
-"""What a run of a sweep says, in its directory."""
 
 
 @dataclass(kw_only=True)
@@ -153,7 +151,7 @@ def _cause(code: int) -> str:
 def _child(job: Job, gpu: str | None, answer: connection.Connection) -> None:
     """The process of a job."""
     os.setsid()  # Ctrl-C in the terminal goes to the sweep, which tells its runs
-    log = os.open(Path(job.run) / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    log = open_log(Path(job.run))
     os.dup2(log, 1)
     os.dup2(log, 2)
     if gpu is not None:

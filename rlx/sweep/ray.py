@@ -20,8 +20,8 @@ from typing import Any
 
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
-from rlx.sweep.executor import Job, Result
-from rlx.sweep.local import LOG, available_cores
+from rlx.sweep.executor import Job, Result, open_log
+from rlx.sweep.local import available_cores
 
 _CONNECT_S = 3.0
 """How long a machine may take to accept a connection."""
@@ -242,17 +242,16 @@ def _train(job: Job, directory: str) -> Result:
         time.sleep(0.1)
     if directory not in sys.path:
         sys.path.append(directory)  # where a sweep's own environments may be
-    with _output_to(run / LOG):
+    with _output_to(open_log(run)):
         from rlx.sweep.work import work
 
         return work(job)
 
 
 @contextlib.contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def _output_to(file: int) -> Iterator[None]:
     """Send what this process says to the end of a file, until the block ends: the next run has a file of its own."""
     saved = [os.dup(1), os.dup(2)]
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         _divert(file, file)
         yield

@@ -21,8 +21,7 @@ from typing import Any, Literal
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.signals import SignalHandler
-from rlx.sweep.executor import Job, Result
-from rlx.sweep.local import LOG
+from rlx.sweep.executor import Job, Result, open_log
 
 _TYPES: dict[str, type] = {
     "partition": str, "account": str, "qos": str, "timeout_min": int, "mem_gb": float, "cpus_per_task": int, "gpus_per_node": int,
@@ -290,7 +289,7 @@ class Task:
     def __call__(self) -> Result:
         from rlx.sweep.work import work
 
-        _output_to(Path(self.job.run) / LOG)
+        _output_to(Path(self.job.run))
         number = _preemption_signal()
         assert number is not None
         requeue = signal.getsignal(number)  # submitit's, which ends this process
@@ -390,9 +389,9 @@ def _training() -> SignalHandler | None:
     return owner if isinstance(owner, SignalHandler) else None
 
 
-def _output_to(path: Path) -> None:
-    if path.parent.is_dir():
-        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+def _output_to(run: Path) -> None:
+    if run.is_dir():
+        log = open_log(run)
         os.dup2(log, 1)
         os.dup2(log, 2)
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlx.files import UnreadableError, read_json, replace_durably
 from rlx.track.console import say
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from rlx.types import Progress
 
 _EVERY_S = 1.0
+_LIMIT = 1 << 16
 FILE = "progress.json"
 
 
@@ -28,7 +30,6 @@ class BeaconConsole:
 
     def __init__(self, directory: Path) -> None:
         self._path = directory / FILE
-        self._temporary = directory / f"{FILE}.tmp"
         self._written = float("-inf")
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None:
@@ -47,8 +48,7 @@ class BeaconConsole:
             "return_mean_100": metrics.return_mean_100,
         }
         with contextlib.suppress(OSError):  # a view of the run, not a part of it
-            self._temporary.write_text(json.dumps(seen))
-            self._temporary.replace(self._path)
+            replace_durably(self._path, json.dumps(seen).encode(), durable=False)
 
     def note(self, text: str) -> None:
         say(text)
@@ -60,10 +60,11 @@ class BeaconConsole:
 def read_beacon(directory: Path) -> dict[str, Any]:
     """What the run in a directory shows; {} if it shows nothing."""
     try:
-        seen = json.loads((directory / FILE).read_text())
-    except (OSError, ValueError):
+        seen = read_json(directory / FILE, limit=_LIMIT)
+    except UnreadableError:
         return {}
-    return seen if isinstance(seen, dict) else {}
+    counts = all(type(seen.get(key)) is int and seen[key] >= 0 for key in ("env_steps", "total_env_steps"))
+    return seen if counts and isinstance(seen.get("phase"), str) else {}
 
 
 def forget_beacon(directory: Path) -> None:

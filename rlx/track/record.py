@@ -6,11 +6,18 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from rlx.errors import NonFiniteError, StorageError
+from rlx.files import UnreadableError, open_inside, open_to_append, parse_json
+
+_LINE_LIMIT = 1 << 20
+"""Bytes of a line; those that rlx writes have some hundreds."""
+_SUSPECT = re.compile(rb"\d{30}|[eE]\+?\d{3}|NaN|Infinity")
+"""What numbers have that are not finite, or too large to compute with; read with care, which costs time."""
 
 
 class Record:
@@ -18,7 +25,7 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = path.open("ab")
+        self._file = self._open()
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Append a line.
@@ -40,14 +47,14 @@ class Record:
         """Drop the lines after env_steps, and a torn last one."""
         self._file.close()
         keep = 0
-        with self.path.open("rb") as file:
-            for raw in file:
+        with open_record(self.path) as file:
+            for raw in read_lines(file):
                 line = _parse(raw)
                 if line is None or line["env_steps"] > env_steps:
                     break
                 keep += len(raw)
-        os.truncate(self.path, keep)
-        self._file = self.path.open("ab")
+        self._file = self._open()
+        self._file.truncate(keep)
 
     def sync(self) -> None:
         """Return when every line is on the disk.
@@ -64,6 +71,12 @@ class Record:
         with contextlib.suppress(OSError):  # it would try again to write what `write` has reported
             self._file.close()
 
+    def _open(self) -> IO[bytes]:
+        try:
+            return open_to_append(self.path)
+        except OSError as error:
+            raise StorageError(f"{_unfit(self.path, error)}; put it aside, or free some space, and `rlx resume` the run") from error
+
     def _refused(self, error: OSError) -> StorageError:
         return StorageError(f"{self.path} cannot be written ({error.strerror}); free some space and `rlx resume` the run")
 
@@ -71,21 +84,35 @@ class Record:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl, in order; stops at a torn or foreign line. Empty if there is no file."""
     lines: list[dict[str, Any]] = []
-    if path.is_file():
-        with path.open("rb") as file:
-            for raw in file:
-                line = _parse(raw)
-                if line is None:
-                    break
-                lines.append(line)
+    with contextlib.suppress(OSError), open_record(path) as file:
+        for raw in read_lines(file):
+            line = _parse(raw)
+            if line is None:
+                break
+            lines.append(line)
     return lines
+
+
+def open_record(path: Path) -> IO[bytes]:
+    """A metrics.jsonl to read. Raises an OSError if it is missing, a link, or no file."""
+    return os.fdopen(open_inside(path, os.O_RDONLY), "rb")
+
+
+def read_lines(file: IO[bytes]) -> Iterator[bytes]:
+    """The lines of a file; one that is longer than any that rlx writes comes in parts without an end."""
+    while raw := file.readline(_LINE_LIMIT):
+        yield raw
+
+
+def _unfit(path: Path, error: OSError) -> str:
+    return str(error) if isinstance(error, UnreadableError) else f"{path} cannot be opened ({error.strerror})"
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
     if not raw.endswith(b"\n"):
         return None
     try:
-        line = json.loads(raw)
-    except ValueError:
+        line = parse_json(raw) if _SUSPECT.search(raw) else json.loads(raw)
+    except (ValueError, RecursionError):
         return None
-    return line if isinstance(line, dict) and isinstance(line.get("env_steps"), int) else None
+    return line if isinstance(line, dict) and type(steps := line.get("env_steps")) is int and steps >= 0 else None
