@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlx.algos.alphazero import AlphaZero
+from rlx.algos.alphazero import AlphaZero, outcomes_of_play
 from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.collect import Collector
 from rlx.envs.games import Game
@@ -203,6 +203,44 @@ def test_the_value_learns_a_mix_of_outcome_and_search() -> None:
     _, _, z = algo.replay[torch.arange(algo.replay.size)]
     expected = [0.75 * (outcome if ply % 2 == 0 else -outcome) + 0.25 * root for ply, root in enumerate(roots)]
     assert z.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_after_a_random_move_the_outcome_says_nothing_of_the_moves_before() -> None:
+    """Six plies, of which 1 and 3 were random: 0 and 1 lead to the search's value at 1, 2 and 3 to that at 3, the rest to the outcome."""
+    player, value = np.array([0, 1, 0, 1, 0, 1]), np.array([0.1, 0.2, 0.3, -0.4, 0.5, 0.6], dtype=np.float32)
+    random = np.array([False, True, False, True, False, False])
+    z = outcomes_of_play(player, value, random, 1.0)
+    assert z.tolist() == pytest.approx([-0.2, 0.2, 0.4, -0.4, 1.0, -1.0])
+    twice = outcomes_of_play(np.array([0, 0, 1]), value, np.array([False, False, True]), -1.0)  # a player may move twice in a row
+    assert twice.tolist() == pytest.approx([-0.3, -0.3, 0.3])
+    assert outcomes_of_play(player, value, random & False, -1.0).tolist() == [-1, 1, -1, 1, -1, 1]
+
+
+def test_games_with_random_moves_teach_what_the_search_found_there() -> None:
+    algo, collector = make(1, reuse=1e-9, random_moves=0.4)
+    plies = []
+    while algo.replay.added == 0 or not any(random for random, _ in plies):
+        before = algo.replay.added
+        rollout, _ = collector.collect(1)
+        plies.append((bool(rollout.extras["random"][0, 0]), float(rollout.extras["root_value"][0, 0])))
+        algo.update(rollout, Progress(total_env_steps=10**9, env_steps=1))
+        if algo.replay.added > before:
+            random, value = (np.array(column) for column in zip(*plies, strict=True))
+            _, _, z = algo.replay[torch.arange(before, algo.replay.added)]
+            player = np.arange(len(plies)) % 2
+            assert z.tolist() == pytest.approx(outcomes_of_play(player, value, random, float(rollout.reward[0, 0])).tolist(), abs=1e-6)
+            if random.any():
+                return
+            plies = []
+
+
+def test_a_random_move_that_the_search_would_have_played_spoils_nothing() -> None:
+    algo, _ = make(256, random_moves=1.0, exploration_plies=9, num_simulations=16)
+    obs = torch.full((256, 9), -1, dtype=torch.int32)
+    obs[:, :4] = torch.tensor([0, 3, 1, 4])  # 2 wins at once
+    played = algo.act(obs, (), torch.ones(256, dtype=torch.bool), mode="train")
+    assert torch.equal(played.extras["random"], played.action != 2)
+    assert 20 < int((~played.extras["random"]).sum()) < 90
 
 
 def test_leaves_that_are_evaluated_together_cost_fewer_calls_of_the_network() -> None:

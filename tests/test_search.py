@@ -95,7 +95,8 @@ def test_trees_side_by_side_do_not_touch_each_other() -> None:
 class Bandit:
     """A root with three moves that end the game at once."""
 
-    REWARD = np.array([0.0, 1.0, -1.0], dtype=np.float32)
+    def __init__(self, reward: tuple[float, float, float] = (0.0, 1.0, -1.0)) -> None:
+        self._reward = np.array(reward, dtype=np.float32)
 
     def root(self) -> Found:
         zero = np.zeros(1, dtype=np.float32)
@@ -104,7 +105,7 @@ class Bandit:
     def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
         zero = np.zeros(len(actions), dtype=np.float32)
         none = np.zeros(0, dtype=np.int64)
-        return Found(np.zeros(len(actions), dtype=np.int64), none, none.astype(np.float32), zero, self.REWARD[actions], zero)
+        return Found(np.zeros(len(actions), dtype=np.int64), none, none.astype(np.float32), zero, self._reward[actions], zero)
 
 
 def test_the_improved_value_by_hand() -> None:
@@ -113,6 +114,39 @@ def test_the_improved_value_by_hand() -> None:
     weights = np.array([0.5, 0.3, 0.2]) * np.exp([0.51, 1.02, 0.0])
     assert found.improved_value()[0] == pytest.approx((weights[1] - weights[2]) / weights.sum(), abs=1e-6)
     assert found.value()[0] == 0.0  # the mean also counts the two moves that were only tried
+
+
+def test_the_improved_value_is_within_what_is_proven_and_counts_no_move_that_is_proven_worse() -> None:
+    """Three moves that end the game at once, of which one wins. The mean counts what was only tried, the improved value does not."""
+    for gumbel in (False, True):
+        found = search(Bandit(), SearchConfig(simulations=3, gumbel=gumbel, prove=True, forced=2.0), np.random.default_rng(0))
+        assert found.improved_value()[0] == 1.0
+    free = search(Bandit(), SearchConfig(simulations=50), np.random.default_rng(0))
+    forced = search(Bandit(), SearchConfig(simulations=50, forced=8.0), np.random.default_rng(0))
+    assert forced.value()[0] < free.value()[0] - 0.1
+    assert forced.improved_value()[0] > free.value()[0]
+
+
+@pytest.mark.parametrize("gumbel", [False, True])
+def test_the_value_that_is_learnt_is_not_pulled_down_by_moves_that_were_only_tried(gumbel: bool) -> None:
+    """Positions of tic-tac-toe, a network that knows their values well and good moves not at all: bias and error against perfect play."""
+    game, rng = Game("tic_tac_toe"), np.random.default_rng(0)
+    known = probe(game)
+    assert known is not None
+    states = [game.state_of(h) for h in known.histories[::15]]
+    truth = np.array([outcome(state) for state in states])
+    every = [game.state_of(h) for h in known.histories]
+    table = {p.tobytes(): 0.8 * outcome(s) for p, s in zip(game.look(every).planes, every, strict=True)}
+
+    def network(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rng.normal(size=(len(planes), 9)).astype(np.float32), np.array([table[p.tobytes()] for p in planes], dtype=np.float32)
+
+    config = SearchConfig(simulations=16, gumbel=gumbel, gumbel_scale=1.0, c_scale=0.5, forced=0.0 if gumbel else 2.0)
+    found = search(RulesModel(game, states, network), config, rng)
+    mean, improved = found.value() - truth, found.improved_value() - truth
+    assert mean.mean() < -0.2
+    assert abs(improved.mean()) < 0.5 * abs(mean.mean())
+    assert np.square(improved).mean() < (0.6 if gumbel else 0.9) * np.square(mean).mean()
 
 
 def test_puct_by_hand() -> None:
@@ -247,6 +281,18 @@ def test_of_proven_moves_only_the_best_are_candidates() -> None:
     assert candidates(draw, loss, draw, loss) == [True, False, True, False]
     assert candidates(open_, loss, open_, loss) == [True, False, True, False]
     assert candidates(loss, loss, loss, loss) == [True, True, True, True]
+
+
+def test_a_move_that_is_proven_worse_is_not_learnt_however_often_it_was_visited() -> None:
+    """One visit each: without forced visits only the likeliest would be left, and of two that are lost none is better than the third."""
+    config = SearchConfig(simulations=2, c_init=1.0, c_base=1e9, fpu_reduction=0.0, prove=True, forced=2.0)
+    found = search(Bandit(), config, np.random.default_rng(0))
+    assert found.visits(3)[0].tolist() == [1, 1, 0]
+    assert found.policy(3)[0].tolist() == [0.0, 1.0, 0.0]
+    lost = search(Bandit(reward=(-1.0, -1.0, 0.0)), config, np.random.default_rng(0))
+    assert lost.visits(3)[0].tolist() == [1, 1, 0]
+    assert lost.policy(3)[0].tolist() == [0.0, 0.0, 1.0]
+    assert lost.best()[0] == 2
 
 
 def test_a_search_knows_what_the_network_said_in_the_one_before() -> None:

@@ -30,6 +30,7 @@ class _Ply(NamedTuple):
     policy: Tensor  # [A]
     value: float  # of the search, for whoever moved
     trained: bool
+    random: bool  # any move was played, instead of one that the search found
 
 
 class AlphaZero:
@@ -93,14 +94,15 @@ class AlphaZero:
         found, model, full = self.search(histories, mode=mode, rng=rng, known=known)
         carry = {name: torch.from_numpy(array) for name, array in model.known(found.trees)._asdict().items()}
         carry["steps"] = torch.full((len(histories),), self._steps)
-        action = found.best()
+        action, is_random = found.best(), np.zeros(len(histories), dtype=bool)
         if mode == "train":
-            action = self._explore(found, action, (histories >= 0).sum(axis=1), rng)
+            action, is_random = self._explore(found, action, (histories >= 0).sum(axis=1), rng)
         spent = [model.network_s, found.times["tree"], sum(found.times.values()), model.evaluations, model.duplicates]
         extras = {
             "policy": torch.from_numpy(found.policy(self.game.num_actions)),
-            "root_value": torch.from_numpy(found.value().astype(np.float32)),
+            "root_value": torch.from_numpy(found.improved_value().astype(np.float32)),
             "trained": torch.from_numpy(full),
+            "random": torch.from_numpy(is_random),
             "depth": torch.from_numpy(found.depth),
             "spent": torch.tensor([spent], dtype=torch.float64).expand(len(action), -1) / len(action),
         }
@@ -132,18 +134,25 @@ class AlphaZero:
         settings = config.search_settings(self.game.num_actions, explore=explore)
         return SearchConfig(**settings, forced=config.forced_playouts if explore else 0.0, prove=config.prove)
 
-    def _explore(self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-        """Early in the game, moves in proportion to their visits under PUCT, and now and then any move."""
+    def _explore(
+        self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Early in the game, moves in proportion to their visits under PUCT, and now and then any move.
+
+        Returns:
+            The moves [B], and where they are not what the search would have played [B].
+        """
         config, action, early = self.config, best, ply < self.config.exploration_plies
         if config.search is Search.puct:
             visits = found.visits(self.game.num_actions)
             drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
             action = np.where(early, drawn, action)
-        if config.random_moves > 0.0:
-            trees = found.trees
-            anything = np.array([trees.action[b, rng.integers(trees.count[b, 0])] for b in range(len(best))])
-            action = np.where(early & (rng.random(len(best)) < config.random_moves), anything, action)
-        return action
+        if config.random_moves == 0.0:
+            return action, np.zeros(len(best), dtype=bool)
+        trees = found.trees
+        anything = np.array([trees.action[b, rng.integers(trees.count[b, 0])] for b in range(len(best))])
+        is_random = early & (rng.random(len(best)) < config.random_moves) & (anything != action)
+        return np.where(is_random, anything, action), is_random
 
     # Learning
 
@@ -152,7 +161,8 @@ class AlphaZero:
         ended = {(t, b): e for e, (t, b) in enumerate(zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True))}
         for t in range(len(rollout.reward)):
             for b, game in enumerate(self._open):
-                game.append(_Ply(extras["policy"][t, b], float(extras["root_value"][t, b]), bool(extras["trained"][t, b])))
+                value, trained, is_random = (extras[name][t, b].item() for name in ("root_value", "trained", "random"))
+                game.append(_Ply(extras["policy"][t, b], value, bool(trained), bool(is_random)))
                 if (t, b) in ended:
                     self._end(b, rollout.final_obs[ended[t, b]], float(rollout.reward[t, b]))
         metrics: dict[str, Tensor | float] = {
@@ -178,8 +188,9 @@ class AlphaZero:
             self._released += 1
             plies = _unpack(game)
             seen = self.game.look(self.game.plies(game["history"].tolist()))
-            z = np.where(seen.player == 0, game["outcome"], -game["outcome"])
-            z = (1.0 - self.config.value_mix) * z + self.config.value_mix * game["value"].numpy()
+            value = game["value"].numpy()
+            z = outcomes_of_play(seen.player, value, game["random"].numpy(), game["outcome"])
+            z = (1.0 - self.config.value_mix) * z + self.config.value_mix * value
             kept = np.array([ply.trained for ply in plies])
             policy = torch.stack([ply.policy for ply in plies])
             self.replay.add(torch.from_numpy(seen.planes[kept]), policy[torch.from_numpy(kept)], torch.from_numpy(z[kept]).float())
@@ -229,16 +240,39 @@ class AlphaZero:
         return {name: number.detach().cpu() for name, number in result.items()}
 
 
+def outcomes_of_play(
+    player: NDArray[np.int64], value: NDArray[np.float32], random: NDArray[np.bool_], outcome: float
+) -> NDArray[np.float64]:
+    """What each of a game's positions [n] led to under the play that is being learnt, for whoever moves there: z.
+
+    That is the game's outcome, but after a random move it says nothing of the moves before: up to there it is the search's value where
+    the random move was made.
+
+    Args:
+        player: [n] who moves, 0 or 1.
+        value: [n] of the search, for whoever moves.
+        random: [n] where any move was played instead.
+        outcome: of the game, for player 0.
+    """
+    z, sign = np.empty(len(player)), np.where(player == 0, 1.0, -1.0)
+    led_to = outcome  # for player 0
+    for t in reversed(range(len(player))):
+        if random[t]:
+            led_to = sign[t] * value[t]
+        z[t] = sign[t] * led_to
+    return z
+
+
 def _pack(game: list[_Ply], num_actions: int) -> dict[str, Any]:
     """A game's plies as tensors."""
     policy = torch.stack([ply.policy for ply in game]) if game else torch.zeros(0, num_actions)
-    value, trained = torch.tensor([ply.value for ply in game]), torch.tensor([ply.trained for ply in game], dtype=torch.bool)
-    return {"policy": policy, "value": value, "trained": trained}
+    trained, random = (torch.tensor([getattr(ply, name) for ply in game], dtype=torch.bool) for name in ("trained", "random"))
+    return {"policy": policy, "value": torch.tensor([ply.value for ply in game]), "trained": trained, "random": random}
 
 
 def _unpack(state: dict[str, Any]) -> list[_Ply]:
-    plies = zip(state["policy"].unbind(), state["value"].tolist(), state["trained"].tolist(), strict=True)
-    return [_Ply(policy, value, trained) for policy, value, trained in plies]
+    plies = zip(state["policy"].unbind(), *(state[name].tolist() for name in ("value", "trained", "random")), strict=True)
+    return [_Ply(*ply) for ply in plies]
 
 
 def _timing(spent: Tensor) -> dict[str, float]:

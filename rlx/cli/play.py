@@ -123,7 +123,7 @@ class _Table:
         action = int(found.best()[0])
         if self.explain:
             self.show_search(state, found)
-        value = float(found.value()[0])
+        value = float(found.improved_value()[0])
         self.console.print(side_name(self.run_side), f"{self.name} plays {move_name(self.game, state, action)}", end="")
         self.console.print(f"   it expects {value:+.2f}", style="dim")
         self.history.append(action)
@@ -196,7 +196,7 @@ class _Table:
         self.console.print(table)
         line = self.principal_variation(state, found)
         self.console.print(f"expected line: {' '.join(line)}", style="dim", soft_wrap=True)
-        tree = Tree(f"{int(trees.visits[0, 0])} visits, value {float(found.value()[0]):+.2f}", guide_style="dim")
+        tree = Tree(f"{int(trees.visits[0, 0])} visits, value {float(found.improved_value()[0]):+.2f}", guide_style="dim")
         self._grow(tree, state, found, 0, depth=3)
         self.console.print(tree)
 

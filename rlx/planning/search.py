@@ -122,9 +122,10 @@ class Searched:
         return np.clip(out, trees.least[:, 0], trees.most[:, 0]) if self.config.prove else out
 
     def improved_value(self) -> Array:
-        """What the roots [B] are worth under Gumbel's improved policy, an unvisited move counting as v_mix (Danihelka et al. 2022, eq. 33).
+        """What the roots [B] are worth to who follows `policy`, within what is proven.
 
-        The mean of `value` also counts the moves that were only tried, which pulls it down where there are few simulations.
+        The mean of `value` also counts the moves that were only tried, which pulls it down where there are few simulations. A move that was
+        not visited counts as v_mix (Danihelka et al. 2022, eq. 33).
         """
         trees, out = self.trees, np.empty(len(self.trees.size))
         for b in range(len(out)):
@@ -134,8 +135,8 @@ class Searched:
             seen = prior[n > 0].sum()
             mean = (prior * q)[n > 0].sum() / seen if seen > 0.0 else trees.value[b, 0]
             mixed = (trees.value[b, 0] + n.sum() * mean) / (1.0 + n.sum())
-            out[b] = softmax(self.scores(b)) @ np.where(n > 0, q, mixed)
-        return out
+            out[b] = self._target(b) @ np.where(n > 0, q, mixed)
+        return np.clip(out, trees.least[:, 0], trees.most[:, 0]) if self.config.prove else out
 
     @functools.cached_property
     def candidates(self) -> Array:
@@ -152,10 +153,16 @@ class Searched:
         """What the network should learn to play [B, A]: shares of the visits, or Gumbel's improved policy."""
         trees, out = self.trees, np.zeros((len(self.trees.size), num_actions), dtype=np.float32)
         for b in range(len(out)):
-            target = softmax(self.scores(b)) if self.config.gumbel else self._pruned_visits(b)
-            sound = np.where(self.candidates[b, : len(target)], target, 0.0)
-            out[b, trees.action[b, self.root_edges(b)]] = sound / sound.sum() if sound.sum() > 0.0 else target
+            out[b, trees.action[b, self.root_edges(b)]] = self._target(b)
         return out
+
+    def _target(self, b: int) -> Array:
+        """`policy` of one root's legal moves, in their order."""
+        candidates = self.candidates[b, : self.trees.count[b, 0]]
+        target = np.where(candidates, softmax(self.scores(b)) if self.config.gumbel else self._pruned_visits(b, candidates), 0.0)
+        if target.sum() <= 0.0:  # none of them was visited
+            target = np.where(candidates, self.trees.prior[b, self.root_edges(b)], 0.0)
+        return np.asarray(target / target.sum())
 
     def visits(self, num_actions: int) -> Array:
         """Visits of the root's moves [B, A]."""
@@ -183,10 +190,10 @@ class Searched:
         improved_scores(b, 0, self.config.rule, out, t.start, t.count, t.visits, t.value, t.logit, t.prior, t.n, t.w, t.low, t.high)
         return out
 
-    def _pruned_visits(self, b: int) -> Array:
-        """Shares of the visits, less those that were forced and that PUCT would not have made (Wu 2019, section 3.2)."""
+    def _pruned_visits(self, b: int, candidates: Array) -> Array:
+        """Visits of the candidates, less those that were forced and that PUCT would not have made (Wu 2019, section 3.2)."""
         trees, edges, config = self.trees, self.root_edges(b), self.config
-        n = trees.n[b, edges].astype(np.float64)
+        n = np.where(candidates, trees.n[b, edges], 0).astype(np.float64)
         if config.forced > 0.0 and len(n) > 1:
             total, prior = float(trees.visits[b, 0]), trees.prior[b, edges].astype(np.float64)
             scale = math.sqrt(total) * (config.c_init + math.log((total + config.c_base + 1.0) / config.c_base))
@@ -201,7 +208,7 @@ class Searched:
             kept[kept <= 1.0] = 0.0
             kept[best] = n[best]
             n = kept
-        return n / n.sum()
+        return n
 
 
 def softmax(x: Array) -> Array:

@@ -127,9 +127,10 @@ class AlphaZeroConfig(GuidedSearchConfig):
     exploration_plies: int = 15
     """Moves at the beginning of a game that are drawn, by Gumbel's noise or in proportion to the visits; then the best is played."""
     random_moves: float = 0.0
-    """Share of those moves that are any legal one, so that rare positions are seen; their own targets stay the search's; within [0, 1]."""
+    """Share of those moves that are any legal one, so that rare positions are seen; within [0, 1]. There policies learn what the search
+    found, and values up to there learn the search's value, as the outcome no longer tells how good the moves before were."""
     value_mix: float = 0.0
-    """Share of the search's own value, beside the game's outcome, in what the value network learns; within [0, 1]."""
+    """Share of the search's own value of a position, beside what the game led to, in what the value network learns; within [0, 1]."""
     prove: bool = True
     """Carry wins, losses and draws that are certain up the search tree, and play and learn none but the best of them."""
     steps_per_update: int = 1
