@@ -126,17 +126,17 @@ def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbe
 
 
 def puct(node: Node, worth: list[Edge], config: SearchConfig, bounds: Bounds) -> Edge:
-    """argmax of Q, scaled to [-1, 1], + P sqrt(N) / (1 + n) (c1 + log((N + c2 + 1) / c2)), MuZero's appendix B.
+    """argmax of Q, scaled to [0, q_range], + P sqrt(N) / (1 + n) (c1 + log((N + c2 + 1) / c2)), MuZero's appendix B.
 
     Unvisited moves are judged by KataGo's reduction.
     """
     seen = sum(e.prior for e in node.edges if e.n)
     parent = (node.value + sum(e.w for e in node.edges)) / node.visits
-    unseen = 2 * bounds.scale(parent, config) - 1 - config.fpu_reduction * math.sqrt(seen)
+    unseen = config.q_range * bounds.scale(parent, config) - config.fpu_reduction * math.sqrt(seen)
     rate = config.c_init + math.log((node.visits + config.c_base + 1) / config.c_base)
 
     def score(e: Edge) -> float:
-        return (2 * bounds.scale(e.q, config) - 1 if e.n else unseen) + e.prior * math.sqrt(node.visits) * rate / (1 + e.n)
+        return (config.q_range * bounds.scale(e.q, config) if e.n else unseen) + e.prior * math.sqrt(node.visits) * rate / (1 + e.n)
 
     return max(worth, key=score)
 

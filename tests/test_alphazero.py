@@ -87,6 +87,17 @@ def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
     assert 0.15 * plies < algo.replay.added < 0.45 * plies
 
 
+def test_cheap_searches_play_without_noise_and_forced_visits() -> None:
+    algo, _ = make(64, search=Search.puct, full_search_fraction=0.5, cheap_simulations=32, num_simulations=33)
+    found, _, full = algo.search(np.full((64, 9), -1, dtype=np.int32), mode="train", rng=np.random.default_rng(0))
+    plain, _, _ = algo.search(np.full((1, 9), -1, dtype=np.int32), mode="eval", rng=np.random.default_rng(0))
+    prior, forced = found.trees.prior[:, :9], found.trees.forced
+    assert 0.3 < full.mean() < 0.7
+    np.testing.assert_allclose(prior[~full], np.broadcast_to(plain.trees.prior[:, :9], prior[~full].shape), atol=1e-3)
+    assert (np.abs(prior[full] - plain.trees.prior[:, :9]).max(axis=1) > 0.01).all()
+    np.testing.assert_array_equal(forced, 2.0 * full)
+
+
 def test_acting_changes_nothing_and_without_noise_repeats_itself() -> None:
     algo, _ = make(4)
     obs = torch.full((4, 9), -1, dtype=torch.int32)

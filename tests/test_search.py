@@ -67,7 +67,8 @@ def same_tree(trees: Trees, b: int, slot: int, node: Node) -> int:
 @pytest.mark.parametrize("config", [
     SearchConfig(simulations=60), SearchConfig(simulations=60, c_init=3.0, fpu_reduction=0.0),
     SearchConfig(simulations=60, gumbel=True), SearchConfig(simulations=45, gumbel=True, gumbel_scale=1.0, max_considered=4, c_scale=0.1),
-    SearchConfig(simulations=60, track_bounds=True), SearchConfig(simulations=60, gumbel=True, track_bounds=True, min_range=0.7),
+    SearchConfig(simulations=60, track_bounds=True), SearchConfig(simulations=60, track_bounds=True, q_range=1.0),
+    SearchConfig(simulations=60, gumbel=True, track_bounds=True, min_range=0.7),
     SearchConfig(simulations=60, prove=True), SearchConfig(simulations=60, gumbel=True, prove=True),
 ])  # fmt: skip
 def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -> None:
@@ -163,6 +164,45 @@ def test_puct_by_hand() -> None:
     # N = 3: b: 1 + .3 sqrt(3) / 2 = 1.26, the others below 1
     assert visits(3) == [1, 2, 0]
     assert visits(50)[1] > 40
+
+
+def test_muzeros_values_are_within_0_and_1_beside_the_same_exploration() -> None:
+    """As above, with Q scaled to [0, 1]. N = 2: a: 1/2 + .354, b: 1/2 + .424; N = 3: a: 1/2 + .433, b: 1 + .260, c: 2/3 + .346."""
+    config = SearchConfig(simulations=3, c_init=1.0, c_base=1e9, fpu_reduction=0.0, q_range=1.0)
+    assert search(Bandit(), config, np.random.default_rng(0)).visits(3)[0].tolist() == [1, 2, 0]
+
+    def share(q_range: float) -> float:
+        config = SearchConfig(simulations=400, c_init=4.0, fpu_reduction=0.0, q_range=q_range)
+        return float(search(Bandit(), config, np.random.default_rng(0)).visits(3)[0, 1] / 400)
+
+    assert share(1.0) < share(2.0) - 0.05, "half the range is twice the exploration"
+
+
+def priors(game: Game, config: SearchConfig, num: int, explore: np.ndarray | None = None) -> np.ndarray:
+    """Of the legal moves of `num` roots at a game's beginning, under a network that knows nothing, with the noise of `config`."""
+    model = RulesModel(game, [game.new_state()] * num, lambda planes: (np.zeros((len(planes), game.num_actions), dtype=np.float32),
+                                                                       np.zeros(len(planes), dtype=np.float32)))  # fmt: skip
+    found = search(model, config, np.random.default_rng(0), explore=explore)
+    return np.stack([found.trees.prior[b, found.root_edges(b)] for b in range(num)])
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("tic_tac_toe", 4.5, 6.0), ("breakthrough", 6.0, 9.5), ("gomoku", 8.0, 12.0)])
+def test_noise_has_about_as_many_moves_in_every_game(name: str, least: float, most: float) -> None:
+    """1 / sum p^2 of the noise alone: 10 / legal moves each, whether there are 9, 22 of 768 or all 225."""
+    noise = priors(Game(name), SearchConfig(simulations=1, dirichlet_alpha=None, dirichlet_fraction=1.0), 200)
+    assert least < 1.0 / np.square(noise).sum(axis=1).mean() < most
+
+
+def test_only_searches_that_explore_have_noise_and_forced_visits() -> None:
+    game, explore = Game("tic_tac_toe"), np.array([True, False, False, True])
+    config = SearchConfig(simulations=64, dirichlet_alpha=None, forced=8.0)
+    noisy = priors(game, config, 4, explore)
+    assert [bool(np.ptp(row) > 0.01) for row in noisy] == explore.tolist()
+    bandit = SearchConfig(simulations=200, forced=8.0)
+    free = search(Bandit(), dataclasses.replace(bandit, forced=0.0), np.random.default_rng(0))
+    for explores in (True, False):
+        found = search(Bandit(), bandit, np.random.default_rng(0), explore=np.array([explores]))
+        assert (found.visits(3)[0].tolist() != free.visits(3)[0].tolist()) == explores
 
 
 def test_the_most_considered_moves_are_halved_until_the_budget_is_spent() -> None:

@@ -126,12 +126,12 @@ class AlphaZero:
         if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
             full = rng.random(len(histories)) < config.full_search_fraction
         budget = np.where(full, simulations, config.cheap_simulations)
-        early = (histories >= 0).sum(axis=1) < config.exploration_plies
-        return search(model, self.search_config(mode), rng, simulations=budget, explore=early), model, full
+        explore = full if config.search is Search.puct else (histories >= 0).sum(axis=1) < config.exploration_plies
+        return search(model, self.search_config(mode), rng, simulations=budget, explore=explore), model, full
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config, explore = self.config, mode == "train"
-        settings = config.search_settings(self.game.num_actions, explore=explore)
+        settings = config.search_settings(explore=explore)
         return SearchConfig(**settings, forced=config.forced_playouts if explore else 0.0, prove=config.prove)
 
     def _explore(

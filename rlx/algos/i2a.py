@@ -197,7 +197,7 @@ class I2A:
         assert self.world is not None
         config, num_actions = self.config, self.grid.num_actions
         if self._decide is Decide.tree:
-            search = SearchConfig(simulations=config.eval_simulations, track_bounds=True)
+            search = SearchConfig(simulations=config.eval_simulations, track_bounds=True, q_range=1.0)
             return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth if lines else 0,
                                discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
         assert self.net.rollout_policy is not None

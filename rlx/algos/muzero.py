@@ -144,13 +144,15 @@ class MuZero:
         config = self.search_config(mode)
         num_nodes = config.simulations + config.leaves + 1
         model = LatentModel(self._frozen, obs.to(self.device), legal, discount=self._discount, num_nodes=num_nodes)
-        return search(model, config, rng, explore=explore), model
+        return search(model, config, rng, explore=explore if config.gumbel else None), model  # Dirichlet noise is at every root
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config = self.config
         simulations = (config.eval_simulations if mode == "eval" else None) or config.num_simulations
-        settings = config.search_settings(self.num_actions, explore=mode == "train")
-        return SearchConfig(**settings, simulations=simulations, track_bounds=self.game is None, min_range=config.min_return_range)
+        settings = config.search_settings(explore=mode == "train")
+        return SearchConfig(
+            **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.min_return_range
+        )
 
     def _worth(self, found: Searched) -> Tensor:
         """What the roots [B] are worth to whoever acts there."""
@@ -168,7 +170,7 @@ class MuZero:
         return _Seen(torch.from_numpy(seen.planes), legal, seen.player)
 
     def _exploring(self, obs: Tensor) -> NDArray[np.bool_] | None:
-        """Which of obs [B, *] are early enough in their games to explore; None is all."""
+        """Which of obs [B, *] are early enough in their games to draw moves, under Gumbel by noise at the root; None is all."""
         return None if self._plies is None else (obs >= 0).sum(dim=1).cpu().numpy() < self._plies
 
     def _explore(

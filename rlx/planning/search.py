@@ -18,6 +18,8 @@ from rlx.errors import NonFiniteError
 from rlx.planning.tree import GUMBEL, PUCT, Rule, Trees, improved_scores
 
 Array = NDArray[Any]
+_DIRICHLET_TOTAL = 10.0
+"""Sum of the concentrations of a root's noise: AlphaZero's 0.3, 0.15 and 0.03 in chess, shogi and Go are about 10 over the legal moves."""
 
 
 class Found(NamedTuple):
@@ -61,7 +63,10 @@ class SearchConfig:
     Attributes:
         gumbel: Gumbel search instead of PUCT.
         simulations: of every tree.
-        dirichlet_alpha: of the root's noise under PUCT; 0 adds none.
+        q_range: PUCT: width of the range that Q is scaled to: 2 for [-1, 1] as in AlphaZero, 1 for [0, 1] as in MuZero (eq. 2 and 5 of its
+            appendix B); c_init and fpu_reduction are in the same unit.
+        forced: PUCT: visits owed to a root's child, squared, per prior and visit (KataGo's k); 0 forces none.
+        dirichlet_alpha: of the root's noise under PUCT; None is 10 over the root's legal moves, 0 adds none.
         dirichlet_fraction: the noise's share of the root's prior.
         max_considered: most root moves that Gumbel search begins with.
         gumbel_scale: 1 samples them, 0 takes the best.
@@ -77,8 +82,9 @@ class SearchConfig:
     c_init: float = 1.25
     c_base: float = 19652.0
     fpu_reduction: float = 0.25
+    q_range: float = 2.0
     forced: float = 0.0
-    dirichlet_alpha: float = 0.0
+    dirichlet_alpha: float | None = 0.0
     dirichlet_fraction: float = 0.25
     c_visit: float = 50.0
     c_scale: float = 1.0
@@ -93,7 +99,7 @@ class SearchConfig:
     def rule(self) -> Rule:
         return Rule(
             kind=GUMBEL if self.gumbel else PUCT, c_init=self.c_init, c_base=self.c_base, fpu_reduction=self.fpu_reduction,
-            forced=self.forced, c_visit=self.c_visit, c_scale=self.c_scale, prove=self.prove, min_range=self.min_range,
+            q_range=self.q_range, c_visit=self.c_visit, c_scale=self.c_scale, prove=self.prove, min_range=self.min_range,
         )  # fmt: skip
 
 
@@ -192,18 +198,18 @@ class Searched:
 
     def _pruned_visits(self, b: int, candidates: Array) -> Array:
         """Visits of the candidates, less those that were forced and that PUCT would not have made (Wu 2019, section 3.2)."""
-        trees, edges, config = self.trees, self.root_edges(b), self.config
+        trees, edges, config, forced = self.trees, self.root_edges(b), self.config, float(self.trees.forced[b])
         n = np.where(candidates, trees.n[b, edges], 0).astype(np.float64)
-        if config.forced > 0.0 and len(n) > 1:
+        if forced > 0.0 and len(n) > 1:
             total, prior = float(trees.visits[b, 0]), trees.prior[b, edges].astype(np.float64)
             scale = math.sqrt(total) * (config.c_init + math.log((total + config.c_base + 1.0) / config.c_base))
             q = np.divide(trees.w[b, edges], n, out=np.zeros_like(n), where=n > 0)
-            q = 2.0 * (q - trees.low[b]) / max(trees.high[b] - trees.low[b], config.min_range) - 1.0
+            q = config.q_range * (q - trees.low[b]) / max(trees.high[b] - trees.low[b], config.min_range)
             best = int(np.argmax(n))
             goal = q[best] + prior[best] * scale / (1.0 + n[best])
             gap = goal - q
             needed = np.where(gap > 0.0, np.ceil(prior * scale / np.maximum(gap, 1e-9) - 1.0), n)
-            owed = np.floor(np.sqrt(config.forced * prior * (total - 1.0)))
+            owed = np.floor(np.sqrt(forced * prior * (total - 1.0)))
             kept = np.maximum(n - owed, np.minimum(n, needed))
             kept[kept <= 1.0] = 0.0
             kept[best] = n[best]
@@ -238,7 +244,7 @@ def search(
     Args:
         rng: of the root's noise.
         simulations: of each tree [B], instead of the same for all.
-        explore: which trees' roots get Gumbel's noise [B]; otherwise all do.
+        explore: which trees' roots get noise and, under PUCT, forced visits [B]; otherwise all do.
     """
     began = time.perf_counter()
     root = model.root().checked()
@@ -251,9 +257,9 @@ def search(
     trees.add(everyone, np.full(num_trees, -1), root.counts, root.actions, root.logits, root.value)
     if config.track_bounds:
         trees.low[:] = trees.high[:] = root.value
-    gumbel = _root_noise(trees, config, rng)
-    if explore is not None:
-        gumbel[~explore] = 0.0
+    explore = np.ones(num_trees, dtype=bool) if explore is None else explore
+    trees.forced[explore] = config.forced
+    gumbel = _root_noise(trees, config, rng, explore)
     table = _table(root.counts, budget, config) if config.gumbel else np.full((num_trees, most), -1)
     rule = config.rule
     done = np.zeros(num_trees, dtype=np.int64)
@@ -295,18 +301,19 @@ def _evaluate(model: Model, trees: Trees, chosen: Array, config: SearchConfig) -
     return seconds
 
 
-def _root_noise(trees: Trees, config: SearchConfig, rng: np.random.Generator) -> Array:
-    """Mix Dirichlet noise into the roots' priors, or draw Gumbel's; returns the latter [B, A'], zero where there is none."""
+def _root_noise(trees: Trees, config: SearchConfig, rng: np.random.Generator, explore: Array) -> Array:
+    """Mix Dirichlet noise into the priors of the roots that explore [B], or draw Gumbel's; returns the latter [B, A'], else zeros."""
     counts = trees.count[:, 0]
-    gumbel = np.zeros((len(counts), max(1, int(counts.max()))))
+    shape = len(counts), max(1, int(counts.max()))
     if config.gumbel:
-        return rng.gumbel(size=gumbel.shape) * config.gumbel_scale
-    if config.dirichlet_alpha > 0.0:
-        for b, c in enumerate(counts):
-            noise = rng.dirichlet(np.full(c, config.dirichlet_alpha))
-            mixed = (1.0 - config.dirichlet_fraction) * trees.prior[b, :c] + config.dirichlet_fraction * noise
-            trees.prior[b, :c] = mixed
-    return gumbel
+        return rng.gumbel(size=shape) * config.gumbel_scale * explore[:, None]
+    if config.dirichlet_alpha != 0.0:
+        for b in np.flatnonzero(explore).tolist():
+            edges = slice(0, int(counts[b]))
+            alpha = _DIRICHLET_TOTAL / counts[b] if config.dirichlet_alpha is None else config.dirichlet_alpha
+            noise = rng.dirichlet(np.full(counts[b], alpha))
+            trees.prior[b, edges] = (1.0 - config.dirichlet_fraction) * trees.prior[b, edges] + config.dirichlet_fraction * noise
+    return np.zeros(shape)
 
 
 def _table(counts: Array, budget: Array, config: SearchConfig) -> Array:

@@ -33,7 +33,7 @@ class Rule(NamedTuple):
     c_init: float  # PUCT's exploration rate at the first visits
     c_base: float  # visits at which the rate begins to grow
     fpu_reduction: float  # an unvisited move is worth its parent's value less this times the square root of the prior seen
-    forced: float  # at a root: visits owed to a child, squared, per prior and visit (KataGo's k); 0 forces none
+    q_range: float  # PUCT scales Q to [0, q_range]
     c_visit: float  # Gumbel's c_visit
     c_scale: float  # Gumbel's c_scale
     prove: bool  # below the root, moves whose return is known are not tried again
@@ -64,6 +64,7 @@ class Trees:
         self.w = np.zeros(edges, dtype=np.float64)
         self.reward = np.zeros(edges, dtype=np.float32)
         self.discount = np.zeros(edges, dtype=np.float32)
+        self.forced = np.zeros(num_trees)  # at a root: visits owed to a child, squared, per prior and visit (KataGo's k); 0 forces none
         self.low = np.full(num_trees, -1.0)  # bounds of the returns, which scale them to [0, 1]
         self.high = np.full(num_trees, 1.0)
         self.least = np.full(nodes, -1.0, dtype=np.float32)  # what perfect play brings whoever moves, at least and at most
@@ -111,7 +112,7 @@ class Trees:
         """
         return np.asarray(
             _select(trees, rule, considered, gumbel, self.start, self.count, self.visits, self.value, self.logit, self.prior, self.child,
-                    self.n, self.w, self.low, self.high, self.least, self.most)
+                    self.n, self.w, self.forced, self.low, self.high, self.least, self.most)
         )  # fmt: skip
 
     def backup(self, trees: Array, edges: Array, values: Array, *, prove: bool = False, track_bounds: bool = False) -> None:
@@ -175,8 +176,8 @@ def _is_known(b, e, rule, child, least, most):
 
 
 @numba.njit(cache=True, nogil=True)
-def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high, least, most):
-    """The edge of node s with the largest Q + U, returns scaled to [-1, 1]."""
+def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, forced, low, high, least, most):
+    """The edge of node s with the largest Q + U; where Q begins makes no difference to that, how wide its range is does."""
     first, last = start[b, s], start[b, s] + count[b, s]
     width = max(high[b] - low[b], rule.min_range)
     seen, total = 0.0, value[b, s]
@@ -184,16 +185,16 @@ def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high
         if n[b, e] > 0:
             seen += prior[b, e]
             total += w[b, e]
-    parent = 2.0 * (total / visits[b, s] - low[b]) / width - 1.0
+    parent = rule.q_range * (total / visits[b, s] - low[b]) / width
     unseen = parent - rule.fpu_reduction * math.sqrt(seen)
     scale = math.sqrt(visits[b, s]) * (rule.c_init + math.log((visits[b, s] + rule.c_base + 1.0) / rule.c_base))
     best, best_score = -1, -np.inf
     for e in range(first, last):
         if s > 0 and _is_known(b, e, rule, child, least, most):
             continue
-        if s == 0 and rule.forced > 0.0 and n[b, e] > 0 and n[b, e] < math.sqrt(rule.forced * prior[b, e] * (visits[b, s] - 1)):
+        if s == 0 and forced[b] > 0.0 and n[b, e] > 0 and n[b, e] < math.sqrt(forced[b] * prior[b, e] * (visits[b, s] - 1)):
             return e
-        q = unseen if n[b, e] == 0 else 2.0 * (_q(b, e, n, w) - low[b]) / width - 1.0
+        q = unseen if n[b, e] == 0 else rule.q_range * (_q(b, e, n, w) - low[b]) / width
         score = q + prior[b, e] * scale / (1.0 + n[b, e])
         if score > best_score:
             best, best_score = e, score
@@ -254,14 +255,14 @@ def _gumbel_inner(b, s, rule, scores, start, count, visits, value, logit, prior,
 
 
 @numba.njit(cache=True, nogil=True)
-def _select(trees, rule, considered, gumbel, start, count, visits, value, logit, prior, child, n, w, low, high, least, most):
+def _select(trees, rule, considered, gumbel, start, count, visits, value, logit, prior, child, n, w, forced, low, high, least, most):
     out = np.empty(len(trees), dtype=np.int64)
     scores = np.empty(max(1, count.max()))
     for i in range(len(trees)):
         b, s = trees[i], 0
         while True:
             if rule.kind == PUCT:
-                e = _puct(b, s, rule, start, count, visits, value, prior, child, n, w, low, high, least, most)
+                e = _puct(b, s, rule, start, count, visits, value, prior, child, n, w, forced, low, high, least, most)
             elif s == 0:
                 e = _gumbel_root(b, rule, considered[i], gumbel, scores, start, count, visits, value, logit, prior, n, w, low, high)
             else:

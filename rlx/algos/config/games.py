@@ -72,11 +72,11 @@ class GuidedSearchConfig(TreeSearchConfig):
     c_scale: float = 1.0
     """Gumbel: weight of values, scaled to [0, 1], against logits; above 0."""
     c_puct: float = 1.25
-    """PUCT: exploration rate; above 0."""
+    """PUCT: exploration rate beside values, which are within [-1, 1], in MuZero scaled to [0, 1]; above 0."""
     fpu_reduction: float = 0.25
     """PUCT: how much less an unvisited move is worth than its parent, times the square root of the prior already visited; at least 0."""
     dirichlet_alpha: float | None = None
-    """PUCT: concentration of the noise on the root's prior, above 0; null is 10 over the number of actions."""
+    """PUCT: concentration of the noise on the root's prior, above 0; null is 10 over a root's legal moves."""
     dirichlet_fraction: float = 0.25
     """PUCT: the noise's share of the root's prior, within [0, 1]."""
 
@@ -100,9 +100,8 @@ class GuidedSearchConfig(TreeSearchConfig):
         unused = dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
         return unused | ({"dirichlet_alpha": "dirichlet_fraction above 0"} if self.dirichlet_fraction == 0.0 else {})
 
-    def search_settings(self, num_actions: int, *, explore: bool) -> dict[str, Any]:
+    def search_settings(self, *, explore: bool) -> dict[str, Any]:
         """The settings as `rlx.planning.search.SearchConfig` takes them; only a search that is to explore has noise at its root."""
-        alpha = self.dirichlet_alpha if self.dirichlet_alpha is not None else 10.0 / num_actions
         return {
             "gumbel": self.search is Search.gumbel,
             "max_considered": self.max_considered,
@@ -111,7 +110,7 @@ class GuidedSearchConfig(TreeSearchConfig):
             "gumbel_scale": 1.0 if explore else 0.0,
             "c_init": self.c_puct,
             "fpu_reduction": self.fpu_reduction,
-            "dirichlet_alpha": alpha if explore else 0.0,
+            "dirichlet_alpha": self.dirichlet_alpha if explore else 0.0,
             "dirichlet_fraction": self.dirichlet_fraction,
             "leaves": self.leaves,
         }
@@ -138,7 +137,8 @@ class AlphaZeroConfig(GuidedSearchConfig):
     forced_playouts: float = 2.0
     """PUCT: visits forced on a root's moves that have begun to be visited, taken off the target again (KataGo's k); 0 forces none."""
     full_search_fraction: float = 1.0
-    """PUCT: share of moves that get num_simulations and are trained on; the others get cheap_simulations; within (0, 1]."""
+    """PUCT: share of moves that get num_simulations and are trained on; the others get cheap_simulations, without noise and
+    forced playouts; within (0, 1]."""
     cheap_simulations: int = 16
     """PUCT: simulations of the moves that are not trained on; at least 1."""
 
