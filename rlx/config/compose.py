@@ -6,6 +6,7 @@ add the typo to the configuration; and an `env` that has no YAML file may be any
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -15,13 +16,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
@@ -68,6 +70,18 @@ def conf_dir() -> Path:
     raise ConfigError(f"conf/config.yaml was found neither beside nor inside {package}: reinstall rlx")
 
 
+class _Choice(NamedTuple):
+    """What a choice of groups comes to."""
+
+    base: DictConfig
+    """The configuration before any `key=value`."""
+    choices: dict[str, str | None]
+    keys: dict[str, Any]
+    """Every key that can be set, with its value before a recipe."""
+    env_id: str | None
+    """The id of an env that has no file."""
+
+
 @functools.cache
 def _register_schemas() -> None:
     store = ConfigStore.instance()
@@ -75,6 +89,12 @@ def _register_schemas() -> None:
     store.store(name=_GENERIC_ENV, group="env", node={})
     for name, info in ALGORITHMS.items():
         store.store(name=name, group="schema/algo", node=info.config)
+
+
+@functools.cache
+def _of_shipped_files() -> dict[tuple[tuple[str, str | None], ...], _Choice]:
+    """What has been composed from conf/ alone, which does not change while a process lives."""
+    return {}
 
 
 class Composer:
@@ -93,7 +113,7 @@ class Composer:
         if config_dir is not None:
             search_path.prepend("rlx-user", f"file://{config_dir.resolve()}", SearchPathQuery(provider="main"))
         self._loader = ConfigLoaderImpl(config_search_path=search_path)
-        self._chosen: dict[tuple[tuple[str, str | None], ...], tuple[list[str], dict[str, str | None], dict[str, Any], str | None]] = {}
+        self._chosen = _of_shipped_files() if config_dir is None else {}
 
     def options(self, group: str) -> list[str]:
         """Names that a group offers."""
@@ -134,12 +154,12 @@ class Composer:
         overrides = parse_overrides(arguments)
         groups = {o.key_or_group: group_value(o) for o in overrides if o.key_or_group in GROUPS}
         values = [o for o in overrides if o.key_or_group not in GROUPS]
-        chosen, choices, keys, env_id = self._choose(groups)
+        base, choices, keys, env_id = self._choose(groups)
         for override in values:
             check_key(override, keys | short_names(keys), str(choices["algo"]))
         values = [in_full(o, keys) for o in values]
         refuse_twice(values)
-        config, _ = self._load([*chosen, *map(hydra_argument, values)])
+        config = self._with(base, list(map(hydra_argument, values)))
         typed = to_run_config(config)
         refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
@@ -150,14 +170,11 @@ class Composer:
         Raises:
             ConfigError: if a group has no such member.
         """
-        keys = self._choose(groups)[2]
+        keys = self._choose(groups).keys
         return keys | short_names(keys)
 
-    def _choose(self, groups: dict[str, str | None]) -> tuple[list[str], dict[str, str | None], dict[str, Any], str | None]:
-        """What a choice of groups comes to: words for Hydra, what each group resolved to, the keys, and the id of an env without a file.
-
-        The result is kept, for a sweep composes many runs of the same groups.
-        """
+    def _choose(self, groups: dict[str, str | None]) -> _Choice:
+        """What a choice of groups comes to, which is kept: a sweep composes many runs of the same groups."""
         question = tuple(sorted(groups.items(), key=lambda item: item[0]))
         if question not in self._chosen:
             groups = dict(groups)
@@ -168,18 +185,28 @@ class Composer:
                 name = groups["experiment"]
                 raise ConfigError(f"experiment={name} is several, {', '.join(arms)}; train one, or all: rlx sweep experiment={name}")
             env_id = self._resolve_env(groups)
-            chosen = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
-            base, choices = self._load(chosen)
+            words = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
+            base, choices = self._load(words)
+            keys = leaf_keys(base)
             recipe = groups["recipe"] if "recipe" in groups else f"{choices['algo']}_{choices['env']}"
             if recipe is not None and self.file("recipe", recipe):
-                chosen.append(f"recipe={recipe}")
+                base, _ = self._load([*words, f"recipe={recipe}"])
                 choices["recipe"] = recipe
             if env_id is not None:
                 choices["env"] = env_id
-                chosen.append(f"env.id='{env_id}'")
-            self._chosen[question] = chosen, choices, leaf_keys(base), env_id
-        chosen, choices, keys, env_id = self._chosen[question]
-        return list(chosen), dict(choices), keys, env_id
+                base = self._with(base, [f"env.id='{env_id}'"])
+            self._chosen[question] = _Choice(base, choices, keys, env_id)
+        base, choices, keys, env_id = self._chosen[question]
+        return _Choice(base, dict(choices), keys, env_id)
+
+    def _with(self, base: DictConfig, arguments: list[str]) -> DictConfig:
+        """A copy of a configuration with `key=value` words applied as Hydra applies them."""
+        config = copy.deepcopy(base)
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(arguments), config)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(_explain(error)) from error
+        return config
 
     def _load(self, arguments: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
         """The composed configuration, and what each group resolved to."""
