@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import sys
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ import torch
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
-from rlx.config.schema import EnvConfig, RunConfig
+from rlx.config.schema import MOST_OBJECTS, EnvConfig, RunConfig
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.rules import rules_of
 from rlx.errors import ConfigError
 from rlx.evaluate import Evaluator
+from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
 from rlx.types import Algorithm, EnvSpec, VectorEnv
 
@@ -86,7 +88,10 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     env = config.env
     if env.is_game:
         return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
-    return VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
+    make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
+    if not make_env.is_native and env.num_envs > MOST_OBJECTS:
+        raise ConfigError(f"env.num_envs must be at most {MOST_OBJECTS:,}, got {env.num_envs}: each {env.id} is an object of its own")
+    return make_env
 
 
 def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> EnvSpec:
@@ -118,10 +123,15 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     """The algorithm with its networks initialised from the seed.
 
     Raises:
-        ConfigError: if it has no network for the env's spaces.
+        ConfigError: if it has no network for the env's spaces, or not enough memory.
     """
     seed_everything(config.seed)
-    algo: Algorithm = ALGORITHMS[config.algo.name].load()(config.algo, spec, config.env.num_envs, device)
+    with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
+        algo: Algorithm = ALGORITHMS[config.algo.name].load()(config.algo, spec, config.env.num_envs, device)
+    steps = algo.rollout_length * config.env.num_envs
+    itemsize = getattr(spec.observation_space.dtype, "itemsize", 8)
+    size = 2 * steps * (16 + itemsize * math.prod(spec.observation_space.shape or (1,)))  # observations and their successors
+    check_fits(size, f"a rollout of {algo.rollout_length:,} steps of env.num_envs={config.env.num_envs}")
     return algo
 
 

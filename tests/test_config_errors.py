@@ -115,7 +115,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("seed=-1", "seed must be within [0, 2**63), got -1"),
     ("algo.discount=1.5", "algo.discount must be within [0, 1], got 1.5"),
     ("algo.learning_rate=0", "algo.learning_rate must be above 0, got 0"),
-    ("algo.learning_rate=nan", "algo.learning_rate must be above 0, got nan"),
+    ("algo.learning_rate=nan", "algo.learning_rate must be a number, got nan"),
     ("algo.clip=1", "algo.clip must be within (0, 1), got 1"),
     ("algo.hidden_sizes=[64,0]", "algo.hidden_sizes must be positive widths, e.g. [64,64], got [64, 0]"),
     ("env.num_envs=0", "env.num_envs must be at least 1, got 0"),
@@ -127,6 +127,24 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
         "algo.num_minibatches=4 does not divide the batch of algo.rollout_length * env.num_envs = 7 * 3 = 21",
         "nearest that divide it: 3 and 7",
     ),
+    # absurd numbers
+    ("env.num_envs=1e9", "env.num_envs must be at most 1,048,576, got 1000000000"),
+    ("env=pendulum env.num_envs=1e6 recipe=null", "env.num_envs must be at most 16,384, got 1000000: each Pendulum-v1 is an object"),
+    ("env.num_envs=9e3 env.workers=5e3", "env.workers must be at most 1024, got 5000"),
+    ("algo.learning_rate=1e300", "algo.learning_rate must be 0, or from 1.2e-38 to 3.4e38, which float32 has, got 1e+300"),
+    ("algo.learning_rate=1e-300", "algo.learning_rate must be 0, or from 1.2e-38 to 3.4e38"),
+    ("algo.max_grad_norm=nan", "algo.max_grad_norm must be a number, got nan"),
+    ("algo.rollout_length=1e300", "algo.rollout_length must be a whole number of at most 64 bits, got 1e+300"),
+    ("algo.rollout_length=1e8 env.num_envs=1000", "a rollout of 100,000,000 steps of env.num_envs=1000: that takes 6,400 GB of memory"),
+    ("algo.hidden_sizes=[1e9]", "algo.hidden_sizes must be at most 8,192, got [1000000000]"),
+    (f"algo.hidden_sizes=[{'8,' * 200}8]", "algo.hidden_sizes must be at most 100 of them, got 201"),
+    ("algo=alphazero env=connect_four algo.blocks=1e3 algo.channels=8e3", "algo=alphazero need more memory than ", "free here"),
+    ("algo=alphazero env=connect_four algo.num_simulations=1e9", "algo.num_simulations must be at most 100,000, got 1000000000"),
+    ("seed=99999999999999999999", "seed must be a whole number of at most 64 bits, got 99999999999999999999"),
+    (f"seed={'9' * 5000}", "cannot be read (Exceeds the limit"),
+    ("loop.total_env_steps=inf", "loop.total_env_steps must be a whole number of at most 64 bits, got inf"),
+    ("loop.total_env_steps=1M", "loop.total_env_steps must be a whole number, e.g. 1000 or 1e6, got 1M"),
+    ("loop.eval_episodes=1e9", "loop.eval_episodes must be within [1, 1,000,000], got 1000000000"),
     # how a setting is written
     ("seed=1,2,3", "seed: one run takes one value, got several (1,2,3); did you mean `rlx sweep`, which trains with each of them?"),
     ("algo=ppo,a2c", "algo: one run takes one value, got several (ppo,a2c); did you mean `rlx sweep`, which trains with each of them?"),
@@ -176,10 +194,22 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "says"), [(case[0], case[1:]) for case in BAD_SETTINGS], ids=[case[0] for case in BAD_SETTINGS])
+@pytest.mark.parametrize(("settings", "says"), [(case[0], case[1:]) for case in BAD_SETTINGS], ids=[case[0][:80] for case in BAD_SETTINGS])
 def test_bad_setting_is_refused_in_one_line(settings: str, says: tuple[str, ...], rlx: Rlx, here: Path) -> None:
     assert_refused(rlx(f"train {settings}"), *says)
     assert list(here.iterdir()) == []
+
+
+def test_whole_numbers_are_taken_as_they_are_written(rlx: Rlx, here: Path) -> None:
+    write(here, {"conf/experiment/mine.yaml": GLOBAL + "loop:\n  log_every: 1e3\n"})
+    config = (
+        Composer(here / "conf")
+        .compose(["experiment=mine", "recipe=null", "loop.total_env_steps=1e6", "algo.hidden_sizes=[3.2e1,64.0]", "seed=-0.0"])
+        .config
+    )
+    found = (config.loop.log_every, config.loop.total_env_steps, *config.algo.hidden_sizes, config.seed)
+    assert found == (1000, 1_000_000, 32, 64, 0)
+    assert all(type(number) is int for number in found)
 
 
 @pytest.mark.parametrize("settings", ["algo.learnin_rate=1", "seed=1,2", "seed=-1", "env=cartpol"])

@@ -81,6 +81,12 @@ def test_a_key_that_is_not_swept_also_applies_only_where_it_exists() -> None:
     assert [p.words for p in expand(["algo=ppo,a2c", "algo.clip=0.3"], COMPOSER)] == [("algo=ppo", "algo.clip=0.3"), ("algo=a2c",)]
 
 
+def test_whole_numbers_are_taken_as_they_are_written() -> None:
+    points = expand(["algo.rollout_length=1e2,100,2e2", "env.num_envs=range(1e0,3e0)"], COMPOSER)
+    assert [(p.values["algo.rollout_length"], p.values["env.num_envs"]) for p in points] == [(100, 1), (100, 2), (200, 1), (200, 2)]
+    assert points[0].words == ("algo.rollout_length=100", "env.num_envs=1")
+
+
 def test_repetitions_are_dropped() -> None:
     assert len(expand(["algo.clip=0.1,0.2,0.1"], COMPOSER)) == 2
 
@@ -170,6 +176,10 @@ def test_one_recipe_for_each_pair_is_composed() -> None:
         (["algo.clip=range(0,1,0.00001)"], "at most 10,000"),
         (["algo.clip=range(0,1,0.01)", "algo.gae_lambda=range(0,1,0.001)"], "100,000 combinations"),
         (["--jobbs"], "unknown option"),
+        (["algo.clip=range(0,1,1e-8)"], "100,000,000 values; expected at most 10,000"),
+        (["algo.clip=range(0,1e300)"], "values; expected at most 10,000"),
+        (["algo.clip=range(0,inf)"], "expected finite numbers"),
+        (["algo.clip=range(0,1,nan)"], "expected finite numbers"),
     ],
 )
 def test_what_cannot_be_listed_is_refused(words: list[str], said: str) -> None:
@@ -187,6 +197,8 @@ def test_what_cannot_be_listed_is_refused(words: list[str], said: str) -> None:
         (["seed=1,5"], None, [1, 5]),
         (["seed=range(2,5)"], None, [2, 3, 4]),
         (["seed=4"], None, [4]),
+        (["seed=1e3"], "2e0", [1000, 1001]),
+        (["seed=1e1,2e1"], None, [10, 20]),
     ],
 )
 def test_seeds(words: list[str], seeds: str | None, expected: list[int]) -> None:
@@ -196,7 +208,8 @@ def test_seeds(words: list[str], seeds: str | None, expected: list[int]) -> None
 @pytest.mark.parametrize(
     ("words", "seeds"),
     [([], "0"), ([], "-1"), ([], "x"), ([], "1,1"), ([], "1,,2"), (["seed=1,2"], "3"), (["seed=3"], "1,2"), (["seed=-1,2"], None),
-     (["seed=a,b"], None), (["seed=interval(1,3)"], None), ([], "99999999")],
+     (["seed=a,b"], None), (["seed=interval(1,3)"], None), ([], "99999999"),
+     ([], "1e9"), ([], "1.5"), ([], ""), (["seed=range(0,1e9)"], None), (["seed=0.5,1"], None)],
 )  # fmt: skip
 def test_seeds_that_are_none_are_refused(words: list[str], seeds: str | None) -> None:
     with pytest.raises(ConfigError, match="seed"):

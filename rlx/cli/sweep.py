@@ -76,9 +76,10 @@ def sweep(
     check_choice("--executor", executor, _EXECUTORS)
     if aggregate is not None:
         check_choice("--aggregate", aggregate, _AGGREGATES)
-    for number, option, least in ((jobs, "--jobs", 1), (retries, "--retries", 0), (stall_timeout, "--stall-timeout", 0)):
-        if number is not None and number < least:
-            raise ConfigError(f"{option} {number:g}: expected at least {least}")
+    limits = ((jobs, "--jobs", 1, 10_000), (retries, "--retries", 0, 10_000), (stall_timeout, "--stall-timeout", 0, 1e9))
+    for number, option, least, most in limits:
+        if number is not None and not least <= number <= most:
+            raise ConfigError(f"{option} {number:g}: expected at least {least} and at most {most:,.0f}")
     if retry_failed and resume is None and not overrides:
         raise ConfigError("--retry-failed needs to know whose runs: add --resume NAME, or --resume latest")
     for given, option, wants in ((address, "--address", "ray"), (slurm, "--slurm", "slurm")):

@@ -32,6 +32,7 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationE
 
 from rlx.algos import ALGORITHMS
 from rlx.algos.config import AlgoConfig
+from rlx.config.numbers import accept_whole_floats, not_whole
 from rlx.config.overrides import (
     check_key,
     did_you_mean,
@@ -84,6 +85,7 @@ class _Choice(NamedTuple):
 
 @functools.cache
 def _register_schemas() -> None:
+    accept_whole_floats()
     store = ConfigStore.instance()
     store.store(name="run", group="schema", package="_global_", node=RunConfig)
     store.store(name=_GENERIC_ENV, group="env", node={})
@@ -364,7 +366,10 @@ def _explain_setting(error: OmegaConfBaseException) -> str:
         return f"{name}s set keys of every group, so that their files begin with the line '# @package _global_'"
     if name in hints and isinstance(error, ValidationError):
         got = "null" if error.value is None else error.value
-        return f"{key} must be {_describe(hints[name])}, got {got}"
+        expected = _describe(hints[name])
+        if expected.startswith("a whole number"):
+            expected = expected.replace("a whole number", not_whole(error.value))
+        return f"{key} must be {expected}, got {got}"
     if hints and isinstance(error, ConfigKeyError):
         return f"{key}: unknown key; {did_you_mean(name, list(hints), key=prefix)}"
     return f"{key}: {str(error).splitlines()[0]}"

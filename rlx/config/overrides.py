@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import re
+import textwrap
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -31,8 +32,8 @@ def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list
             raise ConfigError(f"{argument or repr(argument)}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
         try:
             override = OverridesParser.create().parse_override(argument)
-        except HydraException as error:
-            raise ConfigError(f"{argument}: {_why_unreadable(argument.partition('=')[2], error)}") from error
+        except (HydraException, ValueError, RecursionError) as error:  # a number of 5,000 digits, a list in a thousand others
+            raise ConfigError(f"{textwrap.shorten(argument, 80)}: {_why_unreadable(argument.partition('=')[2], error)}") from error
         if override.package is not None:
             raise ConfigError(f"{argument}: a key has no '@'; write {override.key_or_group}={argument.partition('=')[2]}")
         if override.is_sweep_override() and not allow_sweeps:
@@ -64,7 +65,7 @@ _FORMS = {
 }
 
 
-def _why_unreadable(value: str, error: HydraException) -> str:
+def _why_unreadable(value: str, error: Exception) -> str:
     form = next((form for name, form in _FORMS.items() if f"{name}(" in value), None)
     if form is not None and "while evaluating" in str(error):
         return f"expected {form}"

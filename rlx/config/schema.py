@@ -11,6 +11,10 @@ from rlx.algos.config import require
 from rlx.envs.worlds import WORLDS, settings_of
 from rlx.errors import ConfigError
 
+MOST_ENVS = 2**20
+"""Environments in arrays that can be stepped side by side."""
+MOST_OBJECTS = 2**14
+"""Environments that are an object each."""
 GAME_PREFIX = "spiel:"
 """How the id of a two-player game begins; OpenSpiel's name of it follows."""
 
@@ -40,7 +44,7 @@ class EnvConfig:
     id: str = "CartPole-v1"
     """Gymnasium id, or `my_module:MyEnv-v0` for one that `import my_module` registers."""
     num_envs: int = 8
-    """Environments stepped side by side, B; at least 1."""
+    """Environments stepped side by side, B; 1 to 1,048,576, and to 16,384 where each is an object of its own."""
     workers: int = 0
     """Worker processes to step them in, at most num_envs; 0 steps them in the training process, which is faster for cheap envs."""
     worker_timeout_s: float = 60.0
@@ -61,9 +65,11 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         require(self.num_envs >= 1, "env.num_envs", "at least 1", self.num_envs)
+        require(self.num_envs <= MOST_ENVS, "env.num_envs", f"at most {MOST_ENVS:,}", self.num_envs)
         require(0 <= self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
+        require(self.workers <= 1024, "env.workers", "at most 1024", self.workers)
         require(self.opening_plies >= 0, "env.opening_plies", "at least 0", self.opening_plies)
-        require(self.worker_timeout_s > 0, "env.worker_timeout_s", "above 0", self.worker_timeout_s)
+        require(0 < self.worker_timeout_s <= 1e6, "env.worker_timeout_s", "above 0 and at most 1e6", self.worker_timeout_s)
         if self.id in WORLDS:
             settings_of(self.id, self.kwargs)
 
@@ -93,7 +99,7 @@ class LoopConfig:
         require(finite, "loop.target_return", "a finite number, or null", self.target_return)
         require(self.log_every >= 1, "loop.log_every", "at least 1", self.log_every)
         require(self.eval_every >= 0, "loop.eval_every", "at least 0 (0 never evaluates)", self.eval_every)
-        require(self.eval_episodes >= 1, "loop.eval_episodes", "at least 1", self.eval_episodes)
+        require(1 <= self.eval_episodes <= 1_000_000, "loop.eval_episodes", "within [1, 1,000,000]", self.eval_episodes)
         require(self.checkpoint_every >= 0, "loop.checkpoint_every", "at least 0 (0 saves only at the end)", self.checkpoint_every)
         require(self.keep_checkpoints >= 1, "loop.keep_checkpoints", "at least 1", self.keep_checkpoints)
 

@@ -21,6 +21,7 @@ from rlx.sweep.plan import check_objective
 from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
 
 OBJECTIVE = "eval/return_iqm"
+_MOST_RUNS = 1_000_000
 
 
 class Prepared:
@@ -35,6 +36,8 @@ class Prepared:
             self.configs = [composer.compose(list(point.words)).config for point in self.space.examples()]
         else:
             pairs = compose_grid(expand(spec.words, composer) if points is None else points, composer)
+            if (runs := len(pairs) * len(spec.seeds)) > _MOST_RUNS:
+                raise ConfigError(f"{len(pairs):,} settings × {len(spec.seeds):,} seeds = {runs:,} runs; expected at most {_MOST_RUNS:,}")
             self.points = {f"{i:03d}": pair for i, pair in enumerate(pairs)}
             self.configs = [composed.config for _, composed in pairs]
 
@@ -139,8 +142,7 @@ def _search(options: dict[str, Any]) -> Search:
     from rlx.sweep.study import PRUNERS, SAMPLERS  # imports optuna
 
     search = Search(trials=options["trials"], storage=options["storage"])
-    if search.trials < 1:
-        raise ConfigError(f"--trials {search.trials}: expected at least 1")
+    _check_trials(search.trials)
     for key, choices in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
         if options[key] is not None:
             check_choice(f"--{key}", options[key], choices)
@@ -152,6 +154,11 @@ def _search(options: dict[str, Any]) -> Search:
             raise ConfigError(f"--rungs {options['rungs']}: expected 2 to 8; the first rung is 1/3^(rungs - 1) of the steps")
         search.rungs = options["rungs"]
     return search
+
+
+def _check_trials(trials: int) -> None:
+    if not 1 <= trials <= _MOST_RUNS:
+        raise ConfigError(f"--trials {trials}: expected at least 1 and at most {_MOST_RUNS:,}")
 
 
 def extend(spec: Spec, *, seeds: str | None, trials: int | None, name: str) -> Spec:
@@ -170,6 +177,7 @@ def extend(spec: Spec, *, seeds: str | None, trials: int | None, name: str) -> S
                               f"`rlx sweep` over new seeds instead (`rlx ls --sweep {name}` shows it)")  # fmt: skip
         spec = dataclasses.replace(spec, seeds=[*spec.seeds, *[s for s in wanted if s not in spec.seeds]])
     if trials is not None:
+        _check_trials(trials)
         if spec.search is None:
             raise ConfigError(f"--trials {trials}: {name} is a grid, not a search; start a search with a --name of its own")
         if trials < spec.search.trials:

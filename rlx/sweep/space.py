@@ -6,6 +6,7 @@ key of an algorithm that is not the default.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from hydra.core.override_parser.types import ChoiceSweep, FloatRange, Glob, Inte
 from hydra.errors import HydraException
 
 from rlx.config.compose import GROUPS, Composer
+from rlx.config.numbers import whole
 from rlx.config.overrides import check_key, did_you_mean, parse_overrides
 from rlx.errors import ConfigError
 
@@ -87,8 +89,8 @@ def _options(override: Override, composer: Composer) -> list[tuple[str, Any]]:
         if not matching:
             raise ConfigError(f"{line}: matches none of {', '.join(there)}")
         return [(name, name) for name in matching]
-    if isinstance(value, RangeSweep) and value.step == 0:
-        raise ConfigError(f"{line}: the step of a range cannot be 0")
+    if isinstance(value, RangeSweep):
+        _check_length(value, line)
     try:
         if isinstance(value, RangeSweep) and isinstance(value.range(), FloatRange) and not value.shuffle:
             return _at_least_one([(repr(v), v) for v in _decimal_range(value)], override)
@@ -104,6 +106,17 @@ def _options(override: Override, composer: Composer) -> list[tuple[str, Any]]:
 def _decimal_range(value: RangeSweep) -> Iterator[float]:
     """0.1, 0.2, 0.3 and not 0.30000000000000004, nor a stop that was missed by as little."""
     return FloatRange(*(Decimal(f"{v:.12g}") for v in (value.start, value.stop, value.step)))
+
+
+def _check_length(value: RangeSweep, line: str) -> None:
+    """Raise a ConfigError if a range has no end, or more values than anybody wants, before they are counted out."""
+    if value.step == 0:
+        raise ConfigError(f"{line}: the step of a range cannot be 0")
+    ends = [float(v) for v in (value.start, value.stop, value.step) if v is not None]
+    if not all(map(math.isfinite, ends)) or not math.isfinite(length := (ends[-2] - ends[0]) / ends[-1]):
+        raise ConfigError(f"{line}: expected finite numbers")
+    if length > _MOST:
+        raise ConfigError(f"{line}: {length:,.0f} values; expected at most {_MOST:,}: a larger step, or interval(LOW,HIGH) with --trials N")
 
 
 def _at_least_one(options: list[tuple[str, Any]], override: Override) -> list[tuple[str, Any]]:
@@ -145,7 +158,7 @@ def seeds_of(words: list[str], seeds: str | None) -> tuple[list[str], list[int]]
     others = [w for w in words if w.partition("=")[0] != "seed"]
     base = 0
     if mine:
-        found = [value for _, value in _options(mine[0], None)]  # type: ignore[arg-type]  # a seed is no group
+        found = [value if (number := whole(value)) is None else number for _, value in _options(mine[0], None)]  # type: ignore[arg-type]  # a seed is no group
         if not found or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in found):
             raise ConfigError(f"{mine[0].input_line}: expected whole numbers from 0, e.g. seed=0,1,2 or --seeds 3")
         if mine[0].is_sweep_override():
@@ -153,10 +166,10 @@ def seeds_of(words: list[str], seeds: str | None) -> tuple[list[str], list[int]]
                 raise ConfigError(f"{mine[0].input_line} and --seeds {seeds} both say which seeds; leave one out")
             return others, found
         base = found[0]
-    parts = (seeds or "1").split(",")
-    if not all(part.strip().isdigit() for part in parts):
+    read = [whole(part.strip()) for part in ("1" if seeds is None else seeds).split(",")]
+    numbers = [number for number in read if number is not None and number >= 0]
+    if len(numbers) < len(read):
         raise ConfigError(f"--seeds {seeds}: expected how many, e.g. 5, or which, e.g. 3,7,11")
-    numbers = [int(part) for part in parts]
     if len(numbers) == 1:
         if numbers[0] < 1:
             raise ConfigError(f"--seeds {seeds}: expected at least 1")
@@ -184,7 +197,7 @@ def expand(words: list[str], composer: Composer) -> list[Point]:
             raise ConfigError(
                 f"{word.override.input_line}: an interval is continuous; say how many settings to try with --trials N, or list values"
             )
-    _check_keys(read, composer)
+    read = _whole_numbers(read, _check_keys(read, composer))
     if math.prod(len(word.options) for word in read) > _MOST:
         raise ConfigError(
             f"{math.prod(len(w.options) for w in read):,} combinations; expected at most {_MOST:,}: search instead, with --trials N"
@@ -212,8 +225,19 @@ def _has(keys: dict[str, Any], key: str) -> bool:
     return key in keys or key == "env.kwargs" or key.startswith("env.kwargs.")
 
 
-def _check_keys(read: list[_Word], composer: Composer) -> None:
-    """Raise for a key that no choice of the groups has."""
+def _whole_numbers(read: list[_Word], keys: dict[str, Any]) -> list[_Word]:
+    """The words, with 1e3 as 1000 where a setting is a whole number."""
+    found = []
+    for word in read:
+        if isinstance(keys.get(word.key), int) and not isinstance(keys[word.key], bool):
+            options = {text if (n := whole(value)) is None else str(n): value if n is None else n for text, value in word.options}
+            word = dataclasses.replace(word, options=list(options.items()))
+        found.append(word)
+    return found
+
+
+def _check_keys(read: list[_Word], composer: Composer) -> dict[str, Any]:
+    """All keys that some choice of the groups has; raises for a key that none has."""
     groups = [word for word in read if word.is_group]
     choices = [
         composer.keys(_groups(zip(groups, combination, strict=True))) for combination in itertools.product(*(g.options for g in groups))
@@ -223,6 +247,7 @@ def _check_keys(read: list[_Word], composer: Composer) -> None:
     for word in read:
         if not word.is_group:
             check_key(word.override, union, algos)
+    return union
 
 
 # A space to search
@@ -262,7 +287,7 @@ class SearchSpace:
     def __init__(self, words: list[str], composer: Composer) -> None:
         self._composer = composer
         self._read = _read(words, composer)
-        _check_keys(self._read, composer)
+        self._read = _whole_numbers(self._read, _check_keys(self._read, composer))
         groups = [w for w in self._read if w.is_group]
         if not any(word.swept for word in self._read):
             raise ConfigError("nothing to search: give a key several values, e.g. 'algo.learning_rate=interval(1e-5,1e-2)', or a --space")

@@ -5,8 +5,9 @@ They live apart from the algorithms so that the command line can check and compl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, ClassVar
 
@@ -45,6 +46,38 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 """What is said of a range, and whether a number lies in it."""
 
 
+_MOST: dict[str, int] = {
+    **dict.fromkeys(("hidden_sizes", "hidden_size", "latent_size", "encoder_size"), 8_192),
+    **dict.fromkeys(("channels", "encoder_channels", "model_channels"), 8_192),
+    **dict.fromkeys(("blocks", "model_layers", "ensemble_size", "iterations", "rollout_depth", "unroll_steps"), 1_000),
+    **dict.fromkeys(("leaves", "max_considered", "horizon", "particles", "max_epochs", "num_epochs"), 10_000),
+    **dict.fromkeys(("num_simulations", "eval_simulations", "cheap_simulations", "expert_simulations", "search_rollouts"), 100_000),
+    **dict.fromkeys(("num_bins", "population"), 1_000_000),
+    "rollout_length": 100_000_000,
+}
+"""What is more than this is a slip of the keyboard, and would be found out by running out of memory or time."""
+_MOST_OTHERS = 2**31 - 1
+_LAYERS = 100
+_FLOAT32 = 3.4028234e38, 1.1754944e-38
+"""The largest number that networks can be told, and the smallest that is not 0."""
+
+
+def check_numbers(config: AlgoConfig) -> None:
+    """Raise a ConfigError about the first number that is no number, or that no computer here can do anything with."""
+    for field_ in fields(config):
+        key, value = f"algo.{field_.name}", getattr(config, field_.name)
+        numbers = value if isinstance(value, list) else [value]
+        if isinstance(value, list):
+            require(len(value) <= _LAYERS, key, f"at most {_LAYERS} of them", f"{len(value):,}")
+        for number in numbers:
+            if isinstance(number, int) and not isinstance(number, bool):
+                most = _MOST.get(field_.name, _MOST_OTHERS)
+                require(number <= most, key, f"at most {most:,}", value if len(numbers) == 1 or len(numbers) > 9 else numbers)
+            elif isinstance(number, float) and number not in (0.0, float("inf"), -float("inf")):
+                require(not math.isnan(number), key, "a number", number)
+                require(_FLOAT32[1] <= abs(number) <= _FLOAT32[0], key, "0, or from 1.2e-38 to 3.4e38, which float32 has", number)
+
+
 def require_range(config: AlgoConfig, expected: str, *keys: str) -> None:
     """Raise a ConfigError about the first of the settings `keys` of `config` that lies outside a range of `_RANGES`."""
     for key in keys:
@@ -55,7 +88,8 @@ def require_range(config: AlgoConfig, expected: str, *keys: str) -> None:
 def require_divisible(total: int, divisor: int, message: str) -> None:
     """Raise a ConfigError that names the nearest valid divisors unless `divisor` divides `total`."""
     if total % divisor:
-        valid = [n for n in range(1, total + 1) if total % n == 0]
+        low = [n for n in range(1, math.isqrt(total) + 1) if total % n == 0]
+        valid = sorted({*low, *(total // n for n in low)})
         near = [max(n for n in valid if n < divisor), *[n for n in valid if n > divisor][:1]]
         raise ConfigError(f"{message}; nearest that divide it: {' and '.join(map(str, near))}")
 
@@ -103,6 +137,7 @@ class AlgoConfig:
     """Let the step size fall linearly to 0 over loop.total_env_steps."""
 
     def __post_init__(self) -> None:
+        check_numbers(self)
         require_range(self, "above 0", "learning_rate")
 
     @property
