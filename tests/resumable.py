@@ -59,7 +59,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-LENGTHS = {"pets": 900, "muzero": 700, "alphazero": 1100, "alphago": 1500, "i2a": 1100}
+LENGTHS = {"pets": 640, "muzero": 640, "alphazero": 700, "alphago": 1000, "i2a": 700}
 """Env steps of a run whose steps take long: two checkpoints before its end, every phase, a replay that is full."""
 
 composed = functools.cache(lambda *words: Composer().compose(list(words)).config)
@@ -72,7 +72,7 @@ def words(algo: str, env: str) -> list[str]:
 
 def compose(algo: str, env: str, *more: str, total_env_steps: int | None = None) -> RunConfig:
     config: RunConfig = copy.deepcopy(composed(*words(algo, env), *more))
-    config.loop.total_env_steps = total_env_steps or LENGTHS.get(algo, 2000)
+    config.loop.total_env_steps = total_env_steps or LENGTHS.get(algo, 1500)
     return config
 
 

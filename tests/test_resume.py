@@ -42,18 +42,25 @@ def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
     assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the run ended before it could be killed"
 
 
-@pytest.mark.parametrize(("algo", "env"), [(a, e) for a, envs in FIT.items() for e in envs])
+KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
+          ("alphago", "game"), ("muzero", "gymnasium"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid")]  # fmt: skip
+"""Every algorithm, and every kind of environment; tests/test_kills.py kills them on all that they can train on, many times."""
+
+
+def test_every_algorithm_and_every_kind_of_environment_is_killed() -> None:
+    assert {algo for algo, _ in KILLED} == set(FIT)
+    assert {env for _, env in KILLED} | {"native", "pole"} == {env for envs in FIT.values() for env in envs}
+
+
+@pytest.mark.parametrize(("algo", "env"), KILLED)
 def test_resume_after_sigkill_is_bit_exact(algo: str, env: str, tmp_path: Path) -> None:
     config = compose(algo, env)
     config.loop.eval_every = min(config.loop.eval_every, config.loop.total_env_steps * 9 // 10)  # before the end, however early that is
     straight, killed = new_run(tmp_path, "straight", config), new_run(tmp_path, "killed", config)
-    with closing(build(config, tmp_path / "unused", torch.device("cpu"))) as parts:
-        parts.collector.reset()  # modules and compiled kernels are loaded here once, and not in each of the children
-    assert os.waitpid(in_child(lambda: train(straight, config, overrides=[])), 0)[1] == 0
+    train(straight, config, overrides=[])  # here, so that the children find modules and compiled kernels loaded
 
-    for low, high in ((0.1, 0.4), (0.5, 0.7)):
-        pid = in_child(lambda: train(killed, config, overrides=[]))
-        kill_at(pid, killed, config.loop.total_env_steps * random.uniform(low, high))
+    pid = in_child(lambda: train(killed, config, overrides=[]))
+    kill_at(pid, killed, config.loop.total_env_steps * random.uniform(0.2, 0.7))
     assert os.waitpid(in_child(lambda: train(killed, config, overrides=[])), 0)[1] == 0
 
     assert lines(killed) == lines(straight)
