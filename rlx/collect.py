@@ -31,11 +31,12 @@ class Episode(NamedTuple):
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
     """How a policy's actions [B, *] become an environment's: clipped to a Box, counted from a Discrete's start."""
+    dtype = space.dtype
     if isinstance(space, gymnasium.spaces.Box):
-        low, high, dtype = space.low, space.high, space.dtype
+        low, high = space.low, space.high
         return lambda action: action.cpu().numpy().clip(low, high).astype(dtype, copy=False)
     start = int(getattr(space, "start", 0))
-    return lambda action: action.cpu().numpy() + start if start else action.cpu().numpy()
+    return lambda action: (action.cpu().numpy() + start if start else action.cpu().numpy()).astype(dtype, copy=False)
 
 
 def solved_of(env: VectorEnv, terminated: NDArray[np.bool_]) -> NDArray[Any]:

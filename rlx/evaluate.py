@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +14,6 @@ from numpy.typing import NDArray
 from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
 from rlx.errors import RlxError
 from rlx.rng import isolated_rng
-from rlx.stats.intervals import mean_interval, score_interval
 from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
 
 MAX_PARALLEL = 64
@@ -112,23 +110,26 @@ class RandomPolicy:
         return PolicyOutput(torch.from_numpy(sampled - self._start if self._start else sampled), carry, {})
 
 
-def summarize(episodes: list[Episode], *, game: bool = False) -> dict[str, float]:
-    """Mean, interquartile mean, standard deviation and 95 % interval (of the mean) of the undiscounted returns.
+def bootstrap_interval(values: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean (Efron 1979), seeded so that it is reproducible."""
+    rng = np.random.default_rng(0)
+    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
-    There is no interval where there cannot be an honest one: of fewer than five episodes, or of returns that are all equal.
 
-    Args:
-        game: returns are a win's 1, a draw's 0 and a loss's -1, whose bounds are known.
-    """
-    returns = np.array([e.return_ for e in episodes], dtype=np.float64)
-    low, high = np.array(score_interval((returns + 1.0) / 2.0)) * 2.0 - 1.0 if game else mean_interval([returns], resamples=2000)
+def summarize(episodes: list[Episode]) -> dict[str, float]:
+    """Mean, interquartile mean, standard deviation and 95 % bootstrap interval (of the mean) of the undiscounted returns."""
+    returns = np.array([e.return_ for e in episodes])
+    low, high = bootstrap_interval(returns)
     cut = len(returns) // 4
     solved = [float(e.solved) for e in episodes if e.solved is not None]
     return {
         "eval/return_mean": float(returns.mean()),
         "eval/return_iqm": float(np.sort(returns)[cut : len(returns) - cut].mean()),
         "eval/return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-        **({"eval/return_ci_low": float(low), "eval/return_ci_high": float(high)} if math.isfinite(low) else {}),
+        "eval/return_ci_low": low,
+        "eval/return_ci_high": high,
         "eval/length_mean": float(np.mean([e.length for e in episodes])),
         **({"eval/solve_rate": float(np.mean(solved))} if solved else {}),
     }
@@ -141,7 +142,7 @@ class Evaluator:
         make_env: builds a vector env of a given size.
         num_episodes: episodes per evaluation.
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
-        paired: whether this is a game, see `episode_seeds`.
+        paired: see `episode_seeds`.
         probe: for a solved game, positions (actions so far [P, L]) and the moves of perfect play there [P, A].
     """
 
@@ -158,11 +159,11 @@ class Evaluator:
         self._env: VectorEnv | None = None  # made for the first evaluation, which may never come: some simulators exist only once
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
-        self._probe, self._paired = probe, paired
+        self._probe = probe
 
     def __call__(self, algo: Algorithm, env_steps: int) -> dict[str, float]:
         with isolated_rng(self._seed, env_steps):
-            result = summarize(run_episodes(self._made(), algo, self._seeds), game=self._paired)
+            result = summarize(run_episodes(self._made(), algo, self._seeds))
             return result if self._probe is None else result | {"eval/optimal_moves": optimal_moves(algo, *self._probe)}
 
     def _made(self) -> VectorEnv:

@@ -264,7 +264,7 @@ def test_a_replay_that_goes_elsewhere_is_refused():
     collector.collect(5)
     state = snapshot(collector, algo)["collector"]
     state["env"]["seeds"][2] += 1
-    with pytest.raises(CheckpointError, match=r"environments \[2\]"):
+    with pytest.raises(CheckpointError, match=r"environment 2 gave the reward"):
         build("Pendulum-v1")[0].load_state_dict(state)
 
 

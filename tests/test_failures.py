@@ -32,7 +32,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-made = []  # the last 3 are the evaluation's, the 4 before them the collector's, and earlier ones were probed
+made = []  # the first 2 are probed when a run is resumed, the next 4 are the collector's, later ones the evaluation's
 
 class Faulty(gymnasium.Env):
     '''Goes wrong at step 5 of an episode in the way that the file `fault` says.'''
@@ -50,11 +50,11 @@ class Faulty(gymnasium.Env):
         self.steps += 1
         obs, reward = self.random.normal(size=2).astype(np.float32), float(self.random.normal() + action)
         fault = Path("fault").read_text() if self.steps == 5 and Path("fault").exists() else ""
-        if fault in ("nan", "inf") or fault == "nan in evaluation" and self in made[-3:]:
+        if fault in ("nan", "inf") or fault == "nan in evaluation" and self in made[6:]:
             reward = float(fault.split()[0])
         if fault == "nan observation":
             obs[0] = np.nan
-        if fault == "raise" and self in made[-5:-4]:
+        if fault == "raise" and self in made[4:5]:
             raise ZeroDivisionError("broken physics")
         return obs, reward, self.steps == 9, False, {}
 
@@ -102,10 +102,10 @@ def all_finite(tree: Any) -> bool:
 
 
 FAULTS = {
-    "nan": (3, "an observation or reward that is not finite"),
-    "inf": (3, "an observation or reward that is not finite"),
-    "nan observation": (3, "the loss is nan"),
-    "nan in evaluation": (3, "eval/return_mean is nan"),
+    "nan": (5, "environment 0 (Faulty-v0) gave a reward that is nan in step 5 of the episode with seed "),
+    "inf": (5, "gave a reward that is inf in step 5"),
+    "nan observation": (5, "gave an observation with nan at index 0 in step 5"),
+    "nan in evaluation": (5, "gave a reward that is nan in step 5"),
     "raise": (5, "environment 2 (Faulty-v0) raised ZeroDivisionError in step: broken physics"),
 }
 

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -47,6 +48,12 @@ class Toy(gymnasium.Env):
     def reset(self, *, seed=None, options=None):
         if seed == 13:
             raise LookupError("unlucky")
+        if seed == 14:
+            sys.exit("no licence")
+        if seed == 15:
+            return 0.5, {}
+        if seed == 16:
+            return np.array([0, np.nan, 0]), {}
         self.steps = 0
         return np.array([0, seed, "torch" in sys.modules], dtype=np.float64), {}
 
@@ -74,6 +81,7 @@ def toys(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
     sys.modules.pop("toys", None)
+    gymnasium.registry.pop("Toy-v0", None)
 
 
 @pytest.fixture
@@ -196,15 +204,29 @@ def test_actions_that_would_be_rounded_are_refused(toy):
 def test_environment_that_raises_is_named_by_its_index_in_the_whole_batch(toy):
     with pytest.raises(EnvError, match=r"^environment 3 \(Toy-v0\) raised ZeroDivisionError in step: broken physics") as caught:
         toy.step(np.array([GOOD, GOOD, GOOD, RAISE, RAISE]))
-    (trace,) = caught.value.__notes__
-    assert trace.startswith("worker 1 (environments 2 to 4): Traceback")
-    assert trace.endswith('raise ZeroDivisionError("broken physics")\nZeroDivisionError: broken physics\n')
+    assert caught.value.trace.startswith("Traceback")
+    assert caught.value.trace.endswith('raise ZeroDivisionError("broken physics")\nZeroDivisionError: broken physics\n')
     with pytest.raises(EnvError, match=r"^environment 4 .* LookupError in reset: unlucky"):
         toy.reset(seed=np.array([0, 1, 2, 3, 13]))
     with pytest.raises(EnvError, match=r"^environment 2 .* ZeroDivisionError in replay"):
         toy.restore(range(5), [np.zeros(0, dtype=np.int64)] * 2 + [np.array([GOOD, RAISE])] * 3)
     toy.reset(seed=np.arange(5))
     assert toy.step(np.zeros(5, dtype=np.int64))[0][:, 0].tolist() == [1] * 5  # no answer was left over
+
+
+@pytest.mark.parametrize(
+    ("seed", "message"),
+    [
+        (14, r"^environment 4 \(Toy-v0\) raised SystemExit in reset: no licence \(reset with seed 14\)"),
+        (15, r"^environment 4 \(Toy-v0\) broke gymnasium's contract in reset with seed 15: its observation has shape \(\), .* \(3,\)"),
+        (16, r"^environment 4 \(Toy-v0\) gave an observation with nan at index 1 in reset with seed 16"),
+    ],
+)
+def test_workers_check_what_environments_return_and_survive_what_they_do(toy, seed, message):
+    with pytest.raises(EnvError, match=message):
+        toy.reset(seed=np.array([0, 1, 2, 3, seed]))
+    toy.reset(seed=np.arange(5))
+    assert toy.step(np.zeros(5, dtype=np.int64))[0][:, 0].tolist() == [1] * 5
 
 
 def test_lowest_environment_is_the_one_named_when_two_workers_raise(toy):
@@ -268,7 +290,11 @@ def test_stopped_worker_cannot_block_a_large_restore(toys):
 def test_replay_that_takes_longer_than_the_timeout_is_not_taken_for_hung(toys):
     env = ProcessVectorEnv(EnvFactory("toys:Toy-v0"), 1, num_workers=1, timeout_s=1.0)
     try:
-        assert env.restore([0], [np.full(6, PAUSE)])[0, 0] == 6  # 1.8 s
+        reported: list[int] = []
+        obs, (rewards,) = env.restore([0], [np.full(6, PAUSE)], reported.append)  # 1.8 s
+        assert obs[0, 0] == 6
+        assert rewards.tolist() == [PAUSE] * 6
+        assert 0 < sum(reported) <= 6  # how far it is reaches the parent, who says how long it takes
     finally:
         env.close()
 

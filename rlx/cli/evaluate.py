@@ -118,10 +118,11 @@ def _measure(
     video: int, imagination: str | None, decide: str | None, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Play episodes of `config`, which is that of the run but for some settings of its environment; what --json prints."""
+    import numpy as np
+
     from rlx.build import env_factory, known_best
-    from rlx.evaluate import MAX_PARALLEL, episode_seeds, optimal_moves, run_episodes, summarize
+    from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, optimal_moves, run_episodes, summarize
     from rlx.rng import seed_everything
-    from rlx.stats.intervals import share_interval
     from rlx.types import Mode
 
     make_env = env_factory(config)
@@ -135,14 +136,14 @@ def _measure(
     played = run_episodes(env, algo, seeds, mode=mode)
     env.close()
 
-    summary = {name.removeprefix("eval/"): value for name, value in summarize(played, game=config.env.is_game).items()}
+    summary = {name.removeprefix("eval/"): value for name, value in summarize(played).items()}
     result: dict[str, Any] = {
         "run": run.name,
         "episodes": episodes,
         "mode": "stochastic" if stochastic else "deterministic",
         "return_mean": summary["return_mean"],
         "return_std": summary["return_std"],
-        "return_ci": [summary.get("return_ci_low"), summary.get("return_ci_high")],
+        "return_ci": [summary["return_ci_low"], summary["return_ci_high"]],
         "return_min": min(e.return_ for e in played),
         "return_max": max(e.return_ for e in played),
         "length_mean": summary["length_mean"],
@@ -157,7 +158,7 @@ def _measure(
         result["env"] = settings
     if "solve_rate" in summary:
         result["solve_rate"] = summary["solve_rate"]
-        result["solve_rate_ci"] = list(share_interval(summary["solve_rate"], episodes))
+        result["solve_rate_ci"] = list(bootstrap_interval(np.array([float(bool(e.solved)) for e in played])))
     calls = [e.model_calls for e in played if e.model_calls is not None]
     if calls:
         result["model_calls_mean"] = sum(calls) / episodes
@@ -166,9 +167,7 @@ def _measure(
         result["model_calls_per_solved"] = sum(calls) / solved if solved else None
     if config.env.is_game:
         returns = [e.return_ for e in played]
-        result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0,
-                   "score_ci": [None if end is None else (1.0 + end) / 2.0 for end in result["return_ci"]],
-                   "wins": sum(r > 0 for r in returns),
+        result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
                    "draws": sum(r == 0 for r in returns), "losses": sum(r < 0 for r in returns)}  # fmt: skip
         best = known_best(make_env)
         if best is not None:
@@ -183,11 +182,11 @@ def _measure(
 
 def _say(result: dict[str, Any]) -> None:
     """Print what was measured."""
-    typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {_ends(result)}   "
+    low, high = result["return_ci"]
+    typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
     if "score" in result:
-        ends = "" if None in result["score_ci"] else " (95 % interval {:.3f} to {:.3f})".format(*result["score_ci"])
-        typer.echo(f"  score {result['score']:.3f}{ends} against {result['opponent']}: "
+        typer.echo(f"  score {result['score']:.3f} against {result['opponent']}: "
                    f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
     if "optimal_moves" in result:
         typer.echo(f"  optimal moves {100 * result['optimal_moves']:.1f} % of the positions that are known")
@@ -203,13 +202,6 @@ def _say(result: dict[str, Any]) -> None:
         typer.echo(f"  video {path}")
 
 
-def _ends(result: dict[str, Any]) -> str:
-    """The interval of the return in words, or why there is none."""
-    if None in result["return_ci"]:
-        return "– (all equal)" if result["episodes"] > 1 and result["return_min"] == result["return_max"] else "– (fewer than 5 episodes)"
-    return "{:.1f} to {:.1f}".format(*result["return_ci"])
-
-
 def _tabulate(results: list[dict[str, Any]]) -> None:
     """Print what was measured under several settings, a line for each."""
     from rlx.cli.catalogue import make_table, terminal
@@ -218,7 +210,8 @@ def _tabulate(results: list[dict[str, Any]]) -> None:
     table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
                        *(["model calls"] if calls else []), *(["per solved"] if calls and solves else []))  # fmt: skip
     for result in results:
-        row = [" ".join(result["env"]), f"{result['return_mean']:.1f}", _ends(result)]
+        low, high = result["return_ci"]
+        row = [" ".join(result["env"]), f"{result['return_mean']:.1f}", f"{low:.1f} to {high:.1f}"]
         if solves:
             row += [f"{100 * result['solve_rate']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * x for x in result["solve_rate_ci"]))]
         row.append(f"{result['length_mean']:.1f}")

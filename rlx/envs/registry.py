@@ -7,6 +7,7 @@ import functools
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import gymnasium
 
 from rlx.envs import poles, worlds
 from rlx.envs.cartpole import CartPoleVectorEnv
+from rlx.envs.edge import Edge
 from rlx.envs.games import PREFIX, Game
 from rlx.envs.opponents import parse_opponent
 from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
@@ -57,40 +59,47 @@ _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Builds one environment; picklable, so that worker processes can be sent it."""
+    """Builds one environment; picklable, so that worker processes can be sent it.
+
+    Args:
+        id: a gymnasium id, or `module:Id`.
+        kwargs: constructor arguments.
+        rescale_actions: bring bounded actions to [-1, 1].
+    """
 
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict)
+    rescale_actions: bool = False
 
-    def __call__(self, **extra: Any) -> gymnasium.Env[Any, Any]:
-        """Make the environment with its observations flattened to a Box where they are not one.
+    def __call__(self, **extra: Any) -> Edge:
+        """Make the environment, with `extra` before its own arguments; its observations are a Box.
 
         Raises:
-            ConfigError: if the id is unknown, its package is missing, or its settings are refused.
+            ConfigError: if the id is unknown, its package is missing, or its settings or its spaces are refused.
         """
         env: gymnasium.Env[Any, Any] = _RebuildOnReset(self, extra) if self.id in REBUILT else self._make(extra)
-        for name in ("observation_space", "action_space"):
-            if not isinstance(getattr(env, name, None), gymnasium.Space):
-                raise ConfigError(f"env={self.id} has no {name}: its constructor must set it to one of gymnasium.spaces")
-        if isinstance(env.observation_space, gymnasium.spaces.Box):
-            return env
-        if not env.observation_space.is_np_flattenable:
-            raise ConfigError(f"env={self.id} has observation space {env.observation_space}, which cannot be flattened to a Box")
-        return gymnasium.wrappers.FlattenObservation(env)
+        try:
+            return Edge(env, self.id, rescale_actions=self.rescale_actions)
+        except BaseException:
+            env.close()
+            raise
 
     def _make(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         check_env_id(self.id)
+        kwargs = {**self.kwargs, **extra}
         try:
-            return gymnasium.make(self.id, disable_env_checker=True, **self.kwargs, **extra)
+            return gymnasium.make(self.id, disable_env_checker=True, **kwargs)
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             extra_name = extra_for(self.id)
             hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
             raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
         except ConfigError:
             raise
-        except Exception as error:  # whatever a constructor may raise about its arguments
+        except (Exception, SystemExit) as error:  # whatever a constructor may raise about its arguments
             message = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"env={self.id} cannot be made with env.kwargs={self.kwargs}: {message}") from error
+            found = ConfigError(f"env={self.id} cannot be made with env.kwargs={kwargs}: {message}")
+            found.trace = "".join(traceback.format_exception(error))
+            raise found from error
 
 
 class _RebuildOnReset(gymnasium.Env[Any, Any]):
@@ -213,16 +222,21 @@ class VectorEnvFactory:
     def is_native(self) -> bool:
         return self.native and self.id in NATIVE and (not self.kwargs or self.id in worlds.WORLDS)
 
+    @property
+    def single(self) -> EnvFactory:
+        """Builds one of them, as gymnasium has it."""
+        return EnvFactory(self.id, self.kwargs)
+
     def __call__(self, num_envs: int) -> VectorEnv:
         """B environments that can be restored as bare replay allows."""
         if self.is_native:
             return NATIVE[self.id](num_envs, **self.kwargs)
-        single = EnvFactory(self.id, self.kwargs)
         if self.workers:
             from rlx.envs.workers import ProcessVectorEnv
 
-            return ProcessVectorEnv(single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
-        return GymVectorEnv(single, num_envs)
+            check_env_id(self.id)  # imports what the spaces that workers send may be made of
+            return ProcessVectorEnv(self.single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
+        return GymVectorEnv(self.single, num_envs)
 
     def training(self, num_envs: int, *, inexact: bool = False) -> tuple[VectorEnv, str | None]:
         """B environments with a state wherever that is possible, and why it is not where it is not."""
@@ -230,7 +244,7 @@ class VectorEnvFactory:
             return self(num_envs), None
         defect = "resumed with --inexact" if inexact else None
         if not defect and self.id not in REPLAYABLE | REBUILT:
-            defect = replay_defect(EnvFactory(self.id, self.kwargs))
+            defect, _ = replay_defect(self.single)
         env: Any = self(num_envs)
         return (env, defect) if defect else (ReplayVectorEnv(env), None)
 

@@ -8,7 +8,8 @@ a HalfCheetah step, and because a snapshot needs the environments one by one.
 
 from __future__ import annotations
 
-import copy
+import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -18,10 +19,19 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlx.errors import CheckpointError, EnvError
+from rlx.envs.contract import env_error, non_finite
+from rlx.envs.edge import original_space
+from rlx.errors import CheckpointError, ConfigError, RlxError
 
 Array = NDArray[Any]
 MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
+
+_PATIENCE_S = 0.5
+"""A replay that takes longer is announced."""
+
+
+OnReplay = Callable[[int], None]
+"""Told how many steps have been replayed since it was told last."""
 
 
 class RestorableEnv(Protocol):
@@ -35,8 +45,12 @@ class RestorableEnv(Protocol):
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]: ...
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[Array]) -> Array:
-        """Reset env i with seeds[i], apply actions[i] [steps, *], and return the observations [B, *]."""
+    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay) -> tuple[Array, list[Array]]:
+        """Reset env i with seeds[i] and apply actions[i] [steps, *].
+
+        Returns:
+            The observations [B, *], and for each env the rewards [steps], fewer where the episode ended before the last step.
+        """
         ...
 
     def close(self) -> None: ...
@@ -48,24 +62,36 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     Args:
         make: builds one environment; its observation space is a Box.
         num_envs: B.
+        first: number of the first one in errors, where these are a part of a larger batch.
 
     Raises:
-        EnvError: from reset, step and restore, when an environment raises.
+        EnvError: from reset, step and restore, when an environment raises, breaks gymnasium's contract or gives what is not finite.
+        ConfigError: if the environments differ in their spaces.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  (the API's own class attribute)
 
-    def __init__(self, make: MakeEnv, num_envs: int) -> None:
-        self.num_envs = num_envs
-        self.envs = [make() for _ in range(num_envs)]
+    def __init__(self, make: MakeEnv, num_envs: int, *, first: int = 0) -> None:
+        self.num_envs, self._first = num_envs, first
+        self.envs: list[gymnasium.Env[Any, Any]] = []
+        try:
+            for _ in range(num_envs):
+                self.envs.append(make())
+        except BaseException:
+            self.close()
+            raise
         self.single_observation_space = self.envs[0].observation_space
         self.single_action_space = self.envs[0].action_space
-        self._discrete = isinstance(self.single_action_space, gymnasium.spaces.Discrete)
+        for i, env in enumerate(self.envs):
+            ours = self.single_observation_space, self.single_action_space
+            check_same_spaces(ours, (env.observation_space, env.action_space), first + i)
         space = self.single_observation_space
         self._obs = np.zeros((num_envs, *space.shape), dtype=space.dtype)  # type: ignore[misc]
         self._reward = np.zeros(num_envs, dtype=np.float32)
         self._terminated = np.zeros(num_envs, dtype=bool)
         self._truncated = np.zeros(num_envs, dtype=bool)
+        self._checks_obs = self._obs.dtype.kind == "f"
+        self._now, self._start, self._seeds = 0, [0] * num_envs, [0] * num_envs  # for errors: steps taken, when and how episodes began
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env.
@@ -73,42 +99,87 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         The arrays returned here and by `step` are overwritten by the next call.
         """
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
-        for i in np.flatnonzero(mask):
-            try:
-                self._obs[i], _ = self.envs[i].reset(seed=int(seed[i]))
-            except Exception as error:
-                raise _env_error(self.envs[i], int(i), "reset", error) from error
+        for i in np.flatnonzero(mask).tolist():
+            self._begin(i, int(seed[i]))
         return self._obs, {}
+
+    def _begin(self, i: int, seed: int) -> None:
+        self._seeds[i], self._start[i] = seed, self._now
+        try:
+            self._obs[i], _ = self.envs[i].reset(seed=seed)
+        except (Exception, SystemExit) as error:
+            raise self._error(i, "reset", error) from error
+        if self._checks_obs and not np.isfinite(self._obs[i]).all():
+            raise non_finite(self._name(i), self._first + i, self._where(i, "reset"), self._obs[i], 0.0, None)
 
     def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
         obs, reward, terminated, truncated = self._obs, self._reward, self._terminated, self._truncated
-        per_env = actions.tolist() if self._discrete else actions.copy()  # an env may change its action in place; the log must not
+        self._now += 1
         i = 0
         try:
-            for i, env in enumerate(self.envs):
-                obs[i], reward[i], terminated[i], truncated[i], _ = env.step(per_env[i])
-        except Exception as error:
-            raise _env_error(self.envs[i], i, "step", error) from error
+            for i, action in enumerate(actions.copy()):  # an env may keep its action or change it; the log must not change
+                obs[i], reward[i], terminated[i], truncated[i], _ = self.envs[i].step(action)
+        except (Exception, SystemExit) as error:
+            raise self._error(i, "step", error) from error
+        if not (np.isfinite(reward).all() and (not self._checks_obs or np.isfinite(obs).all())):
+            self._refuse_non_finite(actions)
         return obs, reward, terminated, truncated, {}
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[Array]) -> Array:
+    def _refuse_non_finite(self, actions: Array) -> None:
+        for i in range(self.num_envs):
+            if not (np.isfinite(self._reward[i]) and np.isfinite(self._obs[i]).all()):
+                where = self._where(i, "step")
+                raise non_finite(self._name(i), self._first + i, where, self._obs[i], self._reward[i], actions[i])
+
+    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Array, list[Array]]:
+        rewards = []
         for i, env in enumerate(self.envs):
-            try:
-                self._obs[i], _ = env.reset(seed=int(seeds[i]))
-                for action in actions[i].tolist() if self._discrete else map(np.copy, actions[i]):
-                    self._obs[i], *_ = env.step(action)
-            except Exception as error:
-                raise _env_error(env, i, "replay", error) from error
-        return self._obs
+            self._begin(i, int(seeds[i]))
+            earned: list[Any] = []
+            for t, action in enumerate(np.array(actions[i])):
+                self._start[i] = self._now - t - 1
+                try:
+                    self._obs[i], reward, terminated, truncated, _ = env.step(action)
+                except (Exception, SystemExit) as error:
+                    raise self._error(i, "replay", error) from error
+                earned.append(reward)
+                on_replay(1)
+                if (terminated or truncated) and t + 1 < len(actions[i]):
+                    break
+            rewards.append(np.array(earned, dtype=np.float32))
+        return self._obs, rewards
 
     def close(self, **kwargs: Any) -> None:
+        """Close all; one that raises has nothing left to give, and must not keep the others open."""
         for env in self.envs:
-            env.close()
+            with contextlib.suppress(Exception, SystemExit):
+                env.close()
+
+    def _name(self, i: int) -> str:
+        env = self.envs[i]
+        return env.spec.id if env.spec else type(env.unwrapped).__name__
+
+    def _where(self, i: int, call: str) -> str:
+        if call == "reset":
+            return f"reset with seed {self._seeds[i]}"
+        return f"step {self._now - self._start[i]} of the episode with seed {self._seeds[i]}"
+
+    def _error(self, i: int, call: str, error: BaseException) -> RlxError:
+        return env_error(self._name(i), self._first + i, call, self._where(i, call), error)
 
 
-def _env_error(env: gymnasium.Env[Any, Any], index: int, call: str, error: Exception) -> EnvError:
-    name = env.spec.id if env.spec else type(env).__name__
-    return EnvError(f"environment {index} ({name}) raised {type(error).__name__} in {call}: {error}")
+Spaces = tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
+"""Of observations and of actions."""
+
+
+def check_same_spaces(expected: Spaces, found: Spaces, index: int) -> None:
+    """Raise a ConfigError if an environment of a batch differs from the first in its spaces."""
+    for kind, ours, theirs in zip(("observation", "action"), expected, found, strict=True):
+        if ours != theirs or original_space(ours) != original_space(theirs):
+            raise ConfigError(
+                f"environment {index} has {kind} space {original_space(theirs)}, where the first one has {original_space(ours)}: "
+                "all environments of a run must have the same spaces"
+            )
 
 
 class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
@@ -128,7 +199,10 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._start = np.zeros(env.num_envs, dtype=np.int64)  # step at which the open episode began
         self._now = 0
         self._actions: deque[Array] = deque()  # of steps [now - len, now)
+        self._rewards: deque[Array] = deque()  # of the same
         self._obs: Array = np.zeros(0)
+        self.note: Callable[[str], None] = lambda _: None
+        """Told about a replay that takes long."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
@@ -136,6 +210,7 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._start[mask] = self._now
         for _ in range(len(self._actions) - int(self._now - self._start.min())):
             self._actions.popleft()
+            self._rewards.popleft()
         self._obs, info = self.env.reset(seed=seed, options=options)
         return self._obs, info
 
@@ -144,14 +219,17 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._now += 1
         result = self.env.step(actions)
         self._obs = result[0]
+        self._rewards.append(result[1].copy())
         return result
 
     def state_dict(self) -> dict[str, Any]:
         log = np.stack(self._actions) if self._actions else np.zeros((0, self.num_envs, *self.single_action_space.shape))  # type: ignore[misc]
+        rewards = np.stack(self._rewards) if self._rewards else np.zeros((0, self.num_envs), dtype=np.float32)
         lengths = self._now - self._start
         return {
             "seeds": self._seeds.tolist(),
             "actions": [log[len(log) - n :, i] for i, n in enumerate(lengths)],
+            "rewards": [rewards[len(log) - n :, i] for i, n in enumerate(lengths)],
             "obs": np.array(self._obs),
         }
 
@@ -159,59 +237,101 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Replay the open episodes.
 
         Raises:
-            CheckpointError: if the environment does not arrive at the observations it was saved with.
+            CheckpointError: if an environment does not give the rewards again that it gave, or does not arrive at the observation it was
+                saved with.
         """
         self._seeds = np.asarray(state["seeds"], dtype=np.int64)
         actions = [np.asarray(a) for a in state["actions"]]
-        self._obs = self.env.restore(self._seeds.tolist(), actions)
-        if not np.array_equal(self._obs, np.asarray(state["obs"]), equal_nan=True):
-            wrong = [i for i in range(self.num_envs) if not np.array_equal(self._obs[i], np.asarray(state["obs"])[i], equal_nan=True)]
-            raise CheckpointError(
-                f"replaying the open episodes did not lead environments {wrong} back to the observations they were saved with: "
-                "the environment's code, its version or this machine's arithmetic differs from the run's; "
-                "`rlx resume --inexact` goes on with new episodes instead"
-            )
         lengths = np.array([len(a) for a in actions])
+        self._obs, rewards = self.env.restore(self._seeds.tolist(), actions, _Announcement(int(lengths.sum()), self.note))
+        saved = [np.asarray(r) for r in state["rewards"]] if "rewards" in state else rewards  # checkpoints once had none
+        for i in range(self.num_envs):
+            found = _first_difference(rewards[i], saved[i], self._obs[i], np.asarray(state["obs"])[i])
+            if found is not None:
+                raise CheckpointError(
+                    f"replaying the open episodes, environment {i} {found}: the environment's code, its version or this machine's "
+                    "arithmetic differs from the run's; `rlx resume --inexact` goes on with new episodes instead"
+                )
         self._now = int(lengths.max())
         self._start = self._now - lengths
-        self._actions = deque()
-        for t in range(self._now):
-            row = [
-                a[t - self._start[i]] if t >= self._start[i] else np.zeros_like(actions[int(lengths.argmax())][0])
-                for i, a in enumerate(actions)
-            ]
-            self._actions.append(np.stack(row))
+        self._actions, self._rewards = _by_step(actions, self._start, self._now), _by_step(rewards, self._start, self._now)
 
     def close(self, **kwargs: Any) -> None:
         self.env.close()
 
 
-def replay_defect(make: MakeEnv, *, steps: int = 100) -> str | None:
-    """Why an environment cannot be restored by replay, or None: an episode in a used env against the same in a new one."""
-    used, new = make(), make()
-    try:
-        used.action_space.seed(0)
-        actions = [used.action_space.sample() for _ in range(steps)]
-        _follow(used, 1, actions[: steps // 3])  # of another length, so that what is counted over episodes shows
+def _by_step(logs: Sequence[Array], start: Array, now: int) -> deque[Array]:
+    """The logs of episodes that are open at step `now` as one array [B, *] for each step; zeros where an episode had not begun."""
+    longest = logs[int(start.argmin())]
+    rows = ([a[t - start[i]] if t >= start[i] else np.zeros_like(longest[0]) for i, a in enumerate(logs)] for t in range(now))
+    return deque(map(np.stack, rows))
+
+
+def _first_difference(rewards: Array, saved: Array, obs: Array, saved_obs: Array) -> str | None:
+    """How a replayed episode differs from the one that was saved, or None."""
+    different = np.flatnonzero(rewards != saved[: len(rewards)])
+    if len(different):
+        t = int(different[0])
+        return f"gave the reward {rewards[t]:g} in step {t + 1} of its episode, where it had given {saved[t]:g}"
+    if len(rewards) < len(saved):
+        return f"ended its episode with step {len(rewards)}, where it had gone on"
+    if not np.array_equal(obs, saved_obs, equal_nan=True):
+        return f"did not come back to the observation it had been at after {len(saved)} steps"
+    return None
+
+
+class _Announcement:
+    """Says once, half a second into a replay, how long all of it takes.
+
+    Args:
+        total: steps to replay, of all environments.
+        note: told if it is long.
+    """
+
+    def __init__(self, total: int, note: Callable[[str], None]) -> None:
+        self._total, self._note = total, note
+        self._done, self._said, self._began = 0, False, time.monotonic()
+
+    def __call__(self, steps: int) -> None:
+        self._done += steps
+        if self._said or (elapsed_s := time.monotonic() - self._began) < _PATIENCE_S:
+            return
+        self._said = True
+        self._note(f"replaying {self._total:,} steps of the open episodes (about {elapsed_s * self._total / self._done:.0f} s); "
+                   "rlx resume --inexact skips it")  # fmt: skip
+
+
+def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[str]]:
+    """Why an environment cannot be restored by replay, or None, and what else was odd about it.
+
+    An episode in a new environment is compared with the same in one that was used; they are there one after the other, because some
+    simulators exist only once.
+
+    Raises:
+        EnvError: if the environment fails on these steps.
+    """
+    with contextlib.closing(GymVectorEnv(make, 1)) as new:
+        new.single_action_space.seed(0)
+        actions = np.stack([new.single_action_space.sample() for _ in range(steps)])[:, None]
         expected = _follow(new, 2, actions)
+        notes = list(getattr(new.envs[0], "notes", []))
+    del new  # what it holds may be freed with it
+    with contextlib.closing(GymVectorEnv(make, 1)) as used:
+        _follow(used, 1, actions[: steps // 3])  # of another length, so that what is counted over episodes shows
         for _ in range(2):  # what outlives an episode may show only in the third
             trace = _follow(used, 2, actions)
             same = (np.array_equal(a, b, equal_nan=True) for x, y in zip(trace, expected, strict=False) for a, b in zip(x, y, strict=True))
             if len(trace) != len(expected) or not all(same):
-                return "the same seed and actions did not give the same episode twice"
-    except Exception as error:
-        raise EnvError(f"the environment raised {type(error).__name__} on its first steps: {error}") from error
-    finally:
-        used.close()
-        new.close()
-    return None
+                return "the same seed and actions did not give the same episode twice", notes
+    return None, notes
 
 
-def _follow(env: gymnasium.Env[Any, Any], seed: int, actions: list[Any]) -> list[tuple[Any, ...]]:
-    trace: list[tuple[Any, ...]] = [(np.array(env.reset(seed=seed)[0]), 0.0, False, False)]
+def _follow(env: GymVectorEnv, seed: int, actions: Array) -> list[tuple[Array, ...]]:
+    """What an episode of one environment shows under actions [steps, 1, *]."""
+    trace: list[tuple[Array, ...]] = [(env.reset(seed=[seed])[0].copy(),)]
     for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(copy.copy(action))
-        trace.append((np.array(obs), reward, terminated, truncated))
-        if terminated or truncated:
+        obs, reward, terminated, truncated, _ = env.step(action)
+        trace.append((obs.copy(), reward.copy(), terminated.copy(), truncated.copy()))
+        if terminated[0] or truncated[0]:
             break
     return trace

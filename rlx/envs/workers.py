@@ -18,7 +18,6 @@ import math
 import mmap
 import os
 import pickle
-import re
 import select
 import signal
 import socket
@@ -30,7 +29,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -39,7 +38,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
-from rlx.envs.vector import Array, GymVectorEnv, MakeEnv
+from rlx.envs.vector import Array, GymVectorEnv, MakeEnv, OnReplay, check_same_spaces
 from rlx.errors import EnvError, RlxError
 
 START_TIMEOUT_S = 60.0
@@ -54,7 +53,7 @@ BEAT_S = 0.1
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 """A terminal or SLURM sends these to all processes of a run; the parent alone acts on them, after its iteration."""
 
-_STEP, _MAP, _DONE, _BUSY = map(pickle.dumps, (("step",), ("map",), ("done", None), ("busy", None)))
+_STEP, _MAP, _DONE = map(pickle.dumps, (("step",), ("map",), ("done", None)))
 _BOOT = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rlx.envs.workers import serve; serve(*map(int, sys.argv[2:]))"
 
 
@@ -104,7 +103,10 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     self._workers.append(_start(index, first, last, memory.fileno(), timeout_s))
                     self._poll.register(self._workers[-1].connection.fileno(), select.POLLIN)
                 starting = {w: pickle.dumps((make, w.first, w.last, num_envs)) for w in self._workers}
-                spaces = self._call(starting, timeout_s=max(timeout_s, START_TIMEOUT_S))
+                of_workers = self._call(starting, timeout_s=max(timeout_s, START_TIMEOUT_S))
+                spaces = of_workers[0]
+                for worker, theirs in zip(self._workers, of_workers, strict=True):
+                    check_same_spaces(spaces, theirs, worker.first)
                 self._actions, *self._result = _map(memory.fileno(), spaces, num_envs)
                 self._call(dict.fromkeys(self._workers, _MAP))
             except BaseException:
@@ -130,16 +132,16 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         obs, reward, terminated, truncated = self._result
         return obs, reward, terminated, truncated, {}
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[Array]) -> Array:
-        self._call({w: pickle.dumps(("restore", seeds[w.first : w.last], actions[w.first : w.last])) for w in self._workers})
-        return self._result[0]
+    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Array, list[Array]]:
+        requests = {w: pickle.dumps(("restore", seeds[w.first : w.last], actions[w.first : w.last])) for w in self._workers}
+        return self._result[0], list(itertools.chain.from_iterable(self._call(requests, on_replay=on_replay)))
 
     def close(self, **kwargs: Any) -> None:
         """End the workers, by force those that do not go by themselves; a second call does nothing."""
         self._shut_down()
 
-    def _call(self, requests: dict[_Worker, bytes], *, timeout_s: float | None = None) -> Any:
-        """Send the requests, wait for all answers, and return the first worker's or raise the first error.
+    def _call(self, requests: dict[_Worker, bytes], *, timeout_s: float | None = None, on_replay: OnReplay = lambda _: None) -> list[Any]:
+        """Send the requests, wait for all answers, and return them or raise the first error.
 
         All are awaited even if one is an error, or the next call would read the answers to this one.
         """
@@ -153,19 +155,19 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     raise _hung(worker, self._timeout_s) from None
                 except OSError:
                     raise _lost(worker) from None
-            answers = self._await({w.connection.fileno(): w for w in requests}, timeout_s or self._timeout_s)
+            answers = self._await({w.connection.fileno(): w for w in requests}, timeout_s or self._timeout_s, on_replay)
         except BaseException:
             self.close()
             raise
         for worker in requests:
-            if worker in answers and answers[worker][0] == "error":
+            if answers[worker][0] == "error":
                 kind, message, trace = answers[worker][1]
                 error: RlxError = kind(message)
-                error.add_note(f"{worker}: {trace}")
+                error.trace = trace
                 raise error
-        return answers[self._workers[0]][1] if self._workers[0] in answers else None
+        return [answers[worker][1] for worker in requests]
 
-    def _await(self, pending: dict[int, _Worker], timeout_s: float) -> dict[_Worker, tuple[str, Any]]:
+    def _await(self, pending: dict[int, _Worker], timeout_s: float, on_replay: OnReplay) -> dict[_Worker, tuple[str, Any]]:
         """The answers by worker.
 
         Time is counted in short waits, not read off a clock: a run that was suspended must not take its workers for hung.
@@ -187,6 +189,7 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     raise _lost(worker) from None
                 if kind == "busy":
                     left = timeout_s
+                    on_replay(value)
                 else:
                     answers[pending.pop(fd)] = kind, value
         return answers
@@ -279,12 +282,12 @@ def _die_with_parent(connection_fd: int) -> None:
 
 
 def _serve(connection: Connection, memory: int) -> None:
-    first, request = 0, connection.recv_bytes()
+    request = connection.recv_bytes()
     try:
         make, first, last, num_envs = pickle.loads(request)
-        chunk = GymVectorEnv(make, last - first)
-    except Exception as error:
-        _send_error(connection, error, first)
+        chunk = GymVectorEnv(make, last - first, first=first)
+    except (Exception, SystemExit) as error:
+        _send_error(connection, error)
         connection.recv()  # until the parent hangs up; to leave now would look like a lost worker
         return
     with contextlib.closing(chunk):
@@ -298,46 +301,35 @@ def _serve(connection: Connection, memory: int) -> None:
         while True:
             command, *args = connection.recv()
             try:
+                answer = _DONE
                 if command == "step":
-                    chunk.step(actions.copy())  # an environment may keep its action
+                    chunk.step(actions)
                 elif command == "reset":
                     chunk.reset(seed=args[0], options={"reset_mask": args[1]})
                 else:
-                    beating: list[Any] = [_Beating(a, connection) for a in args[1]]
-                    chunk.restore(args[0], beating)
-            except Exception as error:
-                _send_error(connection, error, first)
+                    answer = pickle.dumps(("done", chunk.restore(args[0], args[1], _Beat(connection))[1]))
+            except (Exception, SystemExit) as error:
+                _send_error(connection, error)
             else:
-                connection.send_bytes(_DONE)
+                connection.send_bytes(answer)
 
 
-class _Beating:
-    """Actions that say while they are replayed that the worker is alive: a long episode takes longer than any step."""
+class _Beat:
+    """Says during a replay that the worker is alive, and how far it is: a long episode takes longer than any step."""
 
-    def __init__(self, actions: Array, connection: Connection) -> None:
-        self._actions, self._connection = actions, connection
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._last, self._steps = connection, time.monotonic(), 0
 
-    def __iter__(self) -> Iterator[Any]:
-        return self._beat(self._actions)
-
-    def tolist(self) -> Iterator[Any]:
-        return self._beat(self._actions.tolist())
-
-    def _beat(self, actions: Any) -> Iterator[Any]:
-        last = time.monotonic()
-        for action in actions:
-            if time.monotonic() - last > BEAT_S:
-                self._connection.send_bytes(_BUSY)
-                last = time.monotonic()
-            yield action
+    def __call__(self, steps: int) -> None:
+        self._steps += steps
+        if (now := time.monotonic()) - self._last > BEAT_S:
+            self._connection.send(("busy", self._steps))
+            self._last, self._steps = now, 0
 
 
-def _send_error(connection: Connection, error: Exception, first: int) -> None:
+def _send_error(connection: Connection, error: BaseException) -> None:
     """Send what the parent is to raise; the exception itself may not survive pickling."""
     own = isinstance(error, RlxError)
-    trace = "".join(traceback.format_exception(error.__cause__ or error))
-    kind = type(error) if own else EnvError
+    trace = (isinstance(error, RlxError) and error.trace) or "".join(traceback.format_exception(error.__cause__ or error))
     message = str(error) if own else f"making the environment raised {type(error).__name__}: {error}"
-    if kind is EnvError:  # GymVectorEnv numbers the environments of this worker alone
-        message = re.sub(r"^environment (\d+)", lambda match: f"environment {first + int(match[1])}", message)
-    connection.send(("error", (kind, message, trace)))
+    connection.send(("error", (type(error) if own else EnvError, message, trace)))

@@ -1,0 +1,277 @@
+"""Where foreign environments meet rlx: what they return is checked, observations become a Box, and actions come from [-1, 1].
+
+Both spaces that rlx sees are `gymnasium.spaces.Box` or Discrete; where they are not the environment's own, `original` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rlx.envs.contract import (
+    BrokenContract,
+    check_array,
+    check_flag,
+    check_info,
+    check_member,
+    check_reset,
+    check_reward,
+    check_step,
+    keeps_values,
+)
+from rlx.errors import ConfigError
+
+Array = NDArray[Any]
+Encode = Callable[[Any, str], Array]
+"""A value of a leaf and what to call it in errors, to a vector of float32."""
+
+_UNBOUNDED = 1e30
+"""A bound beyond this is none: many write the greatest float32."""
+_NATIVE = {np.dtype(t) for t in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")}
+"""Kinds of numbers that torch computes with."""
+_EARLY_STEPS = 100
+"""Steps over which observations are compared with the bounds of their space."""
+_NUMBERS = {float, int, np.float64, np.float32}
+_FLAGS = {bool, np.bool_}
+
+
+class SeenBox(spaces.Box):
+    """A Box as rlx sees it, with the space that the environment has."""
+
+    def __init__(self, low: Array, high: Array, dtype: Any, original: gymnasium.Space[Any]) -> None:
+        super().__init__(low, high, dtype=dtype)
+        self.original = original
+
+
+def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
+    """The environment's own space."""
+    return getattr(space, "original", space)
+
+
+def leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
+    """The spaces that a Dict or Tuple is made of, in the order in which gymnasium flattens them, each with its path such as ['image']."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{path}[{key!r}]")]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, f"{path}[{i}]")]
+    return [(path, space)]
+
+
+class Observations:
+    """Turns what an environment observes into an array of `space`.
+
+    A Box stays what it is, but that a scalar becomes a vector of one and numbers that torch lacks become float32. All else becomes a
+    vector of float32: one-hot where it is Discrete or MultiDiscrete, bytes of an image in [0, 1].
+
+    Raises:
+        ConfigError: if a part of the space has no such form.
+        BrokenContract: when called with what is not in the space.
+    """
+
+    def __init__(self, original: gymnasium.Space[Any], env_id: str) -> None:
+        self._original = original
+        self.notes: list[str] = []
+        self._compared = 0
+        if isinstance(original, spaces.Box):
+            self.space: spaces.Box = _seen(original)
+            self._shape, self._dtype = original.shape, original.dtype
+            self._usual = {original.dtype} if self.space is original else set()
+        else:
+            parts = leaves(original)
+            vectors = [_vector_space(leaf, path, original, env_id) for path, leaf in parts]
+            low, high = (np.concatenate([getattr(v, end).ravel() for v in vectors]).astype(np.float32) for end in ("low", "high"))
+            self.space = SeenBox(low, high, np.float32, original)
+            self._encoders = [_encoder(leaf) for _, leaf in parts]
+        if self.space.shape and 0 in self.space.shape:
+            raise ConfigError(f"env={env_id} has observation space {original}, which is empty: an agent needs something to see")
+
+    def __call__(self, value: Any) -> Array:
+        if not isinstance(self._original, spaces.Box):
+            found: list[Array] = []
+            self._encode(value, self._original, "", found)
+            return np.concatenate(found)
+        if value.__class__ is not np.ndarray or value.dtype not in self._usual or value.shape != self._shape:
+            value = self._check(value)
+        if self._compared < _EARLY_STEPS:
+            self._compare(value)
+        return value
+
+    def _check(self, value: Any) -> Array:
+        array = check_array(value, self._shape, self._dtype, "its observation")
+        if self.space is not self._original:
+            return array.astype(self.space.dtype).reshape(self.space.shape)
+        if keeps_values(array.dtype, self._dtype):
+            self._usual.add(array.dtype)
+        return array
+
+    def _compare(self, value: Array) -> None:
+        """Note once that observations leave the bounds of their space, which rlx does not rely on."""
+        self._compared += 1
+        value = value.astype(self.space.dtype, copy=False)  # rounding may carry a number across a bound
+        below, above = value < self.space.low, value > self.space.high
+        if not self.notes and (below.any() or above.any()):
+            at = tuple(np.argwhere(below | above)[0].tolist())
+            bounds = f"{self.space.low[at]:g} to {self.space.high[at]:g}"
+            self.notes.append(
+                f"its observation has {value[at]:g} at index {at[0] if len(at) == 1 else at}, outside the space's bounds {bounds}"
+            )
+
+    def _encode(self, value: Any, space: gymnasium.Space[Any], path: str, found: list[Array]) -> None:
+        """Append the vectors of all leaves."""
+        if isinstance(space, spaces.Dict):
+            _check_keys(value, space, f"its observation{path}")
+            for key, part in space.spaces.items():
+                self._encode(value[key], part, f"{path}[{key!r}]", found)
+        elif isinstance(space, spaces.Tuple):
+            if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+                given = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+                raise BrokenContract(f"its observation{path} is {given}, the space says a tuple of {len(space.spaces)}")
+            for i, part in enumerate(space.spaces):
+                self._encode(value[i], part, f"{path}[{i}]", found)
+        else:
+            found.append(self._encoders[len(found)](value, f"its observation{path}"))
+
+
+def _check_keys(value: Any, space: spaces.Dict, what: str) -> None:
+    if not hasattr(value, "keys"):
+        raise BrokenContract(
+            f"{what} is of type {type(value).__name__}, the space says a dictionary of {', '.join(map(repr, space.spaces))}"
+        )
+    missing, extra = [k for k in space.spaces if k not in value], [k for k in value if k not in space.spaces]
+    if missing or extra:
+        wrong = [f"lacks {', '.join(map(repr, missing))}"] * bool(missing) + [f"has {', '.join(map(repr, extra))} too"] * bool(extra)
+        raise BrokenContract(f"{what} {' and '.join(wrong)}, the space says {', '.join(map(repr, space.spaces))}")
+
+
+def _seen(box: spaces.Box) -> spaces.Box:
+    """A Box with at least one dimension and numbers that torch computes with."""
+    dtype = box.dtype if box.dtype in _NATIVE else np.dtype(np.float32)
+    if box.shape and dtype == box.dtype:
+        return box
+    return SeenBox(np.atleast_1d(box.low).astype(dtype), np.atleast_1d(box.high).astype(dtype), dtype, box)
+
+
+def _vector_space(leaf: gymnasium.Space[Any], path: str, whole: gymnasium.Space[Any], env_id: str) -> spaces.Box:
+    """The Box of a leaf's vectors."""
+    try:
+        flat = spaces.flatten_space(leaf) if leaf.is_np_flattenable else None
+    except NotImplementedError:  # how gymnasium says it of spaces that are not its own
+        flat = None
+    if not isinstance(flat, spaces.Box):
+        part = f"of which {path} ({type(leaf).__name__})" if path else "which"
+        keep = [key for key, box in whole.spaces.items() if isinstance(box, spaces.Box)] if isinstance(whole, spaces.Dict) else []
+        wrapper = f"FilterObservation(env, {keep})" if keep else "TransformObservation(env, function, box)"
+        raise ConfigError(
+            f"env={env_id} has observation space {whole}, {part} cannot be flattened to a Box: "
+            f"wrap it where it is registered, e.g. in gymnasium.wrappers.{wrapper}"
+        )
+    scale = _byte_scale(leaf)
+    return flat if scale == 1.0 else spaces.Box(flat.low * np.float32(scale), flat.high * np.float32(scale), dtype=np.float32)
+
+
+def _byte_scale(leaf: gymnasium.Space[Any]) -> float:
+    """What brings the bytes of an image into [0, 1]; 1 for what are no bytes."""
+    is_bytes = isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8
+    return 1.0 / max(1.0, float(leaf.high.max())) if is_bytes else 1.0  # type: ignore[attr-defined]
+
+
+def _encoder(leaf: gymnasium.Space[Any]) -> Encode:
+    if isinstance(leaf, spaces.Box):
+        scale, shape, dtype = np.float32(_byte_scale(leaf)), leaf.shape, leaf.dtype
+        return lambda value, what: check_array(value, shape, dtype, what).astype(np.float32).ravel() * scale
+
+    def encode(value: Any, what: str) -> Array:
+        check_member(value, leaf, what)
+        return np.asarray(spaces.flatten(leaf, value), dtype=np.float32)
+
+    return encode
+
+
+def rescaled(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callable[[Array], Array] | None]:
+    """The space of actions with its bounded dimensions in [-1, 1], and how actions become the environment's; None where they are.
+
+    Dimensions without two bounds stay as they are, and so do whole numbers.
+    """
+    if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
+        return space, None
+    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
+    bounded = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
+    if not (bounded & ((low != -1.0) | (high != 1.0))).any():
+        return space, None
+    least, greatest = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)  # what [-1, 1] stands for
+    centre, half = (least + greatest) / 2.0, (greatest - least) / 2.0
+    seen_low, seen_high = np.where(bounded, -1.0, low), np.where(bounded, 1.0, high)
+    seen = SeenBox(seen_low.astype(space.dtype), seen_high.astype(space.dtype), space.dtype, space)
+
+    def to_env(action: Array) -> Array:
+        return (centre + half * action).clip(low, high).astype(space.dtype)
+
+    return seen, to_env
+
+
+class Edge(gymnasium.Env[Any, Any]):
+    """One environment as rlx sees it.
+
+    Args:
+        env: any environment that gymnasium makes.
+        env_id: its name in errors.
+        rescale_actions: bring bounded actions to [-1, 1].
+
+    Raises:
+        ConfigError: if it has no spaces, or observations that cannot be flattened.
+        BrokenContract: from reset and step.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, *, rescale_actions: bool) -> None:
+        self.env = env
+        self.spec, self.metadata, self.render_mode = env.spec, env.metadata, env.render_mode
+        self._observe = Observations(_space_of(env, "observation_space", env_id), env_id)
+        self.observation_space = self._observe.space
+        action_space = _space_of(env, "action_space", env_id)
+        self.action_space, self._to_env = rescaled(action_space) if rescale_actions else (action_space, None)
+
+    @property
+    def unwrapped(self) -> gymnasium.Env[Any, Any]:
+        return self.env.unwrapped
+
+    @property
+    def notes(self) -> list[str]:
+        """What is odd about it and does no harm."""
+        return self._observe.notes
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+        return self._observe(check_reset(self.env.reset(seed=seed))), {}
+
+    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+        result: Any = self.env.step(action if self._to_env is None else self._to_env(action))
+        obs, reward, terminated, truncated, info = result if result.__class__ is tuple and len(result) == 5 else check_step(result)
+        if reward.__class__ not in _NUMBERS:
+            reward = check_reward(reward)
+        if terminated.__class__ not in _FLAGS:
+            terminated = check_flag(terminated, "terminated")
+        if truncated.__class__ not in _FLAGS:
+            truncated = check_flag(truncated, "truncated")
+        if info.__class__ is not dict:
+            check_info(info)
+        return self._observe(obs), reward, terminated, truncated, info
+
+    def render(self) -> Any:
+        return self.env.render()
+
+    def close(self) -> None:
+        self.env.close()
+
+
+def _space_of(env: gymnasium.Env[Any, Any], name: str, env_id: str) -> gymnasium.Space[Any]:
+    try:
+        space = getattr(env, name, None)
+    except Exception as error:
+        raise ConfigError(f"env={env_id}: its {name} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(space, gymnasium.Space):
+        raise ConfigError(f"env={env_id} has no {name}: its constructor must set it to one of gymnasium.spaces")
+    return space
