@@ -29,7 +29,7 @@ from rlx.files import UnreadableError, clean_temporaries, is_directory, make_dir
 if TYPE_CHECKING:
     from rlx.types import State, Stateful  # torch is imported where tensors are read or written: looking at manifests does without
 
-FORMAT = 1
+FORMAT = 2
 _ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
 _NAME = re.compile(r"[0-9]{12,15}")
 

@@ -14,7 +14,7 @@ from rlx.collect import Collector
 from rlx.envs.games import Game
 from rlx.envs.play import SelfPlayVectorEnv
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower
+from rlx.nn.tower import FrozenTower, Tower, adam, descend, squared_norm
 from rlx.replay import PositionReplay
 from rlx.types import EnvSpec, Progress
 
@@ -171,6 +171,36 @@ def test_losses_fall_towards_what_the_data_allows() -> None:
     first, last = ({k: np.mean([s[k] for s in part]) for k in steps[0]} for part in (steps[:5], steps[-20:]))
     assert last["loss/policy"] - last["update/target_entropy"] < 0.6 * (first["loss/policy"] - first["update/target_entropy"])
     assert last["loss/value"] < 0.98 * first["loss/value"]
+
+
+def test_weight_decay_is_c_times_the_squared_norm_in_the_loss() -> None:
+    """Steps of the optimiser under c are those of plain Adam on loss + c ||theta||^2."""
+    torch.manual_seed(0)
+    nets = [Tower((2, 3, 3), 9, blocks=1, channels=4).double() for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    decayed, plain = adam(nets[0], 1e-2, 0.3), adam(nets[1], 1e-2, 0.0)
+    planes = torch.rand(8, 2, 3, 3, dtype=torch.float64)
+    for _ in range(5):
+        losses = [logits.square().mean() + (value - 0.5).square().mean() for logits, value in (net(planes) for net in nets)]
+        descend(decayed, losses[0], 1e-2)
+        descend(plain, losses[1] + 0.3 * sum(p.square().sum() for p in nets[1].parameters()), 1e-2)
+    assert float(squared_norm(nets[1])) == pytest.approx(sum(float(p.detach().square().sum()) for p in nets[1].parameters()), rel=1e-5)
+    for one, other in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_the_papers_c_acts_within_a_run() -> None:
+    """After 150 gradient steps; decoupled decay would have shrunk the weights by 2 c lr * 150 = 0.06 %."""
+    norms = {}
+    for c in (0.0, 1e-3):
+        torch.manual_seed(0)
+        algo, collector = make(32, reuse=1e-9, weight_decay=c)
+        run(algo, collector, 12)
+        algo.net.train()
+        for _ in range(150):
+            algo._step(algo.config.learning_rate)
+        norms[c] = float(squared_norm(algo.net))
+    assert norms[1e-3] < 0.93 * norms[0.0]
 
 
 def test_an_environment_without_rules_is_refused() -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower, descend, forward
+from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
 from rlx.planning.rules import RulesModel
 from rlx.planning.search import SearchConfig, Searched, search
@@ -60,7 +60,7 @@ class AlphaGo:
         self.optimizers = {
             "supervised": self._adam(self.supervised, config.learning_rate),
             "rollout_policy": self._adam(self.rollout_policy, config.learning_rate),
-            "policy": self._adam(self.policy, config.reinforce_learning_rate),
+            "policy": adam(self.policy, config.reinforce_learning_rate, 0.0),  # the outcome is all that it follows, as in the paper
             "value": self._adam(self.value, config.learning_rate),
         }
         self.expert_moves, self.values = (
@@ -79,7 +79,7 @@ class AlphaGo:
         return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _adam(self, net: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(net.parameters(), lr=learning_rate, weight_decay=2.0 * self.config.weight_decay)
+        return adam(net, learning_rate, self.config.weight_decay)
 
     # Saving
 

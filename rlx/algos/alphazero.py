@@ -1,7 +1,7 @@
 """AlphaZero: a network that guides a tree search through the rules, and learns from the search's own games.
 
 Silver et al. 2017 (AlphaGo Zero) and 2018 (AlphaZero); l = (z - v)^2 - pi^T log p + c ||theta||^2. The search is PUCT as there, or Gumbel
-(Danihelka et al. 2022), whose target is the improved policy. Deviations: Adam with decoupled weight decay instead of momentum; games
+(Danihelka et al. 2022), whose target is the improved policy. Deviations: Adam instead of momentum; games
 are trained on in the order in which they began, so that short ones, which end first, are not over-represented.
 """
 
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
-from rlx.nn.tower import FrozenTower, Tower, descend, forward
+from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward, squared_norm
 from rlx.planning.rules import Known, RulesModel
 from rlx.planning.search import SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
@@ -43,7 +43,7 @@ class AlphaZero:
         self.rollout_length = 1
         self.net = Tower(self.game.planes_shape, self.game.num_actions, blocks=config.blocks, channels=config.channels).to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=config.learning_rate, weight_decay=2.0 * config.weight_decay)
+        self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
         self._symmetries = Symmetries(self.game.symmetries)
         self._frozen = FrozenTower(self.net, device)
@@ -218,6 +218,7 @@ class AlphaZero:
                 total[name] = total.get(name, torch.zeros(())) + value / owed
         self._steps += owed
         self._frozen = FrozenTower(self.net, self.device)
+        total["loss/weights"] = self.config.weight_decay * squared_norm(self.net)
         return {**total, "update/learning_rate": learning_rate, "update/num_gradient_steps": float(owed), "replay/size": float(replay.size)}
 
     def _step(self, learning_rate: float) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Schrittwieser et al. 2020, https://arxiv.org/abs/1911.08265. A representation, a latent dynamics and a prediction are trained together,
 unrolled over steps that were really taken; the search is AlphaZero's, with latents in the place of positions. Old steps are searched again
 (Reanalyse, appendix H): their policies and values are renewed in the replay. Gumbel search (Danihelka et al. 2022) is the default.
-Deviations: Adam with decoupled weight decay; values bootstrap from the last search of a step, which reanalysis renews, and not from a
+Deviations: Adam instead of momentum; values bootstrap from the last search of a step, which reanalysis renews, and not from a
 target network; where an episode was cut, nothing is learnt of what would have come after it.
 """
 
@@ -23,7 +23,7 @@ from rlx.algos.config.games import Search
 from rlx.algos.config.muzero import Layers, MuZeroConfig
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net
-from rlx.nn.tower import descend
+from rlx.nn.tower import adam, descend, squared_norm
 from rlx.ops import n_step_returns
 from rlx.planning.latent import LatentModel
 from rlx.planning.search import SearchConfig, Searched, search
@@ -73,9 +73,7 @@ class MuZero:
         self.net = make_net(
             shape, self.num_actions, config.num_bins, width=config.channels, blocks=config.blocks, convolve=_convolves(config, spec, shape)
         ).to(device)
-        self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type in ("cpu", "cuda")
-        )  # fmt: skip
+        self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         scalar, flags = (torch.float32, ()), (torch.bool, ())
         self.replay = SequenceReplay(config.replay_size, num_envs, {
             "obs": (torch.float32, shape), "action": (torch.long, ()), "legal": (torch.bool, (self.num_actions,)), "reward": scalar,
@@ -263,6 +261,7 @@ class MuZero:
                 total[name] = total.get(name, torch.zeros(())) + value / owed
         self._steps += owed
         self._frozen = FrozenLatent(self.net, self.bins)
+        total["loss/weights"] = self.config.weight_decay * squared_norm(self.net)
         counts = {"update/num_gradient_steps": float(owed), "update/num_reanalysed": float(self._reanalysed)}
         return {**total, **judged, **counts, "update/learning_rate": learning_rate, "replay/size": float(self.replay.size)}
 

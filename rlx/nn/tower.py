@@ -113,6 +113,22 @@ def forward(net: Tower, planes: Tensor) -> tuple[Tensor, Tensor]:
     return logits.float(), value.float()
 
 
+def adam(net: nn.Module, learning_rate: float, c: float) -> torch.optim.Optimizer:
+    """Adam on a loss + c ||theta||^2: 2 c theta is part of the gradient that it scales.
+
+    Decoupled decay would shrink weights by 2 c learning_rate per step, which in a run of a few thousand steps is nothing.
+    """
+    parameters = list(net.parameters())
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(parameters, lr=learning_rate, weight_decay=2.0 * c, fused=fused)
+
+
+def squared_norm(net: nn.Module) -> Tensor:
+    """||theta||^2, a scalar on the device."""
+    with torch.no_grad():
+        return torch.nn.utils.get_total_norm(list(net.parameters())).square()
+
+
 def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float, *, max_grad_norm: float = float("inf")) -> None:
     """One step down the gradient of `loss`, which is scaled down to norm `max_grad_norm`.
 

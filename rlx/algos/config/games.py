@@ -40,7 +40,7 @@ class TreeSearchConfig(AlgoConfig):
     replay_size: int = 200_000
     """Newest positions to train on; at least batch_size."""
     weight_decay: float = 1e-4
-    """The paper's c: weights shrink by learning_rate times twice this per step; at least 0."""
+    """The papers' c: this times the squared norm of the weights is part of the loss; at least 0."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
