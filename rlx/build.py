@@ -16,6 +16,7 @@ import torch
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
+from rlx.config.compose import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, RunConfig
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.rules import rules_of
@@ -147,5 +148,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         evaluator=Evaluator(
             make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, paired=config.env.is_game, probe=known_best(make_env)
         ),
-        checkpointer=Checkpointer(checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect),
+        checkpointer=Checkpointer(
+            checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect, config=save_config(config)
+        ),
     )

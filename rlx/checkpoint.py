@@ -187,13 +187,22 @@ class Checkpointer:
         algo: name of the algorithm, checked on restore.
         keep: how many of the newest to keep, beside the best.
         inexact: why a resume from these is not exact, or None.
+        config: what the run was started with, as text, for the manifest.
         warn: told about every checkpoint that had to be passed over.
     """
 
     def __init__(
-        self, directory: Path, *, algo: str, keep: int = 2, inexact: str | None = None, warn: Callable[[str], None] = lambda _: None
+        self,
+        directory: Path,
+        *,
+        algo: str,
+        keep: int = 2,
+        inexact: str | None = None,
+        config: str | None = None,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.directory, self.algo, self.keep, self.inexact, self.warn = directory, algo, keep, inexact, warn
+        self.config = config
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -258,7 +267,7 @@ class Checkpointer:
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
-        }
+        } | ({} if self.config is None else {"config": self.config})
         files[_MANIFEST] = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1).encode()
         self._writing = self._writer.submit(self._write, target, files, first)
 

@@ -11,10 +11,8 @@ from typing import Any
 
 from rlx import loop
 from rlx.build import Parts, build, resolve_device
-from rlx.config.compose import save_config
 from rlx.config.schema import RunConfig
 from rlx.errors import RlxError
-from rlx.files import replace_durably
 from rlx.rundir import RunDir, wandb_tags
 from rlx.signals import SignalHandler
 from rlx.track.console import make_console
@@ -65,15 +63,16 @@ def train(
     device = resolve_device(config)
     with run.lock(), SignalHandler() as signals:
         segment = len(run.segments)
+        warning = run.keep_record(config, changed=bool(overrides))
         run.begin_segment({"argv": sys.argv[1:], "overrides": overrides, "device": str(device), "threads": config.runtime.threads})
-        if overrides:
-            replace_durably(run.path / "config.yaml", save_config(config).encode())
         with _ending(run) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)
             with contextlib.closing(parts):
                 title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
                 console = console or make_console(config.log.console.value, title)
                 with contextlib.closing(console):
+                    if warning is not None:
+                        console.note(f"warning: {warning}")
                     progress, finished = _train(run, config, parts, signals, segment, console, wandb or config.log.wandb.value, pause)
             status = "finished" if finished else "stopped" if signals.stopped_by else "paused"
             ending |= {"env_steps": progress.env_steps, "status": status}

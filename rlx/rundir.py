@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import platform
 import re
 import secrets
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -16,7 +18,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from rlx.config.compose import Composed, load_config, runs_directory, save_config
+from rlx.checkpoint import find_checkpoints
+from rlx.config.compose import Composed, differences, parse_config, read_config_text, refuse_module, runs_directory, save_config
+from rlx.config.overrides import is_resumable
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, StorageError
 from rlx.files import (
@@ -31,6 +35,7 @@ from rlx.files import (
     replace_durably,
 )
 from rlx.track.record import read_metrics
+from rlx.trust import is_signed, origins, sign
 
 _VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
 
@@ -40,6 +45,7 @@ class RunDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._is_vouched_for = False
 
     @property
     def name(self) -> str:
@@ -67,8 +73,8 @@ class RunDir:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if the directory cannot be made.
         """
-        content = {"name": name, "created": now(), **meta, "versions": versions(), "segments": []}
-        return cls(cls.make(root, name, {"config.yaml": save_config(config).encode(), "meta.json": _as_json(content)}))
+        content = _new_content(name, config, meta, signed=True)
+        return cls(cls.make(root, name, {"config.yaml": content["config"].encode(), "meta.json": _as_json(content)}))
 
     @staticmethod
     def check_name(name: str) -> None:
@@ -134,19 +140,106 @@ class RunDir:
         raise ConfigError(f"{reference}: no such run in {root}; {advice}")
 
     def config(self, *, trust: bool) -> RunConfig:
-        """The run's configuration, read as data.
+        """The run's configuration, read as data, to train or use the run by.
+
+        Args:
+            trust: whether the user vouches for where the run comes from; runs that the user started here need nobody to.
 
         Raises:
-            ConfigError: if it is not plain data, or needs code that the user has not said to trust.
+            ConfigError: if it is not plain data, is not what was started, or needs code that the user has not said to trust.
         """
-        config = load_config(self.path / "config.yaml")
-        module, colon, _ = config.env.id.rpartition(":")
-        if colon and not trust and not config.env.is_game:
-            raise ConfigError(
-                f"{self.path} uses env={config.env.id}, which imports the module {module!r} and so runs its code; "
-                "if you trust where this run comes from, say --trust"
-            )
+        text = read_config_text(self.path / "config.yaml")
+        config = parse_config(text, self.path / "config.yaml")
+        self._check_record(text, config)
+        if not trust and not self.is_own():
+            refuse_module(config.env.id, self.path)
+        self._is_vouched_for |= trust
         return config
+
+    def digest(self) -> str:
+        """SHA-256 of config.yaml. Raises a ConfigError if it cannot be read."""
+        return _digest(read_config_text(self.path / "config.yaml"))
+
+    def config_of(self, digest: str) -> RunConfig:
+        """The run's configuration, if it is still the one that somebody has looked at, for a process that cannot ask the user.
+
+        Raises:
+            ConfigError: if it is another one.
+        """
+        text = read_config_text(self.path / "config.yaml")
+        if _digest(text) != digest:
+            raise ConfigError(f"{self.path / 'config.yaml'} is not what the sweep looked at when it sent the run here: repeat the command")
+        return parse_config(text, self.path / "config.yaml")
+
+    def is_own(self) -> bool:
+        """Whether this user started the run, with the modules that are found here, and nobody has changed what was started."""
+        meta = self.meta()
+        try:
+            config = parse_config(read_config_text(self.path / "config.yaml"), self.path)
+        except ConfigError:
+            return False
+        return is_signed(_signed_part(meta), meta.get("signature")) and meta.get("modules") == origins([config.env.id])
+
+    def changes(self) -> list[str]:
+        """What config.yaml says otherwise than what was started, setting by setting. Raises a ConfigError if it cannot be read."""
+        text = read_config_text(self.path / "config.yaml")
+        return self._changes(text, parse_config(text, self.path / "config.yaml"))
+
+    def _check_record(self, text: str, config: RunConfig) -> None:
+        changes = self._changes(text, config)
+        if changes:
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} is not what was started: {', '.join(changes)}; restore it, or start a new run "
+                f"(loop.*, log.* and runtime.device change with `rlx resume {self.reference} KEY=VALUE`)"
+            )
+
+    def _changes(self, text: str, config: RunConfig) -> list[str]:
+        """Compared with meta.json, and with the newest checkpoint, which the run may have had other budgets and cadences at."""
+        meta = self.meta()
+        started = [record for key in ("config", "config_before") if isinstance(record := meta.get(key), str)]
+        changes: list[str] = []
+        if started and text not in started:
+            found = [differences(config, parse_config(record, self.path / "meta.json")) for record in started]
+            changes = [f"{key} is {here} there and {then} in meta.json" for key, (here, then) in min(found, key=len).items()]
+        checkpoints, _ = find_checkpoints(self.checkpoints)
+        saved = checkpoints[0].manifest.get("config") if checkpoints else None
+        if not changes and isinstance(saved, str) and saved != text:
+            found_then = differences(config, parse_config(saved, checkpoints[0].path / "manifest.json"))
+            changes = [
+                f"{key} is {here} there and {then} in its checkpoint" for key, (here, then) in found_then.items() if not is_resumable(key)
+            ]
+        return changes
+
+    def restore_meta(self, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> None:
+        """Write the meta.json that a run was started with anew; what it said of the times that it was trained is lost."""
+        self.write_meta(_new_content(self.name, config, meta, signed=signed))
+
+    def keep_record(self, config: RunConfig, *, changed: bool) -> str | None:
+        """Write down in meta.json what is trained from now on, and in config.yaml if it was changed; the run is locked by the caller.
+
+        A kill between the two leaves config.yaml as it was, which meta.json then still has.
+
+        Returns:
+            What the user should know, or None.
+        """
+        note = None
+        try:
+            meta = read_json(self.path / "meta.json")
+        except UnreadableError as error:
+            meta = {}
+            if not error.missing:
+                aside = f"meta.json.damaged-{int(time.time())}"
+                (self.path / "meta.json").rename(self.path / aside)
+                note = f"{error}; it was put aside as {aside}, and what it said is lost"
+        if changed or "config" not in meta or self._is_vouched_for:
+            own, old = self._is_vouched_for or self.is_own(), read_config_text(self.path / "config.yaml")
+            new = save_config(config) if changed else old
+            meta |= {"config": new, "config_before": old, "modules": origins([config.env.id])}
+            meta["signature"] = sign(_signed_part(meta)) if own else None
+            self.write_meta(meta)
+            if new != old:
+                replace_durably(self.path / "config.yaml", new.encode())
+        return note
 
     def metrics(self) -> list[dict[str, Any]]:
         return read_metrics(self.metrics_path)
@@ -212,6 +305,15 @@ class RunDir:
             yield
 
 
+MEMBER = re.compile(r"\d{3,9}-s\d{1,19}", re.ASCII)
+"""Names of the runs of a sweep."""
+
+
+def members(sweep: Path) -> list[Path]:
+    """The directories of a sweep's runs, in order; what is a link, or has another name, is none."""
+    return sorted(p for p in sweep.iterdir() if MEMBER.fullmatch(p.name) and is_directory(p) and is_run(p))
+
+
 def is_run(path: Path) -> bool:
     """Whether a directory is a run; what it holds may still be unreadable."""
     return any(os.path.lexists(path / name) for name in ("meta.json", "config.yaml"))
@@ -223,6 +325,22 @@ def is_unborn(path: Path) -> bool:
         return is_directory(path) and all(map(is_temporary, os.listdir(path)))
     except OSError:
         return False
+
+
+def _new_content(name: str, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> dict[str, Any]:
+    """meta.json of a run that has not begun."""
+    content = {"name": name, "created": now(), **meta, "versions": versions(), "config": save_config(config)}
+    content |= {"modules": origins([config.env.id]), "segments": []}
+    return content | {"signature": sign(_signed_part(content)) if signed else None}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _signed_part(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a signature of meta.json is of: what was started, and which files its modules are."""
+    return {key: meta.get(key) for key in ("name", "config", "config_before", "modules")}
 
 
 def _as_json(content: dict[str, Any]) -> bytes:

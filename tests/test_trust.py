@@ -104,9 +104,18 @@ def test_config_that_is_not_plain_settings_is_refused_unexecuted(case: str, rlx:
     assert len(json.loads((gift / "meta.json").read_text())["segments"]) == 1
 
 
+def rewrite(gift: Path, old: str, new: str) -> None:
+    """Change a setting wherever a run keeps it, as somebody would who means to deceive."""
+    for path in (gift / "config.yaml", gift / "meta.json"):
+        path.write_text(path.read_text().replace(old, new))
+    for path in gift.glob("checkpoints/*/manifest.json"):
+        content = json.loads(path.read_text().replace(old, new))
+        del content["sha256"]
+        path.write_text(json.dumps({**content, "sha256": hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()}))
+
+
 def name_evil_module(gift: Path) -> None:
-    config = gift / "config.yaml"
-    config.write_text(config.read_text().replace("id: CartPole-v1", "id: evilmod:X-v0"))
+    rewrite(gift, "id: CartPole-v1", "id: evilmod:X-v0")
 
 
 @pytest.mark.parametrize("command", EVERY_COMMAND)
@@ -125,6 +134,122 @@ def test_module_that_a_run_names_is_not_imported(command: str, rlx: Rlx, gift: P
         assert code == 0
 
 
+def test_own_run_needs_no_trust_wherever_it_is_moved_and_a_copy_of_somebody_else_does(
+    rlx: Rlx, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = SETTINGS.replace("env.native=false ", "env=evilmod:X-v0 ")
+    code, printed = rlx(f"train algo=ppo {settings} --name mine")
+    assert code == 0, printed
+    assert "--trust" not in printed
+    shutil.move(here / "runs" / "mine", here / "runs" / "moved")
+    for command in ("eval moved --episodes 2", "resume moved loop.total_env_steps=64", "resume moved", "show moved"):
+        code, printed = rlx(command)
+        assert (code, "--trust" in printed) == (0, False), printed
+    with monkeypatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(here / "somebody else"))
+        for command in ("eval moved", "resume moved", f"train algo=ppo {settings} --name moved --auto-resume"):
+            code, printed = rlx(command)
+            assert code == 2
+            assert "imports the module 'evilmod' and so runs its code; if you trust where this run comes from, say --trust" in printed
+        assert rlx("resume moved --trust loop.total_env_steps=96")[0] == 0
+        assert rlx("eval moved --episodes 2")[0] == 0  # who has vouched for it once is not asked again
+    assert rlx("eval moved --episodes 2")[0] == 2
+
+
+def test_module_of_the_same_name_from_elsewhere_is_another_module(rlx: Rlx, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rlx(f"train algo=ppo {SETTINGS.replace('env.native=false ', 'env=evilmod:X-v0 ')} --name mine")[0] == 0
+    del sys.modules["evilmod"]
+    (here / "theirs").mkdir()
+    (here / "theirs" / "evilmod.py").write_text(EVIL_MODULE)
+    monkeypatch.syspath_prepend(here / "theirs")
+    code, printed = rlx("eval mine --episodes 2")
+    assert code == 2
+    assert "say --trust" in printed
+
+
+def test_without_a_key_training_goes_on_and_the_message_says_why_nothing_is_known_as_ones_own(
+    rlx: Rlx, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here / "file").write_text("")
+    monkeypatch.setenv("XDG_STATE_HOME", str(here / "file"))
+    assert rlx(f"train algo=ppo {SETTINGS.replace('env.native=false ', 'env=evilmod:X-v0 ')} --name mine")[0] == 0
+    code, printed = rlx("eval mine")
+    assert code == 2
+    assert "say --trust" in printed
+    assert "rlx/key cannot be kept, so that rlx knows no run as yours" in printed
+    assert rlx("eval mine --trust --episodes 2")[0] == 0
+
+
+CHANGES = {
+    "learning rate": ("\n  learning_rate: 0.0003", "\n  learning_rate: 0.1", "algo.learning_rate is 0.1 there and 0.0003 in"),
+    "seed": ("seed: 0", "seed: 7", "seed is 7 there and 0 in"),
+    "discount": ("discount: 0.99", "discount: 0.5", "algo.discount is 0.5 there and 0.99 in"),
+    "budget": ("total_env_steps: 32", "total_env_steps: 64", "loop.total_env_steps is 64 there and 32 in"),
+    "environment": ("id: CartPole-v1", "id: evilmod:X-v0", "env.id is evilmod:X-v0 there and CartPole-v1 in"),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+@pytest.mark.parametrize("command", ["eval gift", "eval gift --trust", "resume gift", "resume gift loop.total_env_steps=96"])
+def test_setting_that_was_changed_by_hand_is_refused_by_name(case: str, command: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    old, new, says = CHANGES[case]
+    config = gift / "config.yaml"
+    assert old in config.read_text()
+    config.write_text(config.read_text().replace(old, new))
+    code, printed = rlx(command)
+    assert code == 2
+    assert f"config.yaml is not what was started: {says} meta.json; restore it" in printed
+    assert says in rlx("show gift")[1]
+    if case != "budget":  # which another segment may have had
+        (gift / "meta.json").unlink()
+        code, printed = rlx(command)
+        assert code == 2
+        assert f"{says} its checkpoint" in printed
+    assert not was_executed(here)
+
+
+def test_a_comment_in_config_yaml_and_another_order_change_nothing(rlx: Rlx, gift: Path) -> None:
+    config = gift / "config.yaml"
+    config.write_text("# mine\n" + config.read_text())
+    assert rlx("eval gift --episodes 2")[0] == 0
+    assert rlx("resume gift loop.total_env_steps=64")[0] == 0
+    assert "total_env_steps: 64" in config.read_text()
+    assert rlx("eval gift --episodes 2")[0] == 0
+
+
+def test_a_kill_between_meta_json_and_config_yaml_leaves_a_run_that_goes_on(rlx: Rlx, gift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = (gift / "config.yaml").read_text()
+    assert rlx("resume gift loop.total_env_steps=64")[0] == 0
+    (gift / "config.yaml").write_text(before)
+    assert rlx("resume gift loop.total_env_steps=96")[0] == 0
+    assert rlx("eval gift --episodes 2")[0] == 0
+
+
+def test_run_of_a_version_that_kept_no_record_goes_on(rlx: Rlx, gift: Path) -> None:
+    meta = json.loads((gift / "meta.json").read_text())
+    (gift / "meta.json").write_text(json.dumps({k: v for k, v in meta.items() if k not in ("config", "signature", "modules")}))
+    for path in gift.glob("checkpoints/*/manifest.json"):
+        content = {k: v for k, v in json.loads(path.read_text()).items() if k not in ("config", "sha256")}
+        path.write_text(json.dumps(content))
+    assert rlx("eval gift --episodes 2")[0] == 0
+    assert rlx("resume gift loop.total_env_steps=64")[0] == 0
+    assert "total_env_steps: 64" in json.loads((gift / "meta.json").read_text())["config"]
+
+
+@pytest.mark.parametrize("text", ['"\\x24{oc.env:SECRET}"', '"${oc.env:SECRET}"', "'${oc.env:SECRET}'", '"\\u0024{oc.env:SECRET}"'])
+def test_nothing_in_a_run_is_interpolated(text: str, rlx: Rlx, gift: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET", "hunter2")
+    config = gift / "config.yaml"
+    for changed in ("wandb_project: rlx", "kwargs: {}"):
+        config.write_text(config.read_text().replace(changed, f"wandb_project: {text}" if "wandb" in changed else f"kwargs: {{{text}: 1}}"))
+    (gift / "meta.json").unlink()
+    for command in ("resume gift", "resume gift loop.total_env_steps=64", "eval gift", "show gift"):
+        code, printed = rlx(command)
+        assert code == (0 if command == "show gift" else 2)
+        assert "interpolations are refused" in printed
+    assert not any(b"hunter2" in p.read_bytes() for p in gift.rglob("*") if p.is_file())
+
+
 @pytest.mark.parametrize("command", ["eval gift --trust --episodes 2", "resume gift --trust loop.total_env_steps=64"])
 def test_module_that_a_run_names_is_imported_with_trust(command: str, rlx: Rlx, gift: Path, here: Path) -> None:
     name_evil_module(gift)
@@ -136,6 +261,9 @@ def test_module_that_a_run_names_is_imported_with_trust(command: str, rlx: Rlx, 
 def test_auto_resume_imports_only_the_module_that_the_command_names(rlx: Rlx, gift: Path, here: Path) -> None:
     name_evil_module(gift)
     code, printed = rlx(f"train {SETTINGS} --name gift --auto-resume")
+    assert code == 2
+    assert "uses env=evilmod:X-v0, which imports the module 'evilmod'" in printed
+    code, printed = rlx(f"train {SETTINGS} --name gift --auto-resume --trust")
     assert code == 2
     assert "is another run: env.id is evilmod:X-v0 there and CartPole-v1 here" in printed
     assert not was_executed(here)
@@ -200,5 +328,5 @@ def test_link_out_of_a_run_does_not_let_resume_overwrite_what_it_leads_to(file: 
     before = target.read_bytes()
     (gift / file).unlink()
     (gift / file).symlink_to(target)
-    assert rlx("resume gift loop.total_env_steps=64")[0] == (6 if file == ".lock" else 0)
+    assert rlx("resume gift loop.total_env_steps=64")[0] == {".lock": 6, "config.yaml": 2, "meta.json": 0}[file]
     assert target.read_bytes() == before

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     from rlx.match import Player
@@ -22,6 +23,7 @@ def arena(
     simulations: Annotated[int | None, typer.Option(min=1, help="Of the runs' searches. (default: as in evaluations)")] = None,
     parts: Annotated[bool, typer.Option("--parts", help="Let each part of an alphago run play for itself.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Draws the openings.")] = 0,
+    trust: Trust = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Let players meet each other and rate them: Elo with 95 % intervals, wins, draws and losses.
@@ -39,10 +41,10 @@ def arena(
     from rlx.match import RunPlayer, play_match
     from rlx.stats.elo import rate
 
-    algo, game, reference = load_run(runs[0], simulations=simulations)
+    algo, game, reference = load_run(runs[0], simulations=simulations, trust=trust)
     asked = [*runs, *[name.strip() for name in opponents.split(",") if name.strip()]]
     found: list[Player] = [RunPlayer(reference, algo)]
-    found += [find_player(name, game, simulations=simulations, key="--opponents") for name in asked[1:]]
+    found += [find_player(name, game, simulations=simulations, key="--opponents", trust=trust) for name in asked[1:]]
     players = [one for player in found for one in (split(player) if parts else [player])]
     if parts and len(players) == len(found):
         raise ConfigError(f"--parts: {runs[0]} has no parts that play for themselves; runs of algo=alphago have")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     from rlx.checkpoint import Checkpoint
@@ -49,7 +50,7 @@ def evaluate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, on a line for each value of --env.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Evaluate a run in environments of its own: frozen normalisers, fixed episodes, mean, deviation and a 95 % interval.
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +41,7 @@ def model(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the figure here: .png, .svg, .pdf. (default: plots/ in the run)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Measure a learned model on new episodes: its error k steps ahead, its intervals, and whether its doubts are warranted.
 

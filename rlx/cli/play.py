@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,7 @@ def play(
     simulations: Annotated[int | None, typer.Option(min=1, help="Of the run's search. (default: as in evaluations)")] = None,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
     seed: Annotated[int, typer.Option(min=0, help="Of the opponent's randomness.")] = 0,
+    trust: Trust = False,
 ) -> None:
     """Play against a trained run in the terminal, with hints and undo; or watch it play.
 
@@ -46,8 +48,8 @@ def play(
 
     if opponent is None and not sys.stdin.isatty():
         raise ConfigError("rlx play asks for moves and this is no terminal; let machines play with --opponent uct:1000")
-    algo, game, name = load_run(run, checkpoint=checkpoint, simulations=simulations)
-    other = None if opponent is None else find_player(opponent, game, simulations=simulations)
+    algo, game, name = load_run(run, checkpoint=checkpoint, simulations=simulations, trust=trust)
+    other = None if opponent is None else find_player(opponent, game, simulations=simulations, trust=trust)
     if other is not None:
         import numpy as np
 

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from rlx.match import Player, SearchingPlayer
 
 
-def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None = None) -> tuple[SearchingPlayer, Game, str]:
+def load_run(
+    name: str, *, checkpoint: str = "latest", simulations: int | None = None, trust: bool = False
+) -> tuple[SearchingPlayer, Game, str]:
     """A trained player of games, its game, and its name.
 
     Raises:
@@ -26,7 +28,7 @@ def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None =
     from rlx.rundir import RunDir
 
     run = RunDir.open(runs_directory(), name)
-    config = run.config(trust=False)
+    config = run.config(trust=trust)
     if not config.env.is_game:
         raise ConfigError(
             f"{run.reference} is {config.algo.name} on {config.env.id}, which is no game; rlx eval {run.reference} evaluates it"
@@ -42,7 +44,7 @@ def load_run(name: str, *, checkpoint: str = "latest", simulations: int | None =
     return algo, make_env.game, run.reference
 
 
-def find_player(name: str, game: Game, *, simulations: int | None = None, key: str = "--opponent") -> Player:
+def find_player(name: str, game: Game, *, simulations: int | None = None, key: str = "--opponent", trust: bool = False) -> Player:
     """A run that plays this game, or a known opponent.
 
     Raises:
@@ -60,7 +62,7 @@ def find_player(name: str, game: Game, *, simulations: int | None = None, key: s
         make_opponent(game, 0)  # who cannot play it says so before the match
         return KnownPlayer(name, make_opponent)
     try:
-        algo, own, reference = load_run(name, simulations=simulations)
+        algo, own, reference = load_run(name, simulations=simulations, trust=trust)
     except ConfigError as error:
         raise ConfigError(f"{key} {name}: neither a run ({error}) nor one of {NAMES}") from error
     if str(own) != str(game):

@@ -175,6 +175,7 @@ def show(
     differences, resumable = {}, True
     try:
         differences = _differences(opened)
+        problems += [f"config.yaml is not what was started: {', '.join(changes)}" for changes in [opened.changes()] if changes]
     except ValueError as error:  # a ConfigError, or text that is none
         problems, resumable = [*problems, str(error)], False
     facts: dict[str, Any] = {
@@ -350,12 +351,10 @@ def _print_next(console: Console, run: RunDir, facts: dict[str, Any]) -> None:
         if (run.path / name).exists():
             console.print(f"  {run.path / name}", soft_wrap=True)
     reference = run.reference
-    if ":" in str(facts["meta"].get("env_id", "")):
-        reference += " --trust"
     usable = [c for c in facts["checkpoints"] if not c["damage"]]
     commands = []
     if facts["status"] == "running":
-        commands.append(("look again", f"rlx show {reference.removesuffix(' --trust')}"))
+        commands.append(("look again", f"rlx show {reference}"))
     elif not facts["resumable"]:
         commands.append(("start anew", "rlx train …   # without its config.yaml a run cannot go on"))
     elif facts["status"] == "finished":

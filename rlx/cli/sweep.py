@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_overrides, complete_sweeps
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
+    from rlx.config.compose import Composed
     from rlx.sweep.ledger import Spec, SweepDir
     from rlx.sweep.prepare import Prepared
+    from rlx.sweep.space import Point
 
 _OBJECTIVE = "eval/return_iqm"
 _SEARCH, _WHERE, _AGAIN = "Search with Optuna", "Where runs are trained", "Going on"
@@ -53,6 +56,7 @@ def sweep(
     resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with, or latest; more --seeds or --trials extend it.",
                                                autocompletion=complete_sweeps, rich_help_panel=_AGAIN)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try the failed runs again.", rich_help_panel=_AGAIN)] = False,
+    trust: Trust = False,
 ) -> None:  # fmt: skip
     """Train many runs: every combination of the values given, each with several seeds, or settings that a search proposes.
 
@@ -100,6 +104,7 @@ def sweep(
                 f"--resume goes on with a sweep as it is, so that {given_too[0]} has no place; only --seeds and --trials extend it"
             )
         there = found = SweepDir.open(root, resume)
+        there.trust(trust)
         spec = extend(there.spec(), seeds=seeds, trials=trials, name=there.name)
         prepared = Prepared.again(there, spec)
         if trials is not None:
@@ -108,6 +113,8 @@ def sweep(
         options = {"trials": trials, "sampler": sampler, "pruner": pruner, "rungs": rungs, "storage": storage, "space": space}
         spec, prepared = prepare(overrides or [], seeds, name, config_dir, objective, minimize, aggregate or "iqm", options)
         found = find(root, prepared.name, spec)
+        if found is not None:
+            found.trust(trust)
         if found is not None and list(found.grid().values()) != [point for point, _ in prepared.points.values()]:
             prepared = Prepared.again(found, spec)  # shuffled, or the files that it was expanded from have changed since
     if dry_run:
@@ -139,11 +146,12 @@ def _work(
     from rlx.sweep.ledger import SweepDir
     from rlx.sweep.places import make_executor
     from rlx.track.wandb import why_offline
+    from rlx.trust import origins
 
     place = make_executor(where, prepared.configs, options, folder=root / prepared.name)
     try:
         points = {key: point for key, (point, _) in prepared.points.items()}
-        sweep = found or SweepDir.create(root, prepared.name, spec, points)
+        sweep = found or SweepDir.create(root, prepared.name, spec, points, origins(c.env.id for c in prepared.configs))
         with sweep.lock():
             if found is not None and found.spec() != spec:
                 sweep.write(spec, points)
@@ -181,6 +189,7 @@ def _work(
 
 
 def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, failed: list[str]) -> Any:
+    from rlx.config.compose import Composer
     from rlx.sweep.places import job_maker
     from rlx.sweep.plan import GridPlan, SearchPlan
 
@@ -191,6 +200,7 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, failed: list[s
 
     assert prepared.space is not None
     search = spec.search
+    doubtful = Composer(Path(spec.config_dir) if spec.config_dir else None, stranger=sweep.path)
     study = Study(
         search.storage or f"sqlite:///{sweep.path.resolve() / 'study.db'}",
         sweep.name,
@@ -202,7 +212,14 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, failed: list[s
         num_rungs=search.rungs if search.pruner != "none" else 1,
         objective=spec.objective,
     )
-    return SearchPlan(sweep, spec, study, compose=lambda p: prepared.composer.compose(list(p.words)), make_job=make_job)
+
+    def compose_found(key: str, point: Point) -> Composed:
+        """Compose what the ledger says, which has not passed through the study now."""
+        words = list(point.words)
+        return (prepared.composer if sweep.is_vouched_for or sweep.is_own_trial(key, words) else doubtful).compose(words)
+
+    return SearchPlan(sweep, spec, study, compose=lambda p: prepared.composer.compose(list(p.words)), compose_found=compose_found,
+                      make_job=make_job)  # fmt: skip
 
 
 def _print_points(prepared: Prepared) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import datetime
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli.complete import complete_overrides, complete_runs
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
@@ -27,6 +29,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, check and print the configuration; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on where the run of this name is, if there is one.")] = False,
+    trust: Trust = False,
     multirun: Annotated[bool, typer.Option("--multirun", "-m", help="The same as `rlx sweep`, with its options.")] = False,
 ) -> None:
     """Train an algorithm on an environment.
@@ -44,15 +47,15 @@ def train(
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
     from rlx.config.compose import Composer, runs_directory
-    from rlx.rundir import RunDir
+    from rlx.rundir import RunDir, is_unborn
 
     composed = Composer(config_dir).compose(overrides or [])
     run_name = default_name(composed, timed=not auto_resume) if name is None else name
     root = runs_directory()
     if auto_resume:
         RunDir.check_name(run_name)
-        if (root / run_name).exists() and not dry_run:
-            _auto_resume(root, run_name, composed)
+        if os.path.lexists(root / run_name) and not is_unborn(root / run_name) and not dry_run:
+            _auto_resume(root, run_name, composed, trust=trust)
             return
     else:
         RunDir.check_new(root, run_name)
@@ -72,7 +75,7 @@ def resume(
     run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
     overrides: Overrides = None,
     inexact: Annotated[bool, typer.Option("--inexact", help="Begin new episodes instead of replaying the open ones.")] = False,
-    trust: Annotated[bool, typer.Option("--trust", help="Import the module that the run's environment names.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Continue a run where its last checkpoint is, in its directory, exactly as if it had never stopped.
 
@@ -99,7 +102,7 @@ def resume(
     if not arguments and opened.status == "finished":
         reached = " loop.target_return=null" if config.loop.target_return is not None else ""
         typer.echo(f"{opened.path} is finished; train on with a larger budget: "
-                   f"`rlx resume {opened.reference}{' --trust' if trust else ''} loop.total_env_steps=…{reached}`")  # fmt: skip
+                   f"`rlx resume {opened.reference} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
     typer.echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
@@ -112,14 +115,14 @@ def default_name(composed: Composed, *, timed: bool) -> str:
     return f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3] if timed else name
 
 
-def _auto_resume(root: Path, name: str, composed: Composed) -> None:
+def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> None:
     from rlx.config.compose import leaf_keys
     from rlx.config.overrides import is_resumable
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
 
     run = RunDir.open(root, name)
-    saved, wanted = map(leaf_keys, (run.config(trust=True), composed.config))
+    saved, wanted = map(leaf_keys, (run.config(trust=trust), composed.config))
     changed = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
     fixed = [k for k in changed if not is_resumable(k)]
     if fixed:
@@ -138,12 +141,12 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
 
     outcome = train_run(run, config, overrides=overrides, inexact=inexact)
     steps = f"{outcome.progress.env_steps:,} env steps"
-    trust, name = " --trust" if ":" in config.env.id and not config.env.is_game else "", run.reference
+    name = run.reference
     if outcome.finished:
-        say(f"finished after {steps}; next: `rlx eval {name}{trust}`, `rlx show {name}`, or train on with a larger budget: "
-                   f"`rlx resume {name}{trust} loop.total_env_steps=…`")  # fmt: skip
+        say(f"finished after {steps}; next: `rlx eval {name}`, `rlx show {name}`, or train on with a larger budget: "
+                   f"`rlx resume {name} loop.total_env_steps=…`")  # fmt: skip
     else:
-        say(f"stopped and saved after {steps}; `rlx resume {name}{trust}` goes on")
+        say(f"stopped and saved after {steps}; `rlx resume {name}` goes on")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 

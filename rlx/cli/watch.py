@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
+from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,6 +50,7 @@ def watch(
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     gif: Annotated[Path | None, typer.Option(help="Write the episodes here as a film instead of showing them.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write one decision here as a picture instead: the first, or number --steps.")] = None,
+    trust: Trust = False,
 ) -> None:
     """Watch an agent play sokoban or minipacman, with the rollouts that it imagines of each action and the rewards predicted in them.
 
@@ -79,7 +81,7 @@ def watch(
     if gif is not None:
         _need_imageio()
     opened = RunDir.open(runs_directory(), run)
-    config = opened.config(trust=False)
+    config = opened.config(trust=trust)
     env = _board(opened, config)
     check_reading(opened, config, imagination, decide, stochastic=stochastic)
     chosen = choose_checkpoint(opened, checkpoint)

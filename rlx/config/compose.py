@@ -7,16 +7,13 @@ add the typo to the configuration; and an `env` that has no YAML file may be any
 from __future__ import annotations
 
 import copy
-import dataclasses
 import difflib
 import functools
 import os
 import re
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
-from types import UnionType
-from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple
 
 import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -28,11 +25,12 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from rlx.algos import ALGORITHMS
 from rlx.algos.config import AlgoConfig
-from rlx.config.numbers import accept_whole_floats, not_whole
+from rlx.config.explain import explain
+from rlx.config.numbers import accept_whole_floats
 from rlx.config.overrides import (
     check_key,
     did_you_mean,
@@ -44,8 +42,11 @@ from rlx.config.overrides import (
     refuse_unused,
     short_names,
 )
+from rlx.config.plain import LIMIT, parse_plain
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
+from rlx.files import UnreadableError, read_file
+from rlx.trust import module_of, why_unsigned
 
 GROUPS = ("algo", "env", "recipe", "experiment")
 _GENERIC_ENV = "_gymnasium"
@@ -104,9 +105,11 @@ class Composer:
 
     Args:
         config_dir: a directory with groups (`algo/`, `env/`, `recipe/`, `experiment/`) that add to or shadow the shipped ones.
+        stranger: whose words are composed, for messages, if they are not this user's: no module is imported, nothing interpolated.
     """
 
-    def __init__(self, config_dir: Path | None = None) -> None:
+    def __init__(self, config_dir: Path | None = None, *, stranger: Path | None = None) -> None:
+        self._stranger = stranger
         _register_schemas()
         if config_dir is not None and not config_dir.is_dir():
             raise ConfigError(f"--config-dir {config_dir} is not a directory; it should hold algo/, env/, recipe/ or experiment/")
@@ -115,7 +118,7 @@ class Composer:
         if config_dir is not None:
             search_path.prepend("rlx-user", f"file://{config_dir.resolve()}", SearchPathQuery(provider="main"))
         self._loader = ConfigLoaderImpl(config_search_path=search_path)
-        self._chosen = _of_shipped_files() if config_dir is None else {}
+        self._chosen = _of_shipped_files() if config_dir is None and stranger is None else {}
 
     def options(self, group: str) -> list[str]:
         """Names that a group offers."""
@@ -162,6 +165,8 @@ class Composer:
         values = [in_full(o, keys) for o in values]
         refuse_twice(values)
         config = self._with(base, list(map(hydra_argument, values)))
+        if self._stranger is not None:
+            parse_plain(OmegaConf.to_yaml(config), f"{self._stranger}: {' '.join(arguments)}")
         typed = to_run_config(config)
         refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
@@ -207,7 +212,7 @@ class Composer:
         try:
             ConfigLoaderImpl._apply_overrides_to_config(OverridesParser.create().parse_overrides(arguments), config)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error)) from error
+            raise ConfigError(explain(error)) from error
         return config
 
     def _load(self, arguments: list[str]) -> tuple[DictConfig, dict[str, str | None]]:
@@ -215,7 +220,7 @@ class Composer:
         try:
             config = self._loader.load_configuration("config", arguments, run_mode=RunMode.RUN)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(_explain(error) + self._where(error)) from error
+            raise ConfigError(explain(error) + self._where(error)) from error
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
             for path in (p for d in self.directories for p in d.rglob("*.yaml")):
                 _read_yaml(path)  # raises, naming the file
@@ -268,6 +273,8 @@ class Composer:
         near = difflib.get_close_matches(env.lower(), known, n=1, cutoff=0.75)
         if near and not any(c in env for c in ":-/"):
             raise ConfigError(f"env={env}: no such environment; did you mean env={near[0]}?")
+        if self._stranger is not None:
+            refuse_module(env, self._stranger)
         from rlx.envs.registry import check_env_id  # imports gymnasium, which most commands can do without
 
         check_env_id(env)
@@ -297,6 +304,15 @@ class Composer:
         return sources | {k: "command line" for o in values for k in keys if k == o.key_or_group or k.startswith(o.key_or_group + ".")}
 
 
+def refuse_module(env_id: str, path: Path) -> None:
+    """Raise a ConfigError if the environment of a run or sweep that is not known to be the user's own would import a module."""
+    if module := module_of(env_id):
+        raise ConfigError(
+            f"{path} uses env={env_id}, which imports the module {module!r} and so runs its code; "
+            f"if you trust where this {'sweep' if os.path.lexists(path / 'sweep.json') else 'run'} comes from, say --trust{why_unsigned()}"
+        )
+
+
 def to_run_config(config: DictConfig) -> RunConfig:
     """A typed RunConfig; the rules of the schema are checked on the way.
 
@@ -306,7 +322,7 @@ def to_run_config(config: DictConfig) -> RunConfig:
     try:
         typed: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(_explain(error)) from error
+        raise ConfigError(explain(error)) from error
     if typed.algo is None or typed.algo.name not in ALGORITHMS or not isinstance(typed.algo, ALGORITHMS[typed.algo.name].config):
         raise ConfigError(f"algo.name={getattr(typed.algo, 'name', None)} cannot be set: choose the algorithm with algo=NAME")
     return typed
@@ -343,48 +359,6 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
-def _explain(error: Exception) -> str:
-    """The cause, on one line, in the words of the schema and without Hydra's advice to append keys."""
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for cause in chain:
-        if isinstance(cause, ConfigError):
-            return str(cause)
-        if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-            return _explain_setting(cause)
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _explain_setting(error: OmegaConfBaseException) -> str:
-    """What is wrong with one setting: its name, or the type of its value."""
-    key, owner = str(error.full_key), error.object_type
-    hints = get_type_hints(owner) if dataclasses.is_dataclass(owner) else {}
-    parent, _, name = key.rpartition(".")
-    prefix = f"{parent}." if parent else ""
-    if name in ("recipe", "experiment"):
-        return f"{name}s set keys of every group, so that their files begin with the line '# @package _global_'"
-    if name in hints and isinstance(error, ValidationError):
-        got = "null" if error.value is None else error.value
-        expected = _describe(hints[name])
-        if expected.startswith("a whole number"):
-            expected = expected.replace("a whole number", not_whole(error.value))
-        return f"{key} must be {expected}, got {got}"
-    if hints and isinstance(error, ConfigKeyError):
-        return f"{key}: unknown key; {did_you_mean(name, list(hints), key=prefix)}"
-    return f"{key}: {str(error).splitlines()[0]}"
-
-
-def _describe(hint: Any) -> str:
-    """A type in words."""
-    if get_origin(hint) is UnionType:
-        return " or ".join("null" if part is type(None) else _describe(part) for part in get_args(hint))
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return f"one of {', '.join(hint.__members__)}"
-    words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list[int]: "a list, e.g. '[64,64]'"}
-    return words.get(hint, "a mapping, e.g. '{name: value}'")
-
-
 def save_config(config: RunConfig) -> str:
     """The configuration as YAML that `load_config` reads back; enums by name."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
@@ -396,25 +370,43 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: if it is missing, is not plain data, or does not fit this version's schema.
     """
+    return parse_config(read_config_text(path), path)
+
+
+def read_config_text(path: Path) -> str:
+    """The text of a run's config.yaml. Raises a ConfigError if it cannot be read."""
     try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read ({_reason(error)}): is it a run directory? `rlx ls` lists them") from error
-    if "${" in text:
-        raise ConfigError(f"{path} contains '${{': a run's configuration is plain data, interpolations are refused")
-    content = _read_yaml(path)
-    algo = content.get("algo") or {}
+        return read_file(path, limit=LIMIT).decode()
+    except UnreadableError as error:
+        raise ConfigError(f"{path} cannot be read (it {error.reason}): is it a run directory? `rlx ls` lists them") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not readable YAML: {error.reason}") from error
+
+
+def parse_config(text: str, path: object) -> RunConfig:
+    """A configuration from the text of a config.yaml. Raises as `load_config` does, naming `path`."""
+    content = parse_plain(text, path)
+    algo = content.get("algo")
     name = algo.get("name") if isinstance(algo, dict) else None
-    if name not in ALGORITHMS:
+    if not isinstance(name, str) or name not in ALGORITHMS:
         raise ConfigError(f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(ALGORITHMS)})")
     try:
         base = OmegaConf.structured(RunConfig)
         base.algo = OmegaConf.structured(ALGORITHMS[name].config)
         merged = OmegaConf.merge(base, content)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(f"{path} does not fit this version's settings: {_explain(error)}") from error
+    except (OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
+        raise ConfigError(f"{path} does not fit this version's settings: {explain(error)}") from error
     assert isinstance(merged, DictConfig)
-    return to_run_config(merged)
+    try:
+        return to_run_config(merged)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def differences(mine: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """Every key in which two configurations differ, with its values."""
+    a, b = leaf_keys(mine), leaf_keys(theirs)
+    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
 
 
 def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
@@ -430,7 +422,7 @@ def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
         try:
             OmegaConf.update(tree, override.key_or_group, override.value())
         except OmegaConfBaseException as error:
-            raise ConfigError(_explain(error)) from error
+            raise ConfigError(explain(error)) from error
     return to_run_config(tree)
 
 

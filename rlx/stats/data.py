@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.config.compose import leaf_keys
+from rlx.config.compose import leaf_keys, load_config
 from rlx.config.overrides import did_you_mean
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir, list_runs
@@ -135,7 +135,7 @@ def _find(root: Path, reference: str) -> list[Path]:
 
 def _read(path: Path, name: str) -> RunData:
     run = RunDir(path)
-    config, meta = run.config(trust=True), run.meta()  # only read: no environment is made
+    config, meta = load_config(path / "config.yaml"), run.meta()  # only looked at: no environment is made
     settings = {key: value for key, value in leaf_keys(config).items() if key not in ("seed", "algo.name", "env.id")}
     chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id)} | {k: meta.get(k) for k in ("recipe", "experiment")}
     swept = sweep_content(path.parent).get("swept")

@@ -28,6 +28,8 @@ class Job:
 
     run: str
     """Absolute path of the run's directory."""
+    config: str | None = None
+    """SHA-256 of the config.yaml that the sweep has looked at; None for runs that are trained only if they are the user's own, or data."""
     attempt: int = 1
     cores: int = 1
     """CPU cores that it keeps busy."""

@@ -11,23 +11,39 @@ import dataclasses
 import difflib
 import json
 import os
-import shutil
+import re
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from rlx.config.compose import Composed
+from rlx.config.compose import Composed, differences, save_config
+from rlx.config.overrides import is_resumable
+from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, StorageError
-from rlx.files import UnreadableError, clean_temporaries, flocked, open_to_append, parse_json, read_file, read_json, replace_durably
-from rlx.rundir import RunDir, new_meta, now
+from rlx.files import (
+    UnreadableError,
+    clean_temporaries,
+    flocked,
+    is_directory,
+    open_to_append,
+    parse_json,
+    read_file,
+    read_json,
+    replace_durably,
+)
+from rlx.rundir import MEMBER, RunDir, is_unborn, members, new_meta, now
 from rlx.sweep.space import Point
+from rlx.trust import is_signed, origins, sign, why_unsigned
 
 SPEC = "sweep.json"
 LEDGER = "ledger.jsonl"
 FORMAT = 1
 _LEDGER_LIMIT = 256 << 20
+POINT = re.compile(r"\d{3,9}", re.ASCII)
+"""Names of points; with a seed they name the directories of runs."""
 
 
 @dataclass(kw_only=True)
@@ -86,14 +102,14 @@ class History:
     def add(self, e: dict[str, Any]) -> None:
         run, point = str(e.get("run", "")), str(e.get("point", ""))
         match e["event"]:
-            case "trial":
-                number, found = int(e["number"]), Point(words=tuple(e["words"]), values=dict(e["values"]))
+            case "trial" if POINT.fullmatch(point):
+                number, found = _count(e["number"]), _point(e)
                 self.points[point], self.numbers[point] = found, number
-            case "told":
-                self.told[point] = str(e["outcome"])
+            case "told" if POINT.fullmatch(point) and e["outcome"] in ("complete", "pruned", "failed"):
+                self.told[point] = e["outcome"]
                 if e.get("value") is not None:
                     self.values[point] = float(e["value"])
-            case "failed":
+            case "failed" if MEMBER.fullmatch(run):
                 self.failures[run] = Failure(run, str(e.get("error")), int(e.get("exit_code") or 1), int(e.get("attempt") or 1))
             case "retry":
                 self.failures.pop(run, None)
@@ -109,6 +125,8 @@ class SweepDir:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.is_trusted = self.is_vouched_for = False
+        """Whether it is the user's own, or the user has vouched for it."""
 
     @property
     def name(self) -> str:
@@ -119,17 +137,61 @@ class SweepDir:
         return not path.name.startswith(".") and os.path.lexists(path / SPEC)
 
     @classmethod
-    def create(cls, root: Path, name: str, spec: Spec, points: dict[str, Point]) -> SweepDir:
+    def create(cls, root: Path, name: str, spec: Spec, points: dict[str, Point], modules: dict[str, str | None] | None = None) -> SweepDir:
         """Make the directory of a new sweep.
 
         Raises:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if it cannot be written.
         """
-        return cls(RunDir.make(root, name, {SPEC: _content(name, now(), spec, points)}))
+        content = {"format": FORMAT, "name": name, "created": now(), "id": secrets.token_hex(16), "modules": modules or {}}
+        sweep = cls(RunDir.make(root, name, {SPEC: _written(content, spec, points, signed=True)}))
+        sweep.is_trusted = True
+        return sweep
 
     def write(self, spec: Spec, points: dict[str, Point]) -> None:
-        replace_durably(self.path / SPEC, _content(self.name, str(self.content().get("created", now())), spec, points))
+        """Replace sweep.json; a sweep that was not the user's own does not become that."""
+        content = {"format": FORMAT, "name": self.name, "created": now(), **self.content()}
+        replace_durably(self.path / SPEC, _written(content, spec, points, signed=self.is_own()))
+
+    def is_own(self) -> bool:
+        """Whether this user started the sweep, with the modules that are found here, and nobody has changed what it is."""
+        content = dict(self.content())
+        signature, modules = content.pop("signature", None), content.get("modules")
+        if not is_signed(content, signature) or not isinstance(modules, dict):
+            return False
+        return origins(f"{module}:" for module in modules) == modules
+
+    def trust(self, vouched_for: bool) -> None:
+        """Decide whether code that the sweep names may be run, before its words are composed.
+
+        Raises:
+            ConfigError: if it is another user's, nobody vouches for it, and it cannot be gone on with as data.
+        """
+        self.is_vouched_for = vouched_for
+        self.is_trusted = vouched_for or self.is_own()
+        spec = self.spec()
+        search = spec.search or Search(trials=1)
+        reasons = {
+            f"takes its configuration from the directory {spec.config_dir}": spec.config_dir is not None,
+            f"writes its study to {search.storage}": search.storage is not None,
+            "has a study of the sampler cmaes, which is kept as a pickle": search.sampler == "cmaes",
+        }
+        if not self.is_trusted and (reason := next((reason for reason, applies in reasons.items() if applies), None)):
+            raise ConfigError(f"{self.path} {reason}; if you trust where this sweep comes from, say --trust{why_unsigned()}")
+
+    def is_own_trial(self, point: str, words: list[str]) -> bool:
+        """Whether this user's search wrote that a point has these words."""
+        trials = [e for e in self.events() if e["event"] == "trial" and e.get("point") == point and e.get("words") == words]
+        return any(is_signed(self._trial(point, words), e.get("signature")) for e in trials)
+
+    def log_trial(self, point: str, number: int, found: Point) -> None:
+        """Append the words of a trial, which will be composed when the search goes on, with a signature."""
+        words = list(found.words)
+        self.log("trial", point=point, number=number, words=words, values=found.values, signature=sign(self._trial(point, words)))
+
+    def _trial(self, point: str, words: list[str]) -> dict[str, Any]:
+        return {"sweep": self.content().get("id"), "point": point, "words": words}
 
     @classmethod
     def open(cls, root: Path, reference: str) -> SweepDir:
@@ -166,12 +228,17 @@ class SweepDir:
         with self._readable() as content:
             search = content["search"]
             given = {name: content[name] for name in Spec.__dataclass_fields__}
-            return Spec(**given | {"search": Search(**search) if search else None})
+            spec = Spec(**given | {"search": Search(**search) if search else None})
+            _check(spec)
+            return spec
 
     def grid(self) -> dict[str, Point]:
         """The points that were known when the sweep began: all of a grid, none of a search. Raises as `spec` does."""
         with self._readable() as content:
-            return {key: Point(words=tuple(p["words"]), values=p["values"]) for key, p in content["points"].items()}
+            points = {key: _point(p) for key, p in content["points"].items()}
+            if not all(map(POINT.fullmatch, points)):
+                raise ValueError("points")
+            return points
 
     @contextmanager
     def _readable(self) -> Iterator[dict[str, Any]]:
@@ -188,23 +255,39 @@ class SweepDir:
 
     def runs(self) -> list[RunDir]:
         """The runs that there are so far, in order."""
-        return [RunDir(p) for p in sorted(self.path.iterdir()) if (p / "meta.json").is_file()]
+        return [RunDir(p) for p in members(self.path)]
 
     def run(self, point: str, seed: int) -> RunDir:
         """The run of a point and a seed, which need not exist yet."""
-        return RunDir(self.path / f"{point}-s{seed}")
+        name = f"{point}-s{seed}"
+        if not MEMBER.fullmatch(name):
+            raise ConfigError(f"{self.path} has a run {name!r}, which rlx would not name so; expected 000-s0 and the like")
+        return RunDir(self.path / name)
 
     def create_run(self, point: str, seed: int, composed: Composed, values: dict[str, Any]) -> RunDir:
         """The run of a point and a seed; made if it does not exist."""
         run = self.run(point, seed)
-        if (run.path / "meta.json").is_file():
-            return run
-        if run.path.exists():  # a power cut came between the directory and its files
-            shutil.rmtree(run.path)
         config = dataclasses.replace(composed.config, seed=seed)
         seeded = dataclasses.replace(composed, config=config)
         meta = {**new_meta(seeded), "sweep": self.name, "point": point, "values": values}
-        return RunDir.create(self.path, run.name, config, meta)
+        if not os.path.lexists(run.path) or is_unborn(run.path):
+            return RunDir.create(self.path, run.name, config, meta)
+        if not is_directory(run.path):
+            raise ConfigError(f"{run.path} is a link or a file, and no run of this sweep: remove it")
+        if not os.path.lexists(run.path / "config.yaml") and not os.path.lexists(run.path / "meta.json"):
+            replace_durably(run.path / "config.yaml", save_config(config).encode())  # what is left of it is not thrown away
+        found = self._check_run(run, config)
+        if not os.path.lexists(run.path / "meta.json"):
+            run.restore_meta(found, meta, signed=self.is_trusted)
+        return run
+
+    def _check_run(self, run: RunDir, config: RunConfig) -> RunConfig:
+        """Raise a ConfigError if a run that is there is neither the user's own nor what the sweep asks for."""
+        found = run.config(trust=True)  # what it names is compared with what the sweep names
+        changed = [f"{k} is {a} there and {b} in the sweep" for k, (a, b) in differences(found, config).items() if not is_resumable(k)]
+        if changed and not run.is_own():
+            raise ConfigError(f"{run.path} is not the run that {self.name} would start: {', '.join(changed)}; move it away")
+        return found
 
     # The ledger
 
@@ -271,10 +354,42 @@ class SweepDir:
         return RunDir(self.path).is_locked()
 
 
-def _content(name: str, created: str, spec: Spec, points: dict[str, Point]) -> bytes:
-    content = {"format": FORMAT, "name": name, "created": created, **asdict(spec),
-               "points": {key: {"words": list(p.words), "values": p.values} for key, p in points.items()}}  # fmt: skip
-    return json.dumps(content, indent=1).encode()
+def _written(content: dict[str, Any], spec: Spec, points: dict[str, Point], *, signed: bool) -> bytes:
+    """sweep.json, signed with all that it says."""
+    content |= asdict(spec) | {"points": {key: {"words": list(p.words), "values": p.values} for key, p in points.items()}}
+    content.pop("signature", None)
+    return json.dumps(content | {"signature": sign(content) if signed else None}, indent=1).encode()
+
+
+def _point(content: dict[str, Any]) -> Point:
+    words, values = content["words"], content["values"]
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words) or not isinstance(values, dict):
+        raise TypeError("point")
+    return Point(words=tuple(words), values=values)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError("count")
+    return value
+
+
+def _check(spec: Spec) -> None:
+    """Raise a ValueError or TypeError unless the types are those that are written down."""
+    texts = [spec.objective, spec.aggregate, *spec.words, *spec.swept, *([] if spec.config_dir is None else [spec.config_dir])]
+    if not spec.seeds or spec.direction not in ("maximize", "minimize") or spec.aggregate not in ("iqm", "mean", "median", "min", "max"):
+        raise ValueError("spec")
+    for each in (spec.words, spec.swept, spec.seeds):
+        if not isinstance(each, list):
+            raise TypeError("spec")
+    for seed in spec.seeds:
+        _count(seed)
+    if spec.search is not None:
+        texts += [spec.search.sampler, spec.search.pruner, *([] if spec.search.storage is None else [spec.search.storage])]
+        if not _count(spec.search.trials) >= 1 or not 2 <= _count(spec.search.rungs) <= 8:
+            raise ValueError("search")
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("spec")
 
 
 def list_sweeps(root: Path) -> list[SweepDir]:

@@ -60,6 +60,6 @@ def job_maker(configs: Sequence[RunConfig]) -> MakeJob:
 
     def make(run: RunDir, config: RunConfig) -> Job:
         mirrored = mirror.get(config.log.wandb.value, True)
-        return Job(run=str(run.path.resolve()), cores=cores(config), gpus=int(_wants_gpu(config)), mirror=mirrored)
+        return Job(run=str(run.path.resolve()), config=run.digest(), cores=cores(config), gpus=int(_wants_gpu(config)), mirror=mirrored)
 
     return make

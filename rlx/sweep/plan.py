@@ -174,12 +174,22 @@ class SearchPlan:
     every seed and nothing more.
     """
 
-    def __init__(self, sweep: SweepDir, spec: Spec, study: Study, *, compose: Callable[[Point], Composed], make_job: MakeJob) -> None:
+    def __init__(
+        self,
+        sweep: SweepDir,
+        spec: Spec,
+        study: Study,
+        *,
+        compose: Callable[[Point], Composed],
+        compose_found: Callable[[str, Point], Composed] | None = None,
+        make_job: MakeJob,
+    ) -> None:
         assert spec.search is not None
         self.sweep, self.spec, self.study = sweep, spec, study
         self.search = spec.search
         self.total_runs = self.search.trials * len(spec.seeds)
         self._compose, self._make_job = compose, make_job
+        self._compose_found = compose_found or (lambda _, point: compose(point))
         self._aggregate = AGGREGATES[spec.aggregate]
         self._open: dict[str, tuple[_Trial, int]] = {}
         self._trials: dict[str, _Trial] = {}
@@ -195,7 +205,7 @@ class SearchPlan:
         for key, number in history.numbers.items():
             if key not in self._told:
                 study.again(number)
-                self._begin(key, number, history.points[key])
+                self._begin(key, number, history.points[key], self._compose_found(key, history.points[key]))
 
     @property
     def num_rungs(self) -> int:
@@ -209,16 +219,16 @@ class SearchPlan:
             if self.study.claimed() >= self.search.trials:
                 return None
             number, point = self.study.ask()
-            self._begin(self._log_trial(number, point), number, point)
+            self._begin(self._log_trial(number, point), number, point, self._compose(point))
 
     def _log_trial(self, number: int, point: Point) -> str:
         key = f"{len(self._points):03d}"
         self._points[key], self._keys[number] = point, key
-        self.sweep.log("trial", point=key, number=number, words=list(point.words), values=point.values)
+        self.sweep.log_trial(key, number, point)
         return key
 
-    def _begin(self, key: str, number: int, point: Point) -> None:
-        trial = _Trial(key=key, number=number, point=point, composed=self._compose(point))
+    def _begin(self, key: str, number: int, point: Point, composed: Composed) -> None:
+        trial = _Trial(key=key, number=number, point=point, composed=composed)
         self._trials[key] = trial
         self._climb(trial)
 

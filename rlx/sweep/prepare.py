@@ -56,7 +56,7 @@ class Prepared:
     @classmethod
     def again(cls, sweep: SweepDir, spec: Spec) -> Prepared:
         """A sweep that is on disk, with the points that it began with."""
-        composer = Composer(Path(spec.config_dir) if spec.config_dir else None)
+        composer = Composer(Path(spec.config_dir) if spec.config_dir else None, stranger=None if sweep.is_trusted else sweep.path)
         return cls(spec, sweep.name, composer, required=spec.search is not None, points=list(sweep.grid().values()))
 
 

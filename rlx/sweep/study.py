@@ -164,7 +164,10 @@ class Study:
 
     def _last_attempt(self, number: int) -> FrozenTrial:
         trials = self._study.get_trials(deepcopy=False)
-        return next(t for t in reversed(trials) if number in (t.number, t.user_attrs.get(_FIRST_ATTEMPT)))
+        for trial in reversed(trials):
+            if number in (trial.number, trial.user_attrs.get(_FIRST_ATTEMPT)):
+                return trial
+        raise ConfigError(f"the study in {self._url} has no trial {number}, which the sweep's ledger names: the two do not belong together")
 
     def _check(self, name: str, mine: dict[str, Any]) -> None:
         """Write down what the study searches, or compare."""

@@ -26,7 +26,7 @@ def work(job: Job) -> Result:
         return Result(status="failed", exit_code=2, error=f"{run.path} is not there: every machine that works on a sweep must see its "
                                                             "directory; set RLX_RUNS_DIR to a file system that they share")  # fmt: skip
     try:
-        config = run.config(trust=True)  # the sweep composed it
+        config = run.config(trust=False) if job.config is None else run.config_of(job.config)
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while run.is_locked() and time.monotonic() < deadline:
             time.sleep(0.1)
