@@ -146,7 +146,12 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),
         evaluator=Evaluator(
-            make_env, num_episodes=config.loop.eval_episodes, seed=config.seed, paired=config.env.is_game, probe=known_best(make_env)
+            make_env,
+            num_episodes=config.loop.eval_episodes,
+            seed=config.seed,
+            paired=config.env.is_game,
+            probe=known_best(make_env),
+            max_steps=config.loop.eval_max_steps,
         ),
         checkpointer=Checkpointer(
             checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect, config=save_config(config)

@@ -24,7 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlx.errors import CheckpointError, RlxError, StorageError
-from rlx.files import UnreadableError, clean_temporaries, is_directory, make_directory, read_file, read_json, sync_directory, write_durably
+from rlx.files import (
+    UnreadableError,
+    clean_temporaries,
+    is_directory,
+    make_directory,
+    read_file,
+    read_json,
+    replace_durably,
+    sync_directory,
+    write_durably,
+)
 
 if TYPE_CHECKING:
     from rlx.types import State, Stateful  # torch is imported where tensors are read or written: looking at manifests does without
@@ -54,6 +64,16 @@ class Checkpoint:
         """Mean evaluation return when it was saved; minus infinity if there was no evaluation."""
         score = self.manifest.get("score")
         return -math.inf if score is None else float(score)
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """Whether an evaluation was due when it was saved and has not been written down since."""
+        return self.manifest.get("evaluation_due") is True
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the run had ever been evaluated."""
+        return self.manifest.get("evaluated") is True or self.score > -math.inf
 
     def read(self, name: str) -> State:
         """Load one file after checking its digest, without unpickling code.
@@ -108,6 +128,12 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not all(isinstance(manifest.get(key), kind) for key, kind in expected.items()) or int(path.name) != manifest["env_steps"]:
         raise CheckpointError(f"{path} has a manifest of the wrong shape")
     return manifest
+
+
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """A manifest as a file, with its own digest."""
+    content = {key: value for key, value in manifest.items() if key != "sha256"}
+    return json.dumps({**content, "sha256": _digest(content)}, indent=1).encode()
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:
@@ -206,17 +232,17 @@ class Checkpointer:
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
-    def save(self, state: Mapping[str, Stateful], env_steps: int, *, score: float | None = None) -> None:
+    def save(self, state: Mapping[str, Stateful], env_steps: int) -> None:
         """Write a checkpoint atomically, then drop what need not be kept. Does nothing if there is one at env_steps.
 
         Raises:
             StorageError: if the disk refuses; what was saved before is untouched.
         """
-        self.begin_save(state, env_steps, score=score)
+        self.begin_save(state, env_steps)
         self.wait()
 
     def wait(self) -> None:
-        """Return when the last `begin_save` is on the disk.
+        """Return when the last `begin_save` or `begin_score` is on the disk.
 
         Raises:
             StorageError: if the disk refused it.
@@ -236,12 +262,20 @@ class Checkpointer:
         state: Mapping[str, Stateful],
         env_steps: int,
         *,
-        score: float | None = None,
+        evaluation_due: bool = False,
+        evaluated: bool = False,
         first: Callable[[], None] = lambda: None,
     ) -> None:
         """`save`, with the waiting for the disk left to a thread: it costs more than all the rest of a small run's checkpoint.
 
-        The state is copied before this returns. `first` is called before anything is written, in the thread.
+        The state is copied before this returns.
+
+        Args:
+            state: the parts of the run.
+            env_steps: how far it is.
+            evaluation_due: whether the policy is evaluated next; what resumes from here evaluates it, unless `begin_score` was called.
+            evaluated: whether the run was ever evaluated.
+            first: called before anything is written, in the thread.
 
         Raises:
             StorageError: if the disk refused the save before this one.
@@ -260,7 +294,9 @@ class Checkpointer:
             "format": FORMAT,
             "env_steps": env_steps,
             "algo": self.algo,
-            "score": score,
+            "score": None,
+            "evaluation_due": evaluation_due,
+            "evaluated": evaluated,
             "exact": self.inexact is None,
             "why_not_exact": self.inexact,
             "saved_unix_s": time.time(),
@@ -268,7 +304,7 @@ class Checkpointer:
             "threads": torch.get_num_threads(),
             "files": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         } | ({} if self.config is None else {"config": self.config})
-        files[_MANIFEST] = json.dumps({**manifest, "sha256": _digest(manifest)}, indent=1).encode()
+        files[_MANIFEST] = _sealed(manifest)
         self._writing = self._writer.submit(self._write, target, files, first)
 
     def _write(self, target: Path, files: dict[str, bytes], first: Callable[[], None]) -> None:
@@ -293,14 +329,32 @@ class Checkpointer:
             ) from error
         self._drop()
 
-    def is_best(self, score: float) -> bool:
-        """Whether an evaluation is better than that of every checkpoint kept."""
-        self.wait()
-        best = best_checkpoint(find_checkpoints(self.directory)[0])
-        return best is None or score > best.score
+    def begin_score(self, env_steps: int, score: float, *, first: Callable[[], None] = lambda: None) -> None:
+        """Give a checkpoint the score of its policy's evaluation, without writing the rest of it again.
 
-    def restore(self, state: Mapping[str, Stateful]) -> bool:
-        """Load the newest checkpoint that is whole; False if there never was one.
+        Args:
+            env_steps: of the checkpoint.
+            score: mean evaluation return.
+            first: as for `begin_save`: the line of the evaluation is on the disk before the score says that there is one.
+
+        Raises:
+            StorageError: if the disk refused the save before.
+        """
+        self.wait()
+        self._writing = self._writer.submit(self._write_score, self.directory / f"{env_steps:012d}", score, first)
+
+    def _write_score(self, path: Path, score: float, first: Callable[[], None]) -> None:
+        first()
+        try:
+            manifest = read_manifest(path)
+        except CheckpointError as error:  # deleted or damaged by somebody: the next one is whole again
+            self.warn(f"{error}; it gets no score")
+            return
+        replace_durably(path / _MANIFEST, _sealed({**manifest, "score": score, "evaluation_due": False}))
+        self._drop()  # what was the best until now
+
+    def restore(self, state: Mapping[str, Stateful]) -> Checkpoint | None:
+        """Load the newest checkpoint that is whole, and return it; None if there never was one.
 
         Damaged ones are renamed to `*.damaged`, so that the run can write its own again when it gets there.
 
@@ -323,10 +377,10 @@ class Checkpointer:
                 self.warn(f"{path} was saved without the environments, which begin new episodes: {checkpoint.manifest['why_not_exact']}")
             load_algorithm(checkpoint, state["algo"], name=self.algo)
             _load(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(_RUN))
-            return True
+            return checkpoint
         if paths or any(self.directory.glob("*.damaged-*")):  # also the next time: not to begin anew without a word
             raise CheckpointError(f"every checkpoint in {self.directory} is damaged; they were renamed to *.damaged-*: start a new run")
-        return False
+        return None
 
     def _drop(self) -> None:
         found, _ = find_checkpoints(self.directory)

@@ -21,12 +21,14 @@ class Episode(NamedTuple):
     """One finished episode: undiscounted return, length in env steps, and what is known of some only.
 
     These are whether it was solved, of environments that say so, and how many steps of a model the agent asked for, of agents that do.
+    An episode is cut if an evaluation ended it at its limit.
     """
 
     return_: float
     length: int
     solved: bool | None = None
     model_calls: int | None = None
+    cut: bool = False
 
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:

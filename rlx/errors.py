@@ -46,6 +46,12 @@ class EnvError(RlxError, RuntimeError):
     exit_code = 5
 
 
+class EvaluationError(RlxError, RuntimeError):
+    """An evaluation could not be done; what is trained is saved, and training goes on without it."""
+
+    exit_code = 5
+
+
 class StorageError(RlxError, OSError):
     """The run directory cannot be written."""
 

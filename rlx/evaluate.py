@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
-from rlx.errors import RlxError
+from rlx.errors import EvaluationError, RlxError
 from rlx.rng import isolated_rng
 from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
 
@@ -20,35 +21,67 @@ MAX_PARALLEL = 64
 """Most environments that an evaluation steps side by side."""
 
 
+class Stopped(Exception):
+    """An evaluation was given up because somebody asked for it."""
+
+
+def _never() -> bool:
+    return False
+
+
 @torch.no_grad()
-def run_episodes(env: VectorEnv, algo: Policy, seeds: NDArray[np.int64], *, mode: Mode = "eval") -> list[Episode]:
+def run_episodes(
+    env: VectorEnv,
+    algo: Policy,
+    seeds: NDArray[np.int64],
+    *,
+    mode: Mode = "eval",
+    max_steps: int = 0,
+    should_stop: Callable[[], bool] = _never,
+) -> list[Episode]:
     """One episode for every seed, in the order of the seeds.
 
     Every started episode is finished and counted, so that short episodes do not crowd out long ones.
+
+    Args:
+        env: is left in the middle of episodes.
+        algo: the policy.
+        seeds: of the episodes.
+        mode: how it acts.
+        max_steps: an episode that has not ended after so many env steps is cut and counts with what it has earned; 0 waits for ever.
+        should_stop: asked before every env step.
+
+    Raises:
+        Stopped: once should_stop says so.
     """
     num_envs = env.num_envs
     to_env = env_actions(env.single_action_space)
     slot = np.arange(num_envs)  # which episode each env is playing; those beyond the last are played and not counted
     next_episode = num_envs
+    if should_stop():
+        raise Stopped
     obs, _ = env.reset(seed=np.resize(seeds, num_envs))
     carry = algo.initial_carry(num_envs)
     is_first = np.ones(num_envs, dtype=bool)
     returns, lengths, calls = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs, dtype=np.int64)
     episodes: dict[int, Episode] = {}
     while len(episodes) < len(seeds):
+        if should_stop():
+            raise Stopped
         action, carry, extras = algo.act(to_tensor(np.array(obs), algo.device), carry, to_tensor(is_first, algo.device), mode=mode)
         obs, reward, terminated, truncated, _ = env.step(to_env(action))
         returns += reward
         if counts_calls := "model_calls" in extras:
             calls += extras["model_calls"].cpu().numpy()
         lengths += 1
-        is_first = terminated | truncated
+        ended = terminated | truncated
+        is_first = ended | (lengths == max_steps)
         if is_first.any():
             solved = solved_of(env, terminated).tolist()
             for i in np.flatnonzero(is_first):
                 if slot[i] < len(seeds):
                     asked = int(calls[i]) if counts_calls else None
-                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i], asked)
+                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i], asked, cut=not ended[i])
                 slot[i] = next_episode
                 next_episode += 1
             returns[is_first], lengths[is_first], calls[is_first] = 0.0, 0, 0
@@ -132,11 +165,14 @@ def summarize(episodes: list[Episode]) -> dict[str, float]:
         "eval/return_ci_high": high,
         "eval/length_mean": float(np.mean([e.length for e in episodes])),
         **({"eval/solve_rate": float(np.mean(solved))} if solved else {}),
+        **({"eval/cut_episodes": float(cut)} if (cut := sum(e.cut for e in episodes)) else {}),
     }
 
 
 class Evaluator:
     """Evaluates during training, always on the same episodes.
+
+    The environments are made when they are first needed, and anew after one has failed.
 
     Args:
         make_env: builds a vector env of a given size.
@@ -144,6 +180,7 @@ class Evaluator:
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
         paired: see `episode_seeds`.
         probe: for a solved game, positions (actions so far [P, L]) and the moves of perfect play there [P, A].
+        max_steps: see `run_episodes`.
     """
 
     def __init__(
@@ -154,17 +191,38 @@ class Evaluator:
         seed: int,
         paired: bool = False,
         probe: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        max_steps: int = 0,
     ) -> None:
-        self._make_env, self._num_envs = make_env, min(num_episodes, MAX_PARALLEL)
+        self._make_env, self._num_envs, self._max_steps = make_env, min(num_episodes, MAX_PARALLEL), max_steps
         self._env: VectorEnv | None = None  # made for the first evaluation, which may never come: some simulators exist only once
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
         self._probe = probe
 
-    def __call__(self, algo: Algorithm, env_steps: int) -> dict[str, float]:
+    def __call__(self, algo: Algorithm, env_steps: int, *, should_stop: Callable[[], bool] = _never) -> dict[str, float] | None:
+        """Metrics `eval/*` of the policy; None if it was told to stop.
+
+        Args:
+            algo: the policy.
+            env_steps: how far it is; what random numbers are drawn from, beside the seed.
+            should_stop: asked before every env step.
+
+        Raises:
+            EvaluationError: if an environment fails, or gives numbers that are not finite.
+        """
         with isolated_rng(self._seed, env_steps):
-            result = summarize(run_episodes(self._made(), algo, self._seeds))
-            return result if self._probe is None else result | {"eval/optimal_moves": optimal_moves(algo, *self._probe)}
+            try:
+                episodes = run_episodes(self._made(), algo, self._seeds, max_steps=self._max_steps, should_stop=should_stop)
+                found = {} if self._probe is None else {"eval/optimal_moves": optimal_moves(algo, *self._probe, should_stop=should_stop)}
+            except Stopped:
+                return None
+            except (RlxError, MemoryError) as error:
+                self.close()
+                raise EvaluationError(str(error) or type(error).__name__) from error
+        for seed, episode in zip(self._seeds, episodes, strict=True):
+            if not math.isfinite(episode.return_):
+                raise EvaluationError(f"the return of the episode with seed {seed} is {episode.return_}; look at the environment's rewards")
+        return summarize(episodes) | found
 
     def _made(self) -> VectorEnv:
         if self._env is None:
@@ -178,15 +236,29 @@ class Evaluator:
         return self._env
 
     def close(self) -> None:
-        if self._env is not None:
-            self._env.close()
+        env, self._env = self._env, None
+        if env is not None:
+            env.close()
 
 
 @torch.no_grad()
-def optimal_moves(algo: Algorithm, histories: NDArray[Any], optimal: NDArray[Any], *, batch_size: int = 512) -> float:
-    """Share of positions (actions so far [P, L]) in which the policy chooses a move of perfect play [P, A]."""
+def optimal_moves(
+    algo: Algorithm,
+    histories: NDArray[Any],
+    optimal: NDArray[Any],
+    *,
+    batch_size: int = 512,
+    should_stop: Callable[[], bool] = _never,
+) -> float:
+    """Share of positions (actions so far [P, L]) in which the policy chooses a move of perfect play [P, A].
+
+    Raises:
+        Stopped: once should_stop, which is asked before every batch, says so.
+    """
     right = 0
     for begin in range(0, len(histories), batch_size):
+        if should_stop():
+            raise Stopped
         part = histories[begin : begin + batch_size]
         is_first = torch.from_numpy(part[:, 0] < 0).to(algo.device)
         action, _, _ = algo.act(to_tensor(part, algo.device), algo.initial_carry(len(part)), is_first, mode="eval")

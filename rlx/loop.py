@@ -8,6 +8,7 @@ from typing import Protocol
 from rlx.checkpoint import Checkpointer
 from rlx.clock import Clock
 from rlx.collect import Collector
+from rlx.errors import EnvError, EvaluationError
 from rlx.metrics import MetricBuffer
 from rlx.rng import GlobalRNG
 from rlx.types import Algorithm, Progress, Stateful
@@ -18,6 +19,7 @@ class LoopConfig(Protocol):
     target_return: float | None
     log_every: int
     eval_every: int
+    eval_max_steps: int
     checkpoint_every: int
 
 
@@ -26,8 +28,12 @@ class Logger(Protocol):
 
     def write(self, line: Mapping[str, float], progress: Progress) -> None: ...
 
-    def rewind(self, env_steps: int) -> None:
-        """Forget what was written after env_steps."""
+    def rewind(self, env_steps: int, *, evaluated: bool) -> None:
+        """Forget what was written after env_steps and, unless `evaluated`, an evaluation at env_steps."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Say a line to whoever looks on."""
         ...
 
     def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
@@ -49,6 +55,16 @@ class Signals(Protocol):
         ...
 
 
+class Evaluate(Protocol):
+    def __call__(self, algo: Algorithm, env_steps: int, /, *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
+        """Measure the policy. `should_stop` is asked before every env step, and None comes back once it is true.
+
+        Raises:
+            EvaluationError: if the environment fails.
+        """
+        ...
+
+
 def crossed(every: int, before: int, now: int) -> bool:
     """Whether a multiple of `every` lies in (before, now]; never for 0."""
     return every > 0 and before // every != now // every
@@ -57,32 +73,65 @@ def crossed(every: int, before: int, now: int) -> bool:
 def train(
     algo: Algorithm,
     collector: Collector,
-    evaluate: Callable[[Algorithm, int], dict[str, float]],
+    evaluate: Evaluate,
     *,
     config: LoopConfig,
     logger: Logger,
     checkpointer: Checkpointer,
     signals: Signals,
 ) -> tuple[Progress, bool]:
-    """Collect, update, log, evaluate and checkpoint until the budget is spent or the target is reached.
+    """Collect, update, log, checkpoint and evaluate until the budget is spent or the target is reached.
 
-    Checkpoints are taken only between iterations, so that there is no "where was I" to save.
+    Checkpoints are taken only between iterations, so that there is no "where was I" to save. One is taken before every evaluation, so
+    that nothing hangs on it: it remembers that the evaluation is due, and what resumes from there evaluates before it goes on.
 
     Returns:
         How far it got, and whether that is the end (False after a request to stop).
+
+    Raises:
+        EnvError: if training came to its end and no evaluation ever succeeded.
     """
     progress, metrics, clock = Progress(total_env_steps=config.total_env_steps), MetricBuffer(), Clock()
     state: dict[str, Stateful] = {
         "progress": progress, "algo": algo, "collector": collector, "metrics": metrics, "clock": clock, "rng": GlobalRNG()
     }  # fmt: skip
-    if not checkpointer.restore(state):
+    restored = checkpointer.restore(state)
+    if restored is None:
         collector.reset()
-    logger.rewind(progress.env_steps)  # also to nothing: a run may have been killed before its first checkpoint
+    is_due = restored is not None and restored.owes_evaluation and config.eval_every > 0
+    evaluated = restored is not None and restored.evaluated
+    failure: EvaluationError | None = None
+    logger.rewind(progress.env_steps, evaluated=not is_due)  # also to nothing: a run may have been killed before its first checkpoint
 
-    def save(score: float | None = None) -> None:
+    def save() -> None:
         with clock.measure("checkpoint"):
             logger.tick(progress, metrics, clock)
-            checkpointer.begin_save(state, progress.env_steps, score=score, first=logger.sync)
+            checkpointer.begin_save(state, progress.env_steps, evaluation_due=is_due, evaluated=evaluated, first=logger.sync)
+
+    def should_stop() -> bool:
+        logger.tick(progress, metrics, clock)
+        return signals.should_stop()
+
+    def measure() -> bool:
+        """Evaluate, and write it down; False if there was a request to stop before that."""
+        nonlocal evaluated, failure
+        try:
+            with clock.measure("evaluate"):
+                result = evaluate(algo, progress.env_steps, should_stop=should_stop)
+        except EvaluationError as error:
+            failure = error
+            logger.note(f"warning: the evaluation at {progress.env_steps:,} env steps is left out: {error}")
+            return True
+        if result is None:
+            return False
+        if cut := result.get("eval/cut_episodes"):
+            where = f"evaluation at {progress.env_steps:,} env steps"
+            logger.note(f"{where}: {cut:.0f} episodes were cut after {config.eval_max_steps:,} steps (loop.eval_max_steps) and count with "
+                        "what they had earned")  # fmt: skip
+        logger.write(result | clock.evaluation_line(progress.env_steps), progress)
+        checkpointer.begin_score(progress.env_steps, result["eval/return_mean"], first=logger.sync)
+        evaluated = True
+        return True
 
     def is_done() -> bool:
         recent = metrics.return_mean_100
@@ -90,7 +139,8 @@ def train(
         return reached or progress.env_steps >= config.total_env_steps
 
     done = is_done()
-    while not done and not signals.should_stop():
+    going = not is_due or measure()
+    while going and not done and not signals.should_stop():
         with clock.measure("collect"):
             logger.tick(progress, metrics, clock)
             rollout, episodes = collector.collect(algo.rollout_length)
@@ -98,20 +148,18 @@ def train(
         metrics.add_episodes(episodes)
         with clock.measure("update"):
             metrics.add_update(algo.update(rollout, progress))
-        done, score = is_done(), None
+        done = is_done()
+        is_due = config.eval_every > 0 and (done or crossed(config.eval_every, before, now))
         if done or crossed(config.log_every, before, now):
             logger.write(metrics.flush() | clock.line(now), progress)
-        if config.eval_every > 0 and (done or crossed(config.eval_every, before, now)):
-            with clock.measure("evaluate"):
-                logger.tick(progress, metrics, clock)
-                result = evaluate(algo, now)
-            logger.write(result | clock.line(now), progress)
-            score = result["eval/return_mean"]
-        due = crossed(config.checkpoint_every, before, now) or signals.should_save()
-        if done or due or (score is not None and checkpointer.is_best(score)):
-            save(score)
-    if not done:
+        if done or is_due or crossed(config.checkpoint_every, before, now) or signals.should_save():
+            save()
+        going = not is_due or measure()
+    finished = done and going
+    if not finished:
         save()
     with clock.measure("checkpoint"):
         checkpointer.wait()
-    return progress, done
+    if finished and failure is not None and not evaluated:
+        raise EnvError(f"training is finished and saved, but no evaluation succeeded; `rlx resume` evaluates again. {failure}")
+    return progress, finished

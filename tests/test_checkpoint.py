@@ -65,7 +65,10 @@ class Saved:
 
     def save(self, *steps: int, score: float | None = None) -> None:
         for env_steps in steps:
-            self.checkpointer.save(make_state(env_steps), env_steps, score=score)
+            self.checkpointer.save(make_state(env_steps), env_steps)
+            if score is not None:
+                self.checkpointer.begin_score(env_steps, score)
+                self.checkpointer.wait()
 
     def restore(self) -> int | None:
         """Env steps of what was restored, after checking that all of it belongs together."""
@@ -139,15 +142,12 @@ def test_the_last_two_and_the_best_are_kept(saved: Saved) -> None:
         saved.save(env_steps, score=score)
     assert saved.steps() == [60, 50, 20]
     assert best_checkpoint(find_checkpoints(saved.directory)[0]).env_steps == 20  # type: ignore[union-attr]
-    assert not saved.checkpointer.is_best(8.9)
-    assert saved.checkpointer.is_best(9.1)
 
 
 def test_of_equally_good_checkpoints_the_newest_is_the_best(saved: Saved) -> None:
     saved.save(10, 20, score=5.0)
     saved.save(30, 40, 50)
     assert saved.steps() == [50, 40, 20]
-    assert not saved.checkpointer.is_best(5.0)
 
 
 @pytest.mark.parametrize("keep", [1, 4])
@@ -157,18 +157,38 @@ def test_as_many_are_kept_as_it_is_told(keep: int, tmp_path: Path) -> None:
     assert saved.steps() == [60, 50, 40, 30][:keep]
 
 
-def test_without_evaluations_there_is_no_best_and_any_score_is_one(saved: Saved) -> None:
-    assert saved.checkpointer.is_best(-1e9)
+def test_without_evaluations_there_is_no_best(saved: Saved) -> None:
     saved.save(10)
     saved.save(20, score=float("nan"))
     assert best_checkpoint(find_checkpoints(saved.directory)[0]) is None
-    assert saved.checkpointer.is_best(-1e9)
+
+
+def test_a_score_settles_the_evaluation_that_was_due_and_changes_nothing_else(saved: Saved) -> None:
+    saved.checkpointer.begin_save(make_state(10), 10, evaluation_due=True)
+    saved.checkpointer.wait()
+    (due,), before = find_checkpoints(saved.directory)[0], saved.contents()
+    assert (due.owes_evaluation, due.evaluated) == (True, False)
+    saved.checkpointer.begin_score(10, 2.5)
+    saved.checkpointer.wait()
+    (done,), after = find_checkpoints(saved.directory)[0], saved.contents()
+    done.verify()
+    assert (done.owes_evaluation, done.evaluated, done.score) == (False, True, 2.5)
+    assert [name for name in before | after if before.get(name) != after.get(name)] == ["000000000010/manifest.json"]
+    assert saved.restore() == 10
+
+
+def test_a_score_for_a_checkpoint_that_somebody_deleted_is_a_warning(saved: Saved) -> None:
+    saved.save(10)
+    shutil.rmtree(saved.path(10))
+    saved.checkpointer.begin_score(10, 2.5)
+    saved.checkpointer.wait()
+    assert "it gets no score" in saved.warnings[0]
 
 
 def test_saving_twice_at_one_step_does_nothing_the_second_time(saved: Saved) -> None:
     saved.save(10, score=1.0)
     before = saved.contents()
-    saved.checkpointer.save(make_state(99), 10, score=2.0)
+    saved.checkpointer.save(make_state(99), 10)
     assert saved.contents() == before
 
 

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -18,8 +19,9 @@ from rlx.algos.config import PPOConfig
 from rlx.algos.ppo import PPO
 from rlx.collect import SEED_LIMIT, Collector, Episode
 from rlx.envs.registry import VectorEnvFactory
-from rlx.errors import ConfigError
-from rlx.evaluate import Evaluator, bootstrap_interval, episode_seeds, run_episodes, summarize
+from rlx.envs.vector import GymVectorEnv
+from rlx.errors import ConfigError, EnvError, EvaluationError
+from rlx.evaluate import Evaluator, Stopped, bootstrap_interval, episode_seeds, run_episodes, summarize
 from rlx.rng import GlobalRNG, seed_everything
 from rlx.types import EnvSpec, PolicyOutput, Progress
 
@@ -128,8 +130,61 @@ def test_a_simulator_that_exists_only_once_is_told_what_an_evaluation_needs():
     def taken(num_envs: int) -> Any:
         raise ConfigError("env=X-v0 cannot be made with env.kwargs={}: OSError: port 5005 is in use")
 
-    with pytest.raises(ConfigError, match=r"needs 3 environments beside those that train .*loop\.eval_every=0 none.*port 5005"):
+    with pytest.raises(EvaluationError, match=r"needs 3 environments beside those that train .*loop\.eval_every=0 none.*port 5005"):
         Evaluator(taken, num_episodes=3, seed=0)(Gambler(), env_steps=10)
+
+
+class Endless(gymnasium.Env):
+    """Never ends an episode; earns 1 a step."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1, 1, (2,)), gymnasium.spaces.Discrete(2)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return np.zeros(2, dtype=np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        return np.zeros(2, dtype=np.float32), 1.0, False, False, {}
+
+
+def test_episodes_that_do_not_end_are_cut_and_counted():
+    evaluator = Evaluator(lambda n: GymVectorEnv(Endless, n), num_episodes=3, seed=0, max_steps=7)
+    result = evaluator(Gambler(), env_steps=10)
+    assert (result["eval/return_mean"], result["eval/length_mean"], result["eval/cut_episodes"]) == (7.0, 7.0, 3.0)
+    assert "eval/cut_episodes" not in Evaluator(cartpole, num_episodes=3, seed=0, max_steps=501)(Gambler(), env_steps=10)
+
+
+def test_an_evaluation_is_given_up_before_its_next_env_step():
+    env, asked = GymVectorEnv(Endless, 3), iter([False] * 4 + [True])
+    with pytest.raises(Stopped):
+        run_episodes(env, Gambler(), SEEDS, should_stop=lambda: next(asked))
+    assert next(asked, None) is None
+    evaluator = Evaluator(lambda n: GymVectorEnv(Endless, n), num_episodes=3, seed=0)
+    before = GlobalRNG().state_dict()
+    assert evaluator(Gambler(), env_steps=10, should_stop=lambda: True) is None
+    assert str(GlobalRNG().state_dict()) == str(before)
+
+
+def test_environments_of_an_evaluation_are_made_when_needed_and_anew_after_a_failure():
+    made = []
+
+    def make(num_envs: int) -> Any:
+        made.append(cartpole(num_envs))
+        return made[-1]
+
+    evaluator = Evaluator(make, num_episodes=3, seed=0)
+    assert made == []
+    expected = evaluator(Gambler(), env_steps=10)
+    evaluator(Gambler(), env_steps=20)
+    assert len(made) == 1
+    made[0].step = fail
+    with pytest.raises(EvaluationError, match="environment 1 went away"):
+        evaluator(Gambler(), env_steps=30)
+    assert evaluator(Gambler(), env_steps=10) == expected
+    assert len(made) == 2
+
+
+def fail(action: Any) -> Any:
+    raise EnvError("environment 1 went away")
 
 
 def test_evaluation_does_not_change_training(same):

@@ -20,10 +20,10 @@ from launch import contents, finish, left_over, lines, run_main, saved_steps, st
 
 from rlx.checkpoint import find_checkpoints
 from rlx.config.compose import Composer, load_config
-from rlx.errors import NonFiniteError
+from rlx.errors import NonFiniteError, StorageError
 from rlx.run import train
 from rlx.rundir import RunDir
-from rlx.track.record import Record
+from rlx.track.record import Record, read_record
 
 Command = Callable[[str], tuple[int, str, str]]
 
@@ -32,7 +32,7 @@ from pathlib import Path
 import gymnasium
 import numpy as np
 
-made = []  # the first 2 are probed when a run is resumed, the next 4 are the collector's, later ones the evaluation's
+training = []  # the environments that are open and have been stepped
 
 class Faulty(gymnasium.Env):
     '''Goes wrong at step 5 of an episode in the way that the file `fault` says.'''
@@ -40,7 +40,11 @@ class Faulty(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(2)
 
     def __init__(self):
-        made.append(self)
+        self.evaluates = len(training) >= 4  # made once the collector's have begun
+
+    def close(self):
+        if self in training:
+            training.remove(self)
 
     def reset(self, *, seed=None, options=None):
         self.random, self.steps = np.random.default_rng(seed), 0
@@ -48,13 +52,15 @@ class Faulty(gymnasium.Env):
 
     def step(self, action):
         self.steps += 1
+        if self not in training:
+            training.append(self)
         obs, reward = self.random.normal(size=2).astype(np.float32), float(self.random.normal() + action)
         fault = Path("fault").read_text() if self.steps == 5 and Path("fault").exists() else ""
-        if fault in ("nan", "inf") or fault == "nan in evaluation" and self in made[6:]:
+        if fault in ("nan", "inf") or fault == "nan in evaluation" and self.evaluates:
             reward = float(fault.split()[0])
         if fault == "nan observation":
             obs[0] = np.nan
-        if fault == "raise" and self in made[4:5]:
+        if fault == "raise" and training.index(self) == 2 and len(training) >= 4 or fault == "raise in evaluation" and self.evaluates:
             raise ZeroDivisionError("broken physics")
         return obs, reward, self.steps == 9, False, {}
 
@@ -105,7 +111,6 @@ FAULTS = {
     "nan": (5, "environment 0 (Faulty-v0) gave a reward that is nan in step 5 of the episode with seed "),
     "inf": (5, "gave a reward that is inf in step 5"),
     "nan observation": (5, "gave an observation with nan at index 0 in step 5"),
-    "nan in evaluation": (5, "gave a reward that is nan in step 5"),
     "raise": (5, "environment 2 (Faulty-v0) raised ZeroDivisionError in step: broken physics"),
 }
 
@@ -115,7 +120,7 @@ def test_a_fault_is_one_line_and_leaves_the_last_checkpoint_as_it_was(fault: str
     opened = RunDir(directory / "runs" / "w")
     before, written = contents(opened.checkpoints), lines(opened)
     (directory / "fault").write_text(fault)
-    code, _, err = run_command(RESUME + (" loop.eval_every=80 loop.checkpoint_every=0" if "evaluation" in fault else ""))
+    code, _, err = run_command(RESUME)
     expected, said = FAULTS[fault]
     assert code == expected, err
     assert err.count("\n") == 1
@@ -134,6 +139,44 @@ def test_a_fault_is_one_line_and_leaves_the_last_checkpoint_as_it_was(fault: str
         assert run_command(RESUME)[0] == 0
         assert opened.status == "finished"
         assert saved_steps(opened)[0] == 800
+
+
+EVALUATION_FAULTS = {
+    "nan in evaluation": "gave a reward that is nan in step 5",
+    "raise in evaluation": "environment 0 (Faulty-v0) raised ZeroDivisionError in step: broken physics",
+}
+
+
+@pytest.mark.parametrize("fault", EVALUATION_FAULTS)
+def test_a_fault_in_evaluations_costs_these_and_the_run_is_trained_to_its_end(
+    fault: str, directory: Path, run_command: Command
+) -> None:  # fmt: skip
+    opened = RunDir(directory / "runs" / "w")
+    (directory / "fault").write_text(fault)
+    code, out, err = run_command(RESUME)
+    assert (code, err) == (0, "")  # it was evaluated before
+    said = [line for line in out.splitlines() if line.startswith("warning: the evaluation at ")]
+    assert ["640" in said[0], "800" in said[1]] == [True, True]
+    assert all(EVALUATION_FAULTS[fault] in line for line in said)
+    assert saved_steps(opened)[0] == 800
+    assert [line["env_steps"] for line in lines(opened) if "eval/return_mean" in line] == [320, 400]
+    assert opened.status == "finished"
+
+
+def test_a_run_whose_every_evaluation_fails_is_trained_to_its_end_and_evaluated_when_it_is_resumed(
+    directory: Path, run_command: Command
+) -> None:  # fmt: skip
+    (directory / "fault").write_text("raise in evaluation")
+    code, _, err = run_command(f"train {' '.join(SETTINGS)} loop.total_env_steps=400 --name v")
+    assert code == 5
+    assert err.startswith("rlx: training is finished and saved, but no evaluation succeeded; `rlx resume")
+    assert err.count("\n") == 1
+    opened = RunDir(directory / "runs" / "v")
+    assert (saved_steps(opened)[0], opened.status) == (400, "failed")
+    (directory / "fault").unlink()
+    assert run_command("resume v --trust")[0] == 0
+    assert opened.status == "finished"
+    assert lines(opened)[-1] == lines(RunDir(directory / "runs" / "w"))[-1]
 
 
 def test_a_worker_that_is_killed_ends_the_run_at_once_with_one_message_and_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -190,6 +233,52 @@ def test_a_torn_last_line_and_lines_after_the_checkpoint_are_repaired(tmp_path: 
     assert sorted(line["env_steps"] for line in lines(runs[1])) == [line["env_steps"] for line in lines(runs[1])]
 
 
+@pytest.mark.parametrize(
+    "damage", [b"\x00" * 9 + b"\n", b'{"env_steps": 16\n', b"[1]\n", b"[" * 100_000 + b"\n", b'{"env_steps": "9"}\n', b"\n"]
+)
+def test_damage_between_lines_costs_one_line_and_stays_on_disk(damage: bytes, tmp_path: Path) -> None:
+    record, good = Record(tmp_path / "metrics.jsonl"), [b'{"env_steps": %d}\n' % (10 * n) for n in range(6)]
+    (tmp_path / "metrics.jsonl").write_bytes(b"".join([*good[:2], damage, *good[3:]]))
+    assert record.rewind(40) == f"{record.path}: line 3 is damaged and stays so, left out by every reader"
+    record.write({"env_steps": 50})
+    record.close()
+    assert (tmp_path / "metrics.jsonl").read_bytes() == b"".join([*good[:2], damage, *good[3:]])
+    read = read_record(tmp_path / "metrics.jsonl")
+    assert [line["env_steps"] for line in read.good] == [0, 10, 30, 40, 50]
+    assert read.problem == "line 3 is damaged and left out"
+
+
+def test_damage_at_the_end_is_moved_aside_but_for_half_a_line(tmp_path: Path) -> None:
+    record = Record(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"env_steps": 1}\n{"env_st\n{"env_steps": 3}\n{"env_steps": 4}\n{"env')
+    said = record.rewind(2)
+    (aside,) = tmp_path.glob("metrics.jsonl.damaged-*")
+    assert said == f"{record.path}: damage at its end was moved to {aside.name}"
+    assert aside.read_bytes() == b'{"env_st\n'
+    assert record.path.read_bytes() == b'{"env_steps": 1}\n'
+    record.close()
+
+
+def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path: Path) -> None:
+    record = Record(tmp_path / "metrics.jsonl")
+    record.path.write_bytes(b'{"env_steps": 1}\n{"env_steps": 2}')
+    assert record.rewind(2) == ""
+    record.write({"env_steps": 3})
+    record.close()
+    assert [line["env_steps"] for line in read_record(record.path).good] == [1, 2, 3]
+
+
+def test_a_resumed_run_says_what_is_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    opened = make_run(tmp_path, "w")
+    train_to(opened, 400)
+    written = opened.metrics_path.read_bytes().splitlines(keepends=True)
+    opened.metrics_path.write_bytes(b"".join([written[0], b"?" + written[1], *written[2:]]))
+    before = opened.metrics_path.read_bytes()
+    train_to(opened, 800)
+    assert opened.metrics_path.read_bytes().startswith(before)
+    assert "line 2 is damaged" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"env_steps": 200, "itera'])
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_with_an_empty_record(torn: bytes, tmp_path: Path) -> None:
     runs = [make_run(tmp_path, name) for name in ("whole", "killed")]
@@ -205,6 +294,24 @@ def test_a_run_without_its_record_goes_on(tmp_path: Path) -> None:
     opened.metrics_path.unlink()
     train_to(opened, 800)
     assert all(line["env_steps"] > 400 for line in lines(opened))
+
+
+@pytest.mark.parametrize("gone", ["deleted", "renamed", "a directory"])
+def test_a_record_that_is_taken_away_is_a_storage_error(gone: str, tmp_path: Path) -> None:
+    path = tmp_path / "w" / "metrics.jsonl"
+    path.parent.mkdir()
+    if gone == "a directory":
+        path.mkdir()
+        with pytest.raises(StorageError, match="is a directory, and no file; put it aside"):
+            Record(path)
+        return
+    record = Record(path)
+    record.write({"env_steps": 1})
+    shutil.rmtree(path.parent) if gone == "deleted" else path.parent.rename(tmp_path / "v")
+    for use in (record.sync, lambda: record.write({"env_steps": 2})):
+        with pytest.raises(StorageError, match="moved or deleted while the run trained"):
+            use()
+    record.close()
 
 
 def test_a_record_takes_no_number_that_json_does_not_have(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from rlx.checkpoint import Checkpointer
+from rlx.checkpoint import Checkpointer, find_checkpoints
 from rlx.collect import Episode
+from rlx.errors import EnvError, EvaluationError
 from rlx.loop import crossed, train
 from rlx.types import Progress
 
@@ -42,12 +43,15 @@ class World:
 
     rollout_length, device = 4, torch.device("cpu")
 
-    def __init__(self, *, stop_after: int | None = None, save_at: int | None = None, scores: list[float] | None = None) -> None:
+    def __init__(
+        self, *, stop_after: int | None = None, save_at: int | None = None, failing: Any = (), stop_in_evaluation: int | None = None
+    ) -> None:
         self.tape: list[Any] = []
         self.lines: list[dict[str, float]] = []
+        self.whole_lines: list[dict[str, float]] = []
+        self.notes: list[str] = []
         self.iteration = 0
-        self.stop_after, self.save_at, self.scores = stop_after, save_at, scores or [0.0] * 100
-        self.best = -math.inf
+        self.stop_after, self.save_at, self.failing, self.stop_in_evaluation = stop_after, save_at, failing, stop_in_evaluation
 
     # Collector and algorithm
     def reset(self) -> None:
@@ -69,18 +73,31 @@ class World:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.iteration = state["iteration"]
 
-    def evaluate(self, algo: Any, env_steps: int) -> dict[str, float]:
+    def evaluate(self, algo: Any, env_steps: int, *, should_stop: Any) -> dict[str, float] | None:
         self.tape.append(("evaluate", env_steps))
-        return {"eval/return_mean": self.scores.pop(0)}
+        if self.stop_in_evaluation == env_steps:
+            self.stop_after = self.iteration
+        if should_stop():
+            return None
+        if env_steps in self.failing:
+            raise EvaluationError("broken physics")
+        return {"eval/return_mean": float(env_steps)}
 
     # Logger
     def write(self, line: dict[str, float], progress: Progress) -> None:
         self.tape.append(("eval line" if "eval/return_mean" in line else "line", progress.env_steps))
+        self.whole_lines.append(line)
         self.lines.append({"env_steps": progress.env_steps} | {k: v for k, v in line.items() if not k.startswith("time/")})
         assert "time/elapsed_s" in line
 
-    def rewind(self, env_steps: int) -> None:
+    def rewind(self, env_steps: int, *, evaluated: bool) -> None:
         self.tape.append(("rewind", env_steps))
+        self.lines = [
+            line for line in self.lines if (line["env_steps"], not evaluated and "eval/return_mean" in line) <= (env_steps, False)
+        ]
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
     def tick(self, progress: Progress, metrics: Any, clock: Any) -> None:
         assert progress.env_steps == 8 * self.iteration
@@ -89,20 +106,19 @@ class World:
         self.tape.append("sync")
 
     # Checkpointer
-    def restore(self, state: Any) -> bool:
+    def restore(self, state: Any) -> None:
         assert set(state) == {"progress", "algo", "collector", "metrics", "clock", "rng"}
-        return False
 
     def wait(self) -> None:
         pass
 
-    def begin_save(self, state: Any, env_steps: int, *, score: float | None = None, first: Any) -> None:
+    def begin_save(self, state: Any, env_steps: int, *, evaluation_due: bool, evaluated: bool, first: Any) -> None:
         first()
-        self.tape.append(("save", env_steps, score))
-        self.best = max(self.best, -math.inf if score is None else score)
+        self.tape.append(("save", env_steps))
 
-    def is_best(self, score: float) -> bool:
-        return score > self.best
+    def begin_score(self, env_steps: int, score: float, *, first: Any) -> None:
+        first()
+        self.tape.append(("score", env_steps, score))
 
     # Signals
     def should_stop(self) -> bool:
@@ -112,7 +128,8 @@ class World:
         return self.iteration == self.save_at
 
     def run(self, checkpointer: Any = None, **settings: Any) -> tuple[Progress, bool]:
-        defaults = {"total_env_steps": 100, "target_return": None, "log_every": 0, "eval_every": 0, "checkpoint_every": 0}
+        defaults = {"total_env_steps": 100, "target_return": None, "log_every": 0, "eval_every": 0, "eval_max_steps": 0,
+                    "checkpoint_every": 0}  # fmt: skip
         config = SimpleNamespace(**defaults | settings)
         return train(self, self, self.evaluate, config=config, logger=self, checkpointer=checkpointer or self, signals=self)
 
@@ -124,7 +141,7 @@ def test_loop_spends_the_budget_and_says_that_it_is_done():
     world = World()
     progress, done = world.run()
     assert (progress.env_steps, progress.iteration, done) == (104, 13, True)
-    assert world.tape == ["reset", ("rewind", 0), ("line", 104), "sync", ("save", 104, None)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 104), "sync", ("save", 104)]
 
 
 def test_cadences_follow_env_steps_and_the_end():
@@ -135,16 +152,26 @@ def test_cadences_follow_env_steps_and_the_end():
     assert set(world.steps_of("save")) >= {40, 80, 104}
 
 
-def test_events_of_an_iteration_are_logged_evaluated_synced_and_saved_in_this_order():
+def test_an_iteration_is_logged_and_saved_before_it_is_evaluated_and_the_score_follows_its_line():
     world = World()
     world.run(total_env_steps=8, log_every=8, eval_every=8, checkpoint_every=8)
-    assert world.tape == ["reset", ("rewind", 0), ("line", 8), ("evaluate", 8), ("eval line", 8), "sync", ("save", 8, 0.0)]
+    events = [("line", 8), "sync", ("save", 8), ("evaluate", 8), ("eval line", 8), "sync", ("score", 8, 8.0)]
+    assert world.tape == ["reset", ("rewind", 0), *events]
 
 
-def test_the_end_is_logged_evaluated_and_saved_off_every_cadence():
-    world = World(scores=[3.0])
+def test_the_end_is_logged_saved_and_evaluated_off_every_cadence():
+    world = World()
     world.run(total_env_steps=20, log_every=1000, eval_every=1000, checkpoint_every=1000)
-    assert world.tape == ["reset", ("rewind", 0), ("line", 24), ("evaluate", 24), ("eval line", 24), "sync", ("save", 24, 3.0)]
+    events = [("line", 24), "sync", ("save", 24), ("evaluate", 24), ("eval line", 24), "sync", ("score", 24, 24.0)]
+    assert world.tape == ["reset", ("rewind", 0), *events]
+
+
+def test_a_line_of_training_and_that_of_its_evaluation_can_be_joined_without_loss():
+    world = World()
+    world.run(total_env_steps=8, log_every=8, eval_every=8)
+    training, evaluation = world.whole_lines
+    assert {key for key in training if training[key] != (training | evaluation)[key]} == set()
+    assert "time/evaluate_s" in evaluation
 
 
 def test_evaluation_is_off_at_zero_even_at_the_end():
@@ -159,17 +186,17 @@ def test_log_lines_average_over_what_happened_since_the_last():
     assert [(line["episode/return"], line["loss/policy"], line["episode/count"]) for line in world.lines] == [(1.5, 1.5, 2), (3.5, 3.5, 2)]
 
 
-def test_a_new_best_evaluation_is_saved_and_a_worse_one_is_not():
-    world = World(scores=[1.0, 3.0, 2.0, 3.0, 0.0])
-    world.run(total_env_steps=40, eval_every=8)
-    assert [e for e in world.tape if e[0] == "save"] == [("save", 8, 1.0), ("save", 16, 3.0), ("save", 40, 0.0)]
+def test_every_evaluation_has_a_checkpoint_that_gets_its_score():
+    world = World()
+    world.run(total_env_steps=40, eval_every=16)
+    assert world.steps_of("save") == world.steps_of("evaluate") == world.steps_of("score") == [16, 32, 40]
 
 
 def test_a_request_to_stop_saves_without_another_line_or_evaluation():
     world = World(stop_after=3)
     progress, done = world.run(log_every=16, eval_every=1000)
     assert (progress.env_steps, done) == (24, False)
-    assert world.tape == ["reset", ("rewind", 0), ("line", 16), "sync", ("save", 24, None)]
+    assert world.tape == ["reset", ("rewind", 0), ("line", 16), "sync", ("save", 24)]
 
 
 def test_a_request_to_save_is_met_once_and_training_goes_on():
@@ -184,7 +211,7 @@ def test_target_return_ends_training_once_100_episodes_reach_it():
     world = World()
     progress, done = world.run(total_env_steps=100_000, target_return=60.0, eval_every=100_000, log_every=100_000)
     assert (progress.iteration, done) == (110, True)
-    assert world.tape == ["reset", ("rewind", 0), ("line", 880), ("evaluate", 880), ("eval line", 880), "sync", ("save", 880, 0.0)]
+    assert world.steps_of("line") == world.steps_of("evaluate") == world.steps_of("save") == [880]
 
 
 def test_target_return_waits_for_100_episodes():
@@ -207,6 +234,57 @@ def test_a_stopped_run_that_is_resumed_writes_the_lines_of_one_that_was_not(tmp_
             assert part.tape[0] == ("rewind", 0)
     assert progress.env_steps == 200
     assert lines == whole.lines
+
+
+@pytest.mark.parametrize("lost", ["evaluation", "score"])
+def test_an_evaluation_that_was_due_is_done_once_when_the_run_goes_on(lost, tmp_path, monkeypatch):
+    settings = {"total_env_steps": 64, "log_every": 16, "eval_every": 32, "checkpoint_every": 24}
+    whole = World()
+    whole.run(Checkpointer(tmp_path / "whole", algo="fake"), **settings)
+    killed, checkpointer = World(), Checkpointer(tmp_path / "killed", algo="fake")
+    monkeypatch.setattr(*((killed, "evaluate") if lost == "evaluation" else (checkpointer, "begin_score")), killed_at_once)
+    with pytest.raises(KeyboardInterrupt):  # in the place of SIGKILL
+        killed.run(checkpointer, **settings)
+    checkpointer.close()
+    again = World()
+    again.lines = killed.lines
+    again.run(Checkpointer(tmp_path / "killed", algo="fake"), **settings)
+    assert again.lines == whole.lines
+    assert again.steps_of("evaluate") == [32, 64]
+    scores = [[(c.env_steps, c.score, c.owes_evaluation) for c in find_checkpoints(tmp_path / name)[0]] for name in ("whole", "killed")]
+    assert scores[0] == scores[1] == [(64, 64.0, False), (48, -math.inf, False)]
+
+
+def killed_at_once(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_request_to_stop_gives_an_evaluation_up_and_the_run_is_not_finished_before_it_is_done(tmp_path):
+    settings = {"total_env_steps": 32, "log_every": 16, "eval_every": 1000}
+    stopped = World(stop_in_evaluation=32)
+    progress, done = stopped.run(Checkpointer(tmp_path, algo="fake"), **settings)
+    assert (progress.env_steps, done) == (32, False)
+    assert stopped.steps_of("eval line") == []
+    again = World()
+    progress, done = again.run(Checkpointer(tmp_path, algo="fake"), **settings)
+    assert done
+    assert again.tape == [("rewind", 32), ("evaluate", 32), ("eval line", 32), "sync"]
+
+
+def test_an_evaluation_that_fails_is_left_out_with_a_line_and_training_goes_on():
+    world = World(failing=[16])
+    _, done = world.run(total_env_steps=32, eval_every=16)
+    assert done
+    assert world.steps_of("eval line") == [32]
+    assert world.notes == ["warning: the evaluation at 16 env steps is left out: broken physics"]
+
+
+def test_a_run_whose_evaluations_all_fail_is_saved_to_its_end_and_says_so():
+    world = World(failing=range(100))
+    with pytest.raises(EnvError, match=r"training is finished and saved, but no evaluation succeeded.*broken physics"):
+        world.run(total_env_steps=32, eval_every=16)
+    assert world.steps_of("save") == [16, 32]
+    assert len(world.notes) == 2
 
 
 def test_a_run_that_is_over_does_nothing_when_resumed(tmp_path):

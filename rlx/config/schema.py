@@ -88,8 +88,11 @@ class LoopConfig:
     """Env steps between evaluations, which also follow the last step; 0 never evaluates."""
     eval_episodes: int = 10
     """Episodes per evaluation; at least 1."""
+    eval_max_steps: int = 27_000
+    """Env steps after which an episode of an evaluation is cut and counted as it stands; 0 waits for its end. The default is half an hour
+    of an Atari game (Machado et al. 2018, https://arxiv.org/abs/1709.06009), and longer than episodes of the environments listed."""
     checkpoint_every: int = 50_000
-    """Env steps between checkpoints, which also follow the last step and every best evaluation; 0 writes only those."""
+    """Env steps between checkpoints, which are also taken before every evaluation and at the end; 0 takes only those."""
     keep_checkpoints: int = 2
     """Newest checkpoints to keep, beside the best; at least 1."""
 
@@ -100,6 +103,7 @@ class LoopConfig:
         require(self.log_every >= 1, "loop.log_every", "at least 1", self.log_every)
         require(self.eval_every >= 0, "loop.eval_every", "at least 0 (0 never evaluates)", self.eval_every)
         require(1 <= self.eval_episodes <= 1_000_000, "loop.eval_episodes", "within [1, 1,000,000]", self.eval_episodes)
+        require(self.eval_max_steps >= 0, "loop.eval_max_steps", "at least 0 (0 waits for the end of an episode)", self.eval_max_steps)
         require(self.checkpoint_every >= 0, "loop.checkpoint_every", "at least 0 (0 saves only at the end)", self.checkpoint_every)
         require(self.keep_checkpoints >= 1, "loop.keep_checkpoints", "at least 1", self.keep_checkpoints)
 

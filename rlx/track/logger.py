@@ -55,8 +55,13 @@ class RunLogger:
         self.mirror.write(full)
         self.watch(full)
 
-    def rewind(self, env_steps: int) -> None:
-        self.record.rewind(env_steps)
+    def rewind(self, env_steps: int, *, evaluated: bool) -> None:
+        damage = self.record.rewind(env_steps, evaluated=evaluated)
+        if damage:
+            self.console.note(f"warning: {damage}")
+
+    def note(self, text: str) -> None:
+        self.console.note(text)
 
     def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
         self.console.tick(progress, metrics, clock)

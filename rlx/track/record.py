@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from rlx.errors import NonFiniteError, StorageError
-from rlx.files import UnreadableError, open_inside, open_to_append, parse_json
+from rlx.files import UnreadableError, open_inside, open_to_append, parse_json, write_durably
 
 _LINE_LIMIT = 1 << 20
 """Bytes of a line; those that rlx writes have some hundreds."""
@@ -21,7 +24,11 @@ _SUSPECT = re.compile(rb"\d{30}|[eE]\+?\d{3}|NaN|Infinity")
 
 
 class Record:
-    """Appends lines to metrics.jsonl. Every line reaches the operating system at once, so a killed process loses none."""
+    """Appends lines to metrics.jsonl. Every line reaches the operating system at once, so a killed process loses none.
+
+    Raises:
+        StorageError: if it cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -31,30 +38,67 @@ class Record:
         """Append a line.
 
         Raises:
-            NonFiniteError: if a value is NaN or infinite, as an evaluation's may be; nothing is written then.
+            NonFiniteError: if a value is NaN or infinite; nothing is written then.
             StorageError: if the disk refuses; a torn last line is ignored by readers and removed on resume.
         """
         bad = [f"{key} is {value}" for key, value in line.items() if isinstance(value, float) and not math.isfinite(value)]
         if bad:
             raise NonFiniteError(f"{', '.join(bad)}: training stopped; look at the environment's rewards and observations")
         try:
+            self._check_there()
             self._file.write(json.dumps(line).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             raise self._refused(error) from error
 
-    def rewind(self, env_steps: int) -> None:
-        """Drop the lines after env_steps, and a torn last one."""
-        self._file.close()
-        keep = 0
-        with open_record(self.path) as file:
-            for raw in read_lines(file):
-                line = _parse(raw)
-                if line is None or line["env_steps"] > env_steps:
-                    break
-                keep += len(raw)
-        self._file = self._open()
-        self._file.truncate(keep)
+    def rewind(self, env_steps: int, *, evaluated: bool = True) -> str:
+        """Cut off what was written after env_steps; whoever goes on from there writes it again.
+
+        Only the end is cut. A damaged line between good ones stays as it is, and readers skip it. Of damage behind the last good line,
+        half a line is what a killed process leaves; the rest goes into a file beside the record.
+
+        Args:
+            env_steps: of the checkpoint that is resumed.
+            evaluated: whether evaluations at env_steps are kept.
+
+        Returns:
+            What a person should know of damage; "" if there is none.
+
+        Raises:
+            StorageError: if the record cannot be read or cut.
+        """
+        self.close()
+        size = keep = 0
+        torn = False  # what is kept ends without a newline
+        inside: list[int] = []  # numbers of damaged lines that are kept
+        behind: list[tuple[int, bytes]] = []  # and those after the last line that is kept
+        try:
+            with open_record(self.path) as file:
+                for number, raw in enumerate(read_lines(file), 1):
+                    size += len(raw)
+                    line = _parse(raw)
+                    if line is None:
+                        behind.append((number, raw))
+                    elif line["env_steps"] < env_steps or (line["env_steps"] == env_steps and (evaluated or not is_evaluation(line))):
+                        inside += [damaged for damaged, _ in behind]
+                        keep, torn, behind = size, not raw.endswith(b"\n"), []
+            if behind and not behind[-1][1].endswith(b"\n"):
+                behind.pop()
+            lost = b"".join(raw for _, raw in behind)
+            aside = self.path.with_name(f"{self.path.name}.damaged-{int(time.time())}")
+            if lost:
+                write_durably(aside, lost)
+            self._file = self._open()
+            if keep < size:
+                self._file.truncate(keep)
+            if torn:
+                self._file.write(b"\n")
+                self._file.flush()
+        except OSError as error:
+            raise self._refused(error) from error
+        said = [f"{_damaged(inside)} and stay{'s' if len(inside) == 1 else ''} so, left out by every reader"] if inside else []
+        said += [f"damage at its end was moved to {aside.name}"] if lost else []
+        return f"{self.path}: {'; '.join(said)}" if said else ""
 
     def sync(self) -> None:
         """Return when every line is on the disk.
@@ -63,6 +107,7 @@ class Record:
             StorageError: if the disk refuses.
         """
         try:
+            self._check_there()
             os.fsync(self._file.fileno())
         except OSError as error:
             raise self._refused(error) from error
@@ -77,20 +122,61 @@ class Record:
         except OSError as error:
             raise StorageError(f"{_unfit(self.path, error)}; put it aside, or free some space, and `rlx resume` the run") from error
 
+    def _check_there(self) -> None:
+        """Raise an OSError if the open file is no longer the one at the path: what is written to it would vanish."""
+        if not os.path.samestat(os.lstat(self.path), os.fstat(self._file.fileno())):
+            raise FileNotFoundError(errno.ENOENT, "another file is in its place", str(self.path))
+
     def _refused(self, error: OSError) -> StorageError:
-        return StorageError(f"{self.path} cannot be written ({error.strerror}); free some space and `rlx resume` the run")
+        if isinstance(error, StorageError):
+            return error
+        if isinstance(error, FileNotFoundError) or (isinstance(error, UnreadableError) and error.missing):
+            return StorageError(f"{self.path} is not there any more: it was moved or deleted while the run trained")
+        if isinstance(error, UnreadableError):
+            return StorageError(f"{error}; put it aside and `rlx resume` the run")
+        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "make it a file that you can write"
+        return StorageError(f"{self.path} cannot be written ({error.strerror}); {advice} and `rlx resume` the run")
+
+
+def is_evaluation(line: Mapping[str, Any]) -> bool:
+    return "eval/return_mean" in line
+
+
+@dataclass(frozen=True)
+class Lines:
+    """What a metrics.jsonl holds."""
+
+    good: list[dict[str, Any]]
+    damaged: list[int]
+    """Numbers, from 1, of the lines that cannot be read; half a line at the end, which is being written, is none."""
+
+    @property
+    def problem(self) -> str:
+        return f"{_damaged(self.damaged)} and left out" if self.damaged else ""
+
+
+def read_record(path: Path) -> Lines:
+    """The lines of a metrics.jsonl, in order. Empty if there is no file."""
+    good: list[dict[str, Any]] = []
+    damaged: list[int] = []
+    with contextlib.suppress(OSError), open_record(path) as file:
+        for number, raw in enumerate(read_lines(file), 1):
+            line = _parse(raw)
+            if line is not None:
+                good.append(line)
+            elif raw.endswith(b"\n"):
+                damaged.append(number)
+    return Lines(good, damaged)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order; stops at a torn or foreign line. Empty if there is no file."""
-    lines: list[dict[str, Any]] = []
-    with contextlib.suppress(OSError), open_record(path) as file:
-        for raw in read_lines(file):
-            line = _parse(raw)
-            if line is None:
-                break
-            lines.append(line)
-    return lines
+    """The lines of a metrics.jsonl that can be read, in order."""
+    return read_record(path).good
+
+
+def _damaged(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
+    return f"line {shown} is damaged" if len(numbers) == 1 else f"{len(numbers)} lines are damaged ({shown})"
 
 
 def open_record(path: Path) -> IO[bytes]:
@@ -109,8 +195,6 @@ def _unfit(path: Path, error: OSError) -> str:
 
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
-    if not raw.endswith(b"\n"):
-        return None
     try:
         line = parse_json(raw) if _SUSPECT.search(raw) else json.loads(raw)
     except (ValueError, RecursionError):
