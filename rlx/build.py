@@ -17,7 +17,7 @@ from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import save_config
-from rlx.config.schema import MOST_OBJECTS, EnvConfig, RunConfig
+from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.rules import rules_of
 from rlx.errors import ConfigError
@@ -28,9 +28,6 @@ from rlx.types import Algorithm, EnvSpec, VectorEnv
 
 if TYPE_CHECKING:
     from rlx.envs.solvers import Probe
-
-_WIDE = 512
-"""Hidden width from which a GPU beats a CPU; below, the transfers of every step cost more than it saves."""
 
 
 @dataclass(kw_only=True)
@@ -48,15 +45,14 @@ class Parts:
 
 
 def resolve_device(config: RunConfig) -> torch.device:
-    """The device that runtime.device means here.
+    """The device that runtime.device means on this machine.
 
     Raises:
         ConfigError: if it is not there.
     """
     wanted = config.runtime.device
     if wanted == "auto":
-        wide = config.algo.width >= _WIDE
-        return torch.device("cuda" if wide and torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if config.gains_from_gpu and torch.cuda.is_available() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         there = f"{torch.cuda.device_count()} CUDA devices" if torch.cuda.is_available() else "no CUDA device"
@@ -71,6 +67,9 @@ def setup_torch(config: RunConfig, device: torch.device) -> None:
     _keep_freed_memory()
     torch.set_num_threads(config.runtime.threads)
     torch.set_float32_matmul_precision(config.runtime.precision.value)
+    torch.backends.cudnn.allow_tf32 = config.runtime.precision is not Precision.highest  # convolutions, for which torch's default is True
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # whose generator is saved, see `rlx.rng`
     if config.runtime.deterministic and (device.type != "cpu" or config.runtime.threads > 1):
         # One CPU thread is deterministic as it is, and torch takes 0.9 s to import what this call configures.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -21,7 +21,14 @@ def seed_everything(seed: int) -> None:
 
 
 class GlobalRNG:
-    """The state of the global generators of python, numpy and torch, as something that can be checkpointed."""
+    """The state of the global generators of python, numpy and torch, as something that can be checkpointed.
+
+    Of several GPUs that of the current one counts, which is the one that a run is on, whatever its number. A run that goes on on the CPU
+    carries the GPU's state along, for when it comes back.
+    """
+
+    def __init__(self) -> None:
+        self._elsewhere: dict[str, list[torch.Tensor]] = {"cuda": [], "mps": []}
 
     def state_dict(self) -> State:
         numpy_state: Any = np.random.get_state(legacy=False)
@@ -30,8 +37,8 @@ class GlobalRNG:
             "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
             "torch": torch.get_rng_state(),
             # Asking would initialise CUDA, which a run on the CPU does not need.
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-            "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else [],
+            "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else list(self._elsewhere["cuda"]),
+            "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else list(self._elsewhere["mps"]),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -41,9 +48,9 @@ class GlobalRNG:
         key = np.array(numpy_state["state"]["key"], dtype=np.uint32)
         np.random.set_state({**numpy_state, "state": {**numpy_state["state"], "key": key}})
         torch.set_rng_state(state["torch"].cpu())
-        # A run that moves to a machine with another number of GPUs goes on with that machine's own generators.
-        if state["cuda"] and len(state["cuda"]) == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+        self._elsewhere = {name: [s.cpu() for s in state[name]] for name in ("cuda", "mps")}
+        if state["cuda"] and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(self._elsewhere["cuda"][0])
         if torch.backends.mps.is_available() and state["mps"]:
             torch.mps.set_rng_state(state["mps"][0].cpu())
 

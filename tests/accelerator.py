@@ -369,13 +369,13 @@ def _seed(seed: int) -> None:
     _generator_state = torch.Generator().manual_seed(int(seed) ^ 0x5DEECE66D).get_state()
 
 
-def _states() -> list[torch.Tensor]:
-    return [_generator_state.clone()]
+def _state() -> torch.Tensor:
+    return _generator_state.clone()
 
 
-def _set_states(states: list[torch.Tensor]) -> None:
+def _set_state(state: torch.Tensor) -> None:
     global _generator_state
-    _generator_state = states[0].clone()
+    _generator_state = state.clone()
 
 
 _apply, _tensor, _as_tensor = nn.Module._apply, torch.tensor, torch.as_tensor
@@ -429,8 +429,8 @@ def accelerator(*, own_generator: bool = True) -> Iterator[torch.device]:
         mock.patch.object(torch, "use_deterministic_algorithms", _set_deterministic),
         mock.patch.object(torch.cuda, "is_initialized", return_value=True),
         mock.patch.object(torch.cuda, "device_count", return_value=1),
-        mock.patch.object(torch.cuda, "get_rng_state_all", _states),
-        mock.patch.object(torch.cuda, "set_rng_state_all", _set_states),
+        mock.patch.object(torch.cuda, "get_rng_state", _state),
+        mock.patch.object(torch.cuda, "set_rng_state", _set_state),
         mock.patch.object(torch.cuda, "manual_seed_all", _seed),
     ]
     deterministic = torch.are_deterministic_algorithms_enabled()

@@ -138,7 +138,8 @@ def _accelerators() -> Iterator[Check]:
             properties = torch.cuda.get_device_properties(index)
             torch.ones(2, device=f"cuda:{index}").sum().item()  # a card that this build has no kernels for fails here
             memory = properties.total_memory / 2**30
-            yield Check("gpu", "ok", f"runtime.device=cuda:{index} is {properties.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}")
+            yield Check("gpu", "ok", f"runtime.device=cuda:{index} is {properties.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}; "
+                                     "auto takes it for 32 channels, or 512 units, and more")  # fmt: skip
     elif torch.backends.mps.is_available():
         yield Check("gpu", "ok", "runtime.device=mps is the GPU of this Mac")
     elif has_card:

@@ -161,7 +161,7 @@ def _work(
                     sweep.log("retry", run=run)
                 failures = {}
             try:
-                plan = make_plan(sweep, spec, prepared, failed=list(failures))
+                plan = make_plan(sweep, spec, prepared, where=where, failed=list(failures))
             except RlxError:
                 if found is None:
                     shutil.rmtree(sweep.path, ignore_errors=True)  # its study cannot be: there is nothing to go on with
@@ -188,12 +188,12 @@ def _work(
         )
 
 
-def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, failed: list[str]) -> Any:
+def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, failed: list[str]) -> Any:
     from rlx.config.compose import Composer
     from rlx.sweep.places import job_maker
     from rlx.sweep.plan import GridPlan, SearchPlan
 
-    make_job = job_maker(prepared.configs)
+    make_job = job_maker(prepared.configs, where=where)
     if spec.search is None:
         return GridPlan(sweep, spec, prepared.points, make_job=make_job, failed=failed, required=prepared.required)
     from rlx.sweep.study import Study

@@ -121,11 +121,12 @@ class LogConfig:
 @dataclass(kw_only=True)
 class RuntimeConfig:
     device: str = "auto"
-    """auto, cpu, cuda, cuda:N or mps; auto is the CPU for small networks, where it is faster, else CUDA if there is any."""
+    """auto, cpu, cuda, cuda:N or mps. auto is a CUDA GPU, if there is any, where that was measured to be faster: for convolutions of at
+    least 32 channels, and for dense layers of at least 512 units but in pets; else the CPU."""
     threads: int = 1
     """Threads of one torch operation; 1 is the fastest for small networks. Another number gives other rounding."""
     precision: Precision = Precision.highest
-    """torch.set_float32_matmul_precision: lower is faster for wide networks and less exact."""
+    """torch.set_float32_matmul_precision, and whether convolutions may use TF32 (not at highest): lower is faster and less exact."""
     deterministic: bool = True
     """Use only kernels that give the same result every time."""
 
@@ -155,6 +156,12 @@ class RunConfig:
         if hasattr(self.algo, "check_num_envs"):
             self.algo.check_num_envs(self.env.num_envs)
             self._check_kind()
+
+    @property
+    def gains_from_gpu(self) -> bool:
+        """Whether a GPU was measured to train this faster than a CPU."""
+        on_board = self.env.id in WORLDS or (self.env.is_game and self.env.id != f"{GAME_PREFIX}tic_tac_toe")
+        return bool(self.algo.gains_from_gpu(on_board=on_board))
 
     def _check_kind(self) -> None:
         """Raise a ConfigError if the algorithm plays games and the environment is none, or the other way round."""

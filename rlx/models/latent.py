@@ -44,7 +44,7 @@ class Bins:
 def scale_latent(x: Tensor) -> Tensor:
     """Scale each of x [n, *] to [0, 1] (appendix G)."""
     flat = x.flatten(1)
-    low, high = flat.aminmax(dim=1, keepdim=True)
+    low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)  # `aminmax` has no derivative in torch 2.11
     return ((flat - low) / (high - low).clamp(min=1e-5)).view_as(x)
 
 

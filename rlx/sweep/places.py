@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.config.schema import RunConfig
+from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.sweep.executor import Executor, Job
 from rlx.sweep.local import LocalExecutor
@@ -25,17 +26,30 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
     if where == "ray":
         from rlx.sweep.ray import RayExecutor
 
-        return RayExecutor(options["address"], slots=options["jobs"], cores=most, gpus=int(any(map(_wants_gpu, configs))))
+        return RayExecutor(options["address"], slots=options["jobs"], cores=most, gpus=int(any(map(asks_for_gpu, configs))))
     if where == "slurm":
         from rlx.sweep.slurm import SlurmExecutor
 
+        any(map(asks_for_gpu, configs))  # refuses what cannot be asked for
         return SlurmExecutor(folder / ".submitit", slots=options["jobs"], options=options["slurm"])
     return LocalExecutor(options["jobs"], cores=most, gpus=_gpus(configs))
 
 
+def asks_for_gpu(config: RunConfig) -> bool:
+    """Whether a run elsewhere is to be given a GPU. What auto means there is for the machine it runs on to say, so it asks for none.
+
+    Raises:
+        ConfigError: if it asks for one by number, which on another machine is another card.
+    """
+    device = config.runtime.device
+    if ":" in device:
+        raise ConfigError(f"runtime.device={device}: a job on another machine is given a GPU of its own; say runtime.device=cuda")
+    return device == "cuda"
+
+
 def _wants_gpu(config: RunConfig) -> bool:
-    """Whether a run needs a GPU of its own: it asks for one, or its networks are wide enough and there is one."""
-    if config.runtime.device in ("cpu", "mps") or (config.runtime.device == "auto" and config.algo.width < 512):
+    """Whether a run on this machine needs a GPU of its own: it asks for one, or gains from one and there is one."""
+    if config.runtime.device in ("cpu", "mps") or (config.runtime.device == "auto" and not config.gains_from_gpu):
         return False
     from rlx.build import resolve_device  # imports torch, which the others do without
 
@@ -54,12 +68,13 @@ def _gpus(configs: Sequence[RunConfig]) -> list[str]:
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def job_maker(configs: Sequence[RunConfig]) -> MakeJob:
+def job_maker(configs: Sequence[RunConfig], *, where: str = "local") -> MakeJob:
+    needs_gpu = _wants_gpu if where == "local" else asks_for_gpu
     modes = {c.log.wandb.value for c in configs}
     mirror = {mode: mirrors(mode) for mode in modes}
 
     def make(run: RunDir, config: RunConfig) -> Job:
         mirrored = mirror.get(config.log.wandb.value, True)
-        return Job(run=str(run.path.resolve()), config=run.digest(), cores=cores(config), gpus=int(_wants_gpu(config)), mirror=mirrored)
+        return Job(run=str(run.path.resolve()), config=run.digest(), cores=cores(config), gpus=int(needs_gpu(config)), mirror=mirrored)
 
     return make

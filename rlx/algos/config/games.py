@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
 
-from rlx.algos.config import AlgoConfig, require, require_range
+from rlx.algos.config import WIDE_CONVOLUTION, AlgoConfig, require, require_range
 
 
 class Search(Enum):
@@ -52,9 +52,8 @@ class TreeSearchConfig(AlgoConfig):
         simulations = self.eval_simulations
         require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
 
-    @property
-    def width(self) -> int:
-        return 8 * self.channels  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
+    def gains_from_gpu(self, *, on_board: bool) -> bool:
+        return self.channels >= WIDE_CONVOLUTION
 
 
 @dataclass(kw_only=True)

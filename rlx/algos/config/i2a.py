@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from rlx.algos.config import AlgoConfig, require, require_minibatches, require_range
+from rlx.algos.config import WIDE_CONVOLUTION, AlgoConfig, require, require_minibatches, require_range
 from rlx.errors import ConfigError
 
 READINGS = ("on", "off", "shuffled", "copy", "perfect")
@@ -119,9 +119,8 @@ class I2AConfig(AlgoConfig):
         """Whether there is anything to imagine in."""
         return self.imagination not in (Imagination.off, Imagination.wide)
 
-    @property
-    def width(self) -> int:
-        return 8 * max(self.channels, self.model_channels)  # a convolution of 64 channels keeps a GPU busier than a layer of 64 units
+    def gains_from_gpu(self, *, on_board: bool) -> bool:
+        return max(self.channels, self.model_channels) >= WIDE_CONVOLUTION
 
     def check_num_envs(self, num_envs: int) -> None:
         require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage)

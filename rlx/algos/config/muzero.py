@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
 
-from rlx.algos.config import require, require_range
+from rlx.algos.config import WIDE_CONVOLUTION, WIDE_LAYER, require, require_range
 from rlx.algos.config.games import GuidedSearchConfig
 
 
@@ -83,6 +83,10 @@ class MuZeroConfig(GuidedSearchConfig):
         require_range(self, "within [0, 1]", "priority_correction")
         plies = self.exploration_plies
         require(plies is None or plies >= 0, "algo.exploration_plies", "at least 0, or null", plies)
+
+    def gains_from_gpu(self, *, on_board: bool) -> bool:
+        convolves = self.layers is Layers.conv or (self.layers is Layers.auto and on_board)
+        return self.channels >= (WIDE_CONVOLUTION if convolves else WIDE_LAYER)
 
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()

@@ -123,10 +123,6 @@ class PETSConfig(AlgoConfig):
         require(self.replay_size >= self.initial_steps, "algo.replay_size", expected, self.replay_size)
 
     @property
-    def width(self) -> int:
-        return max(self.hidden_sizes)
-
-    @property
     def elites(self) -> int:
         """Candidates that an iteration is fitted to."""
         return max(1, round(self.elite_fraction * self.population))
