@@ -10,34 +10,35 @@ import typer
 
 from rlx import __version__
 from rlx.cli import arena, catalogue, compare, doctor, evaluate, model, play, plot, runs, sweep, sync, train, watch
+from rlx.cli.words import Verb, Verbs
 from rlx.errors import RlxError
 
 app = typer.Typer(
     name="rlx",
+    cls=Verbs,
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_WORDS = {"ignore_unknown_options": True}  # so that a misspelt option gets our message, not a guess
 
-app.command("train", context_settings=_WORDS)(train.train)
-app.command("resume", context_settings=_WORDS)(train.resume)
-app.command("sweep", context_settings=_WORDS)(sweep.sweep)
-app.command("eval")(evaluate.evaluate)
-app.command("model")(model.model)
-app.command("watch")(watch.watch)
-app.command("play")(play.play)
-app.command("arena")(arena.arena)
-app.command("config", context_settings=_WORDS)(catalogue.config)
-app.command("algos")(catalogue.algos)
-app.command("envs")(catalogue.envs)
-app.command("ls")(runs.ls)
-app.command("show")(runs.show)
-app.command("compare")(compare.compare)
-app.command("plot")(plot.plot)
-app.command("sync")(sync.sync)
-app.command("doctor")(doctor.doctor)
+app.command("train", cls=Verb)(train.train)
+app.command("resume", cls=Verb)(train.resume)
+app.command("sweep", cls=Verb)(sweep.sweep)
+app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("model", cls=Verb)(model.model)
+app.command("watch", cls=Verb)(watch.watch)
+app.command("play", cls=Verb)(play.play)
+app.command("arena", cls=Verb)(arena.arena)
+app.command("config", cls=Verb)(catalogue.config)
+app.command("algos", cls=Verb)(catalogue.algos)
+app.command("envs", cls=Verb)(catalogue.envs)
+app.command("ls", cls=Verb)(runs.ls)
+app.command("show", cls=Verb)(runs.show)
+app.command("compare", cls=Verb)(compare.compare)
+app.command("plot", cls=Verb)(plot.plot)
+app.command("sync", cls=Verb)(sync.sync)
+app.command("doctor", cls=Verb)(doctor.doctor)
 
 
 def _version(value: bool) -> None:

@@ -42,7 +42,8 @@ def _explain_setting(error: OmegaConfBaseException) -> str:
             expected = expected.replace("a whole number", not_whole(error.value))
         return f"{key} must be {expected}, got {got}"
     if hints and isinstance(error, ConfigKeyError):
-        return f"{key}: unknown key; {did_you_mean(name, list(hints), key=prefix)}"
+        settings = [f.name for f in dataclasses.fields(owner) if f"{prefix}{f.name}" not in ("algo.name", "env.id")]  # type: ignore[arg-type]
+        return f"{key}: unknown key; {did_you_mean(name, settings, key=prefix)}"
     return f"{key}: {str(error).splitlines()[0]}"
 
 

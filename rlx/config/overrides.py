@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from rlx.config.schema import RESUMABLE, RunConfig
+from rlx.config.synonyms import as_typed, key_for
 from rlx.errors import ConfigError, NoEffectError
 
 
@@ -108,9 +109,13 @@ def check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
         return
     if any(k.startswith(key + ".") for k in keys):
         raise ConfigError(f"{key}: is a group of settings; set one of {', '.join(k for k in keys if k.startswith(key + '.'))}")
-    near = difflib.get_close_matches(key, keys, n=1, cutoff=0.6)
-    if not near:
-        near = [k for k in keys if k.rpartition(".")[2] == key.rpartition(".")[2]][:1]
+    meant = key_for(key, keys)
+    if meant is not None and not key.startswith("env.kwargs"):
+        value = str(override.input_line).partition("=")[2]
+        raise ConfigError(
+            f"{key}: unknown key{f' for algo={algo}' if key.startswith('algo.') else ''}; write {as_typed(key, value, meant)}"
+        )
+    near = difflib.get_close_matches(key, [k for k in keys if not k.startswith(("algo.name", "env.id"))], n=1, cutoff=0.6)
     where = f" for algo={algo}" if key.startswith("algo.") else ""
     advice = f"did you mean {near[0]}?" if near else "`rlx config` lists every key"
     raise ConfigError(f"{key}: unknown key{where}; {advice}")
@@ -156,5 +161,5 @@ def check_resumable(arguments: list[str], path: str) -> None:
 
 def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:
     """Advice: the nearest option, or all of them."""
-    near = difflib.get_close_matches(word, options, n=1)
+    near = difflib.get_close_matches(word, options, n=1, cutoff=0.65)
     return f"did you mean {key}{near[0]}?" if near else f"expected one of {', '.join(options)}"
