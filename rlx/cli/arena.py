@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
-from rlx.cli.options import Trust
+from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
     from rlx.match import Player
@@ -71,7 +71,7 @@ def arena(
                      "elo_high": round(float(ratings.high[i]), 1), "games": games, "wins": wins, "draws": draws, "losses": losses,
                      "score": (wins + draws / 2) / games})  # fmt: skip
     if as_json:
-        typer.echo(
+        echo(
             json.dumps(
                 {"game": str(game), "opening_plies": plies, "anchor": names[anchor] if anchor is not None else None, "players": rows}
             )

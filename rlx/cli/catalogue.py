@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_envs, complete_overrides
+from rlx.cli.options import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +49,7 @@ def config(
     values, unused = leaf_keys(composed.config), {f"algo.{k}": setting for k, setting in composed.config.algo.unused_keys().items()}
     docs = key_docs(composed.config.algo.name)
     if as_json:
-        typer.echo(json.dumps({
+        echo(json.dumps({
             "choices": composed.choices,
             "values": {k: {"value": v, "source": composed.sources.get(k, "default"), "unused_unless": unused.get(k), "doc": docs.get(k)}
                        for k, v in values.items()},
@@ -256,7 +257,7 @@ def as_typed(value: Any) -> str:
 
 def print_json(rows: Iterable[dict[str, Any]]) -> None:
     for row in rows:
-        typer.echo(json.dumps(row))
+        echo(json.dumps(row))
 
 
 def terminal() -> Console:
@@ -264,7 +265,34 @@ def terminal() -> Console:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=1000)
+    return guarded(console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=1000))
+
+
+def guarded(console: Console) -> Console:
+    """The console, which from now on shows control characters of what it prints instead of obeying them."""
+    from rich.console import ConsoleOptions, RenderableType, RenderHook, RenderResult
+    from rich.measure import Measurement
+    from rich.segment import Segment
+
+    from rlx.text import printable
+
+    class Guarded:
+        def __init__(self, shown: RenderableType) -> None:
+            self._shown = shown
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for text, style, control in console.render(self._shown, options):
+                yield Segment(text if control else printable(text, keep="\n\t"), style, control)
+
+        def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+            return Measurement.get(console, options, self._shown)
+
+    class Hook(RenderHook):
+        def process_renderables(self, renderables: list[Any]) -> list[Any]:
+            return [Guarded(r) for r in renderables]
+
+    console.push_render_hook(Hook())
+    return console
 
 
 def make_table(*headers: str) -> Table:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs_and_sweeps
+from rlx.cli.options import echo
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +67,7 @@ def compare(
                             minimize=minimize or own == (metric or own[0], True), confidence=confidence, all_pairs=all_pairs)  # fmt: skip
     result.notes += unreadable
     if as_json:
-        typer.echo(json.dumps(_finite(asdict(result))))
+        echo(json.dumps(_finite(asdict(result))))
     elif as_csv:
         _print_csv(result)
     elif as_latex:

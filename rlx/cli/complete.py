@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 import textwrap
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from rlx.files import is_file
+from rlx.text import printable
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composer
@@ -58,7 +62,7 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     from rlx.config.compose import runs_directory
     from rlx.rundir import list_runs
 
-    runs = sorted(list_runs(runs_directory()), key=lambda run: run.last_started, reverse=True)
+    runs = sorted((r for r in list_runs(runs_directory()) if _is_name(r.name)), key=lambda run: run.last_started, reverse=True)
     candidates = [("latest", runs[0].name)] if runs else []
     for run in runs:
         meta = run.meta()
@@ -71,8 +75,8 @@ def complete_sweeps(incomplete: str) -> list[Candidate]:
     """Complete the name of a sweep, newest first."""
     from rlx.config.compose import runs_directory
 
-    paths = [p for p in runs_directory().glob("*") if (p / "sweep.json").is_file()]
-    newest = sorted(paths, key=lambda p: p.stat().st_mtime, reverse=True)
+    paths = [p for p in runs_directory().glob("*") if _is_name(p.name) and is_file(p / "sweep.json")]
+    newest = sorted(paths, key=lambda p: p.lstat().st_mtime, reverse=True)
     return [c for c in [("latest", "the newest"), *[(p.name, "") for p in newest]] if c[0].startswith(incomplete)]
 
 
@@ -96,7 +100,12 @@ def _in_place(incomplete: str, candidates_for: Callable[[str], list[Candidate]])
 
 def _short(doc: str) -> str:
     """A meaning that stays on one line: Typer would wrap it at 80 columns, and fish take the rest for another candidate."""
-    return textwrap.shorten(doc, 72, placeholder=" …")
+    return printable(textwrap.shorten(doc, 72, placeholder=" …"))
+
+
+def _is_name(name: str) -> bool:
+    """Whether a directory's name is one that rlx gives; what the shell is told lands on its command line."""
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name) is not None
 
 
 def _bash_word() -> tuple[str, int] | None:

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 
 from rlx.cli.catalogue import EXTRA_MODULES, missing, terminal
+from rlx.cli.options import echo
 
 _PACKAGES = ("rlx", "torch", "numpy", "gymnasium", "hydra-core", "omegaconf", "typer", "rich", "wandb")
 _SLOW_SYNC_S = 0.05
@@ -50,7 +51,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
                 _print(check)
     counts = {status: sum(c.status == status for c in checks) for status in _STYLE}
     if as_json:
-        typer.echo(json.dumps({**counts, "checks": [asdict(c) for c in checks]}))
+        echo(json.dumps({**counts, "checks": [asdict(c) for c in checks]}))
     else:
         warnings = f"{counts['warning']} warning{'s' * (counts['warning'] != 1)}"
         verdict = f"{counts['broken']} broken" if counts["broken"] else "ready to train"

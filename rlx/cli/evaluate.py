@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
-from rlx.cli.options import Trust
+from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
     from rlx.checkpoint import Checkpoint
@@ -101,13 +101,13 @@ def evaluate(
                           imagination=imagination, decide=decide, seed=seed)  # fmt: skip
         results.append(result)
         if as_json:
-            typer.echo(json.dumps(result))
+            echo(json.dumps(result))
     if not as_json:
         reading = f", decided by {decide}" if decide is not None else ""
         reading += f", imagination {imagination}" if imagination is not None else ""
         reading += f" with {', '.join(under[0])}" if len(under) == 1 and under[0] else ""
         mode = results[0]["mode"]
-        typer.echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {mode} episodes of {config.env.id}{reading}:")
+        echo(f"{opened.name} at {chosen.env_steps:,} env steps, {episodes} {mode} episodes of {config.env.id}{reading}:")
         if len(results) == 1:
             _say(results[0])
         else:
@@ -184,23 +184,23 @@ def _measure(
 def _say(result: dict[str, Any]) -> None:
     """Print what was measured."""
     low, high = result["return_ci"]
-    typer.echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
+    echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
                f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
     if "score" in result:
-        typer.echo(f"  score {result['score']:.3f} against {result['opponent']}: "
+        echo(f"  score {result['score']:.3f} against {result['opponent']}: "
                    f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
     if "optimal_moves" in result:
-        typer.echo(f"  optimal moves {100 * result['optimal_moves']:.1f} % of the positions that are known")
+        echo(f"  optimal moves {100 * result['optimal_moves']:.1f} % of the positions that are known")
     if "solve_rate" in result:
         solved_low, solved_high = result["solve_rate_ci"]
-        typer.echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
-    typer.echo(f"  length {result['length_mean']:.1f} steps")
+        echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
+    echo(f"  length {result['length_mean']:.1f} steps")
     if "model_calls_mean" in result:
         each = result.get("model_calls_per_solved")
         per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
-        typer.echo(f"  model calls {result['model_calls_mean']:,.0f} an episode{per_solved}")
+        echo(f"  model calls {result['model_calls_mean']:,.0f} an episode{per_solved}")
     for path in result.get("videos", []):
-        typer.echo(f"  video {path}")
+        echo(f"  video {path}")
 
 
 def _tabulate(results: list[dict[str, Any]]) -> None:
@@ -338,7 +338,7 @@ def choose_checkpoint(run: RunDir, which: str) -> Checkpoint:
                 candidate.verify()
                 return candidate
             except CheckpointError as error:
-                typer.echo(f"warning: {error}; falling back to the checkpoint before it", err=True)
+                echo(f"warning: {error}; falling back to the checkpoint before it", err=True)
         raise CheckpointError(f"every checkpoint in {run.checkpoints} is damaged")
     if which == "best":
         best = best_checkpoint(found)

@@ -10,8 +10,10 @@ import typer
 
 from rlx import __version__
 from rlx.cli import arena, catalogue, compare, doctor, evaluate, model, play, plot, runs, sweep, sync, train, watch
+from rlx.cli.options import echo
 from rlx.cli.words import Verb, Verbs
 from rlx.errors import RlxError
+from rlx.text import printable
 
 app = typer.Typer(
     name="rlx",
@@ -43,7 +45,7 @@ app.command("doctor", cls=Verb)(doctor.doctor)
 
 def _version(value: bool) -> None:
     if value:
-        typer.echo(f"rlx {__version__}")
+        echo(f"rlx {__version__}")
         raise typer.Exit
 
 
@@ -68,7 +70,7 @@ def main() -> None:
         raise
     except RlxError as error:
         _flush()
-        sys.stderr.write(f"rlx: {error}\n")
+        sys.stderr.write(f"rlx: {printable(str(error))}\n")
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write("rlx: interrupted\n")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
-from rlx.cli.options import Trust
+from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,7 +92,7 @@ def model(
     if as_json:
         about = {"run": opened.name, "env_steps": chosen.env_steps, "policy": policy, "episodes": episodes,
                  "eval_env_steps": sum(len(action) for _, action in played), "horizon": steps}  # fmt: skip
-        typer.echo(json.dumps(about | _as_json(judged) | {"figure": str(path)}))
+        echo(json.dumps(about | _as_json(judged) | {"figure": str(path)}))
         return
     _print(judged, f"{title}, {_episodes(episodes)} of {config.env.id}, acting: {policy}", path)
 

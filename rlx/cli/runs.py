@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,6 +17,9 @@ import typer
 from rlx.cli.braille import number, plot
 from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
 from rlx.cli.complete import complete_runs, complete_sweeps
+from rlx.cli.options import echo
+from rlx.files import UnreadableError, is_directory, is_temporary, parse_json, read_file
+from rlx.text import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,10 +27,11 @@ if TYPE_CHECKING:
     from rlx.rundir import RunDir
 
 _STATUS_STYLE = {"running": "green", "stopped": "yellow", "killed": "red", "failed": "red"}
-_TOTAL = re.compile(r"^loop:(?:\n[ #].*)*?\n +total_env_steps: *(\d+)", re.MULTILINE)
-_NUMBER = rb"(-?\d[\d.]*(?:[eE][-+]?\d+)?)"
+_TOTAL = re.compile(r"^loop:(?:\n[ #].*)*?\n +total_env_steps: *(\d{1,18})\b", re.MULTILINE)
+_NUMBER = rb"(-?\d{1,25}(?:\.\d{1,25})?(?:[eE][-+]?\d{1,2})?)(?=[,}\s])"
 _RETURN = re.compile(rb'"episode/return_mean_100": *' + _NUMBER)
 _EVALUATION = re.compile(rb'"eval/return_mean": *' + _NUMBER)
+_CONFIG_BYTES, _RECORD_BYTES = 1 << 17, 1 << 29
 _VERIFY_BYTES = 200_000_000  # larger checkpoints are not read only to be shown
 
 
@@ -70,7 +76,7 @@ def ls(
 
         list_sweep(root, sweep, as_json=as_json)
         return
-    rows = [read_row(run) for run in _newest_first(root)]
+    rows = [_read_row(run) for run in _newest_first(root)]
     if as_json:
         print_json(asdict(row) for row in rows)
         return
@@ -92,11 +98,13 @@ def ls(
     for row in rows:
         status = Text(row.status, style=_STATUS_STYLE.get(row.status, ""))
         values = (row.return_mean_100, row.last_eval, row.best_eval)
-        table.add_row(row.run, status, _done(row, narrow=narrow), *("–" if v is None else number(v) for v in values), _age(row.age_s))
+        table.add_row(
+            printable(row.run), status, _done(row, narrow=narrow), *("–" if v is None else number(v) for v in values), _age(row.age_s)
+        )
     console.print(table)
     for row in rows:
         if row.problem:
-            console.print(Text(f"{row.run}: {row.problem}", style="red"), soft_wrap=True)
+            console.print(Text(printable(f"{row.run}: {row.problem}"), style="red"), soft_wrap=True)
     print_sweeps(console, root)
     if console.is_terminal:
         console.print("\nreturn: mean of the last 100 training episodes   More: rlx show RUN", style="dim")
@@ -104,12 +112,21 @@ def ls(
 
 def _newest_first(root: Path) -> list[RunDir]:
     """Every directory that is, or was, a run."""
-    from rlx.rundir import RunDir
+    from rlx.rundir import RunDir, is_run
 
     if not root.is_dir():
         return []
-    runs = [RunDir(p) for p in root.iterdir() if p.is_dir() and any((p / n).exists() for n in ("meta.json", "config.yaml", "checkpoints"))]
+    found = [p for p in root.iterdir() if not p.name.startswith(".") and (is_run(p) or os.path.lexists(p / "checkpoints"))]
+    runs = [RunDir(p) for p in found]
     return sorted(runs, key=lambda run: (run.last_started, run.name), reverse=True)
+
+
+def _read_row(run: RunDir) -> Row:
+    """`read_row`, or a row that says why there is none: one bad directory is nothing to the others."""
+    try:
+        return read_row(run)
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+        return Row(run=run.name, status="?", problem=f"unreadable: {type(error).__name__}: {error}")
 
 
 def read_row(run: RunDir) -> Row:
@@ -122,9 +139,11 @@ def read_row(run: RunDir) -> Row:
         problems.append("config.yaml is damaged" if (run.path / "config.yaml").is_file() else "config.yaml is missing")
     row = Row(run=run.name, status=run.status if run.meta() else "?", total_env_steps=total, age_s=_age_s(run))
     try:
-        data = run.metrics_path.read_bytes()
-    except OSError:
+        data = read_file(run.metrics_path, limit=_RECORD_BYTES)
+    except UnreadableError as error:
         data = b""
+        if not error.missing:
+            problems.append(f"metrics.jsonl {error.reason}")
     data = data[: data.rfind(b"\n") + 1]  # a process that was killed may leave half a line
     evaluations = [float(v) for v in _EVALUATION.findall(data)]
     if evaluations:
@@ -133,8 +152,11 @@ def read_row(run: RunDir) -> Row:
     row.return_mean_100 = float(returns[1]) if returns else None
     if data:
         try:
-            row.env_steps = int(json.loads(data[data.rfind(b"\n", 0, -1) + 1 :])["env_steps"])
-        except (ValueError, KeyError, TypeError):
+            last = parse_json(data[data.rfind(b"\n", 0, -1) + 1 :])
+            if type(last.get("env_steps")) is not int or last["env_steps"] < 0:
+                raise ValueError("env_steps")
+            row.env_steps = last["env_steps"]
+        except ValueError:
             problems.append("metrics.jsonl is damaged")
             row.env_steps = next((line["env_steps"] for line in reversed(run.metrics())), None)
     row.problem = "; ".join(problems) + f": see rlx show {run.name}" if problems else None
@@ -144,8 +166,8 @@ def read_row(run: RunDir) -> Row:
 def total_env_steps(directory: Path) -> int | None:
     """The budget in a run's config.yaml, found without reading it as a configuration; None if it is missing or damaged."""
     try:
-        total = _TOTAL.search((directory / "config.yaml").read_text())
-    except (OSError, UnicodeDecodeError):
+        total = _TOTAL.search(read_file(directory / "config.yaml", limit=_CONFIG_BYTES).decode())
+    except (UnreadableError, UnicodeDecodeError):
         return None
     return int(total[1]) if total else None
 
@@ -189,7 +211,7 @@ def show(
         "metrics": _last_values(lines),
     }
     if as_json:
-        typer.echo(json.dumps(facts))
+        echo(json.dumps(facts))
         return
     console = terminal()
     _print_head(console, facts, problems)
@@ -284,8 +306,9 @@ def read_checkpoints(directory: Path) -> list[dict[str, Any]]:
     from rlx.errors import CheckpointError
 
     rows, whole = [], []
-    for path in sorted((p for p in directory.glob("*") if p.is_dir() and ".tmp-" not in p.name), reverse=True):
-        row: dict[str, Any] = {"name": path.name, "bytes": sum(p.stat().st_size for p in path.iterdir() if p.is_file())}
+    there = directory.iterdir() if is_directory(directory) else ()
+    for path in sorted((p for p in there if is_directory(p) and not is_temporary(p.name)), reverse=True):
+        row: dict[str, Any] = {"name": path.name, "bytes": sum(p.lstat().st_size for p in path.iterdir())}
         row |= dict.fromkeys(("env_steps", "score", "exact", "why_not_exact", "damage"))
         rows.append(row)
         if not path.name.isdigit():
@@ -348,7 +371,7 @@ def _print_next(console: Console, run: RunDir, facts: dict[str, Any]) -> None:
 
     _title(console, "Files")
     for name in ("config.yaml", "meta.json", "metrics.jsonl", "checkpoints", "videos", "plots", "wandb"):
-        if (run.path / name).exists():
+        if os.path.lexists(run.path / name):
             console.print(f"  {run.path / name}", soft_wrap=True)
     reference = run.reference
     usable = [c for c in facts["checkpoints"] if not c["damage"]]
@@ -390,15 +413,17 @@ def _time(value: Any) -> datetime | None:
         at = datetime.fromisoformat(value)
     except (TypeError, ValueError):
         return None
-    return at if at.tzinfo else at.replace(tzinfo=UTC)
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return at if 1 < at.year < 9999 else None  # beyond, other time zones have no time for it
 
 
 def _age_s(run: RunDir) -> float | None:
     """Seconds since a run ended or, if that is not known, last wrote a metric or started."""
     segments = run.segments
     at = _time(segments[-1].get("ended")) if segments else None
-    if at is None and run.metrics_path.exists():
-        at = datetime.fromtimestamp(run.metrics_path.stat().st_mtime, UTC)
+    if at is None:
+        with contextlib.suppress(OSError, ValueError, OverflowError):  # no file, or of a year that no calendar has
+            at = datetime.fromtimestamp(run.metrics_path.lstat().st_mtime, UTC)
     at = at or _time(run.last_started)
     return max(0.0, (datetime.now(UTC) - at).total_seconds()) if at else None
 

@@ -66,16 +66,18 @@ def overview(sweep: SweepDir) -> Overview:
 
 
 def _row(sweep: SweepDir, spec: Spec, history: History, key: str, seed: int) -> RunRow:
+    from rlx.files import is_directory
+    from rlx.rundir import is_run
     from rlx.track.beacon import read_beacon
 
     run = sweep.run(key, seed)
     row = RunRow(run=run.name, values=history.points[key].values, status="pending")
-    if (run.path / "meta.json").is_file():
+    if is_directory(run.path) and is_run(run.path):
         row.status = run.status if run.segments or run.is_locked() else "pending"
         lines = run.metrics()
         values = [line[spec.objective] for line in lines if isinstance(line.get(spec.objective), int | float)]
         row.objective = float(values[-1]) if values else None
-        times = [line["time/elapsed_s"] for line in lines if "time/elapsed_s" in line]
+        times = [line["time/elapsed_s"] for line in lines if isinstance(line.get("time/elapsed_s"), int | float)]
         row.elapsed_s = times[-1] if times else None
         seen = read_beacon(run.path) if row.status == "running" else {}
         row.env_steps = seen.get("env_steps") or (lines[-1]["env_steps"] if lines else None)
@@ -118,7 +120,10 @@ def _left_s(sweep: SweepDir, rows: list[RunRow], total: int) -> float | None:
     drives = [e["at"] for e in sweep.events() if e["event"] == "drive"]
     if not sweep.is_locked() or not drives:
         return None
-    began = datetime.fromisoformat(drives[-1])
+    try:
+        began = datetime.fromisoformat(drives[-1])
+    except ValueError:
+        return None
     ended = {e.get("run") for e in sweep.events() if e["event"] == "end" and e.get("status") == "finished" and e["at"] >= drives[-1]}
     running = sum(row.fraction for row in rows if row.status == "running")
     done_now, done = len(ended) + running, sum(row.status in ("finished", "pruned") for row in rows) + running
@@ -182,6 +187,7 @@ def print_sweeps(console: Console, root: Path) -> bool:
     from rlx.errors import ConfigError
     from rlx.sweep.ledger import list_sweeps
     from rlx.sweep.plan import describe
+    from rlx.text import printable
 
     sweeps = list_sweeps(root)
     if not sweeps:
@@ -190,12 +196,12 @@ def print_sweeps(console: Console, root: Path) -> bool:
     for sweep in reversed(sweeps):
         try:
             seen = overview(sweep)
-        except ConfigError as error:
-            table.add_row(sweep.name, "?", "", str(error))
+        except (ConfigError, OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
+            table.add_row(printable(sweep.name), "?", "", f"unreadable: {printable(str(error))}")
             continue
         state = "working" if seen.working else f"{seen.counts['failed']} failed" if seen.counts.get("failed") else ""
         best = f"{number(seen.best['value'])}  {describe(seen.best['values'])}" if seen.best else "–"
-        table.add_row(sweep.name, f"{seen.done} of {seen.total_runs}", state, best)
+        table.add_row(printable(sweep.name), f"{seen.done} of {seen.total_runs}", state, best)
     console.print()
     console.print(table)
     return True

@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from rlx.cli.catalogue import guarded
 from rlx.track.console import duration, is_live_terminal, say
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ class LiveView:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._console = RichConsole()
+        self._console = guarded(RichConsole(markup=False, emoji=False))
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._drawn = 0.0
 

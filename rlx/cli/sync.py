@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli.complete import complete_runs_and_sweeps
+from rlx.cli.options import echo
 
 if TYPE_CHECKING:
     from rlx.rundir import RunDir
@@ -74,4 +75,4 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
         offline=offline,
     )
     head = f"{sweep}/{run.name}: {len(lines)} lines" if sweep else f"{len(lines)} lines"
-    typer.echo(f"{head}: `wandb sync {where}` uploads them" if offline else f"{head}: {where}")
+    echo(f"{head}: `wandb sync {where}` uploads them" if offline else f"{head}: {where}")

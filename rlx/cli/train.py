@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli.complete import complete_overrides, complete_runs
-from rlx.cli.options import Trust
+from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
@@ -67,7 +67,7 @@ def train(
 
     run = RunDir.create(root, run_name, composed.config, new_meta(composed))
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
-    typer.echo(f"{run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
+    echo(f"{run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
     _train(run, composed.config, overrides=[], inexact=False)
 
 
@@ -101,10 +101,10 @@ def resume(
     config = apply_overrides(opened.config(trust=trust), arguments)
     if not arguments and opened.status == "finished":
         reached = " loop.target_return=null" if config.loop.target_return is not None else ""
-        typer.echo(f"{opened.path} is finished; train on with a larger budget: "
+        echo(f"{opened.path} is finished; train on with a larger budget: "
                    f"`rlx resume {opened.reference} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
-    typer.echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
+    echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
 
 
@@ -129,9 +129,9 @@ def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> N
         differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
     if not changed and run.status == "finished":
-        typer.echo(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
+        echo(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
         return
-    typer.echo(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
+    echo(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
     _train(run, composed.config, overrides=[f"{k}={wanted.get(k)}" for k in changed], inexact=False)
 
 
@@ -170,5 +170,5 @@ def _check_parts(config: RunConfig) -> None:
 def _print_plan(composed: Composed) -> None:
     from rlx.config.compose import save_config
 
-    typer.echo(f"# recipe: {composed.choices['recipe'] or 'none'}; nothing was trained")
-    typer.echo(save_config(composed.config).rstrip())
+    echo(f"# recipe: {composed.choices['recipe'] or 'none'}; nothing was trained")
+    echo(save_config(composed.config).rstrip())

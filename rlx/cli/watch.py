@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rlx.cli.complete import complete_runs
-from rlx.cli.options import Trust
+from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,7 +169,7 @@ def _save_picture(path: Path, moments: Iterable[Moment], grid: Grid, title: str,
         decisions += moment.action is not None
         if decisions == number:
             save(paint(_scene(moment, grid, title, depth)), path)
-            typer.echo(str(path))
+            echo(str(path))
             return
     raise ConfigError(f"--steps {number}: the episodes end after {decisions} decisions; choose one of 1 to {decisions}, or more --episodes")
 
@@ -191,7 +191,7 @@ def _save_film(path: Path, moments: Iterable[Moment], grid: Grid, title: str, de
         imageio.imwrite(path, np.stack(frames), duration=1000.0 / fps, loop=0)
     except OSError as error:
         raise StorageError(f"--gif {path} cannot be written ({error.strerror or error}); choose another place") from error
-    typer.echo(str(path))
+    echo(str(path))
 
 
 def _scene(moment: Moment, grid: Grid, title: str, depth: int) -> Scene:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from rlx.config.compose import leaf_keys, load_config
 from rlx.config.overrides import did_you_mean
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir, list_runs
+from rlx.files import UnreadableError, read_json
+from rlx.rundir import RunDir, is_run, list_runs
+from rlx.rundir import members as run_directories
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -53,7 +56,7 @@ class RunData:
 
     @property
     def elapsed_s(self) -> float | None:
-        return next((float(line["time/elapsed_s"]) for line in reversed(self.lines) if "time/elapsed_s" in line), None)
+        return next((float(line["time/elapsed_s"]) for line in reversed(self.lines) if _is_number(line.get("time/elapsed_s"))), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +86,13 @@ def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
     for reference in references:
         for path in _find(root, reference):
             if _is_sweep(path):
-                for run in sorted(p for p in path.iterdir() if (p / "meta.json").is_file()):
+                for run in run_directories(path):
                     paths.setdefault(run.resolve(), (run, f"{path.name}/{run.name}"))
                     members.add(run.resolve())
             else:
                 inside = _is_sweep(path.parent)
+                if any(c in reference for c in "*?["):
+                    members.add(path.resolve())
                 paths.setdefault(path.resolve(), (path, f"{path.parent.name}/{path.name}" if inside else path.name))
     found, unreadable = [], []
     for resolved, (path, name) in paths.items():
@@ -103,16 +108,15 @@ def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
 
 
 def _is_sweep(path: Path) -> bool:
-    return (path / "sweep.json").is_file()
+    return not path.name.startswith(".") and os.path.lexists(path / "sweep.json")
 
 
 def sweep_content(path: Path) -> dict[str, Any]:
     """sweep.json of a sweep, or {} where there is none to read."""
     try:
-        content = json.loads((path / "sweep.json").read_text())
-    except (OSError, ValueError):
+        return read_json(path / "sweep.json")
+    except UnreadableError:
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _find(root: Path, reference: str) -> list[Path]:
@@ -120,13 +124,13 @@ def _find(root: Path, reference: str) -> list[Path]:
         return [RunDir.open(root, "latest").path]
     if any(c in reference for c in "*?["):
         base, _, pattern = reference.rpartition("/")
-        there = [p for p in (root / base).glob("*") if (p / "meta.json").is_file() or _is_sweep(p)]
+        there = [p for p in (root / base).glob("*") if is_run(p) or _is_sweep(p)]
         found = sorted(p for p in there if fnmatch.fnmatch(p.name, pattern))
         if not found:
             raise ConfigError(f"{reference}: no run or sweep in {root / base} matches; `rlx ls` lists them")
         return found
     for path in (root / reference, Path(reference)):
-        if _is_sweep(path) or (path / "meta.json").is_file() or (path / "config.yaml").is_file():
+        if _is_sweep(path) or is_run(path):
             return [path]
     names = [run.name for run in list_runs(root)] + ([p.name for p in root.iterdir() if _is_sweep(p)] if root.is_dir() else [])
     near = difflib.get_close_matches(reference, names, n=1)
@@ -141,7 +145,7 @@ def _read(path: Path, name: str) -> RunData:
     swept = sweep_content(path.parent).get("swept")
     return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
                    sweep=path.parent.name if _is_sweep(path.parent) else None,
-                   swept=tuple(swept) if isinstance(swept, list) else ())  # fmt: skip
+                   swept=tuple(swept) if isinstance(swept, list) and all(isinstance(key, str) for key in swept) else ())  # fmt: skip
 
 
 def of_one_seed(runs: Sequence[RunData]) -> list[list[int]]:

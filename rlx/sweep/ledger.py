@@ -41,6 +41,7 @@ from rlx.trust import is_signed, origins, sign, why_unsigned
 SPEC = "sweep.json"
 LEDGER = "ledger.jsonl"
 FORMAT = 1
+_AT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[.\d]*\+00:00", re.ASCII)
 _LEDGER_LIMIT = 256 << 20
 POINT = re.compile(r"\d{3,9}", re.ASCII)
 """Names of points; with a seed they name the directories of runs."""
@@ -314,7 +315,7 @@ class SweepDir:
         for line in lines:
             with contextlib.suppress(ValueError):
                 event = parse_json(line)
-                if isinstance(event.get("event"), str):
+                if isinstance(event.get("event"), str) and _AT.fullmatch(str(event.get("at"))):
                     events.append(event)
         return events
 

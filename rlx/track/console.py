@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rlx.clock import PHASES, Clock
+from rlx.text import printable
 
 if TYPE_CHECKING:
     from rlx.metrics import MetricBuffer
@@ -53,7 +54,7 @@ def duration(seconds: float) -> str:
 def say(text: str) -> None:
     """Print a line and go on if nobody reads any more: in `rlx train | tee log`, Ctrl-C ends tee first."""
     try:
-        sys.stdout.write(f"{text}\n")
+        sys.stdout.write(f"{printable(text)}\n")
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
