@@ -13,7 +13,7 @@ from rlx import loop
 from rlx.build import Parts, build, resolve_device
 from rlx.config.schema import RunConfig
 from rlx.errors import RlxError
-from rlx.rundir import RunDir, wandb_tags
+from rlx.rundir import RunDir, wandb_group, wandb_tags
 from rlx.signals import SignalHandler
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
@@ -97,7 +97,7 @@ def _train(
             project=config.log.wandb_project,
             config=dataclasses.asdict(config),
             tags=wandb_tags(config, meta),
-            group=sweep,
+            group=wandb_group(config, meta, run.name),
             segment=segment,
             note=console.note,
         )

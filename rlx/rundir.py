@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import hashlib
 import json
@@ -356,6 +357,19 @@ def new_meta(composed: Composed) -> dict[str, Any]:
 def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:
     """What a run's copies in W&B are found by."""
     return [config.algo.name, config.env.id, *([f"sweep:{meta['sweep']}"] if meta.get("sweep") else [])]
+
+
+def wandb_group(config: RunConfig, meta: dict[str, Any], name: str) -> str:
+    """What W&B shows the seeds of one setting together under: SWEEP/000, or the run's name without its seed."""
+    if meta.get("sweep"):
+        return f"{meta['sweep']}/{meta.get('point') or name.rpartition('-s')[0]}"
+    named = re.sub(rf"-s{config.seed}$", "", name)
+    if named != name:
+        return named
+    setting = dataclasses.asdict(config)
+    del setting["seed"], setting["log"], setting["runtime"]
+    digest = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{config.algo.name}-{re.sub(r'[^A-Za-z0-9._+-]', '-', str(meta.get('env') or config.env.id))}-{digest}"
 
 
 def list_runs(root: Path) -> list[RunDir]:

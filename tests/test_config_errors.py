@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlx.config.compose import Composer
+from rlx.config.compose import Composer, runs_directory
 from rlx.rundir import RunDir
 
 TINY = "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 log.wandb=disabled log.console=quiet"
@@ -370,6 +370,26 @@ def test_file_that_is_not_utf8_is_named(file: str, rlx: Rlx, here: Path) -> None
     write(here, {f"conf/{file}": ""})
     (here / "conf" / file).write_bytes(b"seed: 1  # \xff\n")
     assert_refused(rlx("train --config-dir conf env=cartpole"), f"conf/{file} is not readable YAML: 'utf-8'")
+
+
+def test_broken_file_that_is_not_used_blocks_nothing_and_is_not_blamed(rlx: Rlx, here: Path) -> None:
+    broken = {f"conf/{group}/a.yaml": "id: [1\n" for group in ("algo", "env", "recipe", "experiment")}
+    write(here, {**broken, "conf/env/mine.yaml": "id: [2\n", "conf/algo/deep.yaml": PPO})
+    assert rlx("train --dry-run --config-dir conf algo=deep env=cartpole")[0] == 0
+    assert_refused(rlx("train --config-dir conf env=mine"), "conf/env/mine.yaml is not readable YAML")
+
+
+def test_login_that_is_not_there_is_asked_for_before_anything_is_made(rlx: Rlx, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlx.track.wandb._why_no_login", lambda: "no login")
+    says = "log.wandb=online: W&B has no login; run `wandb login` or set WANDB_API_KEY, or use log.wandb=auto or offline"
+    assert_refused(rlx("train log.wandb=online"), says)
+    assert list(here.iterdir()) == []
+
+
+def test_runs_directory_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RLX_RUNS_DIR", "~/x")
+    assert runs_directory() == tmp_path / "x"
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from rlx.algos import ALGORITHMS
+from rlx.config.compose import Composer
 from rlx.config.schema import EnvConfig, RunConfig
 from rlx.errors import ConfigError, RlxError, SyncError
-from rlx.rundir import RunDir
+from rlx.rundir import RunDir, wandb_group
 from rlx.track import wandb as mirror_module
 from rlx.track.logger import Mirror, NullMirror
 from rlx.track.record import Record
@@ -225,6 +226,28 @@ def test_without_login_every_line_is_in_an_offline_run(tmp_path: Path, mode: str
     assert notes == ["W&B: offline (no login); `wandb login` and then `rlx sync pole` uploads it"]
     assert capfd.readouterr() == ("", "")
     assert not [t for t in threading.enumerate() if "wandb" in t.name]
+
+
+@pytest.mark.parametrize(("project", "expected"), [(None, "mine"), ("said", "said")])
+def test_what_the_environment_says_beats_defaults_and_not_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str | None, expected: str
+) -> None:
+    for name, value in {"PROJECT": "mine", "ENTITY": "me", "TAGS": "a, b", "NOTES": "why", "RUN_GROUP": "g"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    it = mirror_module.make_mirror("offline", run_dir=tmp_path, run_id="abcd1234", name="pole", project=project, config={}, tags=["ppo"],
+                                   segment=0, note=print, group="ours")  # fmt: skip
+    write(it)
+    it.close(exit_code=0)
+    run = read_offline(offline_directory(tmp_path))[1]
+    assert (run.project, run.entity, list(run.tags), run.notes, run.run_group) == (expected, "me", ["ppo", "a", "b"], "why", "g")
+
+
+def test_seeds_of_one_setting_share_a_group_and_settings_do_not() -> None:
+    config = Composer().compose(["seed=3"]).config
+    other, wider = (Composer().compose(words).config for words in (["seed=4"], ["seed=3", "env.num_envs=16"]))
+    assert wandb_group(config, {"sweep": "lr", "point": "002"}, "002-s3") == "lr/002"
+    assert wandb_group(config, {}, "lander-s3") == "lander"
+    assert wandb_group(config, {}, "x") == wandb_group(other, {}, "y") != wandb_group(wider, {}, "x")
 
 
 def test_resumed_offline_segment_has_its_own_id_in_the_group_of_the_run(tmp_path: Path) -> None:
@@ -459,7 +482,11 @@ def test_sync_makes_one_clean_run_of_the_record(recorded: RunDir, server: dict[s
     assert metrics_only({row["_step"]: row for row in server["rows"]}) == ROWS
     run = server["runs"][0]
     assert run["name"].startswith("abcd1234-")
-    assert (run["project"], run["displayName"], run["groupName"]) == ("other", "pole", "abcd1234")
+    assert (run["project"], run["displayName"], run["groupName"]) == (
+        "other",
+        "pole",
+        wandb_group(recorded.config(trust=True), recorded.meta(), "pole"),
+    )
     assert json.loads(run["config"])["log"]["value"]["wandb"] == "auto"
     assert run["tags"] == ["ppo", "no_such_module:Env-v0"]
     assert sorted(recorded.path.rglob("*")) == before
@@ -474,4 +501,4 @@ def test_sync_offline_writes_a_directory_for_wandb_sync(recorded: RunDir, capfd:
     assert directory.parent == recorded.path / "wandb"
     rows, run, exit_code = read_offline(directory)
     assert metrics_only(rows) == ROWS
-    assert (run.project, run.run_group, exit_code) == ("rlx", "abcd1234", 0)
+    assert (run.project, run.run_group, exit_code) == ("rlx", wandb_group(recorded.config(trust=True), recorded.meta(), "pole"), 0)

@@ -57,7 +57,7 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
     from datetime import datetime
 
     from rlx.config.compose import load_config
-    from rlx.rundir import wandb_tags
+    from rlx.rundir import wandb_group, wandb_tags
     from rlx.track.wandb import upload
 
     config = load_config(run.path / "config.yaml")  # only read: an env that names a module needs no trust here
@@ -67,7 +67,7 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
         lines,
         run_dir=run.path,
         run_id=f"{wandb_id}-{datetime.now():%Y%m%d-%H%M%S}",
-        group=sweep or wandb_id,
+        group=wandb_group(config, meta, run.name),
         name=f"{sweep}/{run.name}" if sweep else run.name,
         project=project or config.log.wandb_project,
         config=dataclasses.asdict(config),

@@ -60,6 +60,7 @@ def train(
     else:
         RunDir.check_new(root, run_name)
     _check_parts(composed.config)  # before there is a directory
+    _check_login(composed.config)
     if dry_run:
         _print_plan(composed)
         return
@@ -149,6 +150,14 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
         say(f"stopped and saved after {steps}; `rlx resume {name}` goes on")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
+
+
+def _check_login(config: RunConfig) -> None:
+    """Raise if W&B is to be online and has no login."""
+    if config.log.wandb.value == "online":
+        from rlx.track.wandb import check_login
+
+        check_login("online")
 
 
 def _check_parts(config: RunConfig) -> None:

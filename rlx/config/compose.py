@@ -147,7 +147,10 @@ class Composer:
         ids = {}
         for name in self.options("env"):
             path = self.file("env", name)
-            ids[name] = str((_read_yaml(path) if path else {}).get("id", name))
+            try:
+                ids[name] = str((_read_yaml(path) if path else {}).get("id", name))
+            except ConfigError:  # a broken file of the user's own, which blocks only who uses it
+                ids[name] = name
         return ids
 
     def compose(self, arguments: list[str]) -> Composed:
@@ -222,7 +225,9 @@ class Composer:
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error) + self._where(error)) from error
         except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-            for path in (p for d in self.directories for p in d.rglob("*.yaml")):
+            named = str(getattr(getattr(error, "problem_mark", None), "name", ""))
+            files = [p for d in self.directories for p in d.rglob("*.yaml")]
+            for path in sorted(files, key=lambda p: (str(p) != named, f"{p.parent.name}={p.stem}" not in arguments)):
                 _read_yaml(path)  # raises, naming the file
             raise ConfigError(_reason(error)) from error
         chosen = config.hydra.runtime.choices
@@ -428,4 +433,4 @@ def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
 
 def runs_directory() -> Path:
     """Where runs are kept: $RLX_RUNS_DIR, or runs/ in the current directory."""
-    return Path(os.environ.get("RLX_RUNS_DIR") or "runs")
+    return Path(os.environ.get("RLX_RUNS_DIR") or "runs").expanduser()

@@ -111,9 +111,9 @@ class LoopConfig:
 @dataclass(kw_only=True)
 class LogConfig:
     wandb: WandbMode = WandbMode.auto
-    """Mirror metrics to Weights & Biases: auto is online where a login exists, else offline."""
-    wandb_project: str = "rlx"
-    """W&B project."""
+    """Mirror metrics to Weights & Biases: auto is online where a login exists, else offline; online without a login is refused."""
+    wandb_project: str | None = None
+    """W&B project; null is $WANDB_PROJECT, or else rlx."""
     console: ConsoleMode = ConsoleMode.auto
     """What the terminal shows: auto is a live view on a terminal and plain lines elsewhere."""
 

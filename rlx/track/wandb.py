@@ -50,7 +50,7 @@ class _Description:
     directory: Path
     id: str
     name: str
-    project: str
+    project: str | None
     config: dict[str, Any]
     tags: list[str]
     group: str | None = None
@@ -62,7 +62,7 @@ def make_mirror(
     run_dir: Path,
     run_id: str,
     name: str,
-    project: str,
+    project: str | None,
     config: dict[str, Any],
     tags: list[str],
     segment: int,
@@ -77,12 +77,12 @@ def make_mirror(
         run_dir: where W&B keeps its files, in wandb/.
         run_id: the run's W&B id, the same in all of its segments.
         name: the run's name, here and there.
-        project: W&B project.
+        project: W&B project; None is $WANDB_PROJECT, or else rlx.
         config: what the run is configured with, as plain data; enums are written by name.
         tags: labels to filter by.
         segment: 0 for a new run, k for the k-th resumption.
         note: says one line to the user; called only within this function, `write` and `close`.
-        group: what W&B shows the run together with, such as the sweep that it is of.
+        group: what W&B shows the run together with, such as the other seeds of its setting; $WANDB_RUN_GROUP beats it.
     """
     mode = _mode_of_environment() if mode == "auto" else mode
     if mode == "disabled":
@@ -214,7 +214,7 @@ def upload(
     run_id: str,
     group: str,
     name: str,
-    project: str,
+    project: str | None,
     config: dict[str, Any],
     tags: list[str],
     offline: bool = False,
@@ -299,12 +299,12 @@ def _begin(
     return wandb.init(
         mode=mode,
         id=described.id,
-        group=described.group,
+        group=os.environ.get("WANDB_RUN_GROUP") or described.group,
         name=described.name,
-        project=described.project,
+        project=described.project or os.environ.get("WANDB_PROJECT") or "rlx",
         dir=str(described.directory.resolve()),
         config=_plain(described.config),
-        tags=[tag[:_MAX_TAG] for tag in described.tags if tag],
+        tags=[tag[:_MAX_TAG] for tag in dict.fromkeys([*described.tags, *_tags_of_environment()]) if tag],
         resume=resume,
         reinit="create_new",
         settings=wandb.Settings(**known),
@@ -370,6 +370,16 @@ def _mode_of_environment() -> str:
         return "disabled"
     mode = os.environ.get("WANDB_MODE", "").lower()
     return {"dryrun": "offline"}.get(mode, mode if mode in ("disabled", "offline", "online") else "auto")
+
+
+def _tags_of_environment() -> list[str]:
+    return [tag.strip() for tag in os.environ.get("WANDB_TAGS", "").split(",")]
+
+
+def check_login(mode: str) -> None:
+    """Raise a ConfigError if log.wandb=online cannot be, since W&B has no login here."""
+    if mode == "online" and (why := why_offline(mode)):
+        raise ConfigError(f"log.wandb=online: W&B has {why}; run `wandb login` or set WANDB_API_KEY, or use log.wandb=auto or offline")
 
 
 def _plain(tree: Any) -> Any:
