@@ -11,20 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
+import numpy as np
 import torch
+from torch import Tensor
 
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
+from rlx.envs.edge import original_space, stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.rules import rules_of
 from rlx.errors import ConfigError
 from rlx.evaluate import Evaluator
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
-from rlx.types import Algorithm, EnvSpec, VectorEnv
+from rlx.types import Algorithm, EnvSpec, RewardFn, VectorEnv
 
 if TYPE_CHECKING:
     from rlx.envs.solvers import Probe
@@ -88,7 +91,8 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     env = config.env
     if env.is_game:
         return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
-    make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s)
+    make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s,
+                                rescale_actions=env.rescale_actions)  # fmt: skip
     if not make_env.is_native and env.num_envs > MOST_OBJECTS:
         raise ConfigError(f"env.num_envs must be at most {MOST_OBJECTS:,}, got {env.num_envs}: each {env.id} is an object of its own")
     return make_env
@@ -97,17 +101,41 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
 def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> EnvSpec:
     """What may be known of an environment, of which `env` is one or a batch."""
     rules = rules_of(config.id, config.kwargs)
+    observation_space, action_space = spaces_of(env)
     return EnvSpec(
         id=config.id,
-        observation_space=getattr(env, "single_observation_space", None) or env.observation_space,  # type: ignore[union-attr]
-        action_space=getattr(env, "single_action_space", None) or env.action_space,  # type: ignore[union-attr]
+        observation_space=observation_space,
+        action_space=action_space,
         game=getattr(env, "game", None),
         grid=getattr(getattr(env, "unwrapped", env), "grid", None),
-        reward_fn=rules.reward,
+        reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,
         never_terminates=rules.never_terminates,
     )
+
+
+def spaces_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
+    """The spaces of observations and actions of an environment or of each of a batch."""
+    if isinstance(env, gymnasium.Env):
+        return env.observation_space, env.action_space
+    return env.single_observation_space, env.single_action_space
+
+
+def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
+    """A reward that is known of the environment's own actions as one of the actions that the algorithm chooses."""
+    original = original_space(space)
+    if original is space or not isinstance(original, gymnasium.spaces.Box):
+        return reward
+    constants = [torch.from_numpy(x.astype(np.float32)) for x in stretch(original)]
+
+    def of_actions(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
+        if constants[0].device != action.device:  # moved once: a copy in every call would be waited for
+            constants[:] = [x.to(action.device) for x in constants]
+        centre, half = constants
+        return reward(obs, centre + half * action, next_obs)
+
+    return of_actions
 
 
 def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> Probe | None:

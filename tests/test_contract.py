@@ -11,10 +11,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
+from rlx.build import env_factory, env_spec
+from rlx.collect import env_actions
+from rlx.config.compose import Composer, load_config, save_config
+from rlx.config.schema import EnvConfig
 from rlx.envs.contract import BrokenContract
 from rlx.envs.edge import Edge, original_space, rescaled
+from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv, replay_defect
 from rlx.errors import ConfigError, EnvError, NonFiniteError
 
@@ -354,3 +360,32 @@ def test_bounded_actions_come_from_minus_one_to_one_and_others_as_they_are(low, 
 )
 def test_actions_that_are_within_minus_one_and_one_or_unbounded_are_untouched(space):
     assert rescaled(space) == (space, None)
+
+
+def test_a_known_reward_is_told_the_environments_own_actions_by_those_that_were_chosen():
+    env = VectorEnvFactory("Pendulum-v1", rescale_actions=True)(2)
+    obs = torch.from_numpy(env.reset(seed=[1, 2])[0].copy())
+    chosen = np.array([[0.75], [-1.0]], dtype=np.float32)
+    next_obs, reward, *_ = env.step(chosen)
+    known = env_spec(EnvConfig(id="Pendulum-v1"), env).reward_fn
+    np.testing.assert_allclose(known(obs, torch.from_numpy(chosen), torch.from_numpy(next_obs)), reward, rtol=1e-4)
+
+
+def test_runs_from_before_actions_were_rescaled_go_on_clipping_them(tmp_path):
+    text = save_config(Composer().compose(["env=pendulum"]).config)
+    assert "  rescale_actions: true\n" in text
+    (tmp_path / "old.yaml").write_text(text.replace("  rescale_actions: true\n", ""))
+    (tmp_path / "new.yaml").write_text(text)
+    assert [load_config(tmp_path / f"{name}.yaml").env.rescale_actions for name in ("old", "new")] == [False, True]
+
+
+@pytest.mark.parametrize(("rescale", "far"), [(True, 2.0), (False, 1.0)])
+def test_the_setting_decides_whether_actions_are_stretched_or_clipped(rescale, far):
+    config = Composer().compose(["env=pendulum", f"env.rescale_actions={str(rescale).lower()}"]).config
+    env = env_factory(config)(1)
+    given = []
+    inner = env.envs[0].env
+    inner.step = lambda action, step=inner.step: given.append(action) or step(action)
+    env.reset(seed=[0])
+    env.step(env_actions(env.single_action_space)(torch.tensor([[1.0]])))
+    assert given[0].tolist() == [far]

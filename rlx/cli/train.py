@@ -6,7 +6,7 @@ import os
 import re
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -162,17 +162,21 @@ def _check_login(config: RunConfig) -> None:
 
 def _check_parts(config: RunConfig) -> None:
     """Raise if the device is not there, the environment cannot be made, or the algorithm cannot train on it."""
+    import gymnasium
+
     from rlx.build import build_algorithm, env_factory, env_spec, resolve_device
-    from rlx.envs.registry import EnvFactory
+    from rlx.envs.registry import GameEnvFactory
+    from rlx.errors import ConfigError
 
     device = resolve_device(config)
     factory = env_factory(config)
-    if config.env.is_game:
-        spec = env_spec(config.env, factory(1))
-    else:
-        env = EnvFactory(config.env.id, config.env.kwargs)()
+    env: Any = factory(1) if isinstance(factory, GameEnvFactory) else factory.single()
+    try:
         spec = env_spec(config.env, env)
+    finally:
         env.close()
+    if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
+        raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     build_algorithm(config, spec, device)
 
 

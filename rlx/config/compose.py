@@ -395,6 +395,8 @@ def parse_config(text: str, path: object) -> RunConfig:
     name = algo.get("name") if isinstance(algo, dict) else None
     if not isinstance(name, str) or name not in ALGORITHMS:
         raise ConfigError(f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(ALGORITHMS)})")
+    if isinstance(env := content.get("env"), dict):
+        env.setdefault("rescale_actions", False)  # runs from before there was a choice were trained so
     try:
         base = OmegaConf.structured(RunConfig)
         base.algo = OmegaConf.structured(ALGORITHMS[name].config)

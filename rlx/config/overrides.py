@@ -133,6 +133,7 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
         **{f"algo.{name}": (not in_game, "the environment is no two-player game") for name in config.algo.used_elsewhere},
         "env.workers": (not in_game or config.env.workers == 0, "the environment is no two-player game"),
         "env.native": (not in_game, "the environment is no two-player game"),
+        "env.rescale_actions": (not in_game, "the environment is no two-player game"),
         "env.opponent": (in_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
         "env.opening_plies": (in_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
         "env.worker_timeout_s": (config.env.workers > 0, "env.workers is above 0"),

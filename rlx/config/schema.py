@@ -51,6 +51,8 @@ class EnvConfig:
     """Seconds after which a worker that does not answer ends the run; above 0."""
     native: bool = True
     """Use rlx's own vectorised implementation of the environment where there is one (see `rlx envs`)."""
+    rescale_actions: bool = True
+    """Bounded continuous actions come from [-1, 1] and are stretched to their bounds; false clips them to the bounds instead."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200; parameters of a game, e.g. env.kwargs.rows=5.
     What the environment's own file lists can be written without kwargs, e.g. env.task=hunt."""

@@ -192,6 +192,17 @@ def _encoder(leaf: gymnasium.Space[Any]) -> Encode:
     return encode
 
 
+def stretch(space: spaces.Box) -> tuple[Array, Array]:
+    """Centre and half width of a Box: an action a of rlx's is `centre + half * a` of the environment's. 0 and 1 where it is unbounded."""
+    bounded = _bounded(space)
+    low, high = (np.where(bounded, end, unit).astype(np.float64) for end, unit in ((space.low, -1.0), (space.high, 1.0)))
+    return (low + high) / 2.0, (high - low) / 2.0
+
+
+def _bounded(space: spaces.Box) -> NDArray[np.bool_]:
+    return (np.abs(space.low) < _UNBOUNDED) & (np.abs(space.high) < _UNBOUNDED)
+
+
 def rescaled(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callable[[Array], Array] | None]:
     """The space of actions with its bounded dimensions in [-1, 1], and how actions become the environment's; None where they are.
 
@@ -199,12 +210,10 @@ def rescaled(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callabl
     """
     if not isinstance(space, spaces.Box) or space.dtype.kind != "f":
         return space, None
-    low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    bounded = (np.abs(low) < _UNBOUNDED) & (np.abs(high) < _UNBOUNDED)
-    if not (bounded & ((low != -1.0) | (high != 1.0))).any():
+    centre, half = stretch(space)
+    if not centre.any() and (half == 1.0).all():
         return space, None
-    least, greatest = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)  # what [-1, 1] stands for
-    centre, half = (least + greatest) / 2.0, (greatest - least) / 2.0
+    low, high, bounded = space.low.astype(np.float64), space.high.astype(np.float64), _bounded(space)
     seen_low, seen_high = np.where(bounded, -1.0, low), np.where(bounded, 1.0, high)
     seen = SeenBox(seen_low.astype(space.dtype), seen_high.astype(space.dtype), space.dtype, space)
 

@@ -201,6 +201,7 @@ class VectorEnvFactory:
         native: use rlx's own implementation where there is one that takes these kwargs: none but for grid worlds.
         workers: worker processes to step in; 0 steps in this process.
         worker_timeout_s: seconds after which a worker that does not answer is given up.
+        rescale_actions: bring bounded actions to [-1, 1], where those of rlx's own implementations are already.
 
     Raises:
         ConfigError: if a setting would have no effect.
@@ -211,6 +212,7 @@ class VectorEnvFactory:
     native: bool = True
     workers: int = 0
     worker_timeout_s: float = 60.0
+    rescale_actions: bool = False
 
     def __post_init__(self) -> None:
         if self.is_native and self.workers:
@@ -225,7 +227,7 @@ class VectorEnvFactory:
     @property
     def single(self) -> EnvFactory:
         """Builds one of them, as gymnasium has it."""
-        return EnvFactory(self.id, self.kwargs)
+        return EnvFactory(self.id, self.kwargs, self.rescale_actions)
 
     def __call__(self, num_envs: int) -> VectorEnv:
         """B environments that can be restored as bare replay allows."""
