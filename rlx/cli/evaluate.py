@@ -174,10 +174,14 @@ def _measure(
         if best is not None:
             result["optimal_moves"] = optimal_moves(algo, *best)
     if video:
+        from rich.console import Console
+
         from rlx.video import record
 
-        directory = run.path / "videos"
-        result["videos"] = [str(p) for p in record(config, algo, seeds[:video], directory, prefix=f"{checkpoint.env_steps}", mode=mode)]
+        with Console(stderr=True).status("recording") as status:
+            recorded = record(config, algo, seeds[:video], run.path / "videos", prefix=f"{checkpoint.env_steps}", mode=mode,
+                              progress=status.update)  # fmt: skip
+        result["videos"] = list(map(str, recorded))
     return result
 
 
