@@ -25,6 +25,7 @@ from rlx.algos import ALGORITHMS
 from rlx.cli import doctor as doctor_module
 from rlx.cli.braille import MARK, number, plot
 from rlx.cli.catalogue import EXTRA_MODULES, key_docs
+from rlx.cli.evaluate import digits
 from rlx.cli.main import app
 from rlx.config.compose import Composer, runs_directory
 from rlx.errors import ConfigError
@@ -149,7 +150,7 @@ def test_what_is_piped_has_neither_colour_nor_wrapped_lines() -> None:
     for arguments in (["config", "--describe"], ["algos"], ["envs"], ["ls"], ["show"]):
         text = output(*arguments)
         assert not ANSI.search(text), arguments
-    assert "a-run-with-a-long-name-" + "x" * 60 + "  finished" in output("ls")
+    assert "a-run-with-a-long-name-" + "x" * 60 + "  ppo" in output("ls")
 
 
 @pytest.mark.parametrize("command", ["--help", "algos", "ls --json", "compare lander --latex"])  # each writes in another way
@@ -232,7 +233,38 @@ def test_ls_shows_the_newest_first_with_steps_return_and_evaluations() -> None:
     assert (new["status"], new["env_steps"], new["total_env_steps"]) == ("stopped", 4000, 8000)
     assert (new["return_mean_100"], new["last_eval"], new["best_eval"]) == (40.0, 96.0, 98.0)
     assert new["age_s"] < 60
-    assert re.search(r"^new +stopped +4000 of 8000 +40 +96 +98 +\d+ s *$", output("ls"), re.MULTILINE)
+    assert re.search(r"^new +ppo +cartpole +stopped +4000 of 8000 +40 +96 +98 +\d+ s *$", output("ls"), re.MULTILINE)
+
+
+def test_ls_filters_and_sorts() -> None:
+    make_run("a", status="stopped")
+    make_run("b", "env=pendulum")
+    make_run("c", "algo=a2c")
+
+    def names(*arguments: str) -> list[str]:
+        return [row["run"] for row in json_lines("ls", *arguments)]
+
+    assert (names("--algo", "a2c"), names("--env", "pend"), names("--status", "stopped")) == (["c"], ["b"], ["a"])
+    assert names("--sort", "name") == ["a", "b", "c"]
+    assert names("--algo", "ppo", "--sort", "steps") in (["a", "b"], ["b", "a"])
+    assert "None of the 3 runs in runs is like that" in output("ls", "--algo", "pets")
+    for wrong in (["--sort", "size"], ["--status", "done"]):
+        assert isinstance(CliRunner().invoke(app, ["ls", *wrong]).exception, ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ((487.34, 12.5), ["487.3", "12.5"]),
+        ((0.0012345, 0.0001), ["0.001234", "0.000100"]),
+        ((1234567.0, 3.0), ["1,234,567", "3"]),
+        ((5.0, 1e-17), ["5.000", "0.000"]),
+        ((100.0, 0.01), ["100.0", "0.01"]),
+        ((0.0, 0.0), ["0.0", "0.0"]),
+    ],
+)
+def test_evaluations_are_shown_with_significant_digits(values: tuple[float, ...], shown: list[str]) -> None:
+    assert digits(*values) == shown
 
 
 def test_ls_looks_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,3 +208,15 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
         "algo.learning_rate= algo.learning_rate=0.0003",
         "latest lander",
     ], done.stderr
+
+
+def test_checkpoints_of_the_run_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlx import checkpoint
+
+    def taken(env_steps: int, score: float) -> checkpoint.Checkpoint:
+        return checkpoint.Checkpoint(Path(f"{env_steps:012d}"), {"env_steps": env_steps, "score": score})
+
+    make_run("pole")
+    monkeypatch.setattr(checkpoint, "find_checkpoints", lambda _: ([taken(900, 1.0), taken(400, 2.0)], []))
+    assert fish("rlx eval pole --checkpoint ") == ["best", "latest", "900", "400"]
+    assert fish("rlx eval pole --checkpoint 4") == ["400"]

@@ -85,6 +85,24 @@ def complete_runs_and_sweeps(ctx: typer.Context, incomplete: str) -> list[Candid
     return [*complete_runs(ctx, incomplete), *[c for c in complete_sweeps(incomplete) if c[0] != "latest"]]
 
 
+def complete_checkpoints(ctx: typer.Context, incomplete: str) -> list[Candidate]:
+    """Complete --checkpoint: best, latest, and the env steps of those that the run named before has."""
+    from rlx.checkpoint import best_checkpoint, find_checkpoints
+    from rlx.config.compose import runs_directory
+    from rlx.errors import RlxError
+    from rlx.rundir import RunDir
+
+    try:
+        found, _ = find_checkpoints(RunDir.open(runs_directory(), str(ctx.params.get("run") or "latest")).checkpoints)
+    except RlxError:
+        return []
+    best = best_checkpoint(found)
+    candidates = [("best", f"at {best.env_steps:,} env steps")] if best else []
+    candidates += [("latest", f"at {found[0].env_steps:,} env steps")] if found else []
+    candidates += [(str(c.env_steps), f"evaluated at {c.score:.4g}" if abs(c.score) < 1e300 else "not evaluated") for c in found]
+    return [c for c in candidates if c[0].startswith(incomplete)]
+
+
 def complete_envs(incomplete: str) -> list[Candidate]:
     """Complete the short name of an environment."""
     from rlx.config.compose import Composer

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlx.cli.complete import complete_runs
+from rlx.cli.complete import complete_checkpoints, complete_runs
 from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def evaluate(
         bool, typer.Option("--stochastic", help="Sample actions as in training, instead of the most likely one.")
     ] = False,
     video: Annotated[int, typer.Option(min=0, help="Also play and record this many episodes as MP4.")] = 0,
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.", autocompletion=complete_checkpoints)] = "latest",
     opponent: Annotated[str | None, typer.Option(help="Games: random, one_ply, uct:N or solver. (default: as in training)")] = None,
     simulations: Annotated[
         int | None, typer.Option(min=1, help="Of each search: games, and --decide tree. (default: as in training's evaluations)")
@@ -185,11 +186,24 @@ def _measure(
     return result
 
 
+def digits(*values: float) -> list[str]:
+    """Numbers of one kind with as many decimals as give the largest of them four digits; a small one that is not 0 keeps two."""
+    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
+    decimals = min(12, max(0, 3 - math.floor(math.log10(largest)))) if largest else 1
+    shown = []
+    for value in values:
+        text = f"{value:,.{decimals}f}"
+        if value and not float(text.replace(",", "")):
+            text = f"{value:.2g}" if abs(value) > 1e-9 * largest else f"{0:.{decimals}f}"
+        shown.append(text)
+    return shown
+
+
 def _say(result: dict[str, Any]) -> None:
     """Print what was measured."""
-    low, high = result["return_ci"]
-    echo(f"  return {result['return_mean']:.1f} ± {result['return_std']:.1f}   95 % interval of the mean {low:.1f} to {high:.1f}   "
-               f"range {result['return_min']:.1f} to {result['return_max']:.1f}")  # fmt: skip
+    mean, std, low, high = digits(result["return_mean"], result["return_std"], *result["return_ci"])
+    least, most = digits(result["return_min"], result["return_max"])
+    echo(f"  return {mean} ± {std}   95 % interval of the mean {low} to {high}   range {least} to {most}")
     if "score" in result:
         echo(f"  score {result['score']:.3f} against {result['opponent']}: "
                    f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
@@ -198,7 +212,7 @@ def _say(result: dict[str, Any]) -> None:
     if "solve_rate" in result:
         solved_low, solved_high = result["solve_rate_ci"]
         echo(f"  solved {100 * result['solve_rate']:.1f} %   95 % interval {100 * solved_low:.1f} to {100 * solved_high:.1f} %")
-    echo(f"  length {result['length_mean']:.1f} steps")
+    echo(f"  length {digits(result['length_mean'])[0]} steps")
     if "model_calls_mean" in result:
         each = result.get("model_calls_per_solved")
         per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
@@ -215,11 +229,11 @@ def _tabulate(results: list[dict[str, Any]]) -> None:
     table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
                        *(["model calls"] if calls else []), *(["per solved"] if calls and solves else []))  # fmt: skip
     for result in results:
-        low, high = result["return_ci"]
-        row = [" ".join(result["env"]), f"{result['return_mean']:.1f}", f"{low:.1f} to {high:.1f}"]
+        mean, low, high = digits(result["return_mean"], *result["return_ci"])
+        row = [" ".join(result["env"]), mean, f"{low} to {high}"]
         if solves:
             row += [f"{100 * result['solve_rate']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * x for x in result["solve_rate_ci"]))]
-        row.append(f"{result['length_mean']:.1f}")
+        row.append(digits(result["length_mean"])[0])
         if calls:
             row.append(f"{result['model_calls_mean']:,.0f}")
         if calls and solves:

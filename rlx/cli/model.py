@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlx.cli.complete import complete_runs
+from rlx.cli.complete import complete_checkpoints, complete_runs
 from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _MOST_ROWS = 20
 def model(
     run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes to play and to foresee.")] = 5,
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.", autocompletion=complete_checkpoints)] = "latest",
     policy: Annotated[str, typer.Option(help="Who acts: plan (the run, as in its evaluations) or random.")] = "plan",
     horizon: Annotated[int | None, typer.Option(min=1, help="Steps to look ahead. (default: the planner's horizon)")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlx.cli.complete import complete_runs
+from rlx.cli.complete import complete_checkpoints, complete_runs
 from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def play(
     second: Annotated[bool, typer.Option("--second", help="The run begins; otherwise you do, or the opponent.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Show what each search of the run found.")] = False,
     simulations: Annotated[int | None, typer.Option(min=1, help="Of the run's search. (default: as in evaluations)")] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.", autocompletion=complete_checkpoints)] = "latest",
     seed: Annotated[int, typer.Option(min=0, help="Of the opponent's randomness.")] = 0,
     trust: Trust = False,
 ) -> None:

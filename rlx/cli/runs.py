@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 
 from rlx.cli.braille import number, plot
 from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
-from rlx.cli.complete import complete_runs, complete_sweeps
+from rlx.cli.complete import complete_envs, complete_runs, complete_sweeps
 from rlx.cli.options import echo
 from rlx.files import UnreadableError, is_directory, is_temporary, parse_json, read_file
 from rlx.text import printable
@@ -41,6 +42,8 @@ class Row:
 
     run: str
     status: str
+    algo: str = "?"
+    env: str = "?"
     env_steps: int | None = None
     total_env_steps: int | None = None
     return_mean_100: float | None = None
@@ -51,12 +54,32 @@ class Row:
     problem: str | None = None
 
 
+_STATUSES = ("running", "finished", "stopped", "failed", "killed", "paused", "new")
+
+
+def _highest_first(name: str) -> Callable[[Row], float]:
+    return lambda row: float("inf") if (value := getattr(row, name)) is None else -value
+
+
+_SORTS: dict[str, Callable[[Row], Any] | None] = {
+    "started": None, "name": lambda row: row.run, "return": _highest_first("return_mean_100"), "eval": _highest_first("last_eval"),
+    "best": _highest_first("best_eval"), "steps": _highest_first("env_steps"),
+}  # fmt: skip
+"""What runs are sorted by; None is how they are found."""
+
+
 def ls(
     runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     sweep: Annotated[
         str | None, typer.Option(help="List the runs of a sweep, by name, path or latest.", autocompletion=complete_sweeps)
     ] = None,
+    algo: Annotated[str | None, typer.Option(help="Only runs of this algorithm.")] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Only runs in environments with this in their name.", autocompletion=complete_envs)
+    ] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only runs that are {', '.join(_STATUSES[:-1])} or {_STATUSES[-1]}.")] = None,
+    sort: Annotated[str, typer.Option(help="started, name, return, eval, best or steps.")] = "started",
 ) -> None:
     """List the runs, the one started last at the top, and the sweeps; or the runs of a sweep.
 
@@ -66,23 +89,36 @@ def ls(
 
       rlx ls --sweep latest
 
+      rlx ls --algo ppo --env cartpole --status finished --sort return
+
       rlx ls --json | jq -r 'select(.status == "killed") | .run'
     """
     from rlx.config.compose import runs_directory
+    from rlx.config.overrides import did_you_mean
+    from rlx.errors import ConfigError
 
     root = runs_dir or runs_directory()
+    for option, given, choices in (("--sort", sort, tuple(_SORTS)), ("--status", status, _STATUSES)):
+        if given is not None and given not in choices:
+            raise ConfigError(f"{option} {given}: {did_you_mean(given, list(choices))}")
     if sweep is not None:
         from rlx.cli.sweeps import list_sweep
 
         list_sweep(root, sweep, as_json=as_json)
         return
     rows = [_read_row(run) for run in _newest_first(root)]
+    everything, rows = rows, [row for row in rows if _is_wanted(row, algo, env, status)]
+    if (value := _SORTS[sort]) is not None:
+        rows.sort(key=value)
     if as_json:
         print_json(asdict(row) for row in rows)
         return
     console = terminal()
     from rlx.cli.sweeps import print_sweeps
 
+    if everything and not rows:
+        console.print(f"None of the {len(everything)} runs in {root} is like that; `rlx ls` lists them all", soft_wrap=True)
+        return
     if not rows:
         if print_sweeps(console, root):
             return
@@ -91,15 +127,19 @@ def ls(
     from rich.text import Text
 
     narrow = console.width < 100
-    table = make_table("run", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
+    table = make_table("run", "algo", "env", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
     table.padding = (0, 1 if narrow else 2, 0, 0)
-    for column in table.columns[1:]:
+    for column in table.columns[3:]:
         column.no_wrap = True
     for row in rows:
-        status = Text(row.status, style=_STATUS_STYLE.get(row.status, ""))
+        how = Text(row.status, style=_STATUS_STYLE.get(row.status, ""))
         values = (row.return_mean_100, row.last_eval, row.best_eval)
         table.add_row(
-            printable(row.run), status, _done(row, narrow=narrow), *("–" if v is None else number(v) for v in values), _age(row.age_s)
+            *map(printable, (row.run, row.algo, row.env)),
+            how,
+            _done(row, narrow=narrow),
+            *("–" if v is None else number(v) for v in values),
+            _age(row.age_s),
         )
     console.print(table)
     for row in rows:
@@ -108,6 +148,12 @@ def ls(
     print_sweeps(console, root)
     if console.is_terminal:
         console.print("\nreturn: mean of the last 100 training episodes   More: rlx show RUN", style="dim")
+
+
+def _is_wanted(row: Row, algo: str | None, env: str | None, status: str | None) -> bool:
+    if algo is not None and row.algo != algo.lower():
+        return False
+    return (env is None or env.lower() in row.env.lower()) and status in (None, row.status)
 
 
 def _newest_first(root: Path) -> list[RunDir]:
@@ -137,7 +183,9 @@ def read_row(run: RunDir) -> Row:
     total = total_env_steps(run.path)
     if total is None:
         problems.append("config.yaml is damaged" if (run.path / "config.yaml").is_file() else "config.yaml is missing")
-    row = Row(run=run.name, status=run.status if run.meta() else "?", total_env_steps=total, age_s=_age_s(run))
+    meta = run.meta()
+    algo, env = str(meta.get("algo") or "?")[:40], str(meta.get("env") or meta.get("env_id") or "?")[:60]
+    row = Row(run=run.name, algo=algo, env=env, status=run.status if run.meta() else "?", total_env_steps=total, age_s=_age_s(run))
     try:
         data = read_file(run.metrics_path, limit=_RECORD_BYTES)
     except UnreadableError as error:

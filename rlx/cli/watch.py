@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from rlx.cli.complete import complete_runs
+from rlx.cli.complete import complete_checkpoints, complete_runs
 from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def watch(
         str | None,
         typer.Option(help="Agents that imagine: what chooses actions, as in rlx eval: network, search or tree."),
     ] = None,
-    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.")] = "latest",
+    checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.", autocompletion=complete_checkpoints)] = "latest",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     gif: Annotated[Path | None, typer.Option(help="Write the episodes here as a film instead of showing them.")] = None,
     png: Annotated[Path | None, typer.Option(help="Write one decision here as a picture instead: the first, or number --steps.")] = None,
