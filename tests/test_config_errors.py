@@ -257,6 +257,7 @@ class Plain(gymnasium.Env):
     def step(self, action): return np.zeros(3, np.float32), 1.0, True, False, {}
 
 class TwoKnobs(Plain): action_space = MultiDiscrete([2, 3])
+Knobs, Path = 3, dict
 class Network(Plain): observation_space = Graph(Box(-1, 1, (3,)), None)
 class Spaceless(gymnasium.Env): pass
 class Licensed(Plain):
@@ -271,6 +272,9 @@ BAD_MODULES = {
     "Network-v0": ("has observation space Graph(", "cannot be flattened to a Box"),
     "Spaceless-v0": ("has no observation_space: its constructor must set it",),
     "Licensed-v0": ("cannot be made with env.kwargs={}: ValueError: the licence has run out",),
+    "Knobs": ("Knobs is a int and makes no environment; expected a class that inherits from gymnasium.Env",),
+    "Path": ("Path is a type and makes no environment",),
+    "TwoKnobs": ("has action space MultiDiscrete([2 3])",),
     "Plane-v0": ("my_envs.py) registers no environment 'Plane-v0'; did you mean env=my_envs:Plain-v0?",),
 }
 
@@ -280,6 +284,15 @@ def test_environment_of_ones_own_that_cannot_be_trained_on(name: str, rlx: Rlx, 
     write(here, {"my_envs.py": MY_ENVS})
     assert_refused(rlx(f"train env=my_envs:{name}"), f"env=my_envs:{name}", *BAD_MODULES[name])
     assert not (here / "runs").exists()
+
+
+def test_environment_of_ones_own_need_not_be_registered(rlx: Rlx, here: Path) -> None:
+    write(here, {"my_envs.py": MY_ENVS + "\ndef make(gravity): return Plain()\n"})
+    for env in ("my_envs:Plain", "my_envs:make env.kwargs.gravity=1"):
+        assert rlx(f"train {TINY} env={env} --name x{env[8]}")[0] == 0
+    assert rlx("eval xP --trust --episodes 1")[0] == 0
+    assert rlx("resume xP --trust loop.total_env_steps=64")[0] == 0
+    assert_refused(rlx("train env=my_envs:Plan"), "registers no environment 'Plan'; did you mean env=my_envs:Plain")
 
 
 @pytest.mark.parametrize(

@@ -241,6 +241,8 @@ class Composer:
         """The file that Hydra says an error is in, as an addition to a message."""
         source = re.match(r"In '(\w+)/([^']+)'", str(error))
         path = self.file(*source.groups()) if source else None
+        if path:
+            _read_yaml(path)  # raises, if it is no YAML to begin with
         return f" (in {path})" if path else ""
 
     def _check_schema(self, config: DictConfig, choices: dict[str, str | None]) -> None:

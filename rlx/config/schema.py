@@ -42,7 +42,7 @@ class Precision(Enum):
 @dataclass(kw_only=True)
 class EnvConfig:
     id: str = "CartPole-v1"
-    """Gymnasium id, or `my_module:MyEnv-v0` for one that `import my_module` registers."""
+    """Gymnasium id, `my_module:MyEnv-v0` for one that `import my_module` registers, or `my_module:MyEnv` for a class of it."""
     num_envs: int = 8
     """Environments stepped side by side, B; 1 to 1,048,576, and to 16,384 where each is an object of its own."""
     workers: int = 0

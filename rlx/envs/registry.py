@@ -88,7 +88,7 @@ class EnvFactory:
         check_env_id(self.id)
         kwargs = {**self.kwargs, **extra}
         try:
-            return gymnasium.make(self.id, disable_env_checker=True, **kwargs)
+            return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs)
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             extra_name = extra_for(self.id)
             hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
@@ -145,9 +145,12 @@ def check_env_id(env_id: str) -> None:
             gymnasium.register_envs(ale_py)
         except ImportError:
             raise ConfigError(f"env={env_id} needs a package that is not installed: pip install 'rlx[atari]'") from None
+    if name not in gymnasium.registry and colon and _made_by(env_id) is not None:
+        return
     if name not in gymnasium.registry and colon:
         theirs = [id_ for id_, spec in gymnasium.registry.items() if _module_of(spec) == module]
-        near = difflib.get_close_matches(name, theirs, n=1, cutoff=0.0)
+        classes = [n for n, v in vars(sys.modules[module]).items() if isinstance(v, type) and issubclass(v, gymnasium.Env)]
+        near = difflib.get_close_matches(name, theirs, n=1, cutoff=0.0) or difflib.get_close_matches(name, classes, n=1, cutoff=0.0)
         advice = f"did you mean env={module}:{near[0]}?" if near else "importing it must call gymnasium.register(id=…, entry_point=…)"
         path = getattr(sys.modules[module], "__file__", None)
         raise ConfigError(f"env={env_id}: module {module!r} ({path or 'without a file'}) registers no environment {name!r}; {advice}")
@@ -155,6 +158,24 @@ def check_env_id(env_id: str) -> None:
         near = difflib.get_close_matches(name, gymnasium.registry, n=3)
         suggestion = f"did you mean {' or '.join(near)}?" if near else "see `rlx envs`, or write my_module:MyEnv-v0 for one of your own"
         raise ConfigError(f"env={env_id}: no such environment is registered with gymnasium; {suggestion}")
+
+
+def _made_by(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
+    """A spec for `module:Class`, a class or a function that makes an environment without being registered; None for any other id.
+
+    Raises:
+        ConfigError: if what is called so in the module makes no environments.
+    """
+    module, colon, name = env_id.rpartition(":")
+    if not colon or env_id.startswith(PREFIX) or name in gymnasium.registry or not name.isidentifier():
+        return None
+    found = getattr(sys.modules.get(module), name, None)
+    if found is None:
+        return None
+    if not callable(found) or (isinstance(found, type) and not issubclass(found, gymnasium.Env)):
+        raise ConfigError(f"env={env_id}: {name} is a {type(found).__name__} and makes no environment; expected a class that inherits from "
+                          "gymnasium.Env, a function that returns one, or a registered id")  # fmt: skip
+    return gymnasium.envs.registration.EnvSpec(id=f"{name}-v0", entry_point=found)
 
 
 def _import_user_module(module: str, env_id: str) -> None:
