@@ -6,6 +6,7 @@ import ctypes
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
-from rlx.envs.edge import original_space, stretch
+from rlx.envs.edge import describe_space, leaves, original_space, stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.rules import rules_of
 from rlx.errors import ConfigError
@@ -33,6 +34,10 @@ if TYPE_CHECKING:
     from rlx.envs.solvers import Probe
 
 
+_IMAGE = 256
+"""Bytes from which an array of two or three dimensions is an image."""
+
+
 @dataclass(kw_only=True)
 class Parts:
     """What `loop.train` needs, less the logger."""
@@ -41,6 +46,15 @@ class Parts:
     collector: Collector
     evaluator: Evaluator
     checkpointer: Checkpointer
+    notes: list[str]
+    """What the user should hear of the environment."""
+
+    def tell(self, note: Callable[[str], None]) -> None:
+        """Say what there is to say of the environment, and from now on that a replay takes long."""
+        if hasattr(self.collector.env, "note"):
+            self.collector.env.note = note
+        for text in self.notes:
+            note(f"warning: {text}")
 
     def close(self) -> None:
         self.collector.env.close()
@@ -122,6 +136,12 @@ def spaces_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> tuple[gymnasium.Space
     return env.single_observation_space, env.single_action_space
 
 
+def spaces_in_words(env: VectorEnv | gymnasium.Env[Any, Any]) -> dict[str, str]:
+    """The same for a checkpoint, which is refused where they have changed."""
+    observation, action = spaces_of(env)
+    return {"observation": describe_space(observation), "action": describe_space(action)}
+
+
 def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
     """A reward that is known of the environment's own actions as one of the actions that the algorithm chooses."""
     original = original_space(space)
@@ -136,6 +156,20 @@ def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
         return reward(obs, centre + half * action, next_obs)
 
     return of_actions
+
+
+def image_notes(spec: EnvSpec) -> list[str]:
+    """A warning where images are flattened."""
+    images = [
+        " x ".join(map(str, space.shape))
+        for _, space in leaves(original_space(spec.observation_space))
+        if isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3) and space.high.max() > 1
+        and math.prod(space.shape) >= _IMAGE
+    ]  # fmt: skip
+    if not images:
+        return []
+    why = "which are flattened into a vector, as no network here has convolutions for them: expect it to learn slowly or not at all"
+    return [f"env={spec.id} shows images ({', '.join(images)}), {why}"]
 
 
 def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> Probe | None:
@@ -168,7 +202,12 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
     setup_torch(config, device)
     make_env = env_factory(config)
     env, defect = make_env.training(config.env.num_envs, inexact=inexact)
-    algo = build_algorithm(config, env_spec(config.env, env), device)
+    spec = env_spec(config.env, env)
+    try:
+        algo = build_algorithm(config, spec, device)
+    except BaseException:
+        env.close()
+        raise
     return Parts(
         algo=algo,
         collector=Collector(env, algo, seed=config.seed, inexact=defect),
@@ -181,6 +220,12 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             max_steps=config.loop.eval_max_steps,
         ),
         checkpointer=Checkpointer(
-            checkpoints, algo=config.algo.name, keep=config.loop.keep_checkpoints, inexact=defect, config=save_config(config)
+            checkpoints,
+            algo=config.algo.name,
+            keep=config.loop.keep_checkpoints,
+            inexact=defect,
+            config=save_config(config),
+            spaces=spaces_in_words(env),
         ),
+        notes=[f"env={spec.id}: {text}" for text in getattr(env, "notes", [])] + image_notes(spec),
     )

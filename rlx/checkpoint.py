@@ -180,17 +180,30 @@ def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     return max(scored, key=lambda c: (c.score, c.env_steps), default=None)
 
 
-def load_algorithm(checkpoint: Checkpoint, algo: Stateful, *, name: str) -> None:
+def load_algorithm(checkpoint: Checkpoint, algo: Stateful, *, name: str, spaces: Mapping[str, str] | None = None) -> None:
     """Put a checkpoint's algorithm into `algo`.
 
+    Args:
+        checkpoint: what to load.
+        algo: where to.
+        name: of the algorithm.
+        spaces: what the environment's spaces are now, in words, by "observation" and "action".
+
     Raises:
-        CheckpointError: if it was written by another algorithm or is damaged.
+        CheckpointError: if it was written by another algorithm or for other spaces, or is damaged.
     """
     saved = checkpoint.manifest.get("algo")
     if saved != name:
         raise CheckpointError(
             f"{checkpoint.path} was written for algo={saved}, this run is algo={name}; start a new run or pass algo={saved}"
         )
+    before = checkpoint.manifest.get("spaces")
+    for kind, now in (spaces or {}).items():
+        if isinstance(before, dict) and before.get(kind, now) != now:
+            raise CheckpointError(
+                f"{checkpoint.path} does not fit the environment, whose code has changed: its {kind} space was {before[kind]} when this "
+                f"was saved and is {now} now; put the environment back, or start a new run"
+            )
     _load(checkpoint, {"algo": algo}, {"algo": checkpoint.read(_ALGO)})
 
 
@@ -214,6 +227,7 @@ class Checkpointer:
         keep: how many of the newest to keep, beside the best.
         inexact: why a resume from these is not exact, or None.
         config: what the run was started with, as text, for the manifest.
+        spaces: the environment's spaces in words, compared on restore.
         warn: told about every checkpoint that had to be passed over.
     """
 
@@ -225,10 +239,11 @@ class Checkpointer:
         keep: int = 2,
         inexact: str | None = None,
         config: str | None = None,
+        spaces: Mapping[str, str] | None = None,
         warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.directory, self.algo, self.keep, self.inexact, self.warn = directory, algo, keep, inexact, warn
-        self.config = config
+        self.config, self.spaces = config, spaces
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
 
@@ -299,6 +314,7 @@ class Checkpointer:
             "evaluated": evaluated,
             "exact": self.inexact is None,
             "why_not_exact": self.inexact,
+            "spaces": self.spaces,
             "saved_unix_s": time.time(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
@@ -375,7 +391,7 @@ class Checkpointer:
                 continue
             if checkpoint.manifest.get("why_not_exact"):
                 self.warn(f"{path} was saved without the environments, which begin new episodes: {checkpoint.manifest['why_not_exact']}")
-            load_algorithm(checkpoint, state["algo"], name=self.algo)
+            load_algorithm(checkpoint, state["algo"], name=self.algo, spaces=self.spaces)
             _load(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(_RUN))
             return checkpoint
         if paths or any(self.directory.glob("*.damaged-*")):  # also the next time: not to begin anew without a word

@@ -85,6 +85,7 @@ def _train(
 ) -> tuple[Progress, bool]:
     meta = run.meta()
     parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
+    parts.tell(console.note)
     if parts.collector.inexact:
         console.note(f"resume will not be exact: {parts.collector.inexact}")
     with contextlib.closing(Record(run.metrics_path)) as record:

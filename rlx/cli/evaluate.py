@@ -322,7 +322,7 @@ def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv) -> Al
     """The algorithm of a run as a checkpoint has it, for environments like these; on the CPU where the run's own device is missing."""
     import torch
 
-    from rlx.build import build_algorithm, env_spec, resolve_device, setup_torch
+    from rlx.build import build_algorithm, env_spec, resolve_device, setup_torch, spaces_in_words
     from rlx.checkpoint import load_algorithm
     from rlx.errors import ConfigError
 
@@ -332,7 +332,7 @@ def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv) -> Al
         device = torch.device("cpu")
     setup_torch(config, device)
     algo = build_algorithm(config, env_spec(config.env, env), device)
-    load_algorithm(checkpoint, algo, name=config.algo.name)
+    load_algorithm(checkpoint, algo, name=config.algo.name, spaces=None if config.env.is_game else spaces_in_words(env))
     return algo
 
 

@@ -59,10 +59,10 @@ def train(
             return
     else:
         RunDir.check_new(root, run_name)
-    _check_parts(composed.config)  # before there is a directory
+    notes = _check_parts(composed.config)  # before there is a directory
     _check_login(composed.config)
     if dry_run:
-        _print_plan(composed)
+        _print_plan(composed, notes)
         return
     from rlx.rundir import new_meta
 
@@ -160,11 +160,15 @@ def _check_login(config: RunConfig) -> None:
         check_login("online")
 
 
-def _check_parts(config: RunConfig) -> None:
-    """Raise if the device is not there, the environment cannot be made, or the algorithm cannot train on it."""
+def _check_parts(config: RunConfig) -> list[str]:
+    """What there is to say of the environment.
+
+    Raises:
+        ConfigError: if the device is not there, the environment cannot be made, or the algorithm cannot train on it.
+    """
     import gymnasium
 
-    from rlx.build import build_algorithm, env_factory, env_spec, resolve_device
+    from rlx.build import build_algorithm, env_factory, env_spec, image_notes, resolve_device
     from rlx.envs.registry import GameEnvFactory
     from rlx.errors import ConfigError
 
@@ -178,10 +182,13 @@ def _check_parts(config: RunConfig) -> None:
     if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     build_algorithm(config, spec, device)
+    return image_notes(spec)
 
 
-def _print_plan(composed: Composed) -> None:
+def _print_plan(composed: Composed, notes: list[str]) -> None:
     from rlx.config.compose import save_config
 
     echo(f"# recipe: {composed.choices['recipe'] or 'none'}; nothing was trained")
+    for text in notes:
+        typer.echo(f"# warning: {text}")
     echo(save_config(composed.config).rstrip())

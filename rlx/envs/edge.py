@@ -53,6 +53,18 @@ def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
     return getattr(space, "original", space)
 
 
+def describe_space(space: gymnasium.Space[Any]) -> str:
+    """The environment's own space in words that do not depend on gymnasium's: shape, kind of numbers and range."""
+    space = original_space(space)
+    if isinstance(space, spaces.Box):
+        return f"Box({space.shape}, {space.dtype}, {space.low.min():g} to {space.high.max():g})"
+    if isinstance(space, spaces.Discrete):
+        return f"Discrete({space.n})" if int(space.start) == 0 else f"Discrete({space.n}, start={space.start})"
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return f"{type(space).__name__}({', '.join(f'{path} {describe_space(part)}' for path, part in leaves(space))})"
+    return " ".join(str(space).split())
+
+
 def leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
     """The spaces that a Dict or Tuple is made of, in the order in which gymnasium flattens them, each with its path such as ['image']."""
     if isinstance(space, spaces.Dict):

@@ -265,11 +265,14 @@ class VectorEnvFactory:
         """B environments with a state wherever that is possible, and why it is not where it is not."""
         if self.is_native:
             return self(num_envs), None
-        defect = "resumed with --inexact" if inexact else None
+        defect, notes = "resumed with --inexact" if inexact else None, list[str]()
         if not defect and self.id not in REPLAYABLE | REBUILT:
-            defect, _ = replay_defect(self.single)
+            defect, notes = replay_defect(self.single)
         env: Any = self(num_envs)
-        return (env, defect) if defect else (ReplayVectorEnv(env), None)
+        if not defect:
+            env = ReplayVectorEnv(env)
+        env.notes = notes  # for whoever has a console
+        return env, defect
 
 
 @dataclass(frozen=True)

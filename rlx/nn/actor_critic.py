@@ -22,6 +22,17 @@ _SMALL = 1 << 16
 """Parameters up to which acting in NumPy is faster than in torch."""
 
 
+def byte_scale(space: gymnasium.spaces.Box) -> NDArray[np.float32] | None:
+    """What brings bytes into [0, 1]: one number if the space is of bytes, a vector [D] if some of its numbers are those of an image.
+
+    Numbers are a byte's where they are bounded by exactly 0 and 255, as where a dictionary with an image was flattened.
+    """
+    if space.dtype == np.uint8:
+        return np.array(1.0 / max(1.0, float(space.high.max())), dtype=np.float32)
+    is_byte = ((space.low == 0) & (space.high == 255)).ravel()
+    return np.where(is_byte, np.float32(1.0 / 255.0), np.float32(1.0)) if is_byte.any() else None
+
+
 class ActorCritic(nn.Module):
     """MLP policy and value function.
 
@@ -54,7 +65,9 @@ class ActorCritic(nn.Module):
         num_features = 1
         for n in space.shape:
             num_features *= n
-        self._scale = 1.0 / max(1.0, float(space.high.max())) if space.dtype == "uint8" else None
+        self._scale_numpy = byte_scale(space)
+        self._scale: Tensor | None
+        self.register_buffer("_scale", None if self._scale_numpy is None else torch.from_numpy(self._scale_numpy), persistent=False)
         self.head = make_head(spec, log_std_init=log_std_init)
         num_outputs = self.head.num_outputs
         # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
@@ -70,8 +83,8 @@ class ActorCritic(nn.Module):
 
     def raw_features(self, obs: Tensor) -> Tensor:
         """Observations [B, *] as float32 vectors [B, D]; bytes, of images or of planes of bits, become [0, 1]."""
-        features = obs.flatten(1).to(torch.float32)
-        return features * self._scale if self._scale else features
+        features = obs.reshape(len(obs), -1).to(torch.float32)
+        return features if self._scale is None else features * self._scale
 
     def features(self, obs: Tensor) -> Tensor:
         """Observations [B, *] as the networks see them, [B, D]."""
@@ -121,8 +134,8 @@ class ActorCritic(nn.Module):
         if self._home != self._first[0].data_ptr():  # the parameters have moved since the views were taken
             self._numpy_layers, self._home = self.policy.numpy_layers(), self._first[0].data_ptr()
         x = obs.reshape(len(obs), -1).astype(np.float32)
-        if self._scale:
-            x *= np.float32(self._scale)
+        if self._scale_numpy is not None:
+            x *= self._scale_numpy
         if self.normalizer:
             x = self.normalizer.forward_numpy(x)
         params = self.policy.forward_numpy(x, self._numpy_layers)
