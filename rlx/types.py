@@ -206,24 +206,19 @@ class Progress:
         self.env_steps, self.iteration = state["env_steps"], state["iteration"]
 
 
-class ModelStep(NamedTuple):
-    """Where a model says that actions lead, for N candidates from each of B states, with P particles of each."""
+class Followed(NamedTuple):
+    """What a model says of H steps of N candidates from each of B states, with P particles of each."""
 
-    state: Tree  # whatever the model goes on from
-    reward: Tensor  # [P, B, N]
-    discount: Tensor | None  # [P, B, N]: 0 where the episode has terminated, else 1; None if it never does
-    disagreement: Tensor | None  # [B, N], at least 0: how little the model knows of this; None where nobody asked
+    reward: Tensor  # [H, P, B, N]; what it is after a termination does not matter
+    discount: Tensor | None  # [H, P, B, N]: 0 where the episode terminates with the step, else 1; None if it never does
+    disagreement: Tensor | None  # [H, B, N], at least 0: how little the model knows of this; None where nobody asked
 
 
 class DynamicsModel(Protocol):
     """A simulator or a learned model: planners cannot tell them apart."""
 
-    def begin(self, obs: Tensor, num_candidates: int) -> Tree:
-        """The state of N candidates that all begin with obs [B, D]."""
-        ...
-
-    def step(self, state: Tree, action: Tensor) -> ModelStep:
-        """One step of all candidates under action [B, N, A], in units of the action space."""
+    def follow(self, obs: Tensor, actions: Tensor) -> Followed:
+        """Where actions [H, B, N, A], in units of the action space, lead from obs [B, D]."""
         ...
 
 

@@ -51,7 +51,7 @@ def train(ensemble: Ensemble, inputs: Tensor, targets: Tensor, *, holdout: Tenso
 def predict(ensemble: Ensemble, inputs: Tensor) -> tuple[Tensor, Tensor]:
     """Means and standard deviations [K, M, O]."""
     frozen = FrozenEnsemble(ensemble)
-    mean, raw = frozen.predict(inputs.expand(ensemble.num_members, -1, -1))
+    mean, raw = frozen.predict((inputs - frozen.centre).expand(ensemble.num_members, -1, -1))
     return mean, frozen.spread(raw) * frozen.noise_scale
 
 
@@ -202,32 +202,33 @@ def model(ensemble: Ensemble, propagation: str, *, particles: int = 1, **setting
     )  # fmt: skip
 
 
-def test_a_particle_of_ts_infinity_stays_with_its_member():
-    ensemble, obs, action = scaled(), torch.randn(2, 3), torch.randn(2, 4, 1)
-    ensemble.high.data.fill_(-30.0)  # no noise
+def quiet() -> Ensemble:
+    """Members without noise."""
+    ensemble = scaled()
+    ensemble.high.data.fill_(-30.0)
     ensemble.low.data.fill_(-31.0)
-    imagination = model(ensemble, "ts_inf")
-    state = imagination.begin(obs, 4)
-    for _ in range(3):
-        state = imagination.step(state, action).state
-    assert state.shape == (5, 1, 2, 4, 3)
+    return ensemble
+
+
+@pytest.mark.parametrize("particles", [1, 2])
+def test_a_particle_of_ts_infinity_stays_with_its_member(particles):
+    ensemble, obs, action = quiet(), torch.randn(2, 3), torch.randn(2, 4, 1)
+    states = model(ensemble, "ts_inf", particles=particles).trace(obs, action.expand(3, -1, -1, -1)).states
+    assert states.shape == (4, 5, particles, 2, 4, 3)
     for k in range(5):
         expected = obs[:, None].expand(2, 4, 3).reshape(8, 3)
         for _ in range(3):
             expected = expected + one_member(ensemble, k, torch.cat([expected, action.reshape(8, 1)], dim=1))[0]
-        torch.testing.assert_close(state[k, 0].reshape(8, 3), expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(states[-1, k, -1].reshape(8, 3), expected, atol=1e-4, rtol=1e-4)
 
 
 def test_particles_of_ts_1_meet_every_member_and_keep_their_places():
-    ensemble, obs = scaled(), torch.randn(1, 3)
-    ensemble.high.data.fill_(-30.0)
-    ensemble.low.data.fill_(-31.0)
+    ensemble, obs = quiet(), torch.randn(1, 3)
     action = torch.zeros(1, 1, 1)
     each = torch.stack([one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0] for k in range(5)])  # [K, D]
     met = []
-    imagination = model(ensemble, "ts_1")
     for _ in range(20):
-        change = imagination.step(imagination.begin(obs, 1), action).state[:, 0, 0, 0] - obs
+        change = model(ensemble, "ts_1").trace(obs, action[None]).states[1, :, 0, 0, 0] - obs
         member = torch.cdist(change, each).argmin(1)
         torch.testing.assert_close(change, each[member], atol=1e-4, rtol=1e-4)
         assert sorted(member.tolist()) == list(range(5))  # each member predicts one of the five
@@ -235,25 +236,62 @@ def test_particles_of_ts_1_meet_every_member_and_keep_their_places():
     assert all(len(set(of_place)) == 5 for of_place in torch.stack(met).T.tolist())
 
 
+def test_particles_of_ts_1_are_dealt_anew_at_every_step():
+    ensemble, obs, actions = quiet(), torch.randn(1, 3), torch.randn(2, 1, 1, 1)
+    places = model(ensemble, "ts_1").trace(obs, actions).states[:, :, 0, 0, 0]
+    for before, after, action in zip(places[:-1], places[1:], actions[:, 0], strict=True):
+        of_members = torch.stack([one_member(ensemble, k, torch.cat([before, action.expand(5, 1)], dim=1))[0] for k in range(5)])
+        apart = (before + of_members - after).abs().amax(-1)  # [member, place]
+        assert sorted(apart.argmin(0).tolist()) == list(range(5))
+        assert apart.amin(0).max() < 1e-4
+
+
 def test_mean_propagation_goes_on_from_the_members_mean_without_noise():
     ensemble, obs, action = scaled(), torch.randn(1, 3), torch.randn(1, 2, 1)
-    step = model(ensemble, "mean").step(model(ensemble, "mean").begin(obs, 2), action)
+    found = model(ensemble, "mean").follow(obs, action[None])
     x = torch.cat([obs.expand(2, 3), action[0]], dim=1)
     each = torch.stack([one_member(ensemble, k, x)[0] for k in range(5)])
-    torch.testing.assert_close(step.state[0, 0, 0], obs + each.mean(0), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(step.reward[0, 0], (obs + each.mean(0))[:, 0] + action[0, :, 0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        model(ensemble, "mean").trace(obs, action[None]).states[1, 0, 0, 0], obs + each.mean(0), atol=1e-5, rtol=1e-5
+    )
+    torch.testing.assert_close(found.reward[0, 0, 0], (obs + each.mean(0))[:, 0] + action[0, :, 0], atol=1e-5, rtol=1e-5)
     expected = (each.std(0, correction=0) / torch.tensor([1.0, 2.0, 4.0])).square().mean(1).sqrt()
-    torch.testing.assert_close(step.disagreement[0], expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.disagreement[0, 0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_candidates_and_members_share_their_noise_and_particles_do_not():
+def test_candidates_share_their_noise_and_particles_do_not():
     ensemble = scaled()
-    imagination = model(ensemble, "ts_inf", particles=3)
-    step = imagination.step(imagination.begin(torch.zeros(1, 3), 2), torch.zeros(1, 2, 1))
+    after = model(ensemble, "ts_inf", particles=3).trace(torch.zeros(1, 3), torch.zeros(1, 1, 2, 1)).states[1]
     mean, std = (p[:, 0] for p in predict(ensemble, torch.zeros(1, 4)))
-    z = (step.state[:, :, 0] - mean[:, None, None]) / std[:, None, None]  # [K, P, N, D]
-    torch.testing.assert_close(z, z[:1, :, :1].expand_as(z), atol=1e-3, rtol=1e-3)
-    assert (z[0, 0, 0] - z[0, 1, 0]).abs().min() > 1e-3
+    z = (after[:, :, 0] - mean[:, None, None]) / std[:, None, None]  # [K, P, N, D]
+    torch.testing.assert_close(z, z[:, :, :1].expand_as(z), atol=1e-3, rtol=1e-3)
+    particles = z[:, :, 0].flatten(0, 1)
+    assert torch.pdist(particles[:, :1]).min() > 1e-4
+    torch.testing.assert_close(particles.mean(0), torch.zeros(3), atol=1e-3, rtol=0.0)  # so that no plan can act against it
+
+
+@pytest.mark.parametrize(("members", "particles"), [(2, 1), (5, 1), (1, 3)])
+def test_the_noise_of_each_particle_is_standard_normal(members, particles):
+    frozen = FrozenEnsemble(Ensemble(4, 3, num_members=members, hidden_sizes=[4], learn_bounds=False))
+    imagination = EnsembleModel(
+        frozen=frozen, obs_scale=torch.ones(3), propagation="ts_inf", particles=particles, reward_fn=None, termination_fn=None,
+        measure_disagreement=False,
+    )  # fmt: skip
+    noise = imagination._noise((1, members, particles, 20_000, 7, 3))
+    z = (noise / frozen.noise_scale)[0, ..., 0, :].flatten(0, 1)  # [K P, B, D]
+    torch.testing.assert_close(z.std(1), torch.ones(members * particles, 3), atol=0.03, rtol=0.0)
+    torch.testing.assert_close(z.mean(1), torch.zeros(members * particles, 3), atol=0.03, rtol=0.0)
+
+
+@pytest.mark.parametrize("propagation", ["ts_inf", "ts_1"])
+def test_noise_is_no_disagreement(propagation):
+    """Members that are all the same agree, however much they know to be luck."""
+    ensemble = scaled()
+    for p in [*ensemble.weights, *ensemble.biases]:
+        p.data = p.data[:1].expand_as(p.data).clone()
+    found = model(ensemble, propagation, particles=2).follow(torch.zeros(1, 3), torch.randn(4, 1, 6, 1))
+    assert found.disagreement.max() < 1e-4
+    assert found.reward.var(1).min() > 1e-3
 
 
 def test_a_reward_that_is_learned_is_the_last_output():
@@ -262,7 +300,6 @@ def test_a_reward_that_is_learned_is_the_last_output():
         frozen=FrozenEnsemble(ensemble), obs_scale=torch.ones(2), propagation="ts_inf", particles=1, reward_fn=None,
         termination_fn=None, measure_disagreement=False,
     )  # fmt: skip
-    step = imagination.step(imagination.begin(obs, 1), action)
     expected = [one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0, 2].item() for k in range(5)]
-    assert step.reward[:, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
-    assert step.state.shape[-1] == 2
+    assert imagination.follow(obs, action[None]).reward[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert imagination.trace(obs, action[None]).states.shape[-1] == 2

@@ -31,7 +31,7 @@ class KnownMembers:
 
     def __init__(self, noise: float, errors: tuple[float, ...] = (0.0, 0.0)) -> None:
         self.num_members = len(errors)
-        self.noise_scale = torch.full((2,), noise)
+        self.noise_scale, self.centre = torch.full((2,), noise), torch.zeros(3)
         self._errors = torch.tensor(errors)[:, None, None]
 
     def predict(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,8 +86,8 @@ def test_samples_have_noise_of_their_own_where_planners_share_it():
     samples = foresee(model(KnownMembers(NOISE)), obs, action, particles=4).samples
     assert samples.shape == (1, 8, 3, 2)
     assert len(samples.unique()) == 48
-    shared = model(KnownMembers(NOISE)).step(torch.zeros(2, 1, 3, 5, 2), torch.zeros(3, 5, 1)).state
-    assert len(shared.unique()) == 6
+    shared = model(KnownMembers(NOISE)).trace(torch.zeros(3, 2), torch.zeros(1, 3, 5, 1)).states[1]
+    assert len(shared.unique()) == 12  # of two members in three states
 
 
 def test_the_rank_of_the_truth_among_samples():

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlx.algos.config.pets import PETSConfig, Planner, Propagation, RewardSource, TerminationSource, TrustRule
 from rlx.algos.pets import PETS
@@ -18,6 +20,7 @@ from rlx.config.compose import Composer
 from rlx.envs.registry import NATIVE
 from rlx.envs.rules import RULES
 from rlx.errors import ConfigError, NonFiniteError
+from rlx.planning.shooting import Memory
 from rlx.replay import TransitionReplay
 from rlx.rng import isolated_rng
 from rlx.types import EnvSpec, Progress
@@ -94,21 +97,28 @@ def test_realised_returns_are_the_rewards_of_the_steps_that_were_promised():
     assert max(float(r) for r in realised) == 6.0  # a reward of 1 for each of six steps
 
 
-def test_the_plan_is_shifted_by_a_step_and_ends_in_the_middle():
-    algo, collector = make()
+def memory(mean: Tensor, elites: float = 0.0, *, known: bool = False) -> Memory:
+    return Memory(mean, torch.full((2, 1, 6, 1), elites), torch.full((2,), known))
+
+
+def test_what_is_left_of_the_plan_is_remembered():
+    algo, collector = make(env_id="rlx/CartPoleSwingUp-v0", elite_fraction=0.2)
     run(algo, collector, 20)
-    obs, carry = torch.randn(2, 4) * 0.1, torch.rand(2, 6, 1)
+    obs, before = torch.randn(2, 5) * 0.1, memory(torch.rand(2, 6, 1), 0.5, known=True)
     with isolated_rng(0, 0):
-        plan = algo.plan(obs, carry)
+        plan = algo.plan(obs, before)
     with isolated_rng(0, 0):
-        out = algo.act(obs, carry, OLD, mode="eval")
+        out = algo.act(obs, before._asdict(), OLD, mode="eval")
     assert torch.equal(out.action, plan.mean[:, 0])
-    assert torch.equal(out.carry[:, :-1], plan.mean[:, 1:])
-    assert torch.equal(out.carry[:, -1], torch.zeros(2, 1))
+    assert all(torch.equal(out.carry[name], x) for name, x in plan.rest()._asdict().items())
+    assert plan.elites.shape == (2, 1, 6, 1)
+    with isolated_rng(0, 0):
+        forgetful = algo.plan(obs, before._replace(known=torch.zeros(2, dtype=torch.bool)))
+    assert not torch.equal(plan.mean, forgetful.mean)
 
 
 def test_a_plan_is_not_remembered_across_episodes():
-    algo, collector = make()
+    algo, collector = make(elite_fraction=0.2)
     run(algo, collector, 20)
     obs = torch.randn(2, 4) * 0.1
 
@@ -117,13 +127,42 @@ def test_a_plan_is_not_remembered_across_episodes():
             return algo.act(obs, carry, is_first, mode="eval")
 
     fresh = act(algo.initial_carry(2), NEW)
-    for leftover in (torch.full((2, 6, 1), 0.9), torch.full((2, 6, 1), float("nan"))):
-        again = act(leftover, NEW)
+    for leftover in (0.9, float("nan")):
+        again = act(memory(torch.full((2, 6, 1), leftover), leftover, known=True)._asdict(), NEW)
         assert torch.equal(again.action, fresh.action)
-        assert torch.equal(again.carry, fresh.carry)
-    kept = act(torch.full((2, 6, 1), 0.9), torch.tensor([False, True]))
-    assert not torch.equal(kept.carry[0], fresh.carry[0])
-    assert torch.equal(kept.carry[1], fresh.carry[1])
+        assert all(torch.equal(again.carry[name], fresh.carry[name]) for name in fresh.carry)
+    kept = act(memory(torch.full((2, 6, 1), 0.9), 0.9, known=True)._asdict(), torch.tensor([False, True]))
+    assert not torch.equal(kept.carry["mean"][0], fresh.carry["mean"][0])
+    assert torch.equal(kept.carry["mean"][1], fresh.carry["mean"][1])
+    assert torch.equal(kept.carry["elites"][1], fresh.carry["elites"][1])
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that a device would be asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)  # would wait for the device
+        self.count += not func.is_view
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [({}, 900), ({"planner": Planner.cem, "propagation": Propagation.ts_1}, 1100), ({"trust": TrustRule.truncate}, 1000),
+     ({"planner": Planner.mppi, "reward": RewardSource.learned}, 900)],
+)  # fmt: skip
+def test_a_plan_asks_little_of_a_device_and_never_waits_for_it(settings, most):
+    usual = {"horizon": 15, "iterations": 3, "max_epochs": 1, "population": 30}
+    algo, collector = make(**usual, **settings)
+    run(algo, collector, 20)
+    carry = Memory(**algo.initial_carry(2))
+    with torch.no_grad(), Launches() as launches:
+        algo.plan(torch.zeros(2, 4), carry)
+    assert 100 < launches.count < most
 
 
 def test_acting_leaves_the_algorithm_alone_and_explores_only_before_there_is_a_model(same):
@@ -157,7 +196,7 @@ def test_trust_changes_what_is_planned(settings):
         algo, collector = make(env_id="rlx/CartPoleSwingUp-v0", **chosen)
         run(algo, collector, 20)
         with isolated_rng(0, 0):
-            plans.append(algo.plan(torch.randn(2, 5), algo.initial_carry(2)))
+            plans.append(algo.plan(torch.randn(2, 5), Memory(**algo.initial_carry(2))))
     assert not torch.equal(plans[0].mean, plans[1].mean)
     assert plans[0].horizon.tolist() == [6, 6]
     assert plans[1].horizon.tolist() == ([1, 1] if settings["trust"] is TrustRule.truncate else [6, 6])

@@ -24,7 +24,7 @@ from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
 from rlx.models.foresight import Foreseen, follow_mean, foresee
 from rlx.models.imagination import EnsembleModel, FrozenEnsemble
 from rlx.nn.flat import FlatAdam
-from rlx.planning.shooting import Plan, PlannerConfig, Trust, plan
+from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
 from rlx.planning.windows import ReturnWindows
 from rlx.replay import TransitionReplay
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -69,7 +69,7 @@ class PETS:
         self._fits = 0
         self._seen = 0  # rows that the last fit knew
         self._obs_scale = torch.zeros(num_features, device=device)
-        self._frozen = FrozenEnsemble(self.ensemble)
+        self._measured = self._model()
 
     # Saving
 
@@ -89,25 +89,28 @@ class PETS:
         self.optimizer.load_state_dict(state["optimizer"])
         self.replay.load_state_dict(state["replay"])
         self.windows.load_state_dict(state["windows"])
-        self._obs_scale = state["obs_scale"].clone()
+        self._obs_scale = state["obs_scale"].to(self.device, copy=True)
         self._fits, self._seen = state["fits"], state["seen"]
-        self._frozen = FrozenEnsemble(self.ensemble)
+        self._measured = self._model()
 
     # Acting
 
-    def initial_carry(self, batch_size: int) -> Tree:
-        return torch.zeros(batch_size, self.config.horizon, len(self._half), device=self.device)
+    def initial_carry(self, batch_size: int) -> dict[str, Tensor]:
+        return no_memory(batch_size, self.config.horizon, len(self._half), self._planner, self.device)._asdict()
 
     @torch.no_grad()
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        """Plan from obs [B, *], beginning from what is left of the plan of the step before, carry [B, H, A].
+        """Plan from obs [B, *], beginning from what is left of the plan of the step before, a `Memory` as a dictionary.
 
         Evaluations plan with noise that is new at every step, as training does: the same luck imagined every time would bias all plans the
         same way. Only the first actions, before there is a model, explore.
         """
         begun = time.perf_counter()
-        carry = torch.where(is_first[:, None, None], 0.0, carry)
-        found = self.plan(obs.flatten(1).to(torch.float32), carry) if self._fits else self._nothing_planned(len(obs), mode)
+        memory = Memory(**carry)
+        memory = Memory(torch.where(is_first[:, None, None], 0.0, memory.mean), memory.elites, memory.known & ~is_first)
+        found = self.plan(obs.flatten(1).to(torch.float32), memory) if self._fits else self._nothing_planned(memory, mode)
+        if self.device.type == "cuda":  # or this is how long it took to ask; the environment waits for the action anyway
+            torch.cuda.synchronize(self.device)
         spent_s = time.perf_counter() - begun
         extras = {
             "predicted_return": found.predicted_return,
@@ -115,25 +118,25 @@ class PETS:
             "horizon": found.horizon,
             "plan_s": torch.full((len(obs),), spent_s / len(obs), device=self.device),
         }
-        rest = torch.cat([found.mean[:, 1:], torch.zeros_like(found.mean[:, :1])], dim=1)
-        return PolicyOutput(self._to_action(found.mean[:, 0]), rest if self._fits else carry, extras)
+        rest = found.rest() if self._fits else memory
+        return PolicyOutput(self._to_action(found.mean[:, 0]), rest._asdict(), extras)
 
-    def plan(self, obs: Tensor, mean: Tensor) -> Plan:
-        """Plan from obs [B, D], beginning from mean [B, H, A]."""
-        measured = self._model()
-        model = replace(measured, measure_disagreement=self._trust.needs_disagreement)
-        return plan(model, obs, mean, self._planner, to_action=self._to_action, trust=self._trust, measured=measured)
+    def plan(self, obs: Tensor, memory: Memory) -> Plan:
+        """Plan from obs [B, D]."""
+        return plan(self._planned, obs, memory, self._planner, to_action=self._to_action, trust=self._trust, measured=self._measured)
 
     def _model(self) -> EnsembleModel:
-        """The ensemble as plans are judged by it; it also says how much the members disagree."""
-        return EnsembleModel(
-            frozen=self._frozen, obs_scale=self._obs_scale, propagation=self.config.propagation.value, particles=self.config.particles,
-            reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
+        """The ensemble as it is now, as plans are judged by it; it also says how much the members disagree."""
+        measured = EnsembleModel(
+            frozen=FrozenEnsemble(self.ensemble), obs_scale=self._obs_scale, propagation=self.config.propagation.value,
+            particles=self.config.particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
         )  # fmt: skip
+        self._planned = replace(measured, measure_disagreement=self._trust.needs_disagreement)
+        return measured
 
     def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
         """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member; see `rlx.models.foresight`."""
-        return foresee(self._model(), obs, action, particles=particles)
+        return foresee(self._measured, obs, action, particles=particles)
 
     @property
     def num_members(self) -> int:
@@ -144,13 +147,13 @@ class PETS:
         """[D] deviations of the observations that the model was fitted to; 0 of a constant feature, and of all before the first fit."""
         return self._obs_scale
 
-    def _nothing_planned(self, batch_size: int, mode: Mode) -> Plan:
+    def _nothing_planned(self, memory: Memory, mode: Mode) -> Plan:
         """Before there is a model: random actions, and in evaluations those in the middle."""
-        mean = self.initial_carry(batch_size)
+        mean = torch.zeros_like(memory.mean)
         if mode == "train":
             mean.uniform_(-1.0, 1.0)
-        nothing = torch.zeros(batch_size, device=self.device)
-        return Plan(mean, nothing, nothing, nothing.long())
+        nothing = torch.zeros(len(mean), device=self.device)
+        return Plan(mean, memory.elites, nothing, nothing, nothing.long())
 
     def _to_action(self, normalised: Tensor) -> Tensor:
         return torch.addcmul(self._centre, normalised, self._half)
@@ -172,17 +175,21 @@ class PETS:
     def _compare_with_plans(self, rollout: Rollout) -> dict[str, Tensor | float]:
         """What plans promised beside what came, where a promise ended with this rollout."""
         extras = rollout.extras
+        told = torch.stack([
+            extras["predicted_return"], extras["disagreement"], extras["horizon"], extras["plan_s"], rollout.reward, rollout.terminated,
+            rollout.truncated,
+        ]).to("cpu", torch.float32)  # fmt: skip  # in one transfer
+        predicted, disagreement, horizon, plan_s, reward, terminated, truncated = told
         kept = [
-            self.windows.add(extras["predicted_return"][t], extras["horizon"][t], rollout.reward[t], rollout.terminated[t],
-                             rollout.truncated[t])
-            for t in range(len(rollout.reward))
+            self.windows.add(predicted[t], horizon[t].long(), reward[t], terminated[t] > 0.0, truncated[t] > 0.0)
+            for t in range(len(reward))
         ]  # fmt: skip
         metrics: dict[str, Tensor | float] = {}
-        planned = extras["horizon"] > 0
+        planned = horizon > 0
         if planned.any():
-            metrics["model/disagreement"] = extras["disagreement"][planned].mean()
-            metrics["plan/horizon"] = extras["horizon"][planned].float().mean()
-            metrics["time/plan_ms"] = 1e3 * extras["plan_s"][planned].mean().item()
+            metrics["model/disagreement"] = disagreement[planned].mean()
+            metrics["plan/horizon"] = horizon[planned].mean()
+            metrics["time/plan_ms"] = 1e3 * plan_s[planned].mean().item()
         predicted, realised = (torch.cat([getattr(k, name) for k in kept]) for name in ("predicted", "realised"))
         if len(predicted):
             metrics["plan/predicted_return"] = predicted.mean()
@@ -194,12 +201,12 @@ class PETS:
         """Add steps to the replay, each with its place in the held-out data or in the members' bootstraps for good."""
         config, obs, next_obs = self.config, rollout.obs.flatten(2), rollout.next_obs.flatten(2)
         shape = rollout.reward.shape
-        counts = torch.ones(*shape, config.ensemble_size)
+        counts = torch.ones(*shape, config.ensemble_size, device=self.device)
         if config.bootstrap:
             counts = torch.poisson(counts)
         self.replay.add(
             obs=obs, action=rollout.action, change=next_obs.to(torch.float64) - obs.to(torch.float64), reward=rollout.reward,
-            is_last=rollout.is_last, holdout=torch.rand(shape) < config.holdout_fraction, counts=counts,
+            is_last=rollout.is_last, holdout=torch.rand(shape, device=self.device) < config.holdout_fraction, counts=counts,
         )  # fmt: skip
 
     def _judge_model(self) -> dict[str, Tensor | float]:
@@ -222,7 +229,7 @@ class PETS:
         t, b = t[::stride], b[::stride]
         steps_ahead = torch.stack([action[t + k, b] for k in range(_LOOK_AHEAD)])
         last = t + _LOOK_AHEAD - 1
-        wrong = follow_mean(self._model(), obs[t, b], steps_ahead)[-1] - (obs[last, b] + change[last, b])
+        wrong = follow_mean(self._measured, obs[t, b], steps_ahead)[-1] - (obs[last, b] + change[last, b])
         varies = self._obs_scale > 0.0
         metrics["model/k_step_error"] = (wrong[:, varies] / self._obs_scale[varies]).square().mean().sqrt()
         return metrics
@@ -241,7 +248,7 @@ class PETS:
             replay["counts"].to(self.device).long(), replay["holdout"].to(self.device), settings,
         )  # fmt: skip
         self._obs_scale = moments(obs)[1].to(torch.float32)
-        self._frozen = FrozenEnsemble(self.ensemble)
+        self._measured = self._model()
         self._fits += 1
         self._seen = replay.added
         return {

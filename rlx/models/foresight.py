@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from rlx.models.imagination import EnsembleModel
@@ -36,7 +35,6 @@ class Foresees(Algorithm, Protocol):
         ...
 
 
-@torch.no_grad()
 def foresee(model: EnsembleModel, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
     """Follow actions [H, B, A], in units of the action space, from obs [B, D].
 
@@ -47,30 +45,13 @@ def foresee(model: EnsembleModel, obs: Tensor, action: Tensor, *, particles: int
         particles: samples of each member, P, whatever the planner's own number and propagation.
     """
     sampled = replace(model, propagation="ts_inf", particles=particles, measure_disagreement=False, own_noise=True)
-    samples = torch.stack([state[..., 0, :].flatten(0, 1) for state, _ in _follow(sampled, obs, action)])
-    doubts = []
-    for _, disagreement in _follow(model, obs, action):
-        assert disagreement is not None
-        doubts.append(disagreement[:, 0])
-    return Foreseen(follow_mean(model, obs, action), samples, torch.stack(doubts))
+    samples = sampled.trace(obs, action[:, :, None]).states[1:, ..., 0, :].flatten(1, 2)
+    disagreement = model.trace(obs, action[:, :, None]).disagreement
+    assert disagreement is not None
+    return Foreseen(follow_mean(model, obs, action), samples, disagreement[..., 0])
 
 
-@torch.no_grad()
 def follow_mean(model: EnsembleModel, obs: Tensor, action: Tensor) -> Tensor:
     """Observations [H, B, D] that the mean of the members' means leads to under actions [H, B, A] from obs [B, D]."""
     mean = replace(model, propagation="mean", particles=1, measure_disagreement=False)
-    return torch.stack([state[0, 0, :, 0] for state, _ in _follow(mean, obs, action)])
-
-
-def _follow(model: EnsembleModel, obs: Tensor, action: Tensor) -> list[tuple[Tensor, Tensor | None]]:
-    """States [K, P, B, 1, D] and disagreement [B, 1] after each of the actions [H, B, A]."""
-    model = replace(model, reward_fn=_no_reward, termination_fn=None)  # only observations are asked for
-    state, found = model.begin(obs, 1), []
-    for now in action:
-        state, _, _, disagreement = model.step(state, now[:, None])
-        found.append((state, disagreement))
-    return found
-
-
-def _no_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    return next_obs[..., 0]
+    return mean.trace(obs, action[:, :, None]).states[1:, 0, 0, :, 0]

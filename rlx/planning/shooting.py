@@ -1,7 +1,8 @@
 """Planners that shoot sequences of actions through a model and keep to those that return most: CEM, iCEM and MPPI.
 
 For B states at once, N candidates of H actions each. They work in a space where every action lies within [-1, 1]. All return the final mean
-of their distribution, not the best sample, which has been chosen for the model's errors as much as for its merit.
+of their distribution, not the best sample, which has been chosen for the model's errors as much as for its merit. Nothing here waits for a
+device: shapes are known beforehand, and no number is read.
 """
 
 from __future__ import annotations
@@ -32,17 +33,44 @@ class PlannerConfig:
     init_std: float = 0.5
     noise_beta: float = 2.0  # iCEM and MPPI: the noise's power falls with frequency to this power
     population_decay: float = 1.25  # iCEM: the population is divided by this every iteration
-    keep_elites: float = 0.3  # iCEM: share of the elites that compete again in the next iteration
+    keep_elites: float = 0.3  # iCEM: share of the elites that compete again in the next iteration and at the next env step
     temperature: float = 0.3  # MPPI: in standard deviations of the candidates' returns
+
+    @property
+    def num_kept(self) -> int:
+        """Elites that compete again, E."""
+        return int(self.keep_elites * self.elites) if self.method == "icem" else 0
+
+
+class Memory(NamedTuple):
+    """What is left of the plan of the env step before."""
+
+    mean: Tensor  # [B, H, A] within [-1, 1]
+    elites: Tensor  # [B, E, H, A]
+    known: Tensor  # [B] bool: whether there are elites
+
+
+def no_memory(batch_size: int, horizon: int, num_actions: int, config: PlannerConfig, device: torch.device) -> Memory:
+    """The memory of one who has not planned yet."""
+    mean = torch.zeros(batch_size, horizon, num_actions, device=device)
+    elites = torch.zeros(batch_size, config.num_kept, horizon, num_actions, device=device)
+    return Memory(mean, elites, torch.zeros(batch_size, dtype=torch.bool, device=device))
 
 
 class Plan(NamedTuple):
     """Actions to take, and what the model says of them."""
 
     mean: Tensor  # [B, H, A] within [-1, 1]
+    elites: Tensor  # [B, E, H, A] what competes again at the next env step
     predicted_return: Tensor  # [B] over the first `horizon` steps
     disagreement: Tensor  # [B] of the model, mean over those steps
     horizon: Tensor  # [B] long: steps that counted
+
+    def rest(self) -> Memory:
+        """What is left of the plan once its first action is taken; it ends in the middle."""
+        mean = torch.cat([self.mean[:, 1:], torch.zeros_like(self.mean[:, :1])], dim=1)
+        elites = torch.cat([self.elites[:, :, 1:], torch.zeros_like(self.elites[:, :, :1])], dim=2)
+        return Memory(mean, elites, torch.ones(len(mean), dtype=torch.bool, device=mean.device))
 
 
 class Imagined(NamedTuple):
@@ -54,21 +82,14 @@ class Imagined(NamedTuple):
 
 def imagine(model: DynamicsModel, obs: Tensor, actions: Tensor) -> Imagined:
     """Follow actions [B, N, H, A], in units of the action space, from obs [B, D]."""
-    state = model.begin(obs, actions.shape[1])
-    rewards, disagreements = [], []
-    alive: Tensor | None = None  # [P, B, N]
-    for action in actions.unbind(2):
-        state, reward, discount, disagreement = model.step(state, action)
-        if alive is not None:
-            reward = torch.where(alive > 0.0, alive * reward, 0.0)  # whatever the model makes of a state that does not exist
-            if disagreement is not None:
-                disagreement = torch.where(alive.amax(0) > 0.0, disagreement, 0.0)
-        rewards.append(reward)
+    reward, discount, disagreement = model.follow(obs, actions.movedim(2, 0))
+    if discount is not None:
+        alive = discount[:-1].cumprod(0)  # [H - 1, P, B, N]
+        rest = torch.where(alive > 0.0, alive * reward[1:], 0.0)  # whatever the model makes of a state that does not exist
+        reward = torch.cat([reward[:1].expand(-1, *rest.shape[1:]), rest])
         if disagreement is not None:
-            disagreements.append(disagreement)
-        if discount is not None:
-            alive = discount if alive is None else alive * discount
-    return Imagined(torch.stack(rewards).mean(1), torch.stack(disagreements) if disagreements else None)
+            disagreement = torch.cat([disagreement[:1], torch.where(alive.amax(1) > 0.0, disagreement[1:], 0.0)])
+    return Imagined(reward.mean(1), disagreement)
 
 
 class Trust(NamedTuple):
@@ -94,22 +115,28 @@ class Trust(NamedTuple):
         reward = reward - self.cost * disagreement if self.cost > 0.0 else reward
         if self.limit == math.inf:
             return reward.sum(0), horizon
-        trusted = (disagreement.nanmedian(-1).values <= self.limit).to(reward.dtype)  # [H, B]
+        trusted = (_median(disagreement) <= self.limit).to(reward.dtype)  # [H, B]
         trusted[0] = 1.0
         trusted = trusted.cumprod(0)
         return torch.where(trusted[..., None] > 0.0, reward, 0.0).sum(0), trusted.sum(0).long()
 
 
+def _median(x: Tensor) -> Tensor:
+    """Lower median of x [*, N] without what is not a number, NaN where nothing is; torch's has no deterministic kernel on a GPU."""
+    index = ((~x.isnan()).sum(-1, keepdim=True) - 1).div(2, rounding_mode="floor").clamp(min=0)
+    return x.sort(-1).values.gather(-1, index).squeeze(-1)  # what is not a number comes last
+
+
 def plan(
-    model: DynamicsModel, obs: Tensor, mean: Tensor, config: PlannerConfig, *, to_action: Callable[[Tensor], Tensor], trust: Trust,
+    model: DynamicsModel, obs: Tensor, memory: Memory, config: PlannerConfig, *, to_action: Callable[[Tensor], Tensor], trust: Trust,
     measured: DynamicsModel,
 ) -> Plan:  # fmt: skip
-    """Plan from obs [B, D], beginning from mean [B, H, A].
+    """Plan from obs [B, D].
 
     Args:
         model: asked about candidates.
         obs: where plans begin.
-        mean: the warm start.
+        memory: the warm start.
         config: how.
         to_action: from [-1, 1] to the units of the action space.
         trust: what the model's disagreement does to a plan.
@@ -119,21 +146,22 @@ def plan(
     def score(candidates: Tensor) -> Tensor:
         return trust.weigh(imagine(model, obs, to_action(candidates)))[0]
 
-    mean = PLANNERS[config.method](score, mean, config)
+    mean, elites = PLANNERS[config.method](score, memory, config)
     imagined = imagine(measured, obs, to_action(mean[:, None]))
     assert imagined.disagreement is not None
     _, horizon = trust.weigh(imagined)
     counts = (torch.arange(len(imagined.reward), device=obs.device)[:, None] < horizon).to(torch.float32)  # [H, B]
     reward, disagreement = imagined.reward[..., 0], imagined.disagreement[..., 0]
-    return Plan(mean, (reward * counts).sum(0), (disagreement * counts).sum(0) / horizon, horizon)
+    return Plan(mean, elites, (reward * counts).sum(0), (disagreement * counts).sum(0) / horizon, horizon)
 
 
-def cem(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
-    """The cross-entropy method with truncated normal samples, as in PETS' code; returns the final mean [B, H, A].
+def cem(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Tensor]:
+    """The cross-entropy method with truncated normal samples, as in PETS' code; returns the final mean [B, H, A] and no elites.
 
     The variance is limited so that two standard deviations never leave [-1, 1]. Deviation: the number of iterations is fixed, where the
     original stops once the variance is small.
     """
+    mean = memory.mean
     batch, horizon, features = mean.shape
     noise = truncated_normal((config.iterations, batch, config.population, horizon, features), mean.device)
     variance = torch.full_like(mean, config.init_std**2)
@@ -143,38 +171,45 @@ def cem(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
         candidates = torch.addcmul(mean[:, None], std[:, None], noise[iteration])
         new_mean, new_variance, _ = _fit_elites(candidates, score(candidates), config.elites, mean, variance)
         mean, variance = new_mean.lerp(mean, config.momentum), new_variance.lerp(variance, config.momentum)
-    return mean
+    return mean, memory.elites[:, :0]
 
 
-def icem(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
-    """Improved CEM: coloured noise, a population that shrinks, elites that compete again; returns the final mean [B, H, A].
+def icem(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Tensor]:
+    """Improved CEM: coloured noise, a population that shrinks, elites that compete again; returns the final mean and elites [B, E, H, A].
 
-    Pinneri et al. 2020, https://arxiv.org/abs/2008.06389. Deviations: elites are kept from one iteration to the next but not from one env
-    step to the next, so that the mean is a plan's whole memory; and the mean is returned, where the paper takes the best sample.
+    Pinneri et al. 2020, https://arxiv.org/abs/2008.06389. Elites of the env step before, whose last action is drawn anew, stand in the
+    first iteration for as many new candidates. Deviation: the mean is returned, where the paper takes the best sample.
     """
+    mean = memory.mean
     batch, horizon, features = mean.shape
     noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device)
     variance = torch.full_like(mean, config.init_std**2)
-    kept = mean[:, None][:, :0]
+    kept = memory.elites[:, :0]
     for iteration in range(config.iterations):
         size = max(int(config.population / config.population_decay**iteration), 2 * config.elites)
         size = min(size, config.population)
         candidates = torch.addcmul(mean[:, None], variance.sqrt()[:, None], noise[iteration, :, :size]).clamp_(-1.0, 1.0)
+        if iteration == 0 and memory.elites.shape[1] > 0:
+            again = memory.elites[:, : config.population // 2]
+            new = candidates[:, -again.shape[1] :]
+            again = torch.cat([again[:, :, :-1], new[:, :, -1:]], dim=2)
+            candidates[:, -again.shape[1] :] = torch.where(memory.known[:, None, None, None], again, new)
         candidates = torch.cat([candidates, kept], dim=1)
         if iteration == config.iterations - 1:
             candidates[:, 0] = mean
         new_mean, new_variance, elites = _fit_elites(candidates, score(candidates), config.elites, mean, variance)
         mean, variance = new_mean.lerp(mean, config.momentum), new_variance.lerp(variance, config.momentum)
-        kept = elites[:, : int(config.keep_elites * config.elites)]
-    return mean
+        kept = elites[:, : config.num_kept]
+    return mean, kept
 
 
-def mppi(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
-    """Model-predictive path integral control: the mean of all candidates, weighted by exp(return / temperature); [B, H, A].
+def mppi(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Tensor]:
+    """Model-predictive path integral control: the mean of all candidates, weighted by exp(return / temperature), [B, H, A]; no elites.
 
     Williams et al. 2017, https://arxiv.org/abs/1707.02342. Deviations: the temperature is in standard deviations of the candidates'
     returns, so that it does not depend on the reward's scale; the noise is coloured, and halves with every iteration.
     """
+    mean = memory.mean
     batch, horizon, features = mean.shape
     noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device)
     for iteration in range(config.iterations):
@@ -190,7 +225,7 @@ def mppi(score: Score, mean: Tensor, config: PlannerConfig) -> Tensor:
         weight = weight / weight.sum(1, keepdim=True).clamp(min=1e-8)
         new_mean = torch.einsum("bn,bnha->bha", weight, candidates)
         mean = torch.where(valid.any(1)[:, None, None], new_mean, mean)
-    return mean
+    return mean, memory.elites[:, :0]
 
 
 PLANNERS = {"cem": cem, "icem": icem, "mppi": mppi}

@@ -21,7 +21,7 @@ class ReturnWindows:
     """Holds every plan's predicted return against the reward of the steps that it was for.
 
     A window is as long as the plan's horizon. One that an episode's termination ends early is complete, because nothing follows; one that
-    is cut with its episode is dropped.
+    is cut with its episode is dropped. Always on the CPU: what is told here is read by the host at every step.
 
     Args:
         horizon: most steps of a window, H.

@@ -96,7 +96,7 @@ class PETSConfig(AlgoConfig):
     population_decay: float = 1.25
     """icem: the population is divided by this with every iteration; at least 1."""
     keep_elites: float = 0.3
-    """icem: share of the elites that compete again in the next iteration; within [0, 1]."""
+    """icem: share of the elites that compete again in the next iteration and at the next env step; within [0, 1]."""
     temperature: float = 0.3
     """mppi: candidates are weighed by exp(return / temperature), in standard deviations of their returns; above 0."""
     trust: TrustRule = TrustRule.none
@@ -133,8 +133,8 @@ class PETSConfig(AlgoConfig):
         also = {"elite_fraction": "icem", "momentum": "icem", "noise_beta": "mppi"}
         now = self.planner.value
         unused = {key: f"planner={planner}" for key, planner in used_by.items() if now not in (planner, also.get(key))}
-        if self.planner is Planner.icem and self.iterations == 1:  # no next one that would be smaller, or have elites in it
-            unused |= dict.fromkeys(("population_decay", "keep_elites"), "iterations above 1")
+        if self.planner is Planner.icem and self.iterations == 1:  # no next one that would be smaller
+            unused["population_decay"] = "iterations above 1"
         if self.propagation is Propagation.mean:
             unused["particles"] = "propagation=ts_inf"
         if self.holdout_fraction == 0.0:
