@@ -47,15 +47,19 @@ class MetricBuffer:
                 line["episode/solve_rate"] = sum(solved) / len(solved)
         if self._recent:
             line["episode/return_mean_100"] = sum(self._recent) / len(self._recent)
+        means: dict[str, Tensor] = {}
         names = dict.fromkeys(name for metrics in self._updates for name in metrics)
         for name in names:
             values = [metrics[name] for metrics in self._updates if name in metrics]
             if name.endswith("/num_gradient_steps"):
                 line[name] = float(sum(values))
             elif isinstance(values[0], Tensor):
-                line[name] = torch.stack([v.cpu() for v in values if isinstance(v, Tensor)]).mean().item()
+                line[name] = math.nan  # keeps its place
+                where = values[-1].device if isinstance(values[-1], Tensor) else None
+                means[name] = torch.stack([v.to(where) for v in values if isinstance(v, Tensor)]).mean()
             else:
                 line[name] = float(sum(values)) / len(values)
+        line |= _read(means)
         self._episodes, self._updates = [], []
         return {name: value for name, value in line.items() if math.isfinite(value)}
 
@@ -66,3 +70,12 @@ class MetricBuffer:
         self._episodes = [Episode(*e) for e in state["episodes"]]
         self._updates = [dict(u) for u in state["updates"]]
         self._recent = deque(state["recent"], maxlen=WINDOW)
+
+
+def _read(means: dict[str, Tensor]) -> dict[str, float]:
+    """The numbers, of each device in one transfer."""
+    found: dict[str, float] = {}
+    for device in {x.device for x in means.values()}:
+        names = [name for name, x in means.items() if x.device == device]
+        found |= zip(names, torch.stack([means[name] for name in names]).tolist(), strict=True)
+    return found

@@ -58,6 +58,7 @@ class A2C:
         backward_network(backward_head(weight / -len(weight), -config.entropy_coef / len(weight)), d_value.mul_(config.value_coef))
         loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
+        self.optimizer.check()
         return {
             "loss/policy": policy_loss,
             "loss/value": value_loss,

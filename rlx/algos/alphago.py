@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
+from rlx.nn.finite import FiniteWatch
 from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward
 from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
 from rlx.planning.rules import RulesModel
@@ -68,6 +69,7 @@ class AlphaGo:
         )
         self._symmetries = Symmetries(self.game.symmetries)
         self._steps = dict.fromkeys(("supervised", "value", "policy"), 0)
+        self._finite = FiniteWatch()
         self._fraction = 0.0  # of the budget that is spent
         self._pool: list[State] = []
         self._opponent = 0  # of the games that begin now
@@ -313,11 +315,12 @@ class AlphaGo:
             planes, policy, _ = self._sample(self.expert_moves)
             logits = forward(self.supervised, planes)[0]
             loss = F.cross_entropy(logits, policy)
-            descend(self.optimizers["supervised"], loss, self.config.learning_rate_at(fraction))
+            descend(self.optimizers["supervised"], loss, self.config.learning_rate_at(fraction), finite=self._finite)
             fast_loss = F.cross_entropy(self.rollout_policy(planes.flatten(1)), policy)
-            descend(self.optimizers["rollout_policy"], fast_loss, self.config.learning_rate)
-            total = {"loss/supervised": loss.detach().cpu(), "loss/rollout_policy": fast_loss.detach().cpu()}
+            descend(self.optimizers["rollout_policy"], fast_loss, self.config.learning_rate, finite=self._finite)
+            total = {"loss/supervised": loss.detach(), "loss/rollout_policy": fast_loss.detach()}
         if owed:
+            self._finite.check()
             self._steps["supervised"] += owed
             self._fast_supervised = FrozenTower(self.supervised, self.device)
             self._freeze_rollout_policy()
@@ -329,9 +332,10 @@ class AlphaGo:
         for _ in range(owed):
             planes, _, z = self._sample(self.values)
             loss = F.mse_loss(forward(self.value, planes)[1], z)
-            descend(self.optimizers["value"], loss, self.config.learning_rate_at(fraction))
-            total = {"loss/value": loss.detach().cpu()}
+            descend(self.optimizers["value"], loss, self.config.learning_rate_at(fraction), finite=self._finite)
+            total = {"loss/value": loss.detach()}
         if owed:
+            self._finite.check()
             self._steps["value"] += owed
             self._fast_value = FrozenTower(self.value, self.device)
         return total

@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
+from rlx.nn.finite import FiniteWatch
 from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward, squared_norm
+from rlx.nn.transfer import send
 from rlx.planning.rules import Known, RulesModel
 from rlx.planning.search import SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
@@ -48,6 +50,7 @@ class AlphaZero:
         self._symmetries = Symmetries(self.game.symmetries)
         self._frozen = FrozenTower(self.net, device)
         self._steps = 0
+        self._finite = FiniteWatch()
         self._open: list[list[_Ply]] = [[] for _ in range(num_envs)]
         self._order = list(range(num_envs))  # when each open game began, counted in games
         self._begun, self._released = num_envs, 0
@@ -216,6 +219,7 @@ class AlphaZero:
         for _ in range(owed):
             for name, value in self._step(learning_rate).items():
                 total[name] = total.get(name, torch.zeros(())) + value / owed
+        self._finite.check()
         self._steps += owed
         self._frozen = FrozenTower(self.net, self.device)
         total["loss/weights"] = self.config.weight_decay * squared_norm(self.net)
@@ -226,11 +230,11 @@ class AlphaZero:
         planes, policy, z = self.replay[index]
         repeated = 1.0 - len(torch.unique(planes.flatten(1), dim=0)) / len(planes)
         planes, policy = self._symmetries.turn(planes, policy, torch.randint(len(self._symmetries), (len(index),)))
-        planes, policy, z = planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
-        logits, value = forward(self.net, planes)
+        planes, policy, z = send(self.device, planes, policy, z)
+        logits, value = forward(self.net, planes.contiguous(memory_format=torch.channels_last))
         policy_loss = F.cross_entropy(logits, policy)
         value_loss = F.mse_loss(value, z)
-        descend(self.optimizer, policy_loss + self.config.value_coef * value_loss, learning_rate)
+        descend(self.optimizer, policy_loss + self.config.value_coef * value_loss, learning_rate, finite=self._finite)
         entropy = -torch.xlogy(policy, policy).sum(dim=1).mean()
         result = {
             "loss/policy": policy_loss,
@@ -238,7 +242,7 @@ class AlphaZero:
             "update/target_entropy": entropy,  # what the policy's loss cannot fall below
             "replay/repeated": torch.tensor(repeated),
         }
-        return {name: number.detach().cpu() for name, number in result.items()}
+        return {name: number.detach() for name, number in result.items()}
 
 
 def outcomes_of_play(

@@ -269,6 +269,7 @@ class I2A:
         for _ in range(config.num_epochs):
             for index in torch.randperm(len(action), device=self.device).chunk(config.num_minibatches):
                 steps.append(self._gradient_step(batch.rows(index), learning_rate))
+        self.optimizer.check()
         names = ("loss/policy", "loss/value", "loss/distill", "update/entropy", "update/approx_kl", "update/grad_norm")
         return {
             **{name: torch.stack(values).mean() for name, *values in zip(names, *steps, strict=True)},
@@ -350,6 +351,7 @@ class I2A:
             loss.backward()
             self.model_optimizer.step(loss.detach(), config.model_learning_rate)
             losses.append(loss.detach())
+        self.model_optimizer.check()
         return metrics | ({"loss/model": torch.stack(losses).mean()} if losses else {})
 
     def _judge_model(self, rollout: Rollout) -> Metrics:

@@ -23,7 +23,9 @@ from rlx.algos.config.games import Search
 from rlx.algos.config.muzero import Layers, MuZeroConfig
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net
+from rlx.nn.finite import FiniteWatch
 from rlx.nn.tower import adam, descend, squared_norm
+from rlx.nn.transfer import send
 from rlx.ops import n_step_returns
 from rlx.planning.latent import LatentModel
 from rlx.planning.search import SearchConfig, Searched, search
@@ -69,7 +71,7 @@ class MuZero:
         self._discount = -gamma if in_game else gamma
         self._td_steps = config.td_steps or (self.game.max_length if self.game is not None else 10)
         self._plies = (config.exploration_plies if config.exploration_plies is not None else 15) if in_game else None
-        self.bins = Bins(config.value_limit or (1.0 if in_game else 300.0), config.num_bins)
+        self.bins = Bins(config.value_limit or (1.0 if in_game else 300.0), config.num_bins, device)
         self.net = make_net(
             shape, self.num_actions, config.num_bins, width=config.channels, blocks=config.blocks, convolve=_convolves(config, spec, shape)
         ).to(device)
@@ -83,6 +85,7 @@ class MuZero:
         self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
         self._frozen = FrozenLatent(self.net, self.bins)
         self._steps = 0  # gradient steps
+        self._finite = FiniteWatch()
         self._reanalysed = 0  # old steps that were searched again
         self._length = torch.zeros(num_envs, dtype=torch.long)  # of the open episodes
 
@@ -259,6 +262,7 @@ class MuZero:
         for _ in range(owed):
             for name, value in self._step(learning_rate).items():
                 total[name] = total.get(name, torch.zeros(())) + value / owed
+        self._finite.check()
         self._steps += owed
         self._frozen = FrozenLatent(self.net, self.bins)
         total["loss/weights"] = self.config.weight_decay * squared_norm(self.net)
@@ -271,12 +275,13 @@ class MuZero:
         losses, value = self.losses(unroll)
         entropy = losses.pop("entropy")
         loss = losses["policy"] + losses["reward"] + self.config.value_coef * losses["value"] - self.config.entropy_coef * entropy
-        descend(self.optimizer, (weight.to(self.device) * loss).mean(), learning_rate, max_grad_norm=self.config.max_grad_norm)
+        descend(self.optimizer, (weight.to(self.device) * loss).mean(), learning_rate,
+                max_grad_norm=self.config.max_grad_norm, finite=self._finite)  # fmt: skip
         if self.config.priority_exponent > 0.0:
-            self.replay.prioritise(index, value - unroll.value[:, 0].cpu())
+            self.replay.prioritise(index, (value - unroll.value[:, 0]).cpu())
         target_entropy = -torch.xlogy(unroll.policy[:, 0], unroll.policy[:, 0]).sum(dim=1).mean()
-        means = {f"loss/{name}": each.mean().detach().cpu() for name, each in losses.items()}
-        return means | {"update/target_entropy": target_entropy.cpu()}
+        means = {f"loss/{name}": each.mean().detach() for name, each in losses.items()}
+        return means | {"update/target_entropy": target_entropy}
 
     def targets(self, index: Tensor) -> Unroll:
         """What the windows that begin at rows `index` [N] of the replay should teach."""
@@ -300,7 +305,7 @@ class MuZero:
             obs, action, policy, torch.where(going, returns[:, : k + 1], 0.0), torch.where(going[:, :k], reward[:, :k], 0.0),
             has_policy=going, has_value=going | over,
         )  # fmt: skip
-        return Unroll(*(x.to(self.device) for x in unroll))
+        return Unroll(*send(self.device, *unroll))
 
     def losses(self, unroll: Unroll) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of policy, value and reward and the policy's entropy [N], summed over the model's steps (eq. 1); and values of `obs` [N].
@@ -321,7 +326,7 @@ class MuZero:
             "value": (scale * unroll.has_value * _cross_entropy(value, self.bins.encode(unroll.value))).sum(1),
             "reward": (scale[1:] * unroll.has_value[:, 1:] * _cross_entropy(reward, self.bins.encode(unroll.reward))).sum(1),
         }
-        return losses, self.bins.decode(value[:, 0].detach()).cpu()
+        return losses, self.bins.decode(value[:, 0].detach())
 
     def _judge_model(self) -> dict[str, Tensor | float]:
         """How well K steps of the model foresee the newest steps, which it was not trained on."""

@@ -83,6 +83,7 @@ class PPO:
             approximate_kl = ops.approximate_kl(log_ratio)
             if config.target_kl is not None and approximate_kl > config.target_kl:
                 break
+        self.optimizer.check()
         if config.objective is Objective.adaptive_kl:
             self._adapt_kl_coef(features, old_params)
 

@@ -110,6 +110,7 @@ class Reinforce:
         backward_network(d_params, d_value.mul_(value_coef))
         loss = policy_loss + value_coef * value_loss - config.entropy_coef * entropy
         grad_norm = self.optimizer.step(loss, learning_rate)
+        self.optimizer.check()
         metrics: dict[str, Tensor | float] = {
             "loss/policy": policy_loss,
             "update/entropy": entropy,

@@ -191,6 +191,7 @@ def fit(
             losses.append(nll.detach().mean())
         num_steps += len(losses)
         loss = torch.stack(losses).mean().item()
+        optimizer.check()
         if best.look(epoch) >= config.patience:
             break
     holdout_nll, holdout_mse = best.restore()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlx.nn.tower import HEAD_PLANES, Block, conv_bn, fold_block, fold_bn
+from rlx.nn.transfer import fetch
 from rlx.ops import squash, two_hot, unsquash
 
 Array = NDArray[np.float32]
@@ -26,10 +27,10 @@ Array = NDArray[np.float32]
 class Bins:
     """Numbers within [-limit, limit] as distributions over bins, which are evenly spaced on the squashed scale."""
 
-    def __init__(self, limit: float, num_bins: int) -> None:
+    def __init__(self, limit: float, num_bins: int, device: torch.device | None = None) -> None:
         self.num_bins = num_bins
         self._squashed_limit = float(squash(torch.tensor(limit, dtype=torch.float64)))
-        self._centres = torch.linspace(-self._squashed_limit, self._squashed_limit, num_bins)
+        self._centres = torch.linspace(-self._squashed_limit, self._squashed_limit, num_bins).to(device or "cpu")
 
     def encode(self, x: Tensor) -> Tensor:
         """Numbers [*] to distributions [*, num_bins]."""
@@ -169,14 +170,14 @@ class FrozenLatent:
     def represent(self, obs: Tensor) -> tuple[Tensor, Array, Array]:
         latent = self.net.represent(obs)
         logits, value = self.net.predict(latent)
-        return latent, logits.cpu().numpy(), self.bins.decode(value).cpu().numpy()
+        return (latent, *fetch(logits, self.bins.decode(value)))  # type: ignore[return-value]
 
     @torch.inference_mode()
     def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Array, Array, Array]:
         latent = self.net.step(latent, action.to(latent.device))
         logits, value = self.net.predict(latent)
-        worth = self.bins.decode(torch.stack([self.net.reward_after(latent), value])).cpu().numpy()
-        return latent, worth[0], logits.cpu().numpy(), worth[1]
+        worth, policy = fetch(self.bins.decode(torch.stack([self.net.reward_after(latent), value])), logits)
+        return latent, worth[0], policy, worth[1]
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:

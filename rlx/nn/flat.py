@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlx.errors import NonFiniteError
+from rlx.nn.finite import FiniteWatch
 from rlx.types import State
 
 _BETA1, _BETA2 = 0.9, 0.999
@@ -29,6 +29,7 @@ class FlatAdam:
         self._grad = torch.zeros_like(self._parameters)
         self._mean, self._square = torch.zeros_like(self._grad), torch.zeros_like(self._grad)
         self._num_steps = 0
+        self._finite = FiniteWatch()
         self._epsilon, self._max_grad_norm = epsilon, max_grad_norm
         offset = 0
         for p in parameters:
@@ -45,17 +46,15 @@ class FlatAdam:
         """Clip the accumulated gradient of `loss` and step; returns the gradient's norm before clipping.
 
         Raises:
-            NonFiniteError: before anything is changed, if the loss or the gradient is not finite.
+            NonFiniteError: if the loss or the gradient is not finite: on a CPU before anything is changed, on an accelerator by `check`.
         """
         grad = self._grad
         norm = torch.linalg.vector_norm(grad)
-        norm_value, loss_value = norm.item(), loss.item()
-        if not (norm_value < float("inf") and abs(loss_value) < float("inf")):
-            raise NonFiniteError(
-                f"the loss is {loss_value} and its gradient has norm {norm_value}: training stopped before the optimiser step; "
-                "try a smaller algo.learning_rate, or look at the environment's observations and rewards"
-            )
-        if norm_value > self._max_grad_norm:
+        self._finite.look(loss, norm)
+        if norm.device.type != "cpu":
+            exact = norm if norm.device.type == "mps" else norm.double()  # as the CPU divides
+            grad.mul_((self._max_grad_norm / exact).clamp(max=1.0).to(grad.dtype))
+        elif (norm_value := norm.item()) > self._max_grad_norm:
             grad.mul_(self._max_grad_norm / norm_value)
         self._num_steps += 1
         self._mean.lerp_(grad, 1.0 - _BETA1)
@@ -65,7 +64,12 @@ class FlatAdam:
         self._parameters.addcdiv_(self._mean, denominator, value=-learning_rate / (1.0 - _BETA1**self._num_steps))
         return norm
 
+    def check(self) -> None:
+        """Raise a NonFiniteError if a step since the last `check` was not finite; for the end of every update."""
+        self._finite.check()
+
     def state_dict(self) -> State:
+        self.check()
         return {"mean": self._mean.clone(), "square": self._square.clone(), "num_steps": self._num_steps}
 
     def load_state_dict(self, state: State) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from rlx.errors import NonFiniteError
+from rlx.nn.finite import FiniteWatch
+from rlx.nn.transfer import fetch
 
 HEAD_PLANES = 8
 
@@ -91,7 +92,8 @@ class FrozenTower:
         """Logits [n, A] and values [n] of planes [n, C, H, W]."""
         x = torch.from_numpy(planes).to(device=self._device, dtype=self._dtype).contiguous(memory_format=torch.channels_last)
         logits, value = self._net(x)
-        return logits.float().cpu().numpy(), value.float().cpu().numpy()
+        found = fetch(logits.float(), value.float())
+        return found[0], found[1]
 
 
 def fold_bn(module: nn.Module, conv: str, bn: str) -> None:
@@ -129,21 +131,26 @@ def squared_norm(net: nn.Module) -> Tensor:
         return torch.nn.utils.get_total_norm(list(net.parameters())).square()
 
 
-def descend(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float, *, max_grad_norm: float = float("inf")) -> None:
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float, *, max_grad_norm: float = float("inf"),
+    finite: FiniteWatch | None = None,
+) -> None:  # fmt: skip
     """One step down the gradient of `loss`, which is scaled down to norm `max_grad_norm`.
 
+    Args:
+        finite: what looks at the loss and the gradient, and is checked by the caller; None looks at once.
+
     Raises:
-        NonFiniteError: before anything is changed, if the loss or the gradient is not finite.
+        NonFiniteError: on a CPU before anything is changed, if the loss or the gradient is not finite.
     """
     optimizer.zero_grad()
     loss.backward()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not torch.stack((loss.detach(), norm)).isfinite().all():
-        raise NonFiniteError(
-            f"the loss is {loss.item()} and its gradient has norm {norm.item()}: training stopped before the optimiser step; "
-            "try a smaller algo.learning_rate"
-        )
+    watch = finite or FiniteWatch()
+    watch.look(loss, norm)
+    if finite is None:
+        watch.check()
     if max_grad_norm < float("inf"):
         torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     for group in optimizer.param_groups:

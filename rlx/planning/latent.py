@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rlx.nn.transfer import send
 from rlx.planning.search import Array, Found
 
 
@@ -53,9 +54,9 @@ class LatentModel:
 
     def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
         began = time.perf_counter()
-        at = torch.from_numpy(trees)
-        latents, reward, logits, value = self._net.step(self._latents[at, torch.from_numpy(parents)], torch.from_numpy(actions))
-        self._latents[at, torch.from_numpy(slots)] = latents
+        at, parent, action, slot = send(self._latents.device, *map(torch.from_numpy, (trees, parents, actions, slots)))
+        latents, reward, logits, value = self._net.step(self._latents[at, parent], action)
+        self._latents[at, slot] = latents
         self._count_call(began)
         n, num_actions = logits.shape
         everything = np.tile(np.arange(num_actions), n)

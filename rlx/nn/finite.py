@@ -1,0 +1,51 @@
+"""Training stops where a loss or a gradient is not finite."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rlx.errors import NonFiniteError
+
+_MOST_WAITING = 64
+"""Gradient steps that an accelerator takes at most before they are looked at."""
+
+
+class FiniteWatch:
+    """Looks at the loss and the gradient's norm of every gradient step.
+
+    On a CPU at once, before the optimiser changes anything. An accelerator would have to be waited for in every step: there they are looked
+    at together in `check`, which is called before an update ends and before anything is saved, so that the last checkpoint is good.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: list[Tensor] = []  # (loss, norm) each
+
+    def look(self, loss: Tensor, norm: Tensor) -> None:
+        """Note a gradient step that is about to be taken.
+
+        Raises:
+            NonFiniteError: on a CPU, if its loss or norm is not finite.
+        """
+        if norm.device.type == "cpu":
+            _refuse(loss.item(), norm.item())
+            return
+        self._waiting.append(torch.stack((loss.detach(), norm)))
+        if len(self._waiting) >= _MOST_WAITING:
+            self.check()
+
+    def check(self) -> None:
+        """Raise a NonFiniteError if a step that was not looked at yet had a loss or a norm that is not finite."""
+        if not self._waiting:
+            return
+        waiting, self._waiting = torch.stack(self._waiting).tolist(), []
+        for loss, norm in waiting:
+            _refuse(loss, norm)
+
+
+def _refuse(loss: float, norm: float) -> None:
+    if not (norm < float("inf") and abs(loss) < float("inf")):
+        raise NonFiniteError(
+            f"the loss is {loss} and its gradient has norm {norm}: training stopped before the optimiser step; "
+            "try a smaller algo.learning_rate, or look at the environment's observations and rewards"
+        )
