@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Any
 
 from rlx import loop
 from rlx.build import Parts, build, resolve_device
+from rlx.code import save_uncommitted
 from rlx.config.schema import RunConfig
 from rlx.errors import RlxError
-from rlx.rundir import RunDir, wandb_group, wandb_tags
+from rlx.rundir import RunDir, wandb_config, wandb_group, wandb_tags
 from rlx.signals import SignalHandler
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
@@ -65,6 +65,7 @@ def train(
         segment = len(run.segments)
         warning = run.keep_record(config, changed=bool(overrides))
         run.begin_segment({"argv": sys.argv[1:], "overrides": overrides, "device": str(device), "threads": config.runtime.threads})
+        saving = save_uncommitted(run.path) if segment == 0 else None
         with _ending(run) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)
             with contextlib.closing(parts):
@@ -76,6 +77,8 @@ def train(
                     progress, finished = _train(run, config, parts, signals, segment, console, wandb or config.log.wandb.value, pause)
             status = "finished" if finished else "stopped" if signals.stopped_by else "paused"
             ending |= {"env_steps": progress.env_steps, "status": status}
+        if saving is not None:
+            saving.join(2.0)
     stopped_by = signals.stopped_by
     return Outcome(progress=progress, finished=finished, exit_code=128 + stopped_by if stopped_by and not finished else 0)
 
@@ -96,7 +99,7 @@ def _train(
             run_id=meta.get("wandb_id", run.name),
             name=f"{sweep}/{run.name}" if sweep else run.name,
             project=config.log.wandb_project,
-            config=dataclasses.asdict(config),
+            config=wandb_config(config, meta),
             tags=wandb_tags(config, meta),
             group=wandb_group(config, meta, run.name),
             segment=segment,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.checkpoint import find_checkpoints
+from rlx.code import commit
 from rlx.config.compose import Composed, differences, parse_config, read_config_text, refuse_module, runs_directory, save_config
 from rlx.config.overrides import is_resumable
 from rlx.config.schema import RunConfig
@@ -351,12 +352,17 @@ def _as_json(content: dict[str, Any]) -> bytes:
 def new_meta(composed: Composed) -> dict[str, Any]:
     """What meta.json says of a run from the start."""
     return {**composed.choices, "algo": composed.config.algo.name, "env_id": composed.config.env.id,
-            "seed": composed.config.seed, "wandb_id": secrets.token_hex(4)}  # fmt: skip
+            "seed": composed.config.seed, "commit": commit(), "wandb_id": secrets.token_hex(4)}  # fmt: skip
 
 
 def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:
     """What a run's copies in W&B are found by."""
     return [config.algo.name, config.env.id, *([f"sweep:{meta['sweep']}"] if meta.get("sweep") else [])]
+
+
+def wandb_config(config: RunConfig, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a run's copies in W&B say that it is configured with: its recipe and the commit of its code beside the settings."""
+    return {**dataclasses.asdict(config), **{key: meta[key] for key in ("recipe", "commit") if meta.get(key)}}
 
 
 def wandb_group(config: RunConfig, meta: dict[str, Any], name: str) -> str:

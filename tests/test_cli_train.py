@@ -18,6 +18,7 @@ import torch
 import yaml
 from launch import GAME_PLAYING, POLICY_GRADIENT, run_main
 
+from rlx.cli.evaluate import digits
 from rlx.config.compose import Composer, load_config
 from rlx.rundir import RunDir
 
@@ -123,7 +124,7 @@ def meta(run: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("algo", POLICY_GRADIENT)
 def test_train_writes_what_is_documented(algo: str, trained: Path) -> None:
     run = trained / algo
-    assert {p.name for p in run.iterdir()} - {".lock"} == {"config.yaml", "meta.json", "metrics.jsonl", "checkpoints"}
+    assert {p.name for p in run.iterdir()} - {".lock", "code.diff"} == {"config.yaml", "meta.json", "metrics.jsonl", "checkpoints"}
     assert load_config(run / "config.yaml").algo.name == algo
     facts = meta(run)
     assert (facts["name"], facts["algo"], facts["env"], facts["env_id"], facts["seed"]) == (algo, algo, "cartpole", "CartPole-v1", 7)
@@ -423,7 +424,8 @@ def test_eval_prints_what_machines_read_and_changes_nothing(algo: str, rlx: Rlx,
     assert json.loads(rlx(f"eval {algo} --episodes 20 --json")) == result
     text = rlx(f"eval {algo} --episodes 20")
     assert f"{algo} at 640 env steps, 20 deterministic episodes of CartPole-v1:" in text
-    assert f"return {result['return_mean']:.1f} ± {result['return_std']:.1f}" in text
+    mean, std, *_ = digits(result["return_mean"], result["return_std"], *result["return_ci"])
+    assert f"return {mean} ± {std}   95 % interval" in text
     assert contents(runs) == before
 
 
@@ -488,3 +490,30 @@ def test_eval_records_a_video_of_every_frame_of_an_episode(rlx: Rlx, runs: Path)
     assert frames.min() < 50, "something is drawn"
     assert frames.max() > 200, "on a light ground"
     gc.collect()
+
+
+def test_code_is_kept_and_nothing_of_its_repository_is_executed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rlx import code
+
+    for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
+        monkeypatch.setenv(name, "/dev/null")
+    code.commit.cache_clear()
+    assert code.commit() is None
+    code.save_uncommitted(here).join()
+    assert list(here.iterdir()) == []  # no repository
+    (here / "mine.py").write_text("a = 1\n")
+    identity = ["-c", "user.name=n", "-c", "user.email=e"]
+    for words in (["init", "-q"], ["add", "mine.py"], [*identity, "commit", "-q", "-m", "first"]):
+        subprocess.run(["git", *words], cwd=here, check=True)
+    (here / "mine.py").write_text("a = 2\n")
+    config = here / ".git" / "config"
+    config.write_text(config.read_text() + f"[core]\nfsmonitor = touch {here}/pwned\n[diff]\nexternal = touch {here}/pwned\n")
+    code.commit.cache_clear()
+    assert len(str(code.commit())) == 40
+    code.save_uncommitted(here).join()
+    assert "+a = 2" in (here / "code.diff").read_text()
+    (here / ".gitattributes").write_text("* filter=evil\n")
+    config.write_text(config.read_text() + f'[filter "evil"]\nclean = touch {here}/pwned\n')
+    assert code.uncommitted() == b""
+    assert not (here / "pwned").exists()
+    code.commit.cache_clear()

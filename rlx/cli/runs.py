@@ -7,8 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from rlx.cli.braille import number, plot
 from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
 from rlx.cli.complete import complete_envs, complete_runs, complete_sweeps
 from rlx.cli.options import echo
+from rlx.cli.rows import SORTS, STATUSES, Row, is_wanted
 from rlx.files import UnreadableError, is_directory, is_temporary, parse_json, read_file
 from rlx.text import printable
 
@@ -36,38 +36,6 @@ _CONFIG_BYTES, _RECORD_BYTES = 1 << 17, 1 << 29
 _VERIFY_BYTES = 200_000_000  # larger checkpoints are not read only to be shown
 
 
-@dataclass(kw_only=True)
-class Row:
-    """One run in a list."""
-
-    run: str
-    status: str
-    algo: str = "?"
-    env: str = "?"
-    env_steps: int | None = None
-    total_env_steps: int | None = None
-    return_mean_100: float | None = None
-    last_eval: float | None = None
-    best_eval: float | None = None
-    age_s: float | None = None
-    """Seconds since it last wrote anything."""
-    problem: str | None = None
-
-
-_STATUSES = ("running", "finished", "stopped", "failed", "killed", "paused", "new")
-
-
-def _highest_first(name: str) -> Callable[[Row], float]:
-    return lambda row: float("inf") if (value := getattr(row, name)) is None else -value
-
-
-_SORTS: dict[str, Callable[[Row], Any] | None] = {
-    "started": None, "name": lambda row: row.run, "return": _highest_first("return_mean_100"), "eval": _highest_first("last_eval"),
-    "best": _highest_first("best_eval"), "steps": _highest_first("env_steps"),
-}  # fmt: skip
-"""What runs are sorted by; None is how they are found."""
-
-
 def ls(
     runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
@@ -78,7 +46,7 @@ def ls(
     env: Annotated[
         str | None, typer.Option(help="Only runs in environments with this in their name.", autocompletion=complete_envs)
     ] = None,
-    status: Annotated[str | None, typer.Option(help=f"Only runs that are {', '.join(_STATUSES[:-1])} or {_STATUSES[-1]}.")] = None,
+    status: Annotated[str | None, typer.Option(help=f"Only runs that are {', '.join(STATUSES[:-1])} or {STATUSES[-1]}.")] = None,
     sort: Annotated[str, typer.Option(help="started, name, return, eval, best or steps.")] = "started",
 ) -> None:
     """List the runs, the one started last at the top, and the sweeps; or the runs of a sweep.
@@ -98,7 +66,7 @@ def ls(
     from rlx.errors import ConfigError
 
     root = runs_dir or runs_directory()
-    for option, given, choices in (("--sort", sort, tuple(_SORTS)), ("--status", status, _STATUSES)):
+    for option, given, choices in (("--sort", sort, tuple(SORTS)), ("--status", status, STATUSES)):
         if given is not None and given not in choices:
             raise ConfigError(f"{option} {given}: {did_you_mean(given, list(choices))}")
     if sweep is not None:
@@ -107,8 +75,8 @@ def ls(
         list_sweep(root, sweep, as_json=as_json)
         return
     rows = [_read_row(run) for run in _newest_first(root)]
-    everything, rows = rows, [row for row in rows if _is_wanted(row, algo, env, status)]
-    if (value := _SORTS[sort]) is not None:
+    everything, rows = rows, [row for row in rows if is_wanted(row, algo, env, status)]
+    if (value := SORTS[sort]) is not None:
         rows.sort(key=value)
     if as_json:
         print_json(asdict(row) for row in rows)
@@ -148,12 +116,6 @@ def ls(
     print_sweeps(console, root)
     if console.is_terminal:
         console.print("\nreturn: mean of the last 100 training episodes   More: rlx show RUN", style="dim")
-
-
-def _is_wanted(row: Row, algo: str | None, env: str | None, status: str | None) -> bool:
-    if algo is not None and row.algo != algo.lower():
-        return False
-    return (env is None or env.lower() in row.env.lower()) and status in (None, row.status)
 
 
 def _newest_first(root: Path) -> list[RunDir]:

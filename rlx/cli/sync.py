@@ -53,11 +53,10 @@ def sync(
 
 
 def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
-    import dataclasses
     from datetime import datetime
 
     from rlx.config.compose import load_config
-    from rlx.rundir import wandb_group, wandb_tags
+    from rlx.rundir import wandb_config, wandb_group, wandb_tags
     from rlx.track.wandb import upload
 
     config = load_config(run.path / "config.yaml")  # only read: an env that names a module needs no trust here
@@ -70,7 +69,7 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
         group=wandb_group(config, meta, run.name),
         name=f"{sweep}/{run.name}" if sweep else run.name,
         project=project or config.log.wandb_project,
-        config=dataclasses.asdict(config),
+        config=wandb_config(config, meta),
         tags=wandb_tags(config, meta),
         offline=offline,
     )
