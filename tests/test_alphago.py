@@ -134,7 +134,7 @@ def test_the_entropy_bonus_keeps_the_policy_from_playing_one_game_only() -> None
     for coef in (0.0, 0.3):
         algo, collector = make(expert_fraction=0.01, reinforce_fraction=0.9, entropy_coef=coef, reinforce_learning_rate=3e-3, num_envs=16)
         lines = run(algo, collector, 0.9, total=6000)
-        entropies.append(np.mean([float(line["reinforce/entropy"]) for line in lines[-100:] if "reinforce/entropy" in line]))
+        entropies.append(np.mean([float(line["update/entropy"]) for line in lines[-100:] if "update/entropy" in line]))
     assert entropies[1] > entropies[0] + 0.2
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
+import fnmatch
 import io
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from rlx.checkpoint import _plain
 from rlx.collect import Episode
-from rlx.metrics import MetricBuffer
+from rlx.metrics import MEANINGS, MetricBuffer
 
 
 def test_flush_gives_means_since_the_last_flush():
@@ -106,3 +110,53 @@ def test_state_stands_still_while_the_buffer_goes_on():
     again = MetricBuffer()
     again.load_state_dict(state)
     assert again.flush() == {"loss/policy": 1.0}
+
+
+# What metrics mean
+
+ROOT = Path(__file__).parents[1]
+WRITERS = [
+    *ROOT.glob("rlx/algos/*.py"),
+    *ROOT.glob("rlx/models/*.py"),
+    *(ROOT / f"rlx/{name}.py" for name in ("evaluate", "clock", "metrics")),
+]
+
+
+def written() -> dict[str, set[str]]:
+    """Every metric's key in the code that writes metrics, with * for what is put in; and the files that have it."""
+    found: dict[str, set[str]] = {}
+    for path in WRITERS:
+        tree = ast.parse(path.read_text())
+        tables = [n.value for n in tree.body if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "MEANINGS"]
+        skip = {id(part) for n in ast.walk(tree) if isinstance(n, ast.JoinedStr) for part in n.values}
+        skip |= {id(n) for table in tables for n in ast.walk(table)}
+        for n in ast.walk(tree):
+            if isinstance(n, ast.JoinedStr):
+                text = "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in n.values)
+            elif isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in skip:
+                text = n.value
+            else:
+                continue
+            if re.fullmatch(r"[a-z]+/[a-z0-9_*]+", text):
+                found.setdefault(text, set()).add(path.stem)
+    return found
+
+
+def test_every_metric_has_a_meaning_and_every_meaning_a_metric():
+    keys = written()
+    assert len(keys) > 60
+    unexplained = {key: files for key, files in keys.items() if not any(fnmatch.fnmatch(key, name) for name in MEANINGS)}
+    assert unexplained.keys() <= {"loss/*"}, f"say in rlx.metrics.MEANINGS what these mean, or use the key that means it: {unexplained}"
+    unused = {name for name in MEANINGS if not any(fnmatch.fnmatch(key, name) or fnmatch.fnmatch(name, key) for key in keys)}
+    assert not unused
+
+
+def test_no_two_metrics_have_the_same_meaning():
+    assert len(set(MEANINGS.values())) == len(MEANINGS) - 2  # a solve rate and a length, of training and of evaluation
+
+
+def test_what_the_documentation_calls_a_metric_is_one():
+    said = set(re.findall(r"`((?:episode|eval|loss|update|search|latent|model|plan|imagination|game|replay|time)/[a-z0-9_]+)`",
+                          (ROOT / "docs/usage.md").read_text()))  # fmt: skip
+    assert len(said) > 30
+    assert {key for key in said if not any(fnmatch.fnmatch(key, name) for name in MEANINGS)} == set()

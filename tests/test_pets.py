@@ -87,7 +87,7 @@ def test_the_metrics_say_what_was_promised_and_what_came():
     found = merged(run(algo, collector, 60))
     assert found["plan/exploitation_gap"] == pytest.approx(found["plan/predicted_return"] - found["plan/realised_return"], abs=1e-5)
     assert {"model/k_step_error", "model/holdout_mse", "model/holdout_nll", "loss/model", "time/plan_ms", "time/fit_s"} <= found.keys()
-    assert found["model/reward_error"] < 1e-5  # the known reward is the environment's
+    assert found["model/known_reward_error"] < 1e-5  # the known reward is the environment's
     assert found["plan/horizon"] == 6
 
 
@@ -207,7 +207,7 @@ def test_a_learned_reward_comes_to_resemble_the_true_one():
     found = merged(run(algo, collector, 150))
     assert algo.ensemble.num_outputs == 6
     assert found["model/holdout_mse"] < 0.5
-    assert "model/reward_error" not in found
+    assert "model/known_reward_error" not in found
 
 
 def test_the_model_foresees_and_disagrees_less_with_more_data():

@@ -391,7 +391,7 @@ class AlphaGo:
         self._opponent = int(torch.randint(len(self._pool), ()))
         return {
             "loss/policy": loss.detach().cpu(),
-            "reinforce/entropy": entropy.detach().cpu(),
+            "update/entropy": entropy.detach().cpu(),
             "reinforce/score_against_pool": float((z.mean() + 1.0) / 2.0),
             "reinforce/pool_size": float(len(self._pool)),
         }

@@ -234,7 +234,7 @@ class MuZero:
         if not predicted or self._steps == 0:
             return {}
         p, r = float(np.mean(predicted)), float(np.mean(realised))
-        return {"plan/predicted_return": p, "plan/realised_return": r, "plan/exploitation_gap": p - r}
+        return {"search/predicted_return": p, "search/realised_return": r, "search/return_gap": p - r}
 
     def _reanalyse(self) -> None:
         """Search old steps again with the network of today."""
@@ -347,9 +347,9 @@ class MuZero:
         true, _, true_value = self._frozen.represent(obs[:, k])
         spread = true.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
         return {
-            "model/k_step_error": (latent - true).square().mean().sqrt() / spread,  # in deviations of the latents
-            "model/reward_error": float(np.mean(wrong)),
-            "model/disagreement": float(np.abs(value - true_value).mean()),  # what is foreseen, and what is seen, of the same position
+            "latent/unrolled_error": (latent - true).square().mean().sqrt() / spread,  # in deviations of the latents
+            "latent/reward_error": float(np.mean(wrong)),
+            "latent/value_error": float(np.abs(value - true_value).mean()),  # what is foreseen, and what is seen, of the same position
         }
 
 

@@ -217,7 +217,7 @@ class PETS:
         )
         metrics: dict[str, Tensor | float] = {}
         if self._reward_fn is not None:
-            metrics["model/reward_error"] = (self._reward_fn(obs, action, obs + change) - reward).abs().mean()
+            metrics["model/known_reward_error"] = (self._reward_fn(obs, action, obs + change) - reward).abs().mean()
         steps = len(obs) - _LOOK_AHEAD + 1
         if steps < 1:
             return metrics
