@@ -250,7 +250,7 @@ def envs() -> None:
         return max(speeds)
 
     def stepping(env_id: str, kwargs: dict[str, object], num_envs: int) -> Callable[[], int]:
-        env, rng = VectorEnvFactory(env_id, kwargs)(num_envs), np.random.default_rng(0)
+        env, rng = VectorEnvFactory(env_id, kwargs).training(num_envs)[0], np.random.default_rng(0)
         env.reset(seed=np.arange(num_envs))
         # As many steps as an episode of Sokoban has at most, so that every window has the resets of as many.
         actions = rng.integers(env.single_action_space.n, size=(120, num_envs))

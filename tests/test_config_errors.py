@@ -126,7 +126,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("env=cartpole env.task=hunt", "env.task: unknown key"),
     (
         "env=sokoban env.kwargs.boxs=2",
-        "env.kwargs.boxs: rlx/Sokoban-v0 has no such setting; did you mean env.kwargs.num_boxes? It has levels, ",
+        "env.kwargs.boxs: rlx/Sokoban-v0 has no such setting; did you mean env.kwargs.num_boxes? It has eval_levels, levels, ",
     ),
     ("env=sokoban env.size=9 env.kwargs.size=8", "env.kwargs.size is given twice: env.kwargs.size=9 and env.kwargs.size=8"),
     ("env.kwargs=3", "env.kwargs must be a mapping, e.g. '{name: value}', got 3"),

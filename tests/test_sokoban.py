@@ -319,7 +319,7 @@ def test_pictures_are_as_large_as_they_say(tmp_path):
     [
         (
             {"boxs": 2},
-            r"env.kwargs.boxs: rlx/Sokoban-v0 has no such setting; .*It has levels, max_episode_steps, min_distance, num_boxes, ",
+            r"env.kwargs.boxs: rlx/Sokoban-v0 has no such setting; .*It has eval_levels, levels, max_episode_steps, min_distance, ",
         ),
         ({"num_box": 2}, "did you mean env.kwargs.num_boxes?"),
         ({"size": "big"}, "env.kwargs.size must be a whole number from 5 to 50, or null, got 'big'"),

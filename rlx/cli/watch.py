@@ -121,7 +121,7 @@ def _board(run: RunDir, config: RunConfig) -> GridVectorEnv:
             f"{run.reference} is algo={config.algo.name} on env={config.env.id}, and rlx watch is for grid worlds (sokoban, minipacman); "
             f"{instead}"
         )
-    return make_grid(settings_of(config.env.id, config.env.kwargs), 1)
+    return make_grid(settings_of(config.env.id, config.env.kwargs), 1, split="evaluation")
 
 
 # In the terminal

@@ -24,7 +24,7 @@ for _character, _cell in _CELLS.items():
     _TABLE[ord(_character)] = _cell
 
 
-def read_levels(path: Path, *, size: int | None, num_boxes: int | None) -> NDArray[np.uint8]:
+def read_levels(path: Path, *, size: int | None, num_boxes: int | None, setting: str = "env.kwargs.levels") -> NDArray[np.uint8]:
     """All levels [n, H, W] of a file, or of the files *.txt in a directory and below it, in the order of their names.
 
     Files of a directory in which no line begins with a wall, such as a licence, are left out.
@@ -33,12 +33,13 @@ def read_levels(path: Path, *, size: int | None, num_boxes: int | None) -> NDArr
         path: a file or a directory.
         size: height and width that the levels must have; None takes those of the first.
         num_boxes: boxes that the levels must have; None takes any number.
+        setting: that names the path, for messages.
 
     Raises:
         ConfigError: with file and line of the first that is no level.
     """
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
-    texts = {file: _read(file) for file in files}
+    texts = {file: _read(file, setting) for file in files}
     if path.is_dir():
         texts = {file: lines for file, lines in texts.items() if any(line.startswith("#") for line in lines)}
     shape, first = (None, "") if size is None else ((size, size), "env.kwargs.size")
@@ -51,15 +52,15 @@ def read_levels(path: Path, *, size: int | None, num_boxes: int | None) -> NDArr
             shape, first = (len(blocks[0][1]), len(blocks[0][1][0])), f"the first level, {file}:{blocks[0][0]}"
         levels.append(_parse(file, blocks, shape, first, num_boxes))
     if not levels:
-        raise ConfigError(f"env.kwargs.levels={path}: holds no level; expected a file, or a directory of files *.txt, in Boxoban's format")
+        raise ConfigError(f"{setting}={path}: holds no level; expected a file, or a directory of files *.txt, in Boxoban's format")
     return np.concatenate(levels)
 
 
-def _read(file: Path) -> list[str]:
+def _read(file: Path, setting: str) -> list[str]:
     try:
         return file.read_text(encoding="latin-1").splitlines()
     except OSError as error:
-        raise ConfigError(f"env.kwargs.levels={file}: cannot be read ({error.strerror}); expected a file or directory of levels") from error
+        raise ConfigError(f"{setting}={file}: cannot be read ({error.strerror}); expected a file or directory of levels") from error
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[int, list[str]]]:

@@ -8,7 +8,7 @@ planes [C, H, W] of zeros and ones, holds all that the future depends on but luc
 from __future__ import annotations
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from rlx.envs.worlds import make_grid, settings_of
 from rlx.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from rlx.envs.splits import Split
 
 Array = NDArray[Any]
 Boards = dict[str, Array]
@@ -158,8 +161,8 @@ class GridVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """
         if state["fingerprint"] != self.rules.fingerprint:
             raise CheckpointError(
-                "the files of env.kwargs.levels are not those that the run began with, so that it would not go on as it would have: "
-                "put them back, or let `rlx resume --inexact` begin new episodes"
+                "the levels are not those that the run began with (from the files of env.kwargs.levels and eval_levels), so that it "
+                "would not go on as it would have: put them back, or let `rlx resume --inexact` begin new episodes"
             )
         self._boards = {name: np.asarray(array).copy() for name, array in state["boards"].items()}
         self._elapsed = np.array(state["elapsed"], dtype=np.int64)
@@ -172,13 +175,14 @@ class GridEnv(gymnasium.Env[Any, Any]):
     Args:
         world: the id that the world is registered under.
         render_mode: "rgb_array", "ansi" or None.
+        split: which levels it shows, see `rlx.envs.splits`.
         settings: those of the world, see `rlx.envs.worlds`.
     """
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 8}  # noqa: RUF012  (the API's own class attribute)
 
-    def __init__(self, world: str, render_mode: str | None = None, **settings: Any) -> None:
-        self._env = make_grid(settings_of(world, settings), 1)
+    def __init__(self, world: str, render_mode: str | None = None, split: Split = "all", **settings: Any) -> None:
+        self._env = make_grid(settings_of(world, settings), 1, split=split)
         self.grid = self._env.grid
         self.render_mode = render_mode
         self.observation_space, self.action_space = self._env.single_observation_space, self._env.single_action_space

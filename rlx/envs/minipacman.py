@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.envs.grids import Boards, Grid, as_bits
-from rlx.envs.splitmix import below, happens, streams
+from rlx.envs.splitmix import below, happens, mix, streams
+from rlx.envs.splits import HELD_OUT, SHARE, Split
 from rlx.envs.worlds import MiniPacmanSettings
 
 Array = NDArray[Any]
@@ -104,17 +105,18 @@ class MiniPacman(Grid):
         dtype=np.uint8,
     )
 
-    def __init__(self, settings: MiniPacmanSettings) -> None:
+    def __init__(self, settings: MiniPacmanSettings, split: Split = "all") -> None:
         self.task = TASKS[settings.task]
+        self._split = {"all": 0, "training": 1, "evaluation": 2}[split]
         self.event_reward = np.array(self.task.reward, dtype=np.float32)
 
     def begin(self, seeds: Array) -> Boards:
         boards = _new_boards(np.zeros((len(seeds), *self.planes_shape), dtype=np.uint8), streams(seeds))
-        _begin(**boards)
+        _begin(self._split, **boards)
         return boards
 
     def move(self, boards: Boards, actions: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        return _move(actions, self.task.goal, self.task.clock, **boards)
+        return _move(actions, self.task.goal, self.task.clock, self._split, **boards)
 
     def observe(self, boards: Boards) -> NDArray[np.uint8]:
         return boards["planes"]
@@ -167,16 +169,27 @@ def _new_boards(planes: NDArray[np.uint8], luck: Array) -> Boards:
 
 
 @numba.njit(cache=True, nogil=True)
-def _begin(planes, player, ghosts, counts, luck):
+def _begin(split, planes, player, ghosts, counts, luck):
     for i in range(len(planes)):
-        _begin_level(i, 1, planes, player, ghosts, counts, luck)
+        _begin_level(i, 1, split, planes, player, ghosts, counts, luck)
 
 
 @numba.njit(cache=True, nogil=True)
-def _begin_level(i, level, planes, player, ghosts, counts, luck):
+def _begin_level(i, level, split, planes, player, ghosts, counts, luck):
+    """Draw a level until it is in the split: 0 for any, 1 for those to train on, 2 for those to evaluate on."""
+    while True:
+        key = _draw_level(i, level, planes, player, ghosts, counts, luck)
+        if split == 0 or (key % np.uint64(SHARE) == HELD_OUT) == (split == 2):
+            return
+
+
+@numba.njit(cache=True, nogil=True)
+def _draw_level(i, level, planes, player, ghosts, counts, luck):
+    """Returns a number that tells the level: where player, pills and ghosts are, and where these head."""
     cells = planes[i].reshape(len(planes[i]), _CELLS)
     cells[:] = 0
     player[i] = _FREE[below(luck, i, len(_FREE))]
+    key = mix(np.uint64(9 * _CELLS + player[i]))
     for cell in _FREE:
         cells[FOOD_, cell] = 1
     placed = 0
@@ -184,6 +197,7 @@ def _begin_level(i, level, planes, player, ghosts, counts, luck):
         cell = _FREE[below(luck, i, len(_FREE))]
         if cell != player[i] and not cells[PILLS_, cell]:
             cells[PILLS_, cell] = 1
+            key += mix(np.uint64(cell))  # a sum, since pills have no order
             placed += 1
     num_ghosts = min(1 + (level - 1) // 2, MAX_GHOSTS)
     placed = 0
@@ -195,10 +209,22 @@ def _begin_level(i, level, planes, player, ghosts, counts, luck):
             taken |= ghosts[i, g, 0] == cell
         if away >= SAFE_DISTANCE and not taken:
             ghosts[i, placed, 0], ghosts[i, placed, 1] = cell, below(luck, i, 4)
+            key += mix(np.uint64(_CELLS * (1 + ghosts[i, placed, 1]) + cell))
             placed += 1
     counts[i, _POWER], counts[i, _CLOCK], counts[i, _LEVEL] = 0, 0, min(level, _CELLS)
     counts[i, _FOOD_LEFT], counts[i, _PILLS_LEFT], counts[i, _NUM_GHOSTS] = len(_FREE), NUM_PILLS, num_ghosts
     _paint(cells, player[i], ghosts[i], counts[i])
+    return mix(key)
+
+
+def level_keys(boards: Boards) -> NDArray[np.uint64]:
+    """The numbers [n] that tell the levels that boards have just begun (`_draw_level`)."""
+    keys = []
+    for planes, player, ghosts, counts in zip(*(boards[name] for name in ("planes", "player", "ghosts", "counts")), strict=True):
+        marks = [9 * _CELLS + player, *np.flatnonzero(planes[PILLS_])]
+        marks += [_CELLS * (1 + heading) + cell for cell, heading in ghosts[: counts[_NUM_GHOSTS]]]
+        keys.append(mix(np.uint64(sum(int(mix(np.uint64(mark))) for mark in marks) % 2**64)))
+    return np.array(keys, dtype=np.uint64)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -259,7 +285,7 @@ def _complete(goal, clock, counts, ghosts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _move(actions, goal, clock, planes, player, ghosts, counts, luck):
+def _move(actions, goal, clock, split, planes, player, ghosts, counts, luck):
     """One step of every board; returns events [n, 5] and where the player died [n]."""
     n = len(planes)
     events = np.zeros((n, 5), dtype=np.bool_)
@@ -269,7 +295,7 @@ def _move(actions, goal, clock, planes, player, ghosts, counts, luck):
         if player[i] < 0:
             continue
         if _is_complete(goal, clock, counts[i]):
-            _begin_level(i, counts[i, _LEVEL] + 1, planes, player, ghosts, counts, luck)
+            _begin_level(i, counts[i, _LEVEL] + 1, split, planes, player, ghosts, counts, luck)
             continue
         cells = planes[i].reshape(len(planes[i]), _CELLS)
         _pass_time(cells, counts[i], clock)

@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -25,14 +25,20 @@ from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rlx.envs.splits import Split
     from rlx.types import VectorEnv  # torch lives there, and worker processes do without
 
 poles.register()
 worlds.register()
 
 
-def _world(env_id: str, num_envs: int, **kwargs: Any) -> VectorEnv:
-    return worlds.make_grid(worlds.settings_of(env_id, kwargs), num_envs)
+def _world(env_id: str, num_envs: int, split: Split = "all", **kwargs: Any) -> VectorEnv:
+    return worlds.make_grid(worlds.settings_of(env_id, kwargs), num_envs, split=split)
+
+
+def _split_of(env_id: str, split: Split) -> dict[str, Any]:
+    """The argument that tells a world which levels to show."""
+    return {"split": split} if env_id in worlds.WORLDS else {}
 
 
 NATIVE: dict[str, Callable[..., VectorEnv]] = {
@@ -65,11 +71,13 @@ class EnvFactory:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
         rescale_actions: bring bounded actions to [-1, 1].
+        split: which levels the worlds that have any show (`splits`).
     """
 
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     rescale_actions: bool = False
+    split: Split = "evaluation"
 
     def __call__(self, **extra: Any) -> Edge:
         """Make the environment, with `extra` before its own arguments; its observations are a Box.
@@ -88,7 +96,7 @@ class EnvFactory:
         check_env_id(self.id)
         kwargs = {**self.kwargs, **extra}
         try:
-            return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs)
+            return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs, **_split_of(self.id, self.split))
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             extra_name = extra_for(self.id)
             hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
@@ -251,24 +259,29 @@ class VectorEnvFactory:
         return EnvFactory(self.id, self.kwargs, self.rescale_actions)
 
     def __call__(self, num_envs: int) -> VectorEnv:
+        """B environments to evaluate in."""
+        return self._make(num_envs, "evaluation")
+
+    def _make(self, num_envs: int, split: Split) -> VectorEnv:
         """B environments that can be restored as bare replay allows."""
         if self.is_native:
-            return NATIVE[self.id](num_envs, **self.kwargs)
+            return NATIVE[self.id](num_envs, **self.kwargs, **_split_of(self.id, split))
+        single = replace(self.single, split=split)
         if self.workers:
             from rlx.envs.workers import ProcessVectorEnv
 
             check_env_id(self.id)  # imports what the spaces that workers send may be made of
-            return ProcessVectorEnv(self.single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
-        return GymVectorEnv(self.single, num_envs)
+            return ProcessVectorEnv(single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
+        return GymVectorEnv(single, num_envs)
 
     def training(self, num_envs: int, *, inexact: bool = False) -> tuple[VectorEnv, str | None]:
-        """B environments with a state wherever that is possible, and why it is not where it is not."""
+        """B environments to train in, with a state wherever that is possible, and why it is not where it is not."""
         if self.is_native:
-            return self(num_envs), None
+            return self._make(num_envs, "training"), None
         defect, notes = "resumed with --inexact" if inexact else None, list[str]()
         if not defect and self.id not in REPLAYABLE | REBUILT:
             defect, notes = replay_defect(self.single)
-        env: Any = self(num_envs)
+        env: Any = self._make(num_envs, "training")
         if not defect:
             env = ReplayVectorEnv(env)
         env.notes = notes  # for whoever has a console

@@ -22,7 +22,9 @@ from rlx.envs.boxoban import read_levels
 from rlx.envs.grids import Boards, Grid, as_bits
 from rlx.envs.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate
 from rlx.envs.splitmix import below, streams
+from rlx.envs.splits import SHARE, Split, in_split, keys_of
 from rlx.envs.worlds import SokobanSettings
+from rlx.errors import ConfigError
 
 Array = NDArray[Any]
 STEP, ON, OFF, SOLVED = range(4)
@@ -30,6 +32,10 @@ STEP, ON, OFF, SOLVED = range(4)
 
 class Sokoban(Grid):
     """The rules, and where levels come from.
+
+    Args:
+        settings: see `worlds.SokobanSettings`.
+        split: which levels episodes begin with (`splits`).
 
     Raises:
         ConfigError: if files of levels cannot be read, or hold what is no level.
@@ -47,13 +53,11 @@ class Sokoban(Grid):
         [[40, 40, 48], [120, 92, 72], [210, 70, 80], [214, 160, 60], [90, 180, 90], [90, 150, 230], [170, 120, 220]], dtype=np.uint8
     )
 
-    def __init__(self, settings: SokobanSettings) -> None:
-        self._levels: NDArray[np.uint8] | None = None
-        self._settings = settings
-        if settings.levels is None:
-            height = width = settings.size or 7
-        else:
-            self._levels = read_levels(Path(settings.levels), size=settings.size, num_boxes=settings.num_boxes)
+    def __init__(self, settings: SokobanSettings, split: Split = "all") -> None:
+        self._settings, self._split = settings, split
+        self._levels, self._without = _levels_of(settings, split)
+        height = width = settings.size or 7
+        if self._levels is not None:
             self.fingerprint = hashlib.sha256(self._levels.tobytes()).hexdigest()
             height, width = self._levels.shape[1:]
         self.planes_shape = (4, height, width)
@@ -61,7 +65,9 @@ class Sokoban(Grid):
     def begin(self, seeds: Array) -> Boards:
         if self._levels is None:
             s = self._settings
-            levels = generate(seeds, size=s.size or 7, num_boxes=s.num_boxes or 1, pulls=s.pulls, min_distance=s.min_distance).boards
+            split = self._split if s.eval_levels is None else "all"
+            levels = generate(seeds, size=s.size or 7, num_boxes=s.num_boxes or 1, pulls=s.pulls, min_distance=s.min_distance,
+                              split=split, without=self._without).boards  # fmt: skip
         else:
             levels = self._levels[_choose(streams(seeds), len(self._levels))]
         planes = np.stack([(levels & bit) != 0 for bit in (WALL, GOAL, BOX, PLAYER)], axis=1).astype(np.uint8)
@@ -83,6 +89,46 @@ class Sokoban(Grid):
     def kinds(self, planes: Array) -> NDArray[np.intp]:
         wall, goal, box, player = (planes[:, i].astype(np.intp) for i in range(4))
         return np.where(wall > 0, 1, np.where(player > 0, 5 + goal, np.where(box > 0, 3 + goal, 2 * goal)))
+
+
+def _levels_of(settings: SokobanSettings, split: Split) -> tuple[NDArray[np.uint8] | None, Array | None]:
+    """The levels of files [n, H, W] that a split is of, None where they are generated; and the keys of those that then may not come.
+
+    With env.levels alone their keys split them; with env.eval_levels these are for evaluation, and all others for training.
+    """
+
+    def read(name: str, size: int | None) -> NDArray[np.uint8] | None:
+        path = getattr(settings, name)
+        return None if path is None else read_levels(Path(path), size=size, num_boxes=settings.num_boxes, setting=f"env.kwargs.{name}")
+
+    levels = read("levels", settings.size)
+    if settings.eval_levels is None:
+        if levels is None or split == "all":
+            return levels, None
+        chosen = levels[in_split(keys_of(levels), split)]
+        if not len(chosen):
+            raise ConfigError(
+                f"env.kwargs.levels={settings.levels}: none of its {len(levels)} levels is for {split}, which gets "
+                f"{'one in' if split == 'evaluation' else 'all but one in'} {SHARE}; give more levels, or others for evaluation with "
+                "env.kwargs.eval_levels"
+            )
+        return chosen, None
+    size = (settings.size or 7) if levels is None else levels.shape[1] if levels.shape[1] == levels.shape[2] else None
+    held_out = read("eval_levels", size)
+    assert held_out is not None
+    if levels is not None:
+        both = np.isin(keys_of(held_out), keys_of(levels))
+        if held_out.shape[1:] != levels.shape[1:]:
+            raise ConfigError(f"env.kwargs.eval_levels={settings.eval_levels}: levels of {held_out.shape[1:]} cells; those of "
+                              f"env.kwargs.levels have {levels.shape[1:]}")  # fmt: skip
+        if both.any():
+            raise ConfigError(
+                f"env.kwargs.eval_levels={settings.eval_levels}: {both.sum()} of its {len(held_out)} levels are in env.kwargs.levels="
+                f"{settings.levels} too, maybe turned or mirrored (the first is number {int(both.argmax()) + 1}); an evaluation on levels "
+                "that were trained on says little: take them out of one, or leave env.kwargs.eval_levels out, and one in "
+                f"{SHARE} levels is kept for evaluation"
+            )
+    return (held_out, None) if split == "evaluation" else (levels, None if levels is not None else np.sort(keys_of(held_out)))
 
 
 def _boards(planes: NDArray[np.uint8]) -> Boards:

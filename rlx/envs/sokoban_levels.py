@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.envs.splitmix import below, happens, streams
+from rlx.envs.splits import Split, in_split, keys_of
 from rlx.errors import EnvError
 
 Array = NDArray[Any]
@@ -27,6 +28,8 @@ WALL, GOAL, BOX, PLAYER = 1, 2, 4, 8
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))
 """Row and column by which each action moves the player: up, down, left, right."""
 _ATTEMPTS = 1000
+_REDRAWS = 1000
+"""Most levels that are drawn for a seed until one is in its split; one in five is for evaluation."""
 # Floor around a step of the walk, the rows of a 3x3 square from its upper left corner: two bars, two corners, a block.
 _MASKS = np.array(
     [[0, 0, 0, 1, 1, 1, 0, 0, 0], [0, 1, 0, 0, 1, 0, 0, 1, 0], [0, 0, 0, 1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 1, 1, 0, 1, 0],
@@ -40,14 +43,40 @@ class Levels(NamedTuple):
     num_pushes: NDArray[np.int64]  # [n]
 
 
-def generate(seeds: Array, *, size: int, num_boxes: int, pulls: int, min_distance: int) -> Levels:
+def generate(
+    seeds: Array, *, size: int, num_boxes: int, pulls: int, min_distance: int, split: Split = "all", without: Array | None = None
+) -> Levels:
     """A level and its solution for each seed [n].
+
+    Args:
+        split: which levels may come; a level that may not is followed by another from the same seed.
+        without: keys (`splits.keys_of`) of further levels that may not come.
 
     Raises:
         EnvError: if no level was found for a seed.
     """
-    boards, pushes, num_pushes = _generate(streams(seeds), size, num_boxes, pulls, min_distance)
-    if len(seeds) and not num_pushes.all():
+    luck = streams(seeds)
+    levels = _found(luck, size, num_boxes, pulls, min_distance)
+    wrong = np.arange(len(luck) if split != "all" or without is not None else 0)
+    for _ in range(_REDRAWS):
+        keys = keys_of(levels.boards[wrong])
+        refused = ~in_split(keys, split)
+        if without is not None:
+            refused |= np.isin(keys, without)
+        wrong = wrong[refused]
+        if not len(wrong):
+            return levels
+        part = luck[wrong]
+        again = _found(part, size, num_boxes, pulls, min_distance)
+        levels.boards[wrong], levels.pushes[wrong], levels.num_pushes[wrong] = again
+        luck[wrong] = part
+    wanted = f"env.kwargs.size={size} env.kwargs.num_boxes={num_boxes} env.kwargs.pulls={pulls}"
+    raise EnvError(f"too few Sokoban levels with {wanted} to evaluate on others than in training; use env.kwargs.size={max(7, size + 1)}")
+
+
+def _found(luck: Array, size: int, num_boxes: int, pulls: int, min_distance: int) -> Levels:
+    boards, pushes, num_pushes = _generate(luck, size, num_boxes, pulls, min_distance)
+    if len(luck) and not num_pushes.all():
         wanted = f"env.kwargs.size={size} env.kwargs.num_boxes={num_boxes}"
         raise EnvError(f"no Sokoban level with {wanted} was found in {_ATTEMPTS} attempts; use fewer boxes")
     return Levels(boards, pushes, num_pushes)

@@ -12,6 +12,7 @@ from rlx.errors import ConfigError
 
 if TYPE_CHECKING:
     from rlx.envs.grids import GridVectorEnv
+    from rlx.envs.splits import Split
 
 
 def _require(condition: bool, name: str, expected: str, got: Any) -> None:
@@ -41,6 +42,8 @@ class Settings:
 class SokobanSettings(Settings):
     levels: str | None = None
     """A file or a directory of levels in the Boxoban format; null generates a new level for every episode."""
+    eval_levels: str | None = None
+    """The same for evaluations, which are then on all of these; null keeps one in five of all levels, from files or generated, for them."""
     size: int | None = None
     """Height and width with the outer walls, 5 to 50; null is 7, or whatever the levels of files have."""
     num_boxes: int | None = None
@@ -53,6 +56,9 @@ class SokobanSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(self.levels is None or isinstance(self.levels, str), "levels", "a file, a directory or null", self.levels)
+        _require(
+            self.eval_levels is None or isinstance(self.eval_levels, str), "eval_levels", "a file, a directory or null", self.eval_levels
+        )
         _require(self.size is None or _is_count(self.size, 5, 50), "size", "a whole number from 5 to 50, or null", self.size)
         _require(self.num_boxes is None or _is_count(self.num_boxes, 1), "num_boxes", "a whole number, at least 1, or null", self.num_boxes)
         _require(_is_count(self.pulls, 1, 1000), "pulls", "a whole number from 1 to 1000", self.pulls)
@@ -107,11 +113,14 @@ def settings_of(env_id: str, kwargs: Mapping[str, Any]) -> Settings:
     return _SETTINGS[env_id](**kwargs)
 
 
-def make_grid(settings: Settings, num_envs: int) -> GridVectorEnv:
+def make_grid(settings: Settings, num_envs: int, *, split: Split = "all") -> GridVectorEnv:
     """B boards of the world that the settings are of.
 
+    Args:
+        split: which levels they show: those for training, those for evaluation, or all.
+
     Raises:
-        ConfigError: if files of levels cannot be read.
+        ConfigError: if files of levels cannot be read, or have none for the split.
     """
     from rlx.envs.grids import Grid, GridVectorEnv
     from rlx.envs.minipacman import MiniPacman
@@ -119,10 +128,10 @@ def make_grid(settings: Settings, num_envs: int) -> GridVectorEnv:
 
     grid: Grid
     if isinstance(settings, SokobanSettings):
-        grid = Sokoban(settings)
+        grid = Sokoban(settings, split)
     else:
         assert isinstance(settings, MiniPacmanSettings)
-        grid = MiniPacman(settings)
+        grid = MiniPacman(settings, split)
     return GridVectorEnv(grid, num_envs, max_episode_steps=settings.max_episode_steps, observation=settings.observation)
 
 
