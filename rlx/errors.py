@@ -3,9 +3,24 @@
 Every message says what was got, what was expected and what to type next. Anything that is not an `RlxError` is a bug in rlx.
 
 Exit codes: 0 done; 1 a bug; 2 usage or configuration; 3 training became non-finite; 4 a checkpoint cannot be used;
-5 an environment failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 130 and 143 stopped by
-SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
+5 an environment failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 9 memory ran out;
+130 and 143 stopped by SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
 """
+
+from __future__ import annotations
+
+import sysconfig
+import traceback
+from pathlib import Path
+
+_INSTALLED = (str(Path(__file__).parent), sysconfig.get_path("purelib"), sysconfig.get_path("platlib"), sysconfig.get_path("stdlib"))
+
+
+def user_line(error: BaseException) -> str:
+    """File and line of the innermost frame of an exception that is of the user's code, or else of a package; "" if all are rlx's."""
+    others = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith((_INSTALLED[0], "<"))]
+    frames = [f for f in others if not f.filename.startswith(_INSTALLED)] or others
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else ""
 
 
 class RlxError(Exception):
@@ -62,6 +77,12 @@ class SyncError(RlxError, ConnectionError):
     """W&B cannot be reached or refuses; the record on disk is complete."""
 
     exit_code = 7
+
+
+class OutOfMemoryError(RlxError):
+    """The machine or the device has no memory left."""
+
+    exit_code = 9
 
 
 class SweepError(RlxError):

@@ -218,7 +218,9 @@ class Evaluator:
                 return None
             except (RlxError, MemoryError) as error:
                 self.close()
-                raise EvaluationError(str(error) or type(error).__name__) from error
+                failed = EvaluationError(str(error) or type(error).__name__)
+                failed.trace = getattr(error, "trace", "")
+                raise failed from error
         for seed, episode in zip(self._seeds, episodes, strict=True):
             if not math.isfinite(episode.return_):
                 raise EvaluationError(f"the return of the episode with seed {seed} is {episode.return_}; look at the environment's rewards")

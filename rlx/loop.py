@@ -32,8 +32,8 @@ class Logger(Protocol):
         """Forget what was written after env_steps and, unless `evaluated`, an evaluation at env_steps."""
         ...
 
-    def note(self, text: str) -> None:
-        """Say a line to whoever looks on."""
+    def note(self, text: str, *, trace: str = "") -> None:
+        """Say a line to whoever looks on; a traceback goes into the run's log."""
         ...
 
     def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
@@ -120,7 +120,7 @@ def train(
                 result = evaluate(algo, progress.env_steps, should_stop=should_stop)
         except EvaluationError as error:
             failure = error
-            logger.note(f"warning: the evaluation at {progress.env_steps:,} env steps is left out: {error}")
+            logger.note(f"warning: the evaluation at {progress.env_steps:,} env steps is left out: {error}", trace=error.trace)
             return True
         if result is None:
             return False
@@ -139,6 +139,8 @@ def train(
         return reached or progress.env_steps >= config.total_env_steps
 
     done = is_done()
+    if done and not is_due:
+        logger.note(f"nothing is left to train: the run has {progress.env_steps:,} env steps, or has reached its loop.target_return")
     going = not is_due or measure()
     while going and not done and not signals.should_stop():
         with clock.measure("collect"):
@@ -161,5 +163,7 @@ def train(
     with clock.measure("checkpoint"):
         checkpointer.wait()
     if finished and failure is not None and not evaluated:
-        raise EnvError(f"training is finished and saved, but no evaluation succeeded; `rlx resume` evaluates again. {failure}")
+        error = EnvError(f"training is finished and saved, but no evaluation succeeded; `rlx resume` evaluates again. {failure}")
+        error.trace = failure.trace
+        raise error
     return progress, finished

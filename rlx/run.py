@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rlx import loop
 from rlx.build import Parts, build, resolve_device
+from rlx.checkpoint import find_checkpoints
 from rlx.code import save_uncommitted
 from rlx.config.schema import RunConfig
-from rlx.errors import RlxError
-from rlx.rundir import RunDir, wandb_config, wandb_group, wandb_tags
+from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
+from rlx.files import open_to_append
+from rlx.rundir import LOG, RunDir, now, wandb_config, wandb_group, wandb_tags
 from rlx.signals import SignalHandler
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
@@ -60,6 +63,8 @@ def train(
     Raises:
         RlxError: for what the user can mend; the run can be resumed from its last checkpoint.
     """
+    if any(word.partition("=")[0] == "loop.total_env_steps" for word in overrides):
+        _check_budget(run, config)
     device = resolve_device(config)
     with run.lock(), SignalHandler() as signals:
         segment = len(run.segments)
@@ -117,7 +122,7 @@ def _train(
                 parts.collector,
                 parts.evaluator,
                 config=config.loop,
-                logger=RunLogger(record, console, mirror, watch),
+                logger=RunLogger(record, console, mirror, watch, lambda text: _keep(run, text)),
                 checkpointer=parts.checkpointer,
                 signals=signals,
             )
@@ -133,10 +138,53 @@ def _ending(run: RunDir) -> Iterator[dict[str, Any]]:
     """Write down how the block ended, whichever way it does; the block says more through the dictionary it gets."""
     ending: dict[str, Any] = {"status": "failed"}
     try:
-        yield ending
+        try:
+            yield ending
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            _refuse(error)
+            raise
     except BaseException as error:
         ending["error"] = f"{type(error).__name__}: {error}"
+        trace = error.trace if isinstance(error, RlxError) else "".join(traceback.format_exception(error))
+        if trace and _keep(run, trace):
+            error.add_note(f"the traceback is in {run.path / LOG}")
         with contextlib.suppress(RlxError):  # a full disk must not hide what happened
             run.end_segment(**ending)
         raise
     run.end_segment(**ending)
+
+
+def _refuse(error: BaseException) -> None:
+    """Raise an RlxError in the place of an exception that is no bug of rlx."""
+    found: RlxError
+    if isinstance(error, SystemExit | KeyboardInterrupt):  # signals do not raise while a run trains, so this is the environment's
+        line = f" in {line}" if (line := user_line(error)) else ""
+        found = EnvError(f"the environment's code ended the program with {type(error).__name__}{line}; `rlx resume` goes on")
+    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
+        found = OutOfMemoryError(f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}); fewer env.num_envs, a smaller "
+                                 "network or replay, need less; `rlx resume` goes on from the last checkpoint")  # fmt: skip
+    else:
+        return
+    found.trace = "".join(traceback.format_exception(error))
+    raise found from error
+
+
+def _keep(run: RunDir, text: str) -> bool:
+    """Append a traceback to the run's log; whether that could be done."""
+    try:
+        with open_to_append(run.path / LOG) as file:
+            file.write(f"{now()} {text.rstrip()}\n\n".encode(errors="backslashreplace"))
+    except OSError:
+        return False
+    return True
+
+
+def _check_budget(run: RunDir, config: RunConfig) -> None:
+    """Raise a ConfigError if a run has more env steps than its new budget: it would count as finished, and as another experiment."""
+    found, _ = find_checkpoints(run.checkpoints)
+    done, wanted = max((c.env_steps for c in found), default=0), config.loop.total_env_steps
+    if wanted <= done:
+        raise ConfigError(
+            f"loop.total_env_steps={wanted}: {run.path} has {done} env steps already, so that nothing would be trained; "
+            "say more, or leave it out"
+        )

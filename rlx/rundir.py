@@ -41,6 +41,9 @@ from rlx.trust import is_signed, origins, sign
 
 _VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
 
+LOG = "log.txt"
+"""In a run's directory: the tracebacks of what went wrong; runs of sweeps also write there what they say."""
+
 
 class RunDir:
     """One run on disk."""

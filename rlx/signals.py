@@ -10,6 +10,19 @@ import signal
 import sys
 from types import FrameType, TracebackType
 
+_asked_to_save = False
+"""Whether SIGUSR1 came before anything could be saved."""
+
+
+def expect_requests() -> None:
+    """Remember a SIGUSR1 until a `SignalHandler` is there, for a process that imports for seconds: by default it would be killed."""
+    signal.signal(signal.SIGUSR1, _remember)
+
+
+def _remember(number: int, frame: FrameType | None) -> None:
+    global _asked_to_save
+    _asked_to_save = True
+
 
 class SignalHandler:
     """SIGINT, SIGTERM and SIGHUP stop after the iteration, a second one at once; SIGUSR1 saves and goes on.
@@ -29,6 +42,8 @@ class SignalHandler:
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
                 self._previous[number] = signal.signal(number, self._stop)
         self._previous[signal.SIGUSR1] = signal.signal(signal.SIGUSR1, self._request_save)
+        global _asked_to_save
+        self._save, _asked_to_save = self._save or _asked_to_save, False
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:

@@ -96,7 +96,7 @@ class World:
             line for line in self.lines if (line["env_steps"], not evaluated and "eval/return_mean" in line) <= (env_steps, False)
         ]
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, trace: str = "") -> None:
         self.notes.append(text)
 
     def tick(self, progress: Progress, metrics: Any, clock: Any) -> None:

@@ -123,8 +123,9 @@ def _measure(
     import numpy as np
 
     from rlx.build import env_factory, known_best
-    from rlx.evaluate import MAX_PARALLEL, bootstrap_interval, episode_seeds, optimal_moves, run_episodes, summarize
+    from rlx.evaluate import MAX_PARALLEL, Stopped, bootstrap_interval, episode_seeds, optimal_moves, run_episodes, summarize
     from rlx.rng import seed_everything
+    from rlx.signals import SignalHandler
     from rlx.types import Mode
 
     make_env = env_factory(config)
@@ -135,8 +136,17 @@ def _measure(
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
     mode: Mode = "train" if stochastic else "eval"
     seed_everything(seed)
-    played = run_episodes(env, algo, seeds, mode=mode)
-    env.close()
+    limit = config.loop.eval_max_steps
+    with SignalHandler(announce=False) as signals:
+        try:
+            played = run_episodes(env, algo, seeds, mode=mode, max_steps=limit, should_stop=signals.should_stop)
+        except Stopped:
+            typer.echo("rlx: interrupted", err=True)
+            raise typer.Exit(128 + (signals.stopped_by or 0)) from None
+        finally:
+            env.close()
+    if cut := sum(e.cut for e in played):
+        typer.echo(f"{cut} episodes were cut after {limit:,} steps (loop.eval_max_steps) and count with what they had earned", err=True)
 
     summary = {name.removeprefix("eval/"): value for name, value in summarize(played).items()}
     result: dict[str, Any] = {

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import io
 import os
 import signal
 import sys
+import tempfile
+import traceback
+from typing import Any, NoReturn
 
 import typer
 
@@ -12,7 +18,8 @@ from rlx import __version__
 from rlx.cli import arena, catalogue, compare, doctor, evaluate, model, play, plot, runs, sweep, sync, train, watch
 from rlx.cli.options import echo
 from rlx.cli.words import Verb, Verbs
-from rlx.errors import RlxError
+from rlx.errors import EnvError, OutOfMemoryError, RlxError, StorageError, user_line
+from rlx.signals import expect_requests
 from rlx.text import printable
 
 app = typer.Typer(
@@ -58,40 +65,101 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on stderr and an exit code, never a traceback."""
+    """Run the command; a user's mistake is one line on stderr and an exit code, never a traceback.
+
+    Exit codes are those of `rlx.errors`. What is not foreseen is one line as well, and its traceback goes into a file; with RLX_DEBUG
+    set it is printed.
+    """
     arguments = sys.argv[1:]
     if arguments[:1] == ["train"] and (many := {"-m", "--multirun"} & set(arguments)):  # Hydra's way to say it
         sys.argv[1:] = ["sweep", *[word for word in arguments[1:] if word not in many]]
+    trains = arguments[:1] in (["train"], ["resume"], ["sweep"])
+    if trains:
+        expect_requests()
+    _prepare_streams()
     try:
         app()
     except SystemExit as ended:
-        if _is_unread(ended):
-            sys.exit(128 + signal.SIGPIPE)
-        raise
+        if _is_foreign(ended):
+            _end(f"code that rlx called ended the program, at {user_line(ended) or 'a place that is not known'}", EnvError.exit_code)
+        code = 128 + signal.SIGPIPE if isinstance(ended.__context__, BrokenPipeError) else ended.code
+        sys.exit(_flush(code, trains=trains))
     except RlxError as error:
-        _flush()
-        sys.stderr.write(f"rlx: {printable(str(error))}\n")
-        sys.exit(error.exit_code)
+        _flush(0, trains=trains)
+        _end(" ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", []))]), error.exit_code)
     except KeyboardInterrupt:
-        sys.stderr.write("rlx: interrupted\n")
-        sys.exit(130)
+        _end("interrupted", 130)
+    except MemoryError as error:
+        _end(f"memory ran out: {error or 'there is none left'}", OutOfMemoryError.exit_code)
+    except BrokenPipeError:
+        _flush(0, trains=trains)
+        sys.exit(128 + signal.SIGPIPE)
+    except OSError as error:
+        if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF) and not trains:
+            _end(f"the output cannot be written ({error.strerror})", StorageError.exit_code)  # files are written under their names
+        _flush(0, trains=trains)
+        _end(f"{' '.join(str(error).split())}; {_keep_trace(error)}", StorageError.exit_code)
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _end(f"a bug in rlx: {what}; {_keep_trace(error)}", 1)
 
 
-def _is_unread(ended: SystemExit) -> bool:
-    """Whether a command ended since nobody reads on, as in `rlx ls | head`: typer and rich leave with 1 where a write fails so."""
-    failed = isinstance(ended.__context__, BrokenPipeError)
-    return not _flush() or failed
+def _end(message: str, code: int) -> NoReturn:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"rlx: {printable(message)}\n")
+    sys.exit(code)
 
 
-def _flush() -> bool:
-    """Write what is left in stdout's buffer, if somebody reads it; else what comes later goes nowhere."""
+def _prepare_streams() -> None:
+    """Let nothing that is printed raise for its characters, and no file that is opened be taken for a stream that was closed."""
+    while (null := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(null)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace" if stream.errors == "strict" else stream.errors)
+
+
+def _is_foreign(ended: SystemExit) -> bool:
+    """Whether it was not typer that ended the command, but an environment, say, whose window somebody closed."""
+    trace = ended.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    module = str(trace.tb_frame.f_globals.get("__name__")) if trace is not None else "rlx"
+    return module.partition(".")[0] not in ("typer", "click", "rlx", "__main__")
+
+
+def _keep_trace(error: BaseException) -> str:
+    """Where the traceback of an error is: in the run's log, if it was of a run, or in a file of its own."""
+    if os.environ.get("RLX_DEBUG"):
+        traceback.print_exception(error)
+        return "its traceback is above"
+    if notes := getattr(error, "__notes__", []):
+        return str(notes[-1])
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="rlx-", suffix=".log", delete=False, errors="backslashreplace") as file:
+            traceback.print_exception(error, file=file)
+    except OSError:
+        return "RLX_DEBUG=1 prints the traceback"
+    return f"the traceback is in {file.name}"
+
+
+def _flush(code: Any, *, trains: bool) -> Any:
+    """Write what is left in stdout's buffer, or let it go; returns the exit code: of a listing, that it was not written."""
     try:
         if sys.stdout is not None:  # as `rlx ls >&-` leaves it
             sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return False
-    return True
+    except (OSError, ValueError) as error:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.close(null)
+        if trains:
+            return code
+        if isinstance(error, BrokenPipeError):
+            return 128 + signal.SIGPIPE
+        _end(f"the output cannot be written ({getattr(error, 'strerror', None) or error})", StorageError.exit_code)
+    return code
 
 
 if __name__ == "__main__":

@@ -203,7 +203,7 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, fa
     doubtful = Composer(Path(spec.config_dir) if spec.config_dir else None, stranger=sweep.path)
     study = Study(
         search.storage or f"sqlite:///{sweep.path.resolve() / 'study.db'}",
-        sweep.name,
+        str(sweep.content().get("name") or sweep.name),  # a sweep that was renamed is still the one that it was
         prepared.space,
         sampler=search.sampler,
         pruner=search.pruner,

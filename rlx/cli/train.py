@@ -48,6 +48,7 @@ def train(
     """
     from rlx.config.compose import Composer, runs_directory
     from rlx.rundir import RunDir, is_unborn
+    from rlx.track.console import say
 
     composed = Composer(config_dir).compose(overrides or [])
     run_name = default_name(composed, timed=not auto_resume) if name is None else name
@@ -68,7 +69,7 @@ def train(
 
     run = RunDir.create(root, run_name, composed.config, new_meta(composed))
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
-    echo(f"{run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
+    say(f"{run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
     _train(run, composed.config, overrides=[], inexact=False)
 
 
@@ -93,6 +94,7 @@ def resume(
     from rlx.config.compose import apply_overrides, runs_directory
     from rlx.config.overrides import check_resumable
     from rlx.rundir import RunDir
+    from rlx.track.console import say
 
     arguments = list(overrides or [])
     if "=" in run or run.startswith("-"):
@@ -102,10 +104,10 @@ def resume(
     config = apply_overrides(opened.config(trust=trust), arguments)
     if not arguments and opened.status == "finished":
         reached = " loop.target_return=null" if config.loop.target_return is not None else ""
-        echo(f"{opened.path} is finished; train on with a larger budget: "
+        say(f"{opened.path} is finished; train on with a larger budget: "
                    f"`rlx resume {opened.reference} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
-    echo(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
+    say(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
 
 
@@ -121,6 +123,7 @@ def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> N
     from rlx.config.overrides import is_resumable
     from rlx.errors import ConfigError
     from rlx.rundir import RunDir
+    from rlx.track.console import say
 
     run = RunDir.open(root, name)
     saved, wanted = map(leaf_keys, (run.config(trust=trust), composed.config))
@@ -130,9 +133,9 @@ def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> N
         differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
     if not changed and run.status == "finished":
-        echo(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
+        say(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
         return
-    echo(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
+    say(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
     _train(run, composed.config, overrides=[f"{k}={wanted.get(k)}" for k in changed], inexact=False)
 
 

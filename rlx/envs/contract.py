@@ -15,7 +15,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.errors import EnvError, NonFiniteError, RlxError
+from rlx.errors import EnvError, NonFiniteError, RlxError, user_line
 
 Array = NDArray[Any]
 
@@ -147,7 +147,9 @@ def env_error(name: str, index: int, call: str, where: str, error: BaseException
     if isinstance(error, BrokenContract):
         found: RlxError = EnvError(f"environment {index} ({name}) broke gymnasium's contract in {where}: {error}")
     else:
-        found = EnvError(f"environment {index} ({name}) raised {type(error).__name__} in {call}: {error} ({where}){_advice(call, error)}")
+        line = f"; {line}" if (line := user_line(error)) else ""
+        what = f"{type(error).__name__} in {call}: {error}"
+        found = EnvError(f"environment {index} ({name}) raised {what} ({where}{line}){_advice(call, error)}")
         found.trace = "".join(traceback.format_exception(error))
     return found
 

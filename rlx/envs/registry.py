@@ -22,7 +22,7 @@ from rlx.envs.opponents import parse_opponent
 from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.poles import TASKS, PoleVectorEnv
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, user_line
 
 if TYPE_CHECKING:
     from rlx.envs.splits import Split
@@ -105,7 +105,8 @@ class EnvFactory:
             raise
         except (Exception, SystemExit) as error:  # whatever a constructor may raise about its arguments
             message = f"{type(error).__name__}: {error}"
-            found = ConfigError(f"env={self.id} cannot be made with env.kwargs={kwargs}: {message}")
+            line = f" ({line})" if (line := user_line(error)) else ""
+            found = ConfigError(f"env={self.id} cannot be made with env.kwargs={kwargs}: {message}{line}")
             found.trace = "".join(traceback.format_exception(error))
             raise found from error
 

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from rlx.files import open_to_append
-
-LOG = "log.txt"
-"""What a run of a sweep says, in its directory."""
+from rlx.rundir import LOG
 
 
 def open_log(run: Path) -> int:

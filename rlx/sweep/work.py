@@ -38,9 +38,7 @@ def work(job: Job) -> Result:
             wandb=None if job.mirror else "disabled",
             pause=_pause(job),
         )
-    except RlxError as error:
-        if error.__cause__ is not None:  # what an environment raised, say: the user's own code, which the message alone does not find
-            traceback.print_exception(error.__cause__)
+    except RlxError as error:  # whose traceback, if it is of the user's own code, the run has logged
         print(f"rlx: {error}", flush=True)
         return Result(status="failed", error=str(error), exit_code=error.exit_code)
     except Exception as error:

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console as RichConsole
 from rich.console import Group
@@ -52,12 +52,20 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line and go on if nobody reads any more: in `rlx train | tee log`, Ctrl-C ends tee first."""
+    """Print a line and go on if it cannot be written: in `rlx train | tee log`, Ctrl-C ends tee first; a log may be on a full disk."""
+    _write(sys.stdout, 1, text)
+
+
+def _write(stream: TextIO | None, descriptor: int, text: str) -> None:
+    if stream is None:  # closed before the program began
+        return
     try:
-        sys.stdout.write(f"{printable(text)}\n")
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stream.write(f"{printable(text)}\n")
+        stream.flush()
+    except (OSError, ValueError):  # ValueError: closed
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, descriptor)
+        os.close(null)
 
 
 class QuietConsole:
@@ -70,7 +78,7 @@ class QuietConsole:
         pass
 
     def note(self, text: str) -> None:
-        sys.stderr.write(f"{text}\n")
+        _write(sys.stderr, 2, text)
 
     def close(self) -> None:
         pass

@@ -44,9 +44,14 @@ class RunLogger:
     """The loop's logger: the record first, then those who look at it."""
 
     def __init__(
-        self, record: Record, console: Console, mirror: Mirror, watch: Callable[[Mapping[str, Any]], None] = lambda line: None
+        self,
+        record: Record,
+        console: Console,
+        mirror: Mirror,
+        watch: Callable[[Mapping[str, Any]], None] = lambda line: None,
+        keep_trace: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self.record, self.console, self.mirror, self.watch = record, console, mirror, watch
+        self.record, self.console, self.mirror, self.watch, self._keep_trace = record, console, mirror, watch, keep_trace
 
     def write(self, line: Mapping[str, float], progress: Progress) -> None:
         full = {"env_steps": progress.env_steps, "iteration": progress.iteration, **line}
@@ -60,8 +65,10 @@ class RunLogger:
         if damage:
             self.console.note(f"warning: {damage}")
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, *, trace: str = "") -> None:
         self.console.note(text)
+        if trace:
+            self._keep_trace(f"{text}\n{trace}")
 
     def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
         self.console.tick(progress, metrics, clock)
