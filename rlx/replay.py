@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -136,7 +137,8 @@ class TransitionReplay:
 class SequenceReplay:
     """The newest steps of B environments, from which windows of consecutive steps are drawn by priority.
 
-    A step is drawn once it is known what came after it: `ahead` steps, or the end of its episode.
+    A step is drawn once it is known what came after it: `ahead` steps, or the end of its episode. Cut episodes are rare, so that what was
+    observed after their last steps is kept apart from the columns.
 
     Args:
         capacity: steps of all environments.
@@ -155,6 +157,7 @@ class SequenceReplay:
         self.rows = TransitionReplay(capacity, num_envs, {**columns, "weight": (torch.float64, ())})
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that can be drawn, of all that ever were
         self._top = 1.0  # largest weight so far: what is new is drawn before long
+        self._beyond: dict[int, Tensor] = {}  # by row, what was observed after the last step of an episode that was cut
 
     @property
     def size(self) -> int:
@@ -166,10 +169,14 @@ class SequenceReplay:
         first = (self.rows.added - self.size) // self.num_envs
         return int((self._ready - first).clamp(min=0).sum())
 
-    def add(self, **rows: Tensor) -> None:
-        """Add [T, B, *] of every column."""
+    def add(self, beyond: Mapping[tuple[int, int], Tensor], **rows: Tensor) -> None:
+        """Add [T, B, *] of every column; `beyond` is what was observed after the steps (t, b) at which episodes were cut."""
         is_last = rows["is_last"]
         begin = self.rows.added // self.num_envs
+        for offset in range(is_last.numel()):
+            self._beyond.pop((self.rows.added + offset) % self.rows.capacity, None)
+        for (t, b), obs in beyond.items():
+            self._beyond[(self.rows.added + t * self.num_envs + b) % self.rows.capacity] = obs.clone()
         self.rows.add(**rows, weight=torch.zeros(is_last.shape, dtype=torch.float64))
         steps = torch.arange(begin + 1, begin + 1 + len(is_last))
         ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
@@ -195,7 +202,15 @@ class SequenceReplay:
 
     def windows(self, name: str, index: Tensor, length: int) -> Tensor:
         """A column of `length` steps from the rows `index` [n] on, [n, length, *]; what is beyond the newest has no meaning."""
-        return self.rows[name][(index[:, None] + self.num_envs * torch.arange(length)) % self.size]
+        return self.rows[name][self.following(index, length)]
+
+    def following(self, index: Tensor, length: int) -> Tensor:
+        """The rows [n, length] of `length` steps from the rows `index` [n] on."""
+        return (index[:, None] + self.num_envs * torch.arange(length)) % self.size
+
+    def beyond(self, index: Tensor) -> Tensor:
+        """What was observed after the steps in rows `index` [n], at each of which an episode was cut."""
+        return torch.stack([self._beyond[row] for row in index.tolist()])
 
     def prioritise(self, index: Tensor, error: Tensor) -> None:
         """Let the rows `index` [n] be drawn in proportion to their errors [n], to the power of the exponent."""
@@ -204,8 +219,10 @@ class SequenceReplay:
         self.rows["weight"][index] = weight
 
     def state_dict(self) -> State:
-        return {"rows": self.rows.state_dict(), "ready": self._ready.clone(), "top": self._top}
+        beyond = {str(row): obs.clone() for row, obs in self._beyond.items()}
+        return {"rows": self.rows.state_dict(), "ready": self._ready.clone(), "top": self._top, "beyond": beyond}
 
     def load_state_dict(self, state: State) -> None:
         self.rows.load_state_dict(state["rows"])
         self._ready, self._top = state["ready"].clone(), state["top"]
+        self._beyond = {int(row): obs.clone() for row, obs in state["beyond"].items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium
@@ -208,7 +209,7 @@ def fill(memory: SequenceReplay, steps: int, *, begin: int = 0, ends: tuple[tupl
     """Add one step at a time; x is the step plus 100 times the environment."""
     for t in range(begin, begin + steps):
         x = torch.tensor([[t + 100.0 * b for b in range(memory.num_envs)]])
-        memory.add(x=x, is_last=torch.tensor([[(t, b) in ends for b in range(memory.num_envs)]]))
+        memory.add({}, x=x, is_last=torch.tensor([[(t, b) in ends for b in range(memory.num_envs)]]))
 
 
 def drawn(memory: SequenceReplay) -> set[float]:
@@ -282,17 +283,31 @@ def rollout(algo: MuZero, obs: Tensor, reward: list[float], *, terminated: bool 
     )  # fmt: skip
 
 
-def test_targets_by_hand_with_a_termination_and_a_cut() -> None:
-    """d = 0.5, n = 2, K = 2. Rewards 1, 2, 4 and a termination; then 8, 16 and a cut, after which 6 is expected."""
-    algo = muzero(num_envs=1, discount=0.5, td_steps=2, unroll_steps=2)
-    algo._frozen.represent = lambda obs: (obs, np.zeros((1, 2)), np.array([6.0], dtype=np.float32))  # type: ignore[method-assign]
-    steps = [(1.0, 10.0, ""), (2.0, 20.0, ""), (4.0, 30.0, "terminated"), (8.0, 40.0, ""), (16.0, 50.0, "truncated"), (0.0, 0.0, "")]
-    for i, (reward, value, end) in enumerate(steps):
+def expect(algo: MuZero, value: Callable[[float], float]) -> None:
+    """Let the network's value of an observation be a function of its first number."""
+    algo._frozen.represent = lambda obs: (  # type: ignore[method-assign]
+        obs, np.zeros((len(obs), 2)), np.array([value(x) for x in obs[:, 0].tolist()], dtype=np.float32)
+    )  # fmt: skip
+
+
+def remember_steps(algo: MuZero, steps: list[tuple[float, str]]) -> None:
+    """Steps with their rewards and how the episode ends with them; the i-th observes i, and beyond a cut i is observed again."""
+    for i, (reward, end) in enumerate(steps):
         ends: dict[str, bool] = {end: True} if end else {}
-        algo._remember(rollout(algo, torch.full((1, 4), float(i)), [reward], root_value=torch.tensor([[value]]), **ends))
+        algo._remember(rollout(algo, torch.full((1, 4), float(i)), [reward], **ends))
+
+
+STEPS = [(1.0, ""), (2.0, ""), (4.0, "terminated"), (8.0, ""), (16.0, "truncated"), (0.0, "")]
+
+
+def test_targets_by_hand_with_a_termination_and_a_cut() -> None:
+    """d = 0.5, n = 2, K = 2. Rewards 1, 2, 4 and a termination; then 8, 16 and a cut, after which 50 is expected."""
+    algo = muzero(num_envs=1, discount=0.5, td_steps=2, unroll_steps=2)
+    remember_steps(algo, STEPS)
+    expect(algo, lambda obs: 10.0 * (obs + 1.0))
     unroll = algo.targets(torch.arange(5))
     assert unroll.obs[:, 0].tolist() == [0, 1, 2, 3, 4]
-    first = [1 + 1 + 0.25 * 30, 2 + 0.5 * 4, 4.0, 8 + 0.5 * (16 + 0.5 * 6), 16 + 0.5 * 6]
+    first = [1 + 1 + 0.25 * 30, 2 + 0.5 * 4, 4.0, 8 + 0.5 * (16 + 0.5 * 50), 16 + 0.5 * 50]
     assert unroll.value[:, 0].tolist() == first
     assert unroll.value[:3].tolist() == [first[:3], [first[1], first[2], 0.0], [first[2], 0.0, 0.0]]
     assert unroll.reward[:3].tolist() == [[1.0, 2.0], [2.0, 4.0], [4.0, 0.0]]
@@ -300,6 +315,32 @@ def test_targets_by_hand_with_a_termination_and_a_cut() -> None:
     assert unroll.has_value.tolist()[1:3] == [[True] * 3] * 2  # behind a termination nothing is worth 0, and that is learnt
     assert unroll.has_value.tolist()[3:] == [[True, True, False], [True, False, False]]  # what a cut hid is not
     assert unroll.action[0].tolist() == [1, 1]
+
+
+def test_targets_bootstrap_from_the_network_as_it_is_and_not_as_it_was() -> None:
+    """The same steps under two networks, of which one expects 10 more: n steps ahead, and beyond the cut, d^n of that is in the target."""
+    algo = muzero(num_envs=1, discount=0.5, td_steps=2, unroll_steps=2)
+    expect(algo, lambda obs: obs)
+    remember_steps(algo, STEPS)
+    before = algo.targets(torch.arange(5)).value
+    expect(algo, lambda obs: obs + 10.0)
+    change = algo.targets(torch.arange(5)).value - before
+    assert change.tolist() == [[2.5, 0, 0], [0, 0, 0], [0, 0, 0], [2.5, 5, 0], [5, 0, 0]]
+
+
+def test_what_was_observed_beyond_a_cut_is_forgotten_with_its_step_and_restored() -> None:
+    algo = muzero(num_envs=1, replay_size=8, replay_start=4, batch_size=4, td_steps=2, unroll_steps=1)
+    remember_steps(algo, [(1.0, "truncated"), *[(1.0, "")] * 5])
+    assert algo.replay.beyond(torch.tensor([0])).tolist() == [[0.0] * 4]
+    remember_steps(algo, [(1.0, "")] * 2 + [(1.0, "truncated")])  # the ninth step takes the place of the first
+    assert algo.replay.beyond(torch.tensor([0])).tolist() == [[2.0] * 4]
+    remember_steps(algo, [(1.0, "")] * 8)
+    with pytest.raises(KeyError):
+        algo.replay.beyond(torch.tensor([0]))
+    remember_steps(algo, [(1.0, ""), (1.0, "truncated")])
+    copy = muzero(num_envs=1, replay_size=8, replay_start=4, batch_size=4, td_steps=2, unroll_steps=1)
+    copy.load_state_dict(algo.state_dict())
+    assert torch.equal(copy.replay.beyond(torch.tensor([2])), algo.replay.beyond(torch.tensor([2])))
 
 
 def test_in_games_the_outcome_counts_for_whoever_moved() -> None:

@@ -2,9 +2,9 @@
 
 Schrittwieser et al. 2020, https://arxiv.org/abs/1911.08265. A representation, a latent dynamics and a prediction are trained together,
 unrolled over steps that were really taken; the search is AlphaZero's, with latents in the place of positions. Old steps are searched again
-(Reanalyse, appendix H): their policies and values are renewed in the replay. Gumbel search (Danihelka et al. 2022) is the default.
-Deviations: Adam instead of momentum; values bootstrap from the last search of a step, which reanalysis renews, and not from a
-target network; where an episode was cut, nothing is learnt of what would have come after it.
+(Reanalyse, appendix H), which renews their policies in the replay. Gumbel search (Danihelka et al. 2022) is the default.
+Deviations: Adam instead of momentum; values bootstrap from the network before the gradient steps that are taken together, instead of from
+a target network that is renewed less often; where an episode was cut, nothing is learnt of what would have come after it.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class MuZero:
         scalar, flags = (torch.float32, ()), (torch.bool, ())
         self.replay = SequenceReplay(config.replay_size, num_envs, {
             "obs": (torch.float32, shape), "action": (torch.long, ()), "legal": (torch.bool, (self.num_actions,)), "reward": scalar,
-            "policy": (torch.float32, (self.num_actions,)), "value": scalar, "next_value": scalar, "terminated": flags, "is_last": flags,
+            "policy": (torch.float32, (self.num_actions,)), "value": scalar, "terminated": flags, "is_last": flags,
         }, ahead=config.unroll_steps + self._td_steps, exponent=config.priority_exponent,
             correction=config.priority_correction)  # fmt: skip
         self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
@@ -192,43 +192,51 @@ class MuZero:
     # Learning
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
-        self._remember(rollout)
+        expected = self._remember(rollout)
         extras = rollout.extras
         metrics: dict[str, Tensor | float] = {
             "search/root_value": extras["root_value"].mean(),
             "search/depth": extras["depth"].mean(),
             **_timing(extras["spent"], len(rollout.reward) * self.config.num_simulations),
-            **self._compare_with_promises(rollout),
+            **self._compare_with_promises(rollout, expected),
         }
         self._reanalyse()
         return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
 
-    def _remember(self, rollout: Rollout) -> None:
+    def _remember(self, rollout: Rollout) -> Tensor:
+        """Add a rollout to the replay; returns what is expected beyond its cuts [T, B], 0 where there is none."""
         extras, reward = rollout.extras, rollout.reward
-        next_value = torch.zeros(reward.shape)
+        expected = torch.zeros(reward.shape)
         cut = rollout.truncated[rollout.final_t, rollout.final_b]
+        beyond: dict[tuple[int, int], Tensor] = {}
         if cut.any():
-            _, _, value = self._frozen.represent(self._look(rollout.final_obs[cut]).obs.to(self.device))
-            next_value[rollout.final_t[cut].cpu(), rollout.final_b[cut].cpu()] = torch.from_numpy(value)
+            obs, t, b = self._look(rollout.final_obs[cut]).obs, rollout.final_t[cut].cpu(), rollout.final_b[cut].cpu()
+            expected[t, b] = self._expected(obs)
+            beyond = dict(zip(zip(t.tolist(), b.tolist(), strict=True), obs.cpu(), strict=True))
         rows = {
             "obs": extras["obs"], "action": rollout.action, "legal": extras["legal"], "policy": extras["policy"],
-            "value": extras["root_value"], "next_value": next_value, "terminated": rollout.terminated, "is_last": rollout.is_last,
+            "value": extras["root_value"], "terminated": rollout.terminated, "is_last": rollout.is_last,
             "reward": torch.where(extras["player"].cpu() == 1, -reward.cpu(), reward.cpu()),  # for whoever acted
         }  # fmt: skip
-        self.replay.add(**{name: column.cpu() for name, column in rows.items()})
+        self.replay.add(beyond, **{name: column.cpu() for name, column in rows.items()})
+        return expected
 
-    def _compare_with_promises(self, rollout: Rollout) -> dict[str, float]:
+    def _expected(self, obs: Tensor) -> Tensor:
+        """What the network, as it is now, says that observations [n, *] are worth [n]."""
+        return torch.from_numpy(self._frozen.represent(obs.to(self.device))[2]).float()
+
+    def _compare_with_promises(self, rollout: Rollout, expected: Tensor) -> dict[str, float]:
         """The values that searches found beside the discounted returns that followed, of the episodes that ended."""
         self._length += 1
         predicted, realised = list[float](), list[float]()
-        for b in rollout.final_b.tolist():
+        for t, b in zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True):
             num = min(int(self._length[b]), self.replay.size // self.replay.num_envs)
             self._length[b] = 0
             first = torch.tensor([self.replay.rows.added - self.replay.num_envs * num + b]) % self.replay.rows.capacity
-            reward, value, beyond = (self.replay.windows(name, first, num)[0].numpy() for name in ("reward", "value", "next_value"))
-            g = float(beyond[-1])
-            for t in reversed(range(num)):
-                g = float(reward[t]) + self._discount * g
+            reward, value = (self.replay.windows(name, first, num)[0].numpy() for name in ("reward", "value"))
+            g = float(expected[t, b])
+            for step in reversed(range(num)):
+                g = float(reward[step]) + self._discount * g
                 realised.append(g)
             predicted += value.tolist()
         if not predicted or self._steps == 0:
@@ -237,7 +245,7 @@ class MuZero:
         return {"search/predicted_return": p, "search/realised_return": r, "search/return_gap": p - r}
 
     def _reanalyse(self) -> None:
-        """Search old steps again with the network of today."""
+        """Search old steps again with the network of today; values need no renewal, since targets bootstrap from it."""
         if self._steps == 0:
             return
         added, batch = self.replay.rows.added - self.config.replay_start, self.replay.num_envs
@@ -247,7 +255,6 @@ class MuZero:
             rows = self.replay.rows
             found, _ = self._search(rows["obs"][index], rows["legal"][index].numpy(), mode="train", rng=rng)
             rows["policy"][index] = torch.from_numpy(found.policy(self.num_actions))
-            rows["value"][index] = self._worth(found)
             self._reanalysed += batch
 
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
@@ -286,9 +293,8 @@ class MuZero:
     def targets(self, index: Tensor) -> Unroll:
         """What the windows that begin at rows `index` [N] of the replay should teach."""
         k, n, replay = self.config.unroll_steps, self._td_steps, self.replay
-        reward, value, next_value, terminated, is_last = (
-            replay.windows(name, index, k + n + 1) for name in ("reward", "value", "next_value", "terminated", "is_last")
-        )
+        reward, terminated, is_last = (replay.windows(name, index, k + n + 1) for name in ("reward", "terminated", "is_last"))
+        value, next_value = self._bootstraps(replay.following(index, k + n + 1), terminated, is_last)
         returns = n_step_returns(reward, value, next_value, terminated, is_last & ~terminated, num_steps=n, discount=self._discount)
         going = torch.cat([torch.ones(len(index), 1, dtype=torch.bool), (~is_last[:, :k]).cumprod(1).bool()], dim=1)  # [N, K + 1]
         over = (terminated[:, :k] & going[:, :k]).cumsum(1) > 0  # [N, K] a termination at or before the step
@@ -306,6 +312,25 @@ class MuZero:
             has_policy=going, has_value=going | over,
         )  # fmt: skip
         return Unroll(*send(self.device, *unroll))
+
+    def _bootstraps(self, rows: Tensor, terminated: Tensor, is_last: Tensor) -> tuple[Tensor, Tensor]:
+        """Values of the steps [N, L] in `rows` of the replay and of what followed them, where `targets` reads them; zeros elsewhere.
+
+        They are today's network's. Those of the searches that played these steps, up to a whole replay ago, would be of another policy.
+        """
+        n = self._td_steps
+        going = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), (~is_last[:, :-1]).cumprod(1).bool()], dim=1)
+        ahead = torch.zeros_like(going)
+        ahead[:, n:] = going[:, n:]  # n steps after one of the first, in the same episode
+        cut = going & is_last & ~terminated
+        value, next_value = torch.zeros(rows.shape), torch.zeros(rows.shape)
+        if ahead.any():
+            once, where = rows[ahead].unique(return_inverse=True)
+            value[ahead] = self._expected(self.replay.rows["obs"][once])[where]
+        if cut.any():
+            once, where = rows[cut].unique(return_inverse=True)
+            next_value[cut] = self._expected(self.replay.beyond(once))[where]
+        return value, next_value
 
     def losses(self, unroll: Unroll) -> tuple[dict[str, Tensor], Tensor]:
         """Losses of policy, value and reward and the policy's entropy [N], summed over the model's steps (eq. 1); and values of `obs` [N].

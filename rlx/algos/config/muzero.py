@@ -42,7 +42,7 @@ class MuZeroConfig(GuidedSearchConfig):
     unroll_steps: int = 5
     """Steps that the model is unrolled in training, K; at least 1."""
     td_steps: int | None = None
-    """Rewards in a value target before it is bootstrapped from a search, at least 1; null is 10, and in games all."""
+    """Rewards in a value target before it is bootstrapped from the network, at least 1; null is 10, and in games all."""
     discount: float | None = None
     """Per-step gamma within (0, 1]; null is 0.997, and in games 1."""
     value_limit: float | None = None
@@ -55,7 +55,7 @@ class MuZeroConfig(GuidedSearchConfig):
     """Weight of the entropy bonus, at least 0. Each search adds its values to the policy that it began from: without a bonus errors of the
     model add up, until the policy is certain of what nobody knows."""
     reanalyse: float = 1.0
-    """Old steps that are searched again for each new one, to renew their policies and values; at least 0."""
+    """Old steps that are searched again for each new one, to renew the policies to learn; at least 0."""
     priority_exponent: float = 0.6
     """How much more often steps with wrong values are trained on, at least 0; 0 draws all alike."""
     priority_correction: float = 0.4
