@@ -19,6 +19,7 @@ import torch
 from launch import contents, finish, left_over, lines, run_main, saved_steps, start, wait_for
 
 from rlx.checkpoint import find_checkpoints
+from rlx.cli.runs import read_row
 from rlx.config.compose import Composer, load_config
 from rlx.errors import NonFiniteError, StorageError
 from rlx.run import train
@@ -274,6 +275,7 @@ def test_a_resumed_run_says_what_is_damaged(tmp_path: Path, capsys: pytest.Captu
     written = opened.metrics_path.read_bytes().splitlines(keepends=True)
     opened.metrics_path.write_bytes(b"".join([written[0], b"?" + written[1], *written[2:]]))
     before = opened.metrics_path.read_bytes()
+    assert read_row(opened).problem == "metrics.jsonl is damaged: line 2 is damaged and left out: see rlx show w"
     train_to(opened, 800)
     assert opened.metrics_path.read_bytes().startswith(before)
     assert "line 2 is damaged" in capsys.readouterr().err

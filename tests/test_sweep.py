@@ -17,12 +17,14 @@ from typing import Any
 import pytest
 from launch import finish, left_over, lines, run_main, start, wait_for
 
+from rlx.cli.sweep import make_plan
 from rlx.errors import ConfigError
 from rlx.rundir import RunDir
 from rlx.sweep import local
 from rlx.sweep.executor import Job, Result
 from rlx.sweep.ledger import Search, Spec, SweepDir
 from rlx.sweep.local import LocalExecutor
+from rlx.sweep.prepare import prepare
 
 Command = Callable[[str], tuple[int, str, str]]
 
@@ -484,3 +486,13 @@ def test_a_sweep_is_worked_on_by_one_process(swept: SweepDir, run_command: Comma
     with swept.lock():
         code, _, err = run_command("sweep --resume lr --seeds 3")
     assert (code, "another process" in err) == (2, True)
+
+
+def test_a_search_that_is_renamed_keeps_its_study(here: Path) -> None:
+    options = {**dict.fromkeys(("sampler", "pruner", "rungs", "storage", "space")), "trials": 3}
+    words = ["algo=ppo", "env=cartpole", "algo.learning_rate=interval(1e-5,1e-2)"]
+    spec, prepared = prepare(words, None, "a", None, "episode/return", False, "iqm", options)
+    sweep = SweepDir.create(here / "runs", "a", spec, {})
+    make_plan(sweep, spec, prepared, failed=[]).study.ask()
+    renamed = SweepDir(sweep.path.rename(here / "runs" / "b"))
+    assert make_plan(renamed, spec, prepared, failed=[]).study.claimed() == 1

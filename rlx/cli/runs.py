@@ -33,6 +33,7 @@ _NUMBER = rb"(-?\d{1,25}(?:\.\d{1,25})?(?:[eE][-+]?\d{1,2})?)(?=[,}\s])"
 _RETURN = re.compile(rb'"episode/return_mean_100": *' + _NUMBER)
 _EVALUATION = re.compile(rb'"eval/return_mean": *' + _NUMBER)
 _CONFIG_BYTES, _RECORD_BYTES = 1 << 17, 1 << 29
+_BEGINNINGS = re.compile(rb'^\{"env_steps": \d+, .*\}$', re.MULTILINE)
 _VERIFY_BYTES = 200_000_000  # larger checkpoints are not read only to be shown
 
 
@@ -139,6 +140,8 @@ def _read_row(run: RunDir) -> Row:
 
 def read_row(run: RunDir) -> Row:
     """What a list says of a run, reading no more than it must."""
+    from rlx.track.record import read_record
+
     problems = []
     if not run.meta():
         problems.append("meta.json is damaged or missing")
@@ -167,8 +170,9 @@ def read_row(run: RunDir) -> Row:
                 raise ValueError("env_steps")
             row.env_steps = last["env_steps"]
         except ValueError:
-            problems.append("metrics.jsonl is damaged")
             row.env_steps = next((line["env_steps"] for line in reversed(run.metrics())), None)
+    if len(_BEGINNINGS.findall(data)) < data.count(b"\n") and (damage := read_record(run.metrics_path).problem):
+        problems.append(f"metrics.jsonl is damaged: {damage}")
     row.problem = "; ".join(problems) + f": see rlx show {run.name}" if problems else None
     return row
 

@@ -57,10 +57,14 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
 
     from rlx.config.compose import load_config
     from rlx.rundir import wandb_config, wandb_group, wandb_tags
+    from rlx.track.record import read_record
     from rlx.track.wandb import upload
 
     config = load_config(run.path / "config.yaml")  # only read: an env that names a module needs no trust here
-    lines, meta = run.metrics(), run.meta()
+    record, meta = read_record(run.metrics_path), run.meta()
+    lines = record.good
+    if record.problem:
+        typer.echo(f"warning: {run.metrics_path}: {record.problem}", err=True)
     wandb_id, sweep = str(meta.get("wandb_id") or run.name), meta.get("sweep")
     where = upload(
         lines,
