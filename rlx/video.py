@@ -20,6 +20,7 @@ from rlx.envs.contract import describe, env_error
 from rlx.envs.registry import VectorEnvFactory, extra_for, quiet_rendering
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, StorageError
+from rlx.files import make_directory
 from rlx.types import Algorithm, Mode
 
 _DEFAULT_FPS = 30
@@ -60,10 +61,11 @@ def record(
     fps = env.envs[0].metadata.get("render_fps") or _DEFAULT_FPS
     paths = []
     with contextlib.closing(env), _storing(directory):
-        directory.mkdir(exist_ok=True)
+        make_directory(directory)
         for i, seed in enumerate(seeds.tolist()):
             path = directory / f"{prefix}-{i}.mp4"
             temporary = directory / f".{path.stem}.tmp-{os.getpid()}.mp4"
+            temporary.unlink(missing_ok=True)  # the encoder would follow a link
             try:
                 with contextlib.closing(get_writer(temporary, fps=fps, codec="libx264", macro_block_size=2)) as writer:
                     for n, frame in enumerate(_frames(env, algo, seed, mode, config.loop.eval_max_steps)):

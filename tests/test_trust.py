@@ -330,3 +330,37 @@ def test_link_out_of_a_run_does_not_let_resume_overwrite_what_it_leads_to(file: 
     (gift / file).symlink_to(target)
     assert rlx("resume gift loop.total_env_steps=64")[0] == {".lock": 6, "config.yaml": 2, "meta.json": 0}[file]
     assert target.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["plots", "checkpoints"])
+def test_directory_that_is_a_link_is_not_written_through(name: str, rlx: Rlx, gift: Path, here: Path) -> None:
+    (here / "photos").mkdir()
+    (here / "photos" / "000000000016").mkdir()
+    shutil.rmtree(gift / name, ignore_errors=True)
+    (gift / name).symlink_to(here / "photos")
+    code, printed = rlx({"plots": "plot gift", "checkpoints": "resume gift loop.total_env_steps=64"}[name])
+    assert code in (4, 6)
+    assert f"{gift.relative_to(here) / name} is a link" in printed
+    assert [p.name for p in (here / "photos").rglob("*")] == ["000000000016"]
+
+
+def test_figure_replaces_a_link_and_leaves_what_it_led_to(rlx: Rlx, gift: Path, here: Path) -> None:
+    (here / "precious").write_text("precious")
+    (gift / "plots").mkdir()
+    (gift / "plots" / "curves-episode-return_mean_100.png").symlink_to(here / "precious")
+    assert rlx("plot gift --metric episode/return_mean_100")[0] == 0
+    assert (here / "precious").read_text() == "precious"
+    assert (gift / "plots" / "curves-episode-return_mean_100.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_wandb_directory_that_is_a_link_turns_the_mirror_off(gift: Path, here: Path) -> None:
+    from rlx.track.logger import NullMirror
+    from rlx.track.wandb import make_mirror
+
+    (here / "photos").mkdir()
+    (gift / "wandb").symlink_to(here / "photos")
+    said: list[str] = []
+    mirror = make_mirror("offline", run_dir=gift, run_id="x", name="x", project="x", config={}, tags=[], segment=0, note=said.append)
+    assert isinstance(mirror, NullMirror)
+    assert "wandb is a link" in said[0]
+    assert list((here / "photos").iterdir()) == []

@@ -88,7 +88,7 @@ def model(
     env.close()
     path = out or opened.path / "plots" / ("model.png" if policy == "plan" else f"model-{policy}.png")
     title = f"{opened.name} at {chosen.env_steps:,} env steps"
-    figures.save(figures.draw_foresight(judged, title=f"{title}, {_episodes(episodes)}, acting: {policy}"), path)
+    figures.save(figures.draw_foresight(judged, title=f"{title}, {_episodes(episodes)}, acting: {policy}"), path, inside=out is None)
     if as_json:
         about = {"run": opened.name, "env_steps": chosen.env_steps, "policy": policy, "episodes": episodes,
                  "eval_env_steps": sum(len(action) for _, action in played), "horizon": steps}  # fmt: skip

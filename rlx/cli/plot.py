@@ -91,7 +91,7 @@ def plot(
     if terminal_only:
         return
     for path in out or [_default_path(root, found, kind, chosen, x)]:
-        figures.save(figure, path)
+        figures.save(figure, path, inside=not out and path.parent.parent != root)
         console.print(str(path), soft_wrap=True, highlight=False)
 
 

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from rlx.errors import ConfigError, StorageError
+from rlx.files import make_directory
 from rlx.stats import curves
 from rlx.stats.aggregate import iqm, mean
 from rlx.stats.data import Group, of_one_seed
@@ -330,8 +331,11 @@ def _draw_calibration(axes: Axes, judged: Foresight) -> None:
     axes.legend(loc="best", fontsize=9)
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, *, inside: bool = False) -> None:
     """Write a figure; its format follows from the ending.
+
+    Args:
+        inside: its place is plots/ of a run or sweep, which may come from anywhere: no link leads the figure elsewhere.
 
     Raises:
         ConfigError: for another ending.
@@ -341,8 +345,13 @@ def save(figure: Figure, path: Path) -> None:
         raise ConfigError(f"--out {path}: expected an ending of {', '.join(FORMATS)}")
     metadata = {".png": {"Software": "rlx"}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     try:
+        if inside:
+            make_directory(path.parent)
+            path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         with mpl.rc_context(_STYLE):
             figure.savefig(path, metadata=metadata)
+    except StorageError:
+        raise
     except OSError as error:
         raise StorageError(f"--out {path} cannot be written ({error.strerror}); choose another place") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import logging
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -85,7 +86,11 @@ class SlurmExecutor:
         self.slots = slots or _SLOTS
         where = f"the SLURM partition {self._options['partition']}" if "partition" in self._options else "SLURM"
         self.description = f"{self.slots} job{'s' if self.slots > 1 else ''} on {where}"
-        self._submitit, self._folder, self._cluster = submitit, folder.absolute(), cluster
+        if folder.is_symlink():
+            raise ConfigError(f"{folder} is a link, which rlx does not follow in a sweep: remove it")
+        self._name = folder.absolute().parent.name
+        self._folder = folder.absolute() / secrets.token_hex(6)  # results are pickles: no job's may have been laid there before
+        self._submitit, self._cluster = submitit, cluster
         self._new: list[Job] = []
         self._open: dict[Job, Any] = {}
         self._ended: list[tuple[Job, Result]] = []
@@ -196,7 +201,7 @@ class SlurmExecutor:
         slurm = {f"slurm_{key}": value for key, value in chosen.items() if key not in _GENERIC}
         return {
             **{key: value for key, value in chosen.items() if key in _GENERIC},
-            "name": f"rlx-{self._folder.parent.name}",
+            "name": f"rlx-{self._name}",
             "stderr_to_stdout": True,
             **slurm,
             "slurm_array_parallelism": self.slots,

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rlx.errors import ConfigError, SyncError
+from rlx.files import make_directory
 from rlx.track.logger import Mirror, NullMirror
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def make_mirror(
         why_not = "" if mode == "offline" else _why_no_login()
         if why_not:
             note(f"W&B: offline ({why_not}); `wandb login` and then `rlx sync {name}` uploads it")
+        make_directory(run_dir / "wandb")  # no link that leads W&B's files elsewhere
         described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags, group=group)
         return WandbMirror(described, segment=segment, offline=mode == "offline" or bool(why_not), note=note)
     except Exception as error:
@@ -240,6 +242,8 @@ def upload(
         if not offline and (why := _why_no_login()):
             _tear_down()
             raise ConfigError(f"W&B has {why}: run `wandb login` first")
+        if offline:
+            make_directory(run_dir / "wandb")
         with tempfile.TemporaryDirectory(prefix="rlx-sync-") as scratch, _ended_service():
             described = _Description(
                 directory=run_dir if offline else Path(scratch),
