@@ -493,6 +493,6 @@ def test_a_search_that_is_renamed_keeps_its_study(here: Path) -> None:
     words = ["algo=ppo", "env=cartpole", "algo.learning_rate=interval(1e-5,1e-2)"]
     spec, prepared = prepare(words, None, "a", None, "episode/return", False, "iqm", options)
     sweep = SweepDir.create(here / "runs", "a", spec, {})
-    make_plan(sweep, spec, prepared, failed=[]).study.ask()
+    make_plan(sweep, spec, prepared, failed=[], where="local").study.ask()
     renamed = SweepDir(sweep.path.rename(here / "runs" / "b"))
-    assert make_plan(renamed, spec, prepared, failed=[]).study.claimed() == 1
+    assert make_plan(renamed, spec, prepared, failed=[], where="local").study.claimed() == 1
