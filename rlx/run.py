@@ -73,6 +73,7 @@ def train(
         saving = save_uncommitted(run.path) if segment == 0 else None
         with _ending(run) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)
+            ending["spaces"] = parts.checkpointer.spaces  # as in the checkpoints, where a resume compares them
             with contextlib.closing(parts):
                 title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
                 console = console or make_console(config.log.console.value, title)
