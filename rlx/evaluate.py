@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
 from rlx.errors import EvaluationError, RlxError
 from rlx.rng import isolated_rng
+from rlx.stats.intervals import mean_interval, score_interval
 from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
 
 MAX_PARALLEL = 64
@@ -143,26 +144,23 @@ class RandomPolicy:
         return PolicyOutput(torch.from_numpy(sampled - self._start if self._start else sampled), carry, {})
 
 
-def bootstrap_interval(values: NDArray[np.float64], *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean (Efron 1979), seeded so that it is reproducible."""
-    rng = np.random.default_rng(0)
-    means = values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
+def summarize(episodes: list[Episode], *, game: bool = False) -> dict[str, float]:
+    """Mean, interquartile mean, standard deviation and 95 % interval (of the mean) of the undiscounted returns.
 
+    There is no interval where there cannot be an honest one: of fewer than five episodes, or of returns that are all equal.
 
-def summarize(episodes: list[Episode]) -> dict[str, float]:
-    """Mean, interquartile mean, standard deviation and 95 % bootstrap interval (of the mean) of the undiscounted returns."""
-    returns = np.array([e.return_ for e in episodes])
-    low, high = bootstrap_interval(returns)
+    Args:
+        game: returns are a win's 1, a draw's 0 and a loss's -1, whose bounds are known.
+    """
+    returns = np.array([e.return_ for e in episodes], dtype=np.float64)
+    low, high = np.array(score_interval((returns + 1.0) / 2.0)) * 2.0 - 1.0 if game else mean_interval([returns], resamples=2000)
     cut = len(returns) // 4
     solved = [float(e.solved) for e in episodes if e.solved is not None]
     return {
         "eval/return_mean": float(returns.mean()),
         "eval/return_iqm": float(np.sort(returns)[cut : len(returns) - cut].mean()),
         "eval/return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
-        "eval/return_ci_low": low,
-        "eval/return_ci_high": high,
+        **({"eval/return_ci_low": float(low), "eval/return_ci_high": float(high)} if math.isfinite(low) else {}),
         "eval/length_mean": float(np.mean([e.length for e in episodes])),
         **({"eval/solve_rate": float(np.mean(solved))} if solved else {}),
         **({"eval/cut_episodes": float(cut)} if (cut := sum(e.cut for e in episodes)) else {}),
@@ -178,7 +176,7 @@ class Evaluator:
         make_env: builds a vector env of a given size.
         num_episodes: episodes per evaluation.
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
-        paired: see `episode_seeds`.
+        paired: whether this is a game, see `episode_seeds`.
         probe: for a solved game, positions (actions so far [P, L]) and the moves of perfect play there [P, A].
         max_steps: see `run_episodes`.
     """
@@ -197,7 +195,7 @@ class Evaluator:
         self._env: VectorEnv | None = None  # made for the first evaluation, which may never come: some simulators exist only once
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
-        self._probe = probe
+        self._probe, self._paired = probe, paired
 
     def __call__(self, algo: Algorithm, env_steps: int, *, should_stop: Callable[[], bool] = _never) -> dict[str, float] | None:
         """Metrics `eval/*` of the policy; None if it was told to stop.
@@ -224,7 +222,7 @@ class Evaluator:
         for seed, episode in zip(self._seeds, episodes, strict=True):
             if not math.isfinite(episode.return_):
                 raise EvaluationError(f"the return of the episode with seed {seed} is {episode.return_}; look at the environment's rewards")
-        return summarize(episodes) | found
+        return summarize(episodes, game=self._paired) | found
 
     def _made(self) -> VectorEnv:
         if self._env is None:

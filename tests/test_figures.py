@@ -36,9 +36,9 @@ def groups(count: int, seeds: int = 3) -> list[Group]:
 
 
 def test_a_curve_is_the_band_of_its_group_and_its_legend_counts_the_seeds() -> None:
-    two = groups(2)
+    two = groups(2, seeds=5)
     (axes,) = figures.draw_curves(two, METRIC).axes
-    assert [line.get_label() for line in axes.lines] == ["lr=0 (3 seeds)", "lr=1 (3 seeds)"]
+    assert [line.get_label() for line in axes.lines] == ["lr=0 (5 seeds)", "lr=1 (5 seeds)"]
     for line, g in zip(axes.lines, two, strict=True):
         x, centre, low, high = band(g.runs, METRIC)
         np.testing.assert_array_equal(line.get_xdata(), x)
@@ -55,7 +55,20 @@ def test_one_seed_is_a_line_without_a_band_and_says_so() -> None:
     assert axes.lines[0].get_label() == "lr=0 (1 seed)"
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_few_seeds_are_drawn_themselves_where_there_is_no_interval() -> None:
+    (axes,) = figures.draw_curves(groups(1, seeds=4), METRIC).axes
+    (seeds,) = axes.collections
+    assert len(seeds.get_segments()) == 4  # type: ignore[attr-defined]
+    assert "thin: every seed" in axes.get_ylabel()
+    assert "95 % interval" in figures.draw_curves(groups(1, seeds=5), METRIC).axes[0].get_ylabel()
+    short = groups(1, seeds=4)
+    for run in short[0].runs:
+        del run.lines[1:]
+    (dots,) = figures.draw_curves(short, METRIC).axes[0].collections
+    assert len(dots.get_offsets()) == 4
+
+
+@pytest.mark.parametrize("seeds", [1, 5])
 def test_a_curve_of_one_point_is_a_dot_with_its_interval(seeds: int) -> None:
     short = groups(1, seeds)
     for run in short[0].runs:

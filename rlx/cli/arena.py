@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -67,8 +68,8 @@ def arena(
     for i in sorted(range(len(names)), key=lambda i: -ratings.elo[i]):
         wins, draws, losses = tally[names[i]]
         games = wins + draws + losses
-        rows.append({"player": players[i].name, "elo": round(float(ratings.elo[i]), 1), "elo_low": round(float(ratings.low[i]), 1),
-                     "elo_high": round(float(ratings.high[i]), 1), "games": games, "wins": wins, "draws": draws, "losses": losses,
+        rows.append({"player": players[i].name, "elo": round(float(ratings.elo[i]), 1), "elo_low": _rounded(ratings.low[i]),
+                     "elo_high": _rounded(ratings.high[i]), "games": games, "wins": wins, "draws": draws, "losses": losses,
                      "score": (wins + draws / 2) / games})  # fmt: skip
     if as_json:
         echo(
@@ -84,16 +85,26 @@ def arena(
     )
 
 
+def _rounded(end: float) -> float | None:
+    return round(float(end), 1) if math.isfinite(end) else None
+
+
 def _print(rows: list[dict[str, Any]], title: str, anchored: bool) -> None:
     from rlx.cli.catalogue import make_table, terminal
+    from rlx.stats.intervals import FEWEST
 
     console = terminal()
     console.print(title, soft_wrap=True)
     table = make_table("player", "Elo", "95 % interval", "wins", "draws", "losses", "score")
     for row in rows:
-        interval = f"{row['elo_low']:.0f} to {row['elo_high']:.0f}"
+        known = row["elo_low"] is not None and row["elo_low"] < row["elo_high"]
+        interval = f"{row['elo_low']:.0f} to {row['elo_high']:.0f}" if known else "–"
         counts = [str(row[k]) for k in ("wins", "draws", "losses")]
         table.add_row(row["player"], f"{row['elo']:.0f}", interval, *counts, f"{row['score']:.2f}")
     console.print(table)
     zero = "random is at 0" if anchored else "their mean is at 0"
-    console.print(f"Bradley-Terry ratings, {zero}; intervals by bootstrap over openings, seed 0", style="dim", soft_wrap=True)
+    console.print(
+        f"Bradley-Terry ratings, {zero}; an opening counts as one observation for the intervals, which need {FEWEST}",
+        style="dim",
+        soft_wrap=True,
+    )

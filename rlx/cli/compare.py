@@ -106,7 +106,9 @@ def _print(result: Comparison, *, sweep: str | None, references: list[str]) -> N
     table = make_table("group", "seeds", "mean", "median", "IQM", f"{percent} interval", "gap")
     for row in result.rows:
         gap = "–" if row.optimality_gap is None else _number(row.optimality_gap)
-        table.add_row(row.group, str(row.seeds), _number(row.mean), _number(row.median), _number(row.iqm), _interval(row.iqm_ci), gap)
+        table.add_row(
+            row.group, str(row.seeds), _number(row.mean), _number(row.median), _number(row.iqm), _interval(row.iqm_ci, row.seeds), gap
+        )
     console.print(table)
     console.print()
     steps = "to threshold" if result.threshold is None else f"to {_number(result.threshold)}"
@@ -127,7 +129,11 @@ def _print(result: Comparison, *, sweep: str | None, references: list[str]) -> N
 
 
 def _print_notes(console: Console, result: Comparison, sweep: str | None, references: list[str]) -> None:
-    notes = [f"IQM: mean of the middle half; its interval by stratified bootstrap ({result.resamples:,} resamples, seed {result.seed})"]
+    from rlx.stats.intervals import FEWEST
+
+    notes = [f"IQM: mean of the middle half; its interval by expanded bootstrap ({result.resamples:,} resamples, seed {result.seed})"]
+    if any(not math.isfinite(row.iqm_ci[0]) for row in result.rows):
+        notes.append(f"–: no interval from fewer than {FEWEST} seeds (of each environment) or from equal values; --json lists the values")
     if result.target is not None:
         notes.append(f"gap: by how much runs miss {_number(result.target)} on average")
     if result.pairs:
@@ -150,8 +156,9 @@ def _number(value: float) -> str:
     return "–" if not math.isfinite(value) else number(value)
 
 
-def _interval(ends: tuple[float, float]) -> str:
-    return f"{_number(ends[0])} to {_number(ends[1])}" if all(map(math.isfinite, ends)) else "– (one seed)"
+def _interval(ends: tuple[float, float], seeds: int | None = None) -> str:
+    none = "– (one seed)" if seeds == 1 else "–"
+    return f"{_number(ends[0])} to {_number(ends[1])}" if all(map(math.isfinite, ends)) else none
 
 
 def _steps(row: Row) -> str:
@@ -183,7 +190,7 @@ def _print_csv(result: Comparison) -> None:
 
 
 def _print_latex(result: Comparison) -> None:
-    print("% " + f"{result.metric}; IQM with {100 * result.confidence:g} % stratified bootstrap intervals over seeds")
+    print("% " + f"{result.metric}; IQM with {100 * result.confidence:g} % expanded bootstrap intervals over seeds")
     print("\\begin{tabular}{lrrrrr}\n\\toprule\ngroup & seeds & mean & median & IQM & interval \\\\\n\\midrule")
     for row in result.rows:
         low, high = row.iqm_ci

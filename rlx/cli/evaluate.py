@@ -120,12 +120,11 @@ def _measure(
     video: int, imagination: str | None, decide: str | None, seed: int,
 ) -> dict[str, Any]:  # fmt: skip
     """Play episodes of `config`, which is that of the run but for some settings of its environment; what --json prints."""
-    import numpy as np
-
     from rlx.build import env_factory, known_best
-    from rlx.evaluate import MAX_PARALLEL, Stopped, bootstrap_interval, episode_seeds, optimal_moves, run_episodes, summarize
+    from rlx.evaluate import MAX_PARALLEL, Stopped, episode_seeds, optimal_moves, run_episodes, summarize
     from rlx.rng import seed_everything
     from rlx.signals import SignalHandler
+    from rlx.stats.intervals import share_interval
     from rlx.types import Mode
 
     make_env = env_factory(config)
@@ -148,14 +147,14 @@ def _measure(
     if cut := sum(e.cut for e in played):
         typer.echo(f"{cut} episodes were cut after {limit:,} steps (loop.eval_max_steps) and count with what they had earned", err=True)
 
-    summary = {name.removeprefix("eval/"): value for name, value in summarize(played).items()}
+    summary = {name.removeprefix("eval/"): value for name, value in summarize(played, game=config.env.is_game).items()}
     result: dict[str, Any] = {
         "run": run.name,
         "episodes": episodes,
         "mode": "stochastic" if stochastic else "deterministic",
         "return_mean": summary["return_mean"],
         "return_std": summary["return_std"],
-        "return_ci": [summary["return_ci_low"], summary["return_ci_high"]],
+        "return_ci": [summary.get("return_ci_low"), summary.get("return_ci_high")],
         "return_min": min(e.return_ for e in played),
         "return_max": max(e.return_ for e in played),
         "length_mean": summary["length_mean"],
@@ -170,7 +169,7 @@ def _measure(
         result["env"] = settings
     if "solve_rate" in summary:
         result["solve_rate"] = summary["solve_rate"]
-        result["solve_rate_ci"] = list(bootstrap_interval(np.array([float(bool(e.solved)) for e in played])))
+        result["solve_rate_ci"] = list(share_interval(summary["solve_rate"], episodes))
     calls = [e.model_calls for e in played if e.model_calls is not None]
     if calls:
         result["model_calls_mean"] = sum(calls) / episodes
@@ -179,7 +178,9 @@ def _measure(
         result["model_calls_per_solved"] = sum(calls) / solved if solved else None
     if config.env.is_game:
         returns = [e.return_ for e in played]
-        result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0, "wins": sum(r > 0 for r in returns),
+        result |= {"opponent": config.env.opponent, "score": (1.0 + summary["return_mean"]) / 2.0,
+                   "score_ci": [None if end is None else (1.0 + end) / 2.0 for end in result["return_ci"]],
+                   "wins": sum(r > 0 for r in returns),
                    "draws": sum(r == 0 for r in returns), "losses": sum(r < 0 for r in returns)}  # fmt: skip
         best = known_best(make_env)
         if best is not None:
@@ -211,11 +212,12 @@ def digits(*values: float) -> list[str]:
 
 def _say(result: dict[str, Any]) -> None:
     """Print what was measured."""
-    mean, std, low, high = digits(result["return_mean"], result["return_std"], *result["return_ci"])
+    mean, std = digits(result["return_mean"], result["return_std"])
     least, most = digits(result["return_min"], result["return_max"])
-    echo(f"  return {mean} ± {std}   95 % interval of the mean {low} to {high}   range {least} to {most}")
+    echo(f"  return {mean} ± {std}   95 % interval of the mean {_ends(result)}   range {least} to {most}")
     if "score" in result:
-        echo(f"  score {result['score']:.3f} against {result['opponent']}: "
+        ends = "" if None in result["score_ci"] else " (95 % interval {:.3f} to {:.3f})".format(*result["score_ci"])
+        echo(f"  score {result['score']:.3f}{ends} against {result['opponent']}: "
                    f"{result['wins']} wins, {result['draws']} draws, {result['losses']} losses")  # fmt: skip
     if "optimal_moves" in result:
         echo(f"  optimal moves {100 * result['optimal_moves']:.1f} % of the positions that are known")
@@ -231,6 +233,14 @@ def _say(result: dict[str, Any]) -> None:
         echo(f"  video {path}")
 
 
+def _ends(result: dict[str, Any]) -> str:
+    """The interval of the return in words, or why there is none."""
+    if None in result["return_ci"]:
+        return "– (all equal)" if result["episodes"] > 1 and result["return_min"] == result["return_max"] else "– (fewer than 5 episodes)"
+    _, low, high = digits(result["return_mean"], *result["return_ci"])
+    return f"{low} to {high}"
+
+
 def _tabulate(results: list[dict[str, Any]]) -> None:
     """Print what was measured under several settings, a line for each."""
     from rlx.cli.catalogue import make_table, terminal
@@ -239,8 +249,7 @@ def _tabulate(results: list[dict[str, Any]]) -> None:
     table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
                        *(["model calls"] if calls else []), *(["per solved"] if calls and solves else []))  # fmt: skip
     for result in results:
-        mean, low, high = digits(result["return_mean"], *result["return_ci"])
-        row = [" ".join(result["env"]), mean, f"{low} to {high}"]
+        row = [" ".join(result["env"]), digits(result["return_mean"])[0], _ends(result)]
         if solves:
             row += [f"{100 * result['solve_rate']:.1f} %", "{:.1f} to {:.1f} %".format(*(100 * x for x in result["solve_rate_ci"]))]
         row.append(digits(result["length_mean"])[0])

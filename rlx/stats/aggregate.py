@@ -1,4 +1,4 @@
-"""Aggregates over seeds with their uncertainty.
+"""Aggregates over seeds, and tests of their differences; `intervals` has how sure they are.
 
 Agarwal et al. 2021, "Deep reinforcement learning at the edge of the statistical precipice", says which and why.
 
@@ -13,15 +13,12 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Scores = NDArray[np.float64]
-Strata = Sequence[Scores]
+from rlx.stats.intervals import SEED, Scores, Strata
+
 Statistic = Callable[[Scores], Scores]
 """From scores [..., n] to a number for each of the leading dimensions."""
 
-SEED = 0
-RESAMPLES = 5000
 _EXACT = 10_000
 """Most permutations that are all looked at."""
 
@@ -46,25 +43,6 @@ def optimality_gap(scores: Scores, target: float) -> float:
     return float(np.maximum(target - scores, 0.0).mean())
 
 
-def stratified_bootstrap(
-    strata: Strata, statistic: Statistic, *, confidence: float = 0.95, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """Percentile interval of a statistic of all scores, runs being drawn with replacement within each stratum (Efron 1979).
-
-    One value has no spread to draw from: its interval is (nan, nan).
-    """
-    if max(len(s) for s in strata) < 2:
-        return math.nan, math.nan
-    rng = np.random.default_rng(SEED)
-    drawn = np.concatenate([s[rng.integers(len(s), size=(resamples, len(s)))] for s in strata], axis=1)
-    return _interval(statistic(drawn), confidence)
-
-
-def _interval(values: Scores, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(values, [(1.0 - confidence) / 2, (1.0 + confidence) / 2])
-    return float(low), float(high)
-
-
 def probability_of_improvement(x: Strata, y: Strata) -> float:
     """P(X > Y) + P(X = Y) / 2 for a run of either: Mann and Whitney's (1947) U divided by the number of pairs, averaged over strata."""
     return float(np.mean([_wins(a, b) for a, b in zip(x, y, strict=True)]))
@@ -74,19 +52,6 @@ def _wins(a: Scores, b: Scores) -> Scores:
     """Mean over pairs of 1[a > b] + 1[a = b] / 2, for a [..., n] and b [..., m]."""
     difference = a[..., :, None] - b[..., None, :]
     return np.asarray((np.sign(difference) + 1.0).mean(axis=(-2, -1)) / 2.0)
-
-
-def improvement_interval(x: Strata, y: Strata, *, confidence: float = 0.95, resamples: int = 2000) -> tuple[float, float]:
-    """Stratified bootstrap interval of the probability of improvement; (nan, nan) if a side has a single run."""
-    if max(len(s) for s in x) < 2 or max(len(s) for s in y) < 2:
-        return math.nan, math.nan
-    rng = np.random.default_rng(SEED)
-
-    def draw(s: Scores) -> Scores:
-        return s[rng.integers(len(s), size=(resamples, len(s)))]
-
-    values = np.mean([_wins(draw(a), draw(b)) for a, b in zip(x, y, strict=True)], axis=0)
-    return _interval(values, confidence)
 
 
 def permutation_p(x: Strata, y: Strata) -> float:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlx.errors import ConfigError
-from rlx.stats import aggregate, curves
+from rlx.stats import aggregate, curves, intervals
 from rlx.stats.aggregate import Scores
 from rlx.stats.data import Group, RunData, check_metric, of_one_seed
 
@@ -79,8 +79,8 @@ class Comparison:
     normalized: bool
     all_pairs: bool
     notes: list[str] = field(default_factory=list)
-    resamples: int = aggregate.RESAMPLES
-    seed: int = aggregate.SEED
+    resamples: int = intervals.RESAMPLES
+    seed: int = intervals.SEED
 
 
 def compare(
@@ -246,8 +246,8 @@ def _row(
         mean=float(scores.mean()),
         median=float(np.median(scores)),
         iqm=float(aggregate.iqm(scores)),
-        mean_ci=aggregate.stratified_bootstrap(strata, aggregate.mean, confidence=confidence),
-        iqm_ci=aggregate.stratified_bootstrap(strata, aggregate.iqm, confidence=confidence),
+        mean_ci=intervals.mean_interval(strata, confidence=confidence),
+        iqm_ci=intervals.percentile_interval(strata, aggregate.iqm, confidence=confidence),
         optimality_gap=None if target is None else aggregate.optimality_gap(sign * scores, sign * target),
         auc=float(np.mean(areas)) if areas and len({run.settings.get("env") for run in g.runs}) == 1 else None,
         steps_to_threshold=middle if math.isfinite(middle) else None,
@@ -280,7 +280,7 @@ def _judge(listed: list[tuple[str, str]], strata: dict[str, list[Scores]], *, mi
             verdict, needed = "too few seeds", _needed(alpha, len(listed), len(x))
         else:
             verdict = "not distinguishable"
-        pairs.append(Pair(a=a, b=b, improvement=improvement, improvement_ci=aggregate.improvement_interval(x, y, confidence=confidence),
+        pairs.append(Pair(a=a, b=b, improvement=improvement, improvement_ci=intervals.improvement_interval(x, y, confidence=confidence),
                           p=p, p_corrected=p_all, verdict=verdict, needed=needed))  # fmt: skip
     return pairs
 

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.stats.aggregate import SEED, iqm, mean
+from rlx.stats.aggregate import iqm, mean
 from rlx.stats.data import RunData, of_one_seed
+from rlx.stats.intervals import mean_interval, percentile_band
 
 Array = NDArray[np.float64]
 
-_RESAMPLES = 1000
 _POINTS = 200
 """Most points of an aggregated curve."""
 
@@ -41,23 +41,20 @@ def align(runs: Sequence[RunData], metric: str, x: str = "env_steps") -> tuple[A
 def band(
     runs: Sequence[RunData], metric: str, x: str = "env_steps", statistic: str = "iqm", confidence: float = 0.95
 ) -> tuple[Array, Array, Array, Array]:
-    """x, centre, low and high [n] of a group's curve: the statistic over seeds, with a pointwise percentile bootstrap interval.
+    """x, centre, low and high [n] of a group's curve: the statistic over seeds, with its interval at each point.
 
-    Several runs of one seed are their mean. One seed has no interval: low and high are its curve.
+    Several runs of one seed are their mean. Low and high are NaN where there is no interval: from fewer than `intervals.FEWEST` seeds, or
+    where all have one value.
     """
     runs = [run for run in runs if len(run.series(metric, x)[0])]
     grid, rows = align(runs, metric, x)
     if not len(grid):
         return grid, grid, grid, grid
     rows = np.stack([rows[same].mean(axis=0) for same in of_one_seed(runs)])
-    reduce = iqm if statistic == "iqm" else mean
-    centre = reduce(rows.T)
-    if len(rows) < 2:
-        return grid, centre, centre, centre
-    rng = np.random.default_rng(SEED)
-    drawn = reduce(np.moveaxis(rows[rng.integers(len(rows), size=(_RESAMPLES, len(rows)))], 1, -1))  # [resamples, n]
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
-    return grid, centre, low, high
+    if statistic == "iqm":
+        return grid, iqm(rows.T), *percentile_band(rows, iqm, confidence=confidence)
+    ends = [mean_interval([column], confidence=confidence, resamples=1000) for column in rows.T]
+    return grid, mean(rows.T), *np.array(ends).T
 
 
 def area_under_curve(run: RunData, metric: str, horizon: float | None = None) -> float | None:

@@ -1,13 +1,14 @@
-"""Ratings from games: Bradley and Terry's (1952) model on Elo's scale, with intervals over openings."""
+"""Ratings from games: Bradley and Terry's (1952) model on Elo's scale, with intervals."""
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.stats.aggregate import SEED
+from rlx.stats.intervals import FEWEST
 
 Array = NDArray[np.float64]
 
@@ -46,28 +47,39 @@ def fit(scores: Array, *, iterations: int = 10_000) -> Array:
     return np.asarray(elo - elo.mean())
 
 
-def rate(results: dict[tuple[int, int], Array], players: int, *, anchor: int | None = None, resamples: int = 300) -> Ratings:
-    """Ratings with 95 % intervals.
+def rate(results: dict[tuple[int, int], Array], players: int, *, anchor: int | None = None) -> Ratings:
+    """Ratings with 95 % intervals, NaN for players who met somebody in fewer than 5 openings.
+
+    The variance of the ratings is that of the likelihood's maximum where its model of the spread is wrong (White 1982): an opening, of two
+    games, counts as one observation. To the openings of each pair of players one that either wins is added in taking their variance, so
+    that a pair in which one side won everything does not pass for certainty.
 
     Args:
         results: for pairs of players, points of the first in every pair of games from one opening [openings], from 0 to 2.
         anchor: the player at 0; otherwise the mean is.
-        resamples: of the openings of every pair of players, with replacement (Efron 1979).
     """
-    rng = np.random.default_rng(SEED)
-
-    def table(draw: bool) -> Array:
-        scores = np.zeros((players, players))
-        for (i, j), points in results.items():
-            sample = points[rng.integers(len(points), size=len(points))] if draw else points
-            scores[i, j] += sample.sum()
-            scores[j, i] += 2.0 * len(sample) - sample.sum()
-        return scores
-
-    def shifted(elo: Array) -> Array:
-        return elo if anchor is None else elo - elo[anchor]
-
-    elo = shifted(fit(table(draw=False)))
-    drawn = np.stack([shifted(fit(table(draw=True))) for _ in range(resamples)])
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    return Ratings(elo, low, high)
+    scores, variance, few = np.zeros((players, players)), np.zeros((players, players)), np.zeros(players, dtype=bool)
+    for (i, j), points in results.items():
+        scores[i, j] += points.sum()
+        scores[j, i] += 2.0 * len(points) - points.sum()
+        few[[i, j]] |= len(points) < FEWEST
+    elo = fit(scores)
+    zero = elo.mean() if anchor is None else elo[anchor]
+    wins = 1.0 / (1.0 + np.exp((elo[None, :] - elo[:, None]) / _SCALE))
+    chance = wins * (1.0 - wins)  # variance of a game without draws
+    for (i, j), points in results.items():
+        added = np.append(points, [0.0, 2.0])
+        relative = added.var() / (2.0 * added.mean() / 2.0 * (1.0 - added.mean() / 2.0))
+        spread = 2.0 * len(points) * chance[i, j] * relative
+        variance[[i, j], [i, j]] += spread
+        variance[[i, j], [j, i]] -= spread
+    games = (scores + scores.T) * chance
+    average = 1.0 / (1.0 + np.exp(-elo / _SCALE))
+    curvature = np.diag(games.sum(axis=1) + _PRIOR_GAMES * average * (1.0 - average)) - games
+    bend = np.linalg.inv(curvature)
+    shift = np.eye(players) - (1.0 / players if anchor is None else np.eye(players)[anchor])
+    error = _SCALE * np.sqrt(np.maximum(0.0, np.diag(shift @ bend @ variance @ bend @ shift.T)))
+    half = NormalDist().inv_cdf(0.975) * np.where(few, np.nan, error)
+    if anchor is not None:
+        half[anchor] = 0.0
+    return Ratings(elo - zero, elo - zero - half, elo - zero + half)

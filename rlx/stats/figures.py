@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -18,8 +19,9 @@ from rlx.errors import ConfigError, StorageError
 from rlx.files import make_directory
 from rlx.stats import curves
 from rlx.stats.aggregate import iqm, mean
-from rlx.stats.data import Group, of_one_seed
+from rlx.stats.data import Group, Series, of_one_seed
 from rlx.stats.foresight import LEVELS, Foresight
+from rlx.stats.intervals import FEWEST
 
 FORMATS = (".png", ".svg", ".pdf")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -76,7 +78,7 @@ def draw_curves(
     every_seed: bool = False,
     threshold: float | None = None,
 ) -> Figure:
-    """A learning curve for every group: the statistic over seeds with its pointwise bootstrap interval."""
+    """A learning curve for every group: the statistic over seeds with its interval at each point, or the seeds where they are too few."""
     with mpl.rc_context(_STYLE):
         many = len(groups) > 6
         figure = Figure(figsize=(9.5 if many else 7.0, 4.4), dpi=150, layout="constrained")
@@ -88,10 +90,12 @@ def draw_curves(
             seeds = len(of_one_seed([run for run in g.runs if len(run.series(metric, x)[0])]))
             name = f"{g.label} ({seeds} seed{'s' if seeds != 1 else ''})" if len(groups) > 1 or g.label != "all" else _several(seeds)
             axes.plot(steps / scale, centre, color=color, linestyle=dashes, marker=_marker(steps), linewidth=1.8, label=name, zorder=3)
-            if seeds > 1 and len(steps) == 1:
+            if seeds >= FEWEST and len(steps) == 1:
                 axes.vlines(steps / scale, low, high, color=color, linewidth=1.8)
-            elif seeds > 1:
+            elif seeds >= FEWEST:
                 axes.fill_between(steps / scale, low, high, color=color, alpha=0.18, linewidth=0)
+            elif seeds > 1 and not every_seed:  # too few for an interval: themselves
+                _draw_seeds(axes, [run.series(metric, x) for run in g.runs], scale, color)
             if every_seed:
                 for run in g.runs:
                     own, values = run.series(metric, x)
@@ -100,8 +104,9 @@ def draw_curves(
             axes.axhline(threshold, color="#666666", linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
         axes.set_xlabel("env steps" if x == "env_steps" else f"training time [{unit}]")
         what = "IQM" if statistic == "iqm" else "mean"
-        several = any(len(of_one_seed(g.runs)) > 1 for g in groups)
-        axes.set_ylabel(f"{metric}\n({what} over seeds, {100 * confidence:g} % interval)" if several else metric)
+        most = max(len(of_one_seed(g.runs)) for g in groups)
+        spread = f"{100 * confidence:g} % interval" if most >= FEWEST else "thin: every seed"
+        axes.set_ylabel(f"{metric}\n({what} over seeds, {spread})" if most > 1 else metric)
         if x == "env_steps":
             axes.xaxis.set_major_formatter(_short)
         if many:
@@ -110,6 +115,17 @@ def draw_curves(
             axes.legend(loc="best", fontsize=9)
         axes.margins(x=0.01)
     return figure
+
+
+def _draw_seeds(axes: Axes, series: list[Series], scale: float, color: str) -> None:
+    """Thin curves, and dots where a curve is one point."""
+    series = [(steps / scale, values) for steps, values in series if len(steps)]
+    lines = [np.column_stack(pair) for pair in series if len(pair[0]) > 1]
+    dots = np.array([(steps[0], values[0]) for steps, values in series if len(steps) == 1]).reshape(-1, 2)
+    if lines:
+        axes.add_collection(LineCollection(lines, colors=color, alpha=0.5, linewidths=0.7, zorder=2))
+    if len(dots):
+        axes.scatter(dots[:, 0], dots[:, 1], s=12, color=color, alpha=0.5, linewidths=0, zorder=2)
 
 
 def _marker(steps: NDArray[np.float64]) -> str | None:

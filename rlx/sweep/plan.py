@@ -22,11 +22,11 @@ RUNG_FACTOR = 3
 """Every rung of a search trains this many times as long as the one before (Li et al. 2018, Hyperband's eta)."""
 
 LOGGED = {
-    "eval": ("return_mean", "return_iqm", "return_std", "return_ci_low", "return_ci_high", "length_mean"),
+    "eval": ("return_mean", "return_iqm", "return_std", "length_mean"),
     "episode": ("return", "length", "count", "return_mean_100"),
 }
-"""The metrics of every run, by their group; those of other groups depend on the algorithm. Games may add eval/optimal_moves,
-grid worlds the solve_rate."""
+"""The metrics of every run whatever it reaches, by their group; the ends of an interval are none of them, since it may not exist. Those of
+other groups depend on the algorithm. Games may add eval/optimal_moves, grid worlds the solve_rate."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]
 

@@ -90,8 +90,9 @@ class PlainConsole:
     def line(self, line: Mapping[str, Any], progress: Progress) -> None:
         head = f"{line['env_steps']:>10,} / {progress.total_env_steps:,} steps"
         if "eval/return_mean" in line:
-            low, high = line["eval/return_ci_low"], line["eval/return_ci_high"]
-            text = f"{head}  evaluation {line['eval/return_mean']:.1f} (95 % interval {low:.1f} to {high:.1f})"
+            low, high = line.get("eval/return_ci_low"), line.get("eval/return_ci_high")
+            interval = "" if low is None or high is None else f" (95 % interval {low:.1f} to {high:.1f})"
+            text = f"{head}  evaluation {line['eval/return_mean']:.1f}{interval}"
         else:
             returns = line.get("episode/return_mean_100")
             shown = f"return {returns:.1f}" if returns is not None else "no episode has ended"
