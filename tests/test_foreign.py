@@ -99,6 +99,7 @@ def test_a_space_that_changed_is_said_in_words_by_resume_and_eval(change, words,
     assert mine(f"train {SETTINGS} loop.eval_every=0 --name w")[0] == 0
     (manifest,) = (json.loads(p.read_text()) for p in here.glob("runs/w/checkpoints/*/manifest.json"))
     assert manifest["spaces"] == {"observation": "Box((3,), float32, -1 to 1)", "action": "Discrete(2)"}
+    assert json.loads((here / "runs/w/meta.json").read_text())["segments"][-1]["spaces"] == manifest["spaces"]
     for line in (
         "resume w --trust loop.total_env_steps=80",
         "resume w --trust --inexact loop.total_env_steps=80",
