@@ -7,16 +7,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from rlx.files import open_to_append
+from rlx.files import is_directory, open_to_append
 from rlx.rundir import LOG
 
 
 def open_log(run: Path) -> int:
-    """A descriptor to append to a run's log; it leads nowhere where the log is a link, or cannot be written: training goes on."""
+    """A descriptor to append to a run's log; it leads nowhere where the log is a link, or cannot be written: training goes on.
+
+    Raises:
+        IsADirectoryError: if a directory has its name.
+    """
     try:
         with open_to_append(run / LOG) as file:
             return os.dup(file.fileno())
     except OSError:
+        if is_directory(run / LOG):
+            raise IsADirectoryError(f"{run / LOG} is a directory") from None
         return os.open(os.devnull, os.O_WRONLY)
 
 
