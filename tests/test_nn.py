@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from rlx.errors import ConfigError, NonFiniteError
 from rlx.nn.actor_critic import ActorCritic
 from rlx.nn.flat import FlatAdam
+from rlx.nn.graphs import Replayed
 from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
 from rlx.nn.mlp import MLP
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
@@ -622,3 +623,29 @@ def test_reward_scaler_never_shifts():
     scaled = scaler(torch.tensor([[5.0], [0.0], [6.0]]), torch.zeros(3, 1, dtype=torch.bool))
     assert scaled[1].item() == 0.0
     assert scaled[0].item() > 0.0
+
+
+# Replaying what was recorded
+
+
+def test_where_there_is_no_cuda_device_nothing_is_recorded():
+    calls: list[int] = []
+    replayed = Replayed(lambda x: (calls.append(1), (x + 1.0,))[1])
+    assert [replayed(torch.full((2,), float(i)))[0].tolist() for i in range(3)] == [[1, 1], [2, 2], [3, 3]]
+    assert len(calls) == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="takes a CUDA device")
+@pytest.mark.parametrize("reads", [False, True])
+def test_what_is_replayed_is_what_would_have_been_called_random_numbers_included(reads):
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return x + torch.randn_like(x) * (float(x.sum()) if reads else 2.0), x * 3.0
+
+    replayed, found = Replayed(function), []
+    for call in (function, replayed, Replayed(function)):
+        torch.cuda.manual_seed(1)
+        found.append([call(torch.full((size,), float(i), device="cuda")) for i in range(3) for size in (2, 5)])
+    for others in found[1:]:
+        for a, b in zip(found[0], others, strict=True):
+            assert torch.equal(a[0], b[0])
+            assert torch.equal(a[1], b[1])

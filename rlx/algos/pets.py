@@ -24,6 +24,7 @@ from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
 from rlx.models.foresight import Foreseen, follow_mean, foresee
 from rlx.models.imagination import EnsembleModel, FrozenEnsemble
 from rlx.nn.flat import FlatAdam
+from rlx.nn.graphs import Replayed
 from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
 from rlx.planning.windows import ReturnWindows
 from rlx.replay import TransitionReplay
@@ -123,7 +124,7 @@ class PETS:
 
     def plan(self, obs: Tensor, memory: Memory) -> Plan:
         """Plan from obs [B, D]."""
-        return plan(self._planned, obs, memory, self._planner, to_action=self._to_action, trust=self._trust, measured=self._measured)
+        return Plan(*self._replayed(obs, *memory))
 
     def _model(self) -> EnsembleModel:
         """The ensemble as it is now, as plans are judged by it; it also says how much the members disagree."""
@@ -131,7 +132,12 @@ class PETS:
             frozen=FrozenEnsemble(self.ensemble), obs_scale=self._obs_scale, propagation=self.config.propagation.value,
             particles=self.config.particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
         )  # fmt: skip
-        self._planned = replace(measured, measure_disagreement=self._trust.needs_disagreement)
+        planned = replace(measured, measure_disagreement=self._trust.needs_disagreement)
+
+        def planning(obs: Tensor, *memory: Tensor) -> Plan:
+            return plan(planned, obs, Memory(*memory), self._planner, to_action=self._to_action, trust=self._trust, measured=measured)
+
+        self._replayed = Replayed(planning)
         return measured
 
     def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
