@@ -9,17 +9,15 @@ from accelerated import CASES, check_the_rest, check_training, in_child
 
 from rlx.algos import ALGORITHMS
 
-DIES = pytest.mark.xfail(strict=True, reason="plans beside rewards of another device")
 
-
-@pytest.mark.parametrize("algo", [pytest.param(a, marks=DIES) if a == "pets" else a for a in ALGORITHMS])
+@pytest.mark.parametrize("algo", ALGORITHMS)
 def test_algorithm_trains_resumes_and_moves_between_devices(algo: str, tmp_path: Path) -> None:
     assert algo in CASES, f"accelerated.CASES has no short run of {algo}"
     in_child(lambda: check_training(algo, tmp_path))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [pytest.param(c, marks=DIES) if c.startswith("pets") else c for c in CASES])
+@pytest.mark.parametrize("case", CASES)
 def test_algorithm_in_all_its_settings_can_be_used_on_either_device(case: str, tmp_path: Path) -> None:
     def check() -> None:
         check_training(case, tmp_path)
