@@ -21,12 +21,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
+from rlx.cli.main import app
 from rlx.config.compose import Composer
 from rlx.files import is_directory, is_file
 from rlx.rundir import RunDir, new_meta
 
 INPUTS, TOGETHER = 200, 20
+COMMAND = get_command(app)
+"""Built once, which takes longer than most commands."""
 ALARM_S = 60
 CODES = {0, 2, 3, 4, 5, 6, 7, 8}
 """Those that rlx/errors.py documents, less 1: a bug."""
@@ -223,6 +227,7 @@ def ground(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (here / "evilmod.py").write_text("import pathlib\npathlib.Path('executed').touch()\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
     monkeypatch.setenv("SECRET", SECRET)
+    monkeypatch.setattr("rlx.cli.main.app", COMMAND)
     monkeypatch.setattr("rlx.sweep.places.make_executor", Here)
     monkeypatch.setattr("rlx.sweep.local.warm_up", lambda: None)
     monkeypatch.setattr("rlx.track.wandb.upload", lambda lines, **_: f"{len(list(lines))} uploaded")
