@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 from dataclasses import asdict
@@ -16,10 +15,11 @@ import typer
 
 from rlx.cli.braille import number, plot
 from rlx.cli.catalogue import as_typed, make_table, print_json, terminal
+from rlx.cli.checkpoints import read_checkpoints
 from rlx.cli.complete import complete_envs, complete_runs, complete_sweeps
 from rlx.cli.options import echo
 from rlx.cli.rows import SORTS, STATUSES, Row, is_wanted
-from rlx.files import UnreadableError, is_directory, is_temporary, parse_json, read_file
+from rlx.files import UnreadableError, parse_json, read_file
 from rlx.text import printable
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ _RETURN = re.compile(rb'"episode/return_mean_100": *' + _NUMBER)
 _EVALUATION = re.compile(rb'"eval/return_mean": *' + _NUMBER)
 _CONFIG_BYTES, _RECORD_BYTES = 1 << 17, 1 << 29
 _BEGINNINGS = re.compile(rb'^\{"env_steps": \d+, .*\}$', re.MULTILINE)
-_VERIFY_BYTES = 200_000_000  # larger checkpoints are not read only to be shown
 
 
 def ls(
@@ -312,33 +311,6 @@ def _print_differences(console: Console, differences: dict[str, Any]) -> None:
     width = max(map(len, differences))
     for key, value in differences.items():
         console.print(f"  {key:<{width}}  {as_typed(value)}", soft_wrap=True)
-
-
-def read_checkpoints(directory: Path) -> list[dict[str, Any]]:
-    """What is in a run's checkpoints/, newest first, without torch; files of moderate size are compared with their digests."""
-    from rlx.checkpoint import Checkpoint, best_checkpoint, read_manifest
-    from rlx.errors import CheckpointError
-
-    rows, whole = [], []
-    there = directory.iterdir() if is_directory(directory) else ()
-    for path in sorted((p for p in there if is_directory(p) and not is_temporary(p.name)), reverse=True):
-        row: dict[str, Any] = {"name": path.name, "bytes": sum(p.lstat().st_size for p in path.iterdir())}
-        row |= dict.fromkeys(("env_steps", "score", "exact", "why_not_exact", "damage"))
-        rows.append(row)
-        if not path.name.isdigit():
-            row["damage"] = "found damaged and put aside" if ".damaged-" in path.name else "not a checkpoint"
-            continue
-        try:
-            checkpoint = Checkpoint(path, read_manifest(path))
-            row |= {key: checkpoint.manifest.get(key) for key in ("env_steps", "exact", "why_not_exact")}
-            row["score"] = checkpoint.score if math.isfinite(checkpoint.score) else None
-            if row["bytes"] <= _VERIFY_BYTES:
-                checkpoint.verify()
-            whole.append(checkpoint)
-        except CheckpointError as error:
-            row["damage"] = str(error).removeprefix(str(path)).lstrip("/ ").partition(":")[0]
-    best = best_checkpoint(whole)
-    return [{**row, "best": best is not None and row["name"] == best.path.name} for row in rows]
 
 
 def _print_checkpoints(console: Console, rows: list[dict[str, Any]]) -> None:
