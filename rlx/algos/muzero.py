@@ -324,12 +324,11 @@ class MuZero:
         ahead[:, n:] = going[:, n:]  # n steps after one of the first, in the same episode
         cut = going & is_last & ~terminated
         value, next_value = torch.zeros(rows.shape), torch.zeros(rows.shape)
-        if ahead.any():
-            once, where = rows[ahead].unique(return_inverse=True)
-            value[ahead] = self._expected(self.replay.rows["obs"][once])[where]
-        if cut.any():
-            once, where = rows[cut].unique(return_inverse=True)
-            next_value[cut] = self._expected(self.replay.beyond(once))[where]
+        (now, at_now), (after, at_after) = (rows[where].unique(return_inverse=True) for where in (ahead, cut))
+        seen = [self.replay.rows["obs"][now], *([self.replay.beyond(after)] if len(after) else [])]
+        if len(now) + len(after):
+            expected = self._expected(torch.cat(seen))  # in one call, which a device is waited for
+            value[ahead], next_value[cut] = expected[: len(now)][at_now], expected[len(now) :][at_after]
         return value, next_value
 
     def losses(self, unroll: Unroll) -> tuple[dict[str, Tensor], Tensor]:
