@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.nn.transfer import send
 from rlx.types import Algorithm, Rollout, State, Tree, VectorEnv
 
 SEED_LIMIT = 2**31 - 1
@@ -108,7 +109,8 @@ class Collector:
         first_carry = carry = self._carry
         for t in range(num_steps):
             all_obs[t], is_first[t] = obs, self._is_first
-            action, carry, extra = act(self._tensor(all_obs[t]), carry, self._tensor(is_first[t]), mode="train")
+            seen, begins = self._tensors(all_obs[t], is_first[t])
+            action, carry, extra = act(seen, carry, begins, mode="train")
             actions.append(action)
             extras.append(extra)
             obs, reward[t], terminated[t], truncated[t], _ = env.step(self._to_env(action))
@@ -124,16 +126,15 @@ class Collector:
                 obs = self._begin_episodes(ended)
         all_obs[num_steps] = obs
         self._obs, self._carry = obs, carry
+        arrays = {
+            "all_obs": all_obs, "reward": reward, "terminated": terminated, "truncated": truncated, "is_first": is_first,
+            "final_t": np.concatenate([np.zeros(0, dtype=np.int64), *(np.full(len(b), t) for t, b, _ in final)]),
+            "final_b": np.concatenate([np.zeros(0, dtype=np.int64), *(b for _, b, _ in final)]),
+            "final_obs": np.concatenate([all_obs[:0, 0], *(o for _, _, o in final)]),
+        }  # fmt: skip
         rollout = Rollout(
-            all_obs=self._tensor(all_obs),
             action=torch.stack(actions),
-            reward=self._tensor(reward),
-            terminated=self._tensor(terminated),
-            truncated=self._tensor(truncated),
-            is_first=self._tensor(is_first),
-            final_t=self._tensor(np.concatenate([np.zeros(0, dtype=np.int64), *(np.full(len(b), t) for t, b, _ in final)])),
-            final_b=self._tensor(np.concatenate([np.zeros(0, dtype=np.int64), *(b for _, b, _ in final)])),
-            final_obs=self._tensor(np.concatenate([all_obs[:0, 0], *(o for _, _, o in final)])),
+            **dict(zip(arrays, self._tensors(*arrays.values()), strict=True)),
             carry=first_carry,
             extras={name: torch.stack([e[name] for e in extras]) for name in extras[0]},
         )
@@ -145,8 +146,14 @@ class Collector:
         obs, _ = self.env.reset(seed=seeds, options={"reset_mask": self._is_first})
         return obs
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array) if self._on_cpu else to_tensor(array, self.algo.device)
+    def _tensors(self, *arrays: NDArray[Any]) -> tuple[Tensor, ...]:
+        """Arrays on the algorithm's device, in one transfer."""
+        if self._on_cpu:
+            return tuple(map(torch.from_numpy, arrays))
+        device = self.algo.device
+        if device.type == "mps":
+            return tuple(to_tensor(array, device) for array in arrays)
+        return send(device, *map(torch.from_numpy, arrays))
 
     def state_dict(self) -> State:
         return {

@@ -236,8 +236,12 @@ def devices_of(algo: Any) -> set[str]:
 # What must hold of every case
 
 
-def check_training(name: str, root: Path) -> None:
-    """A run that is stopped halfway and resumed ends with the bits of one that is not; stopped on the device, it can go on on the CPU."""
+def check_training(name: str, root: Path) -> tuple[float, float]:
+    """A run that is stopped halfway and resumed ends with the bits of one that is not; stopped on the device, it can go on on the CPU.
+
+    Returns:
+        Waits for the device per env step while collecting, and per gradient step while updating (of alphago: per env step).
+    """
     config, costs = compose(name), Costs()
     half = config.loop.total_env_steps / 2
     with device_here() as device:
@@ -251,6 +255,8 @@ def check_training(name: str, root: Path) -> None:
     wrong = differences(final_state(root / "whole"), final_state(root / "halves"))
     assert not wrong, f"resumed differs: {wrong[:6]}"
     train(config, root / "moved", CPU)
+    counts = {phase: counted["waits"] for phase, counted in costs.counts.items()}
+    return counts["collect"] / costs.rounds, counts["update"] / (costs.gradient_steps or costs.rounds)
 
 
 def check_the_rest(name: str, root: Path) -> None:

@@ -19,7 +19,7 @@ from rlx.algos.config.games import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward, squared_norm
-from rlx.nn.transfer import send
+from rlx.nn.transfer import fetch, send
 from rlx.planning.rules import Known, RulesModel
 from rlx.planning.search import SearchConfig, Searched, search
 from rlx.replay import PositionReplay, Symmetries
@@ -161,13 +161,14 @@ class AlphaZero:
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         extras = rollout.extras
-        ended = {(t, b): e for e, (t, b) in enumerate(zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True))}
+        final_t, final_b, reward = fetch(rollout.final_t, rollout.final_b, rollout.reward)
+        ended = {(t, b): e for e, (t, b) in enumerate(zip(final_t.tolist(), final_b.tolist(), strict=True))}
         for t in range(len(rollout.reward)):
             for b, game in enumerate(self._open):
                 value, trained, is_random = (extras[name][t, b].item() for name in ("root_value", "trained", "random"))
                 game.append(_Ply(extras["policy"][t, b], value, bool(trained), bool(is_random)))
                 if (t, b) in ended:
-                    self._end(b, rollout.final_obs[ended[t, b]], float(rollout.reward[t, b]))
+                    self._end(b, rollout.final_obs[ended[t, b]], float(reward[t, b]))
         metrics: dict[str, Tensor | float] = {
             "search/root_value": extras["root_value"].mean(),
             "search/depth": extras["depth"].mean(),

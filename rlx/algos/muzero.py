@@ -25,7 +25,7 @@ from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.tower import adam, descend, squared_norm
-from rlx.nn.transfer import send
+from rlx.nn.transfer import fetch, send
 from rlx.ops import n_step_returns
 from rlx.planning.latent import LatentModel
 from rlx.planning.search import SearchConfig, Searched, search
@@ -205,18 +205,21 @@ class MuZero:
 
     def _remember(self, rollout: Rollout) -> Tensor:
         """Add a rollout to the replay; returns what is expected beyond its cuts [T, B], 0 where there is none."""
-        extras, reward = rollout.extras, rollout.reward
+        extras = rollout.extras
+        action, reward, terminated, truncated, final_t, final_b = map(torch.from_numpy, fetch(
+            rollout.action, rollout.reward, rollout.terminated, rollout.truncated, rollout.final_t, rollout.final_b
+        ))  # fmt: skip
         expected = torch.zeros(reward.shape)
-        cut = rollout.truncated[rollout.final_t, rollout.final_b]
+        cut = truncated[final_t, final_b]
         beyond: dict[tuple[int, int], Tensor] = {}
         if cut.any():
-            obs, t, b = self._look(rollout.final_obs[cut]).obs, rollout.final_t[cut].cpu(), rollout.final_b[cut].cpu()
+            obs, t, b = self._look(rollout.final_obs.cpu()[cut]).obs, final_t[cut], final_b[cut]
             expected[t, b] = self._expected(obs)
-            beyond = dict(zip(zip(t.tolist(), b.tolist(), strict=True), obs.cpu(), strict=True))
+            beyond = dict(zip(zip(t.tolist(), b.tolist(), strict=True), obs, strict=True))
         rows = {
-            "obs": extras["obs"], "action": rollout.action, "legal": extras["legal"], "policy": extras["policy"],
-            "value": extras["root_value"], "terminated": rollout.terminated, "is_last": rollout.is_last,
-            "reward": torch.where(extras["player"].cpu() == 1, -reward.cpu(), reward.cpu()),  # for whoever acted
+            "obs": extras["obs"], "action": action, "legal": extras["legal"], "policy": extras["policy"],
+            "value": extras["root_value"], "terminated": terminated, "is_last": terminated | truncated,
+            "reward": torch.where(extras["player"].cpu() == 1, -reward, reward),  # for whoever acted
         }  # fmt: skip
         self.replay.add(beyond, **{name: column.cpu() for name, column in rows.items()})
         return expected

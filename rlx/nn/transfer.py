@@ -31,8 +31,15 @@ def _size(tensor: Tensor) -> int:
 
 
 def _pack(tensors: tuple[Tensor, ...]) -> Tensor:
-    parts = [x.contiguous().view(-1).view(torch.uint8) for x in tensors]
+    parts = [_bytes(x) for x in tensors]
     return torch.cat([torch.nn.functional.pad(part, (0, -len(part) % _ALIGN)) for part in parts])
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    flat = tensor.contiguous().view(-1)
+    if flat.stride(0) != 1:  # of at most one element, where any stride counts as contiguous
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 def _unpack(packed: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
