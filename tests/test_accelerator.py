@@ -12,7 +12,7 @@ from rlx.algos import ALGORITHMS
 # Most waits of each algorithm's short run while collecting and updating, as `check_training` counts them; searches of four simulations
 # wait twice for each simulation and for the root.
 WAITS = {
-    "reinforce": (3, 13), "a2c": (3, 5), "ppo": (3, 0.5), "pets": (4, 4), "muzero": (16, 20), "alphazero": (14, 6), "alphago": (13, 6),
+    "reinforce": (3, 13), "a2c": (3, 5), "ppo": (3, 0.5), "pets": (4, 4), "muzero": (16, 25), "alphazero": (14, 6), "alphago": (13, 6),
     "i2a": (3, 6),
 }  # fmt: skip
 
