@@ -6,10 +6,8 @@ An algorithm without a case here fails the test. With RLX_TEST_DEVICE=cuda in th
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -90,27 +88,6 @@ CASES: dict[str, list[str]] = {
     "i2a-off": [*IF, BOX, "algo.imagination=off"],
 }  # fmt: skip
 """The case that has an algorithm's name stands for it where there is no time for all."""
-
-
-def in_child(function: Callable[[], Any]) -> Any:
-    """What a function returns in a forked process, as JSON carries it; fails with what it raises."""
-    reads, writes = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            answer = json.dumps([True, function()])
-        except BaseException:
-            answer = json.dumps([False, traceback.format_exc()])
-        with os.fdopen(writes, "w") as pipe:
-            pipe.write(answer)
-        os._exit(0)
-    os.close(writes)
-    with os.fdopen(reads) as pipe:
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    well, found = json.loads(answer) if answer else (False, "the child died")
-    assert well, found
-    return found
 
 
 @contextlib.contextmanager

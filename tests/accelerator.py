@@ -13,7 +13,7 @@ It refuses what CUDA refuses, and does what CUDA does where that differs from a 
 launched before), and operations whose result's shape must be known to the host; by the line of rlx that caused them.
 
 Importing this registers a backend for as long as the process lives, and with one autograd starts a thread: a process that forks and then
-differentiates must not have imported it. Tests therefore import it in a child (`accelerated.in_child`).
+differentiates must not have imported it. Tests therefore import it in a child (`zygote.in_child`).
 """
 
 from __future__ import annotations

@@ -12,9 +12,12 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+import zygote
 from launch import run_main
 
 from rlx.rng import seed_everything
+
+zygote.start()  # before anything is differentiated in this process
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from accelerated import CASES, check_the_rest, check_training, in_child
+from accelerated import CASES, check_the_rest, check_training
+from zygote import in_child
 
 from rlx.algos import ALGORITHMS
 
@@ -21,7 +22,7 @@ WAITS = {
 def test_algorithm_trains_resumes_and_moves_between_devices_and_seldom_waits(algo: str, tmp_path: Path) -> None:
     assert algo in CASES, f"accelerated.CASES has no short run of {algo}"
     assert algo in WAITS, f"WAITS has no bound for {algo}"
-    collecting, updating = in_child(lambda: check_training(algo, tmp_path))
+    collecting, updating = in_child(lambda: check_training(algo, tmp_path), preload=("accelerated",))
     assert collecting <= WAITS[algo][0]
     assert updating <= WAITS[algo][1]
 
@@ -33,4 +34,4 @@ def test_algorithm_in_all_its_settings_can_be_used_on_either_device(case: str, t
         check_training(case, tmp_path)
         check_the_rest(case, tmp_path)
 
-    in_child(check)
+    in_child(check, preload=("accelerated",))

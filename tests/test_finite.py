@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from accelerated import device_here, in_child
+from accelerated import device_here
 from torch import nn
+from zygote import in_child
 
 from rlx.errors import NonFiniteError
 from rlx.nn.flat import FlatAdam

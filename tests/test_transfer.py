@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from accelerated import REAL, device_here, in_child
+from accelerated import REAL, device_here
+from zygote import in_child
 
 from rlx.nn.transfer import fetch, send
 
