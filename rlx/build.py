@@ -188,6 +188,8 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
         ConfigError: if it has no network for the env's spaces, or not enough memory.
     """
     seed_everything(config.seed)
+    if device.type == "cpu":  # beside each weight its gradient and Adam's two moments
+        check_fits(4 * 4 * config.algo.least_weights(), f"the networks of algo={config.algo.name}")
     with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
         algo: Algorithm = ALGORITHMS[config.algo.name].load()(config.algo, spec, config.env.num_envs, device)
     steps = algo.rollout_length * config.env.num_envs

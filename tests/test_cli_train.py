@@ -24,7 +24,7 @@ from rlx.rundir import RunDir
 
 COMMAND = Path(sys.executable).with_name("rlx")
 SMALL = (
-    "recipe=null env.num_envs=4 algo.rollout_length=16 loop.log_every=128 loop.eval_every=320 loop.eval_episodes=2 "
+    "recipe=null env.num_envs=4 algo.rollout_length=16 loop.log_every=128 loop.eval_every=320 loop.eval_episodes=5 "
     "loop.checkpoint_every=128 log.wandb=disabled log.console=plain"
 )
 FAST = f"{SMALL} loop.total_env_steps=640"
@@ -269,9 +269,9 @@ def test_module_in_the_current_directory_is_found_by_the_command_and_by_its_work
     command = [COMMAND, "train", "env=my_module:Line-v0", "env.workers=1", *TINY.split(), "--name", "lander"]
     ended = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "`rlx eval lander --trust`" in ended.stdout
-    rlx("resume lander --trust loop.total_env_steps=128")
-    assert json.loads(rlx("eval lander --trust --episodes 3 --json"))["episodes"] == 3
+    assert "`rlx eval lander`" in ended.stdout, "who started it need not say --trust"
+    rlx("resume lander loop.total_env_steps=128")
+    assert json.loads(rlx("eval lander --episodes 3 --json"))["episodes"] == 3
     assert [segment["env_steps"] for segment in meta(here / "runs" / "lander")["segments"]] == [64, 128]
 
 
@@ -462,8 +462,8 @@ def test_eval_by_path_and_of_a_run_from_a_machine_with_a_gpu(rlx: Rlx, runs: Pat
     moved = shutil.move(runs / "a2c", here / "copied" / "a2c")
     expected = rlx(f"eval {moved} --episodes 3")
     for device in ("cuda:7", "mps"):
-        config = Path(moved) / "config.yaml"
-        config.write_text(re.sub("device: .*", f"device: {device}", config.read_text()))
+        for path in (Path(moved) / "config.yaml", Path(moved) / "meta.json"):
+            path.write_text(re.sub(r"device: [a-z0-9:]+", f"device: {device}", path.read_text()))
         assert rlx(f"eval {moved} --episodes 3") == expected
 
 

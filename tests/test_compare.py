@@ -26,12 +26,12 @@ def sweep(here: Path) -> Sweep:
         path = here / "runs" / "lr"
         path.mkdir(parents=True, exist_ok=True)
         (path / "sweep.json").write_text(json.dumps({"format": 1, "swept": ["algo.learning_rate"]}))
-        for rate, values in scores.items():
+        first = len({p.name.rpartition("-s")[0] for p in path.glob("*-s*")})
+        for point, (rate, values) in enumerate(scores.items(), start=first):
             for seed, value in enumerate(values):
                 words = ["algo=ppo", f"env={env}", f"algo.learning_rate={rate}", f"seed={seed}"]
                 composed = Composer().compose(words)
-                name = f"{env}-{rate}-s{seed}"
-                run = RunDir.create(path, name, composed.config, {**new_meta(composed), "seed": seed, "sweep": "lr"})
+                run = RunDir.create(path, f"{point:03d}-s{seed}", composed.config, {**new_meta(composed), "seed": seed, "sweep": "lr"})
                 write(run, [value * (k + 1) / steps for k in range(steps)], status)
         return path
 
@@ -149,12 +149,12 @@ def test_experiments_are_told_apart_by_their_names(here: Path, run_command: Comm
     path = here / "runs" / "arms"
     path.mkdir(parents=True)
     (path / "sweep.json").write_text(json.dumps({"format": 1, "swept": ["experiment"]}))
-    for experiment, values in {"i2a_off": [1, 2, 3], "i2a_copy": [4, 5, 6], "i2a_learned": [7, 8, 9]}.items():
+    for point, (experiment, values) in enumerate({"i2a_off": [1, 2, 3], "i2a_copy": [4, 5, 6], "i2a_learned": [7, 8, 9]}.items()):
         for seed, value in enumerate(values):
             composed = Composer().compose([f"experiment={experiment}", f"seed={seed}"])
-            run = RunDir.create(path, f"{experiment}-s{seed}", composed.config, {**new_meta(composed), "seed": seed, "sweep": "arms"})
+            run = RunDir.create(path, f"{point:03d}-s{seed}", composed.config, {**new_meta(composed), "seed": seed, "sweep": "arms"})
             write(run, [value])
-    for words in ("arms", "arms/i2a_off-s? arms/i2a_copy-s? arms/i2a_learned-s?"):
+    for words in ("arms", "arms/000-s? arms/001-s? arms/002-s?"):
         out = json.loads(said(run_command, f"compare {words} --json"))
         assert {row["group"]: row["mean"] for row in out["rows"]} == {
             "experiment=i2a_off": 2.0, "experiment=i2a_copy": 5.0, "experiment=i2a_learned": 8.0,
@@ -172,16 +172,16 @@ def test_runs_that_go_on_or_failed_are_named(sweep: Sweep, run_command: Command)
     sweep({0.01: [30]}, status="failed")
     sweep({0.1: []})
     out = said(run_command, "compare lr")
-    assert "not finished, taken where they are: lr/cartpole-0.01-s0 (failed at 4,000 steps)" in out
+    assert "not finished, taken where they are: lr/001-s0 (failed at 4,000 steps)" in out
 
 
 def test_a_run_of_a_sweep_that_cannot_be_read_is_named_and_the_others_are_compared(sweep: Sweep, run_command: Command) -> None:
     path = sweep({0.001: [10, 20]})
-    (path / "cartpole-0.001-s1" / "config.yaml").unlink()
+    (path / "000-s1" / "config.yaml").unlink()
     out = said(run_command, "compare lr")
-    assert "lr/cartpole-0.001-s1 cannot be read and is left out" in out
+    assert "lr/000-s1 cannot be read and is left out" in out
     assert "cannot be read" in said(run_command, "plot lr --terminal")
-    assert run_command("compare lr/cartpole-0.001-s1")[0] == 2
+    assert run_command("compare lr/000-s1")[0] == 2
 
 
 def test_two_environments_are_scaled_and_each_resampled_by_itself(sweep: Sweep, run_command: Command) -> None:

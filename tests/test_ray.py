@@ -94,7 +94,7 @@ def test_a_node_that_does_not_see_the_run_says_so(tmp_path: Path, monkeypatch: p
 
 def test_what_a_run_says_goes_to_its_own_file_and_what_follows_does_not(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "log").write_text("before\n")
-    with ours._output_to(os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT)):
+    with ours._output_to(os.open(tmp_path / "log", os.O_WRONLY | os.O_APPEND)):
         os.write(1, b"out\n")
         os.write(2, b"err\n")
     os.write(1, b"after\n")

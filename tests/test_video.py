@@ -109,7 +109,7 @@ def in_the_way(directory: Path) -> None:
         (raising, EnvError, "raised RuntimeError in render: no display"),
         (lambda t: None, ConfigError, "rendering gave None"),
         (lambda t: "####", ConfigError, "rendering gave '####'"),
-        (in_the_way, StorageError, "videos cannot be written"),
+        (in_the_way, StorageError, "videos is a file, and no directory"),
     ],
 )
 def test_what_cannot_be_recorded_is_one_error_and_leaves_no_file(render, error, message, drawn, tmp_path):

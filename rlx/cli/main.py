@@ -127,7 +127,7 @@ def _is_foreign(ended: SystemExit) -> bool:
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
     module = str(trace.tb_frame.f_globals.get("__name__")) if trace is not None else "rlx"
-    return module.partition(".")[0] not in ("typer", "click", "rlx", "__main__")
+    return module.partition(".")[0] not in ("typer", "click", "rich", "rlx", "__main__")
 
 
 def _keep_trace(error: BaseException) -> str:

@@ -5,6 +5,7 @@ They live apart from the algorithms so that the command line can check and compl
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
@@ -152,6 +153,10 @@ class AlgoConfig:
         """
         return False
 
+    def least_weights(self) -> int:
+        """A lower bound of the networks' weights, for those that could take minutes to initialise and all memory."""
+        return 0
+
     def check_num_envs(self, num_envs: int) -> None:
         """Raise a ConfigError if the settings do not fit a batch of `num_envs` environments."""
 
@@ -204,6 +209,9 @@ class PolicyGradientConfig(AlgoConfig):
 
     def unused_keys(self) -> dict[str, str]:
         return {} if self.normalize_observation else {"observation_clip": "normalize_observation=true"}
+
+    def least_weights(self) -> int:
+        return sum(a * b for a, b in itertools.pairwise(self.hidden_sizes))
 
     def network(self) -> dict[str, Any]:
         """The settings as `rlx.nn.actor_critic.ActorCritic` takes them."""

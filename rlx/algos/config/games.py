@@ -52,6 +52,9 @@ class TreeSearchConfig(AlgoConfig):
         simulations = self.eval_simulations
         require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
 
+    def least_weights(self) -> int:
+        return self.blocks * 2 * 9 * self.channels**2
+
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         return self.channels >= WIDE_CONVOLUTION
 

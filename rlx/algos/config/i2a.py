@@ -119,6 +119,9 @@ class I2AConfig(AlgoConfig):
         """Whether there is anything to imagine in."""
         return self.imagination not in (Imagination.off, Imagination.wide)
 
+    def least_weights(self) -> int:
+        return 9 * self.model_channels**2 + 4 * self.hidden_size**2
+
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         return max(self.channels, self.model_channels) >= WIDE_CONVOLUTION
 

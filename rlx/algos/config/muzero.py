@@ -84,6 +84,9 @@ class MuZeroConfig(GuidedSearchConfig):
         plies = self.exploration_plies
         require(plies is None or plies >= 0, "algo.exploration_plies", "at least 0, or null", plies)
 
+    def least_weights(self) -> int:
+        return 2 * self.blocks * 2 * self.channels**2  # of dense layers; convolutions have nine times as many
+
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         convolves = self.layers is Layers.conv or (self.layers is Layers.auto and on_board)
         return self.channels >= (WIDE_CONVOLUTION if convolves else WIDE_LAYER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
@@ -126,6 +127,9 @@ class PETSConfig(AlgoConfig):
     def elites(self) -> int:
         """Candidates that an iteration is fitted to."""
         return max(1, round(self.elite_fraction * self.population))
+
+    def least_weights(self) -> int:
+        return self.ensemble_size * sum(a * b for a, b in itertools.pairwise(self.hidden_sizes))
 
     def unused_keys(self) -> dict[str, str]:
         used_by = {"elite_fraction": "cem", "momentum": "cem", "noise_beta": "icem", "population_decay": "icem", "keep_elites": "icem",
