@@ -9,7 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -248,9 +248,15 @@ def test_any_gymnasium_id_trains_with_its_spaces(rlx: Rlx, here: Path) -> None:
 ENV_FILES = {p.stem: p.read_text() for p in sorted((Path(__file__).parents[1] / "conf" / "env").glob("*.yaml"))}
 
 
-@pytest.mark.parametrize(
-    ("env", "algo"), [(env, a) for env, text in ENV_FILES.items() for a in (GAME_PLAYING if "spiel:" in text else POLICY_GRADIENT)]
-)
+def pairs_of_env_and_algo() -> Iterator[Any]:
+    """Every environment with every algorithm for it; the fast tests take one of each environment's, another for each."""
+    for i, (env, text) in enumerate(ENV_FILES.items()):
+        algos = GAME_PLAYING if "spiel:" in text else POLICY_GRADIENT
+        for k, algo in enumerate(algos):
+            yield pytest.param(env, algo, marks=[] if k == i % len(algos) else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("env", "algo"), list(pairs_of_env_and_algo()))
 def test_every_named_environment_trains_with_every_algorithm_for_it(env: str, algo: str, rlx: Rlx, here: Path) -> None:
     if env in ("ant", "halfcheetah", "hopper", "humanoid", "pusher", "reacher", "walker2d"):
         pytest.importorskip("mujoco")
