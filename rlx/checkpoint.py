@@ -378,7 +378,8 @@ class Checkpointer:
             CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm, networks or format.
         """
         paths = checkpoint_paths(self.directory)
-        clean_temporaries(self.directory, of_anybody=True)
+        for directory in (self.directory, *paths):  # in a checkpoint, a manifest that was about to get its score
+            clean_temporaries(directory, of_anybody=True)
         for path in paths:
             try:
                 checkpoint = Checkpoint(path, read_manifest(path))

@@ -411,6 +411,14 @@ def test_without_any_checkpoint_there_is_nothing_to_restore(saved: Saved) -> Non
 # Reads of what is foreign
 
 
+def test_a_manifest_that_a_kill_kept_from_getting_its_score_is_cleaned_up(saved: Saved) -> None:
+    saved.save(10)
+    left = saved.path(10) / "manifest.json.tmp-99999999"
+    left.write_text("{")
+    saved.restore()
+    assert not left.exists()
+
+
 def test_a_checkpoint_of_another_algorithm_is_refused_and_left_alone(saved: Saved) -> None:
     saved.save(10, 20)
     write_manifest(saved.path(20), algo="a2c")
