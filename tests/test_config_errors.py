@@ -206,7 +206,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("env=../up:My-v0", "module '../up' cannot be imported (that is not a module's name)"),
     ("env=json:My-v0", "module 'json' (", "registers no environment 'My-v0'; importing it must call gymnasium.register("),
     ("env=pendulum env.kwargs.gravity=3", "env=Pendulum-v1 cannot be made with env.kwargs={'gravity': 3}", "unexpected keyword argument"),
-    ("env=sokoban env.levels=nowhere", "env.kwargs.levels=nowhere: cannot be read (No such file or directory)"),
+    ("env=sokoban env.levels=nowhere", "env.kwargs.levels=nowhere: cannot be read (it is missing)"),
     ("env=cartpole env.kwargs.max_episode_steps=many", "env=CartPole-v1 cannot be made with env.kwargs=", "an integer"),
     # names and directories
     ("--name a/b", "--name a/b: expected a letter or digit, and then up to 199 letters, digits, '.', '_', '+' or '-'"),
@@ -400,6 +400,10 @@ def test_login_that_is_not_there_is_asked_for_before_anything_is_made(rlx: Rlx, 
     says = "log.wandb=online: W&B has no login; run `wandb login` or set WANDB_API_KEY, or use log.wandb=auto or offline"
     assert_refused(rlx("train log.wandb=online"), says)
     assert list(here.iterdir()) == []
+    tiny = "train recipe=null env.num_envs=2 algo.rollout_length=8 loop.eval_every=0 log.console=quiet --name w --auto-resume"
+    assert rlx(f"{tiny} loop.total_env_steps=16 log.wandb=disabled")[0] == 0
+    assert_refused(rlx("resume w loop.total_env_steps=32 log.wandb=online"), says)
+    assert_refused(rlx(f"{tiny} loop.total_env_steps=32 log.wandb=online"), says)
 
 
 def test_runs_directory_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -396,11 +397,23 @@ def test_levels_that_do_not_fit_the_settings_are_refused(tmp_path):
         read_levels(tmp_path, size=7, num_boxes=None)
     with pytest.raises(ConfigError, match=r"a.txt:2: the level that begins here has 1 boxes; expected env.kwargs.num_boxes=2"):
         read_levels(tmp_path, size=None, num_boxes=2)
-    with pytest.raises(ConfigError, match=r"env.kwargs.levels=.*absent: cannot be read \(No such file or directory\)"):
+    with pytest.raises(ConfigError, match=r"env.kwargs.levels=.*absent: cannot be read \(it is missing\)"):
         read_levels(tmp_path / "absent", size=None, num_boxes=None)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match=r"empty: holds no level; expected a file, or a directory"):
         read_levels(tmp_path / "empty", size=None, num_boxes=None)
+
+
+def test_a_path_of_levels_that_has_no_end_is_refused_at_once_and_a_link_to_levels_is_followed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("rlx.envs.boxoban.LIMIT", 100)
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "large").write_text("#" * 101)
+    (tmp_path / "level").write_text("#####\n#@$.#\n#   #\n#   #\n#####\n")
+    (tmp_path / "link").symlink_to(tmp_path / "level")
+    for path, reason in ((tmp_path / "fifo", "FIFO"), (Path("/dev/zero"), "device"), (tmp_path / "large", "more than 100 bytes")):
+        with pytest.raises(ConfigError, match=rf"env.kwargs.levels={path}: cannot be read \(it .*{reason}"):
+            read_levels(path, size=None, num_boxes=None)
+    assert len(read_levels(tmp_path / "link", size=None, num_boxes=None)) == 1
 
 
 def test_a_snapshot_is_refused_where_the_files_have_changed(tmp_path):

@@ -107,6 +107,7 @@ def resume(
         say(f"{opened.path} is finished; train on with a larger budget: "
                    f"`rlx resume {opened.reference} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
+    _check_login(config)
     say(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
     _train(opened, config, overrides=arguments, inexact=inexact)
 
@@ -135,6 +136,7 @@ def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> N
     if not changed and run.status == "finished":
         say(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
         return
+    _check_login(composed.config)
     say(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
     _train(run, composed.config, overrides=[f"{k}={wanted.get(k)}" for k in changed], inexact=False)
 

@@ -6,6 +6,7 @@ A level is a block of lines with one character for each cell: `#` wall, space fl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from numpy.typing import NDArray
 
 from rlx.envs.sokoban_levels import BOX, GOAL, PLAYER, WALL
 from rlx.errors import ConfigError
+from rlx.files import UnreadableError, read_file
 
 Array = NDArray[Any]
 _CELLS = {"#": WALL, " ": 0, ".": GOAL, "$": BOX, "*": BOX | GOAL, "@": PLAYER, "+": PLAYER | GOAL}
 _KNOWN = "".join(_CELLS)
+LIMIT = 64 << 20
+"""Bytes of a file of levels; those of Boxoban have 110 thousand."""
 _TABLE = np.zeros(256, dtype=np.uint8)
 for _character, _cell in _CELLS.items():
     _TABLE[ord(_character)] = _cell
@@ -57,10 +61,12 @@ def read_levels(path: Path, *, size: int | None, num_boxes: int | None, setting:
 
 
 def _read(file: Path, setting: str) -> list[str]:
+    """The lines of a file; a run of a stranger's may name any, also one that has no end."""
     try:
-        return file.read_text(encoding="latin-1").splitlines()
-    except OSError as error:
-        raise ConfigError(f"{setting}={file}: cannot be read ({error.strerror}); expected a file or directory of levels") from error
+        real = Path(os.path.realpath(file))  # links to levels are the user's own
+        return read_file(real, limit=LIMIT).decode("latin-1").splitlines()
+    except UnreadableError as error:
+        raise ConfigError(f"{setting}={file}: cannot be read (it {error.reason}); expected a file or directory of levels") from error
 
 
 def _blocks(lines: list[str]) -> Iterator[tuple[int, list[str]]]:
