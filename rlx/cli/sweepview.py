@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,7 +162,14 @@ def print_end(root: Path, drive: Drive) -> None:
         say(f"{done} of {total} runs are finished{shared}; `rlx ls --sweep {name}` lists them, `rlx compare {name}` compares what there is")
 
 
+_PLACE = re.compile(r"\b(environment|step|seed) \d+")
+"""What differs between the errors of seeds that failed for one reason."""
+
+
 def grouped(drive: Drive) -> dict[str, list[str]]:
-    """Failed runs by their error, the commonest first."""
-    counts = Counter(f.error for f in drive.failures.values())
-    return {error: sorted(f.run for f in drive.failures.values() if f.error == error) for error, _ in counts.most_common()}
+    """Failed runs by the error of the first of them, the commonest first; errors that differ only in environment, step and seed are one."""
+    groups: dict[str, list[tuple[str, str]]] = {}
+    for failure in drive.failures.values():
+        groups.setdefault(_PLACE.sub(r"\1", failure.error), []).append((failure.run, failure.error))
+    by_size = sorted(map(sorted, groups.values()), key=len, reverse=True)
+    return {group[0][1]: [run for run, _ in group] for group in by_size}
