@@ -61,7 +61,7 @@ RULES = {
     "rlx.envs": (*COMMON, "rlx.envs"),
     "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),
-    "rlx.collect": COMMON,
+    "rlx.collect": (*COMMON, "rlx.nn.transfer"),
     "rlx.replay": COMMON,
     "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.rundir", "rlx.files", "rlx.track.record"),
     "rlx.types": (),

@@ -43,7 +43,7 @@ def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
 
 
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
-          ("alphago", "game"), ("muzero", "gymnasium"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid")]  # fmt: skip
+          ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid")]  # fmt: skip
 """Every algorithm, and every kind of environment; tests/test_kills.py kills them on all that they can train on, many times."""
 
 
