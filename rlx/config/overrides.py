@@ -31,6 +31,13 @@ def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list
             raise ConfigError(f"{argument}: keys are not added or removed; write {argument.lstrip('+~').partition('=')[0]}=VALUE")
         if "=" not in argument[1:]:
             raise ConfigError(f"{argument or repr(argument)}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
+        key, _, value = argument.partition("=")
+        if not value.strip():
+            raise ConfigError(
+                f"{key}: nothing stands behind the =; write {key}=VALUE, or {key}=null for none (`rlx config` shows the value)"
+            )
+        if value == "None":  # as Python writes it
+            argument = f"{key}=null"
         try:
             override = OverridesParser.create().parse_override(argument)
         except (HydraException, ValueError, RecursionError) as error:  # a number of 5,000 digits, a list in a thousand others
@@ -72,6 +79,8 @@ def _why_unreadable(value: str, error: Exception) -> str:
         return f"expected {form}"
     if re.search(r"^,|,,|,$", value):
         return "a comma stands between two values, as in 1,2; one is missing here"
+    if re.search("[\u201c\u201d\u2018\u2019]", value):
+        return "it has typographic quotes; write plain ones, ' or \""
     return f"cannot be read ({str(error).splitlines()[0]}); quote it for the shell and write lists as 'key=[1,2]'"
 
 
