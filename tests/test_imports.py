@@ -58,7 +58,7 @@ RULES = {
     "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models"),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.planning"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn"),
-    "rlx.envs": (*COMMON, "rlx.envs"),
+    "rlx.envs": (*COMMON, "rlx.envs", "rlx.files"),
     "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),
     "rlx.collect": (*COMMON, "rlx.nn.transfer"),
