@@ -21,17 +21,17 @@ from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
+from rlx.envs.control.reward_functions import rules_of
 from rlx.envs.edge import describe_space, leaves, original_space, stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
-from rlx.envs.rules import rules_of
 from rlx.errors import ConfigError
-from rlx.evaluate import Evaluator
+from rlx.evaluation.evaluator import Evaluator
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
 from rlx.types import Algorithm, EnvSpec, RewardFn, VectorEnv
 
 if TYPE_CHECKING:
-    from rlx.envs.solvers import Probe
+    from rlx.envs.games.solvers import Probe
 
 
 _IMAGE = 256
@@ -176,7 +176,7 @@ def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> Probe | None:
     """Positions with their best moves, if the environment is a game that is solved here."""
     if not isinstance(make_env, GameEnvFactory):
         return None
-    from rlx.envs.solvers import probe  # imports numba, which most runs do without
+    from rlx.envs.games.solvers import probe  # imports numba, which most runs do without
 
     return probe(make_env.game)
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.nn.transfer import send
+from rlx.transfer import send
 from rlx.types import Algorithm, Rollout, State, Tree, VectorEnv
 
 SEED_LIMIT = 2**31 - 1

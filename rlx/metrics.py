@@ -66,7 +66,7 @@ MEANINGS = {
     "model/frame_accuracy_*": "share of frames that are exact after so many steps of the model",
     "model/event_f1": "F1 of the events that do not always happen",
     "model/event_f1_*": "F1 of one event",
-    "model/disagreement": "spread of what an ensemble's members foresee along the chosen plans, in deviations of the observations",
+    "model/disagreement": "spread of what an ensemble's members predict along the chosen plans, in deviations of the observations",
     "model/k_step_error": "error of what a model foresees five steps ahead, in deviations of the observations",
     "model/holdout_nll": "negative log-likelihood of steps that no member of an ensemble is trained on",
     "model/holdout_mse": "squared error there; always predicting the mean change has 1",

@@ -12,15 +12,15 @@ from typing import Any
 from rlx import loop
 from rlx.build import Parts, build, resolve_device
 from rlx.checkpoint import find_checkpoints
-from rlx.code import save_uncommitted
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
 from rlx.files import open_to_append
-from rlx.rundir import LOG, RunDir, now, wandb_config, wandb_group, wandb_tags
 from rlx.signals import SignalHandler
+from rlx.store.provenance import save_uncommitted
+from rlx.store.record import Record
+from rlx.store.runs import LOG, RunDir, now, wandb_config, wandb_group, wandb_tags
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
-from rlx.track.record import Record
 from rlx.track.wandb import make_mirror
 from rlx.types import Progress
 

@@ -43,7 +43,7 @@ class PolicyOutput(NamedTuple):
     extras: dict[str, Tensor]  # {name: [B, *]}, recorded in the rollout beside the action
 
 
-class Insight(NamedTuple):
+class Explanation(NamedTuple):
     """What an agent that imagines does in B states, and what of its imagination it reads; rewards and values as the environment's."""
 
     action: Tensor  # [B]

@@ -19,13 +19,13 @@ import torch
 from rich.console import Console
 
 from rlx import loop
-from rlx.algos.config.i2a import Decide
 from rlx.build import build, build_algorithm, env_factory, env_spec, setup_torch
 from rlx.checkpoint import find_checkpoints, load_algorithm
+from rlx.config.algos.i2a_config import Decide
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
-from rlx.evaluate import episode_seeds, run_episodes
+from rlx.evaluation.evaluator import episode_seeds, run_episodes
 
 REAL = os.environ.get("RLX_TEST_DEVICE")
 CPU = torch.device("cpu")
@@ -254,7 +254,7 @@ def _check_numbers(name: str, root: Path) -> None:
     config, adam = compose(name, *(["algo.activation=relu"] if in_numpy else [])), torch.optim.AdamW
     with (  # one way of rounding
         mock.patch.object(torch.optim, "AdamW", lambda *args, fused=None, **kwargs: adam(*args, **kwargs)),
-        mock.patch("rlx.nn.tower.fast_dtype", return_value=torch.float32),
+        mock.patch("rlx.nn.resnet.fast_dtype", return_value=torch.float32),
         mock.patch("rlx.nn.actor_critic._SMALL", -1),
     ):
         with device_here(own_generator=False) as device:
@@ -288,7 +288,7 @@ def _check_use(name: str, root: Path) -> None:
 
 def _play(config: RunConfig, algo: Any) -> None:
     from rlx.cli.play import _Table
-    from rlx.match import RunPlayer, play_match
+    from rlx.evaluation.match import RunPlayer, play_match
 
     game = env_factory(config).game  # type: ignore[union-attr]
     for part in (algo.parts() if hasattr(algo, "parts") else {"": algo}).values():
@@ -308,9 +308,9 @@ def _foresee(config: RunConfig, algo: Any, env: Any) -> None:
 
 def _watch(config: RunConfig, algo: Any) -> None:
     from rlx.cli.watch import _scene
-    from rlx.envs.worlds import make_grid, settings_of
-    from rlx.stats.scene import paint
-    from rlx.watch import play
+    from rlx.envs.grids.grid_settings import make_grid, settings_of
+    from rlx.evaluation.watching import play
+    from rlx.render.scene import paint
 
     board = make_grid(settings_of(config.env.id, config.env.kwargs), 1)
     for mode in ("eval", "train"):

@@ -236,8 +236,8 @@ def envs() -> None:
     """Env steps a second of the grid worlds under random actions, with observations and the resets of what ends; the best of many windows."""
     import numpy as np
 
+    from rlx.envs.grids.sokoban_levels import generate
     from rlx.envs.registry import VectorEnvFactory
-    from rlx.envs.sokoban_levels import generate
 
     def best(window: Callable[[], int], *, windows: int = 100) -> float:
         """Of short windows, since other processes can only slow them down."""

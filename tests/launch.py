@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 
 from rlx.algos import ALGORITHMS
-from rlx.algos.config import PolicyGradientConfig
 from rlx.checkpoint import find_checkpoints
 from rlx.cli.main import main
+from rlx.config.algos.base_config import PolicyGradientConfig
 from rlx.config.compose import Composer
-from rlx.rundir import RunDir, new_meta
-from rlx.sweep.executor import Executor, Job, Result
-from rlx.track.record import read_metrics
+from rlx.store.record import read_metrics
+from rlx.store.runs import RunDir, new_meta
+from rlx.sweep.executors.executor import Executor, Job, Result
 
 TIMEOUT_S = 60.0
 """A machine that is busy with other things must not fail a test."""

@@ -20,7 +20,7 @@ from rlx.algos import ALGORITHMS
 from rlx.checkpoint import find_checkpoints
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
 
 ENVS = {
     "native": ["env=cartpole"],

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from rlx import ops
 from rlx.algos import ALGORITHMS
-from rlx.algos.config import A2CConfig, Activation, Baseline, Objective, PPOConfig, ReinforceConfig
 from rlx.checkpoint import _plain
+from rlx.config.algos.base_config import A2CConfig, Activation, Baseline, Objective, PPOConfig, ReinforceConfig
 from rlx.errors import NonFiniteError
 from rlx.rng import GlobalRNG
 from rlx.types import EnvSpec, Progress, Rollout

@@ -12,14 +12,14 @@ import torch
 from launch import run_main
 
 from rlx.algos.alphago import AlphaGo, Phase
-from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
 from rlx.collect import Collector
-from rlx.envs.games import Game
-from rlx.envs.play import SelfPlayVectorEnv
+from rlx.config.algos.games_config import AlphaGoConfig, Part, ValueData
+from rlx.envs.games.openspiel import Game
+from rlx.envs.games.selfplay import SelfPlayVectorEnv
 from rlx.errors import ConfigError, NonFiniteError
-from rlx.nn.tower import descend
-from rlx.planning.rollouts import LinearPolicy, RolloutModel, play_out, sample_legal
-from rlx.planning.rules import RulesModel
+from rlx.nn.resnet import descend
+from rlx.planning.adapters.game_rules import RulesModel
+from rlx.planning.adapters.playouts import LinearPolicy, RolloutModel, play_out, sample_legal
 from rlx.planning.search import SearchConfig, search
 from rlx.types import EnvSpec, Progress
 

@@ -28,8 +28,8 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError, EnvError, StorageError
 from rlx.run import train
-from rlx.rundir import RunDir
-from rlx.track.record import Record
+from rlx.store.record import Record
+from rlx.store.runs import RunDir
 from rlx.types import EnvSpec
 
 FILES = ("algo.pt", "run.pt", "manifest.json")

@@ -23,13 +23,13 @@ from typer.testing import CliRunner, Result
 
 from rlx.algos import ALGORITHMS
 from rlx.cli import doctor as doctor_module
-from rlx.cli.braille import MARK, number, plot
 from rlx.cli.catalogue import EXTRA_MODULES, key_docs
-from rlx.cli.evaluate import digits
+from rlx.cli.eval import digits
 from rlx.cli.main import app
 from rlx.config.compose import Composer, runs_directory
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir
+from rlx.render.braille import MARK, number, plot
+from rlx.store.runs import RunDir
 
 ANSI = re.compile(r"\x1b\[")
 
@@ -93,7 +93,7 @@ def write_checkpoint(run: RunDir, env_steps: int, *, score: float | None, why_no
 
 def test_importing_the_commands_imports_nothing_heavy() -> None:
     code = (
-        "import sys, rlx.cli.catalogue, rlx.cli.runs, rlx.cli.doctor, rlx.cli.complete, rlx.cli.braille;"
+        "import sys, rlx.cli.catalogue, rlx.cli.listing, rlx.cli.doctor, rlx.cli.complete, rlx.render.braille;"
         "print([m for m in ('torch', 'wandb', 'gymnasium', 'hydra', 'numpy') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

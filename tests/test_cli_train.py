@@ -18,9 +18,9 @@ import torch
 import yaml
 from launch import GAME_PLAYING, POLICY_GRADIENT, run_main
 
-from rlx.cli.evaluate import digits
+from rlx.cli.eval import digits
 from rlx.config.compose import Composer, load_config
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
 
 COMMAND = Path(sys.executable).with_name("rlx")
 SMALL = (
@@ -499,13 +499,13 @@ def test_eval_records_a_video_of_every_frame_of_an_episode(rlx: Rlx, runs: Path)
 
 
 def test_code_is_kept_and_nothing_of_its_repository_is_executed(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlx import code
+    from rlx.store import provenance
 
     for name in ("GIT_CONFIG_GLOBAL", "GIT_CONFIG_SYSTEM"):
         monkeypatch.setenv(name, "/dev/null")
-    code.commit.cache_clear()
-    assert code.commit() is None
-    code.save_uncommitted(here).join()
+    provenance.commit.cache_clear()
+    assert provenance.commit() is None
+    provenance.save_uncommitted(here).join()
     assert list(here.iterdir()) == []  # no repository
     (here / "mine.py").write_text("a = 1\n")
     identity = ["-c", "user.name=n", "-c", "user.email=e"]
@@ -514,12 +514,12 @@ def test_code_is_kept_and_nothing_of_its_repository_is_executed(here: Path, monk
     (here / "mine.py").write_text("a = 2\n")
     config = here / ".git" / "config"
     config.write_text(config.read_text() + f"[core]\nfsmonitor = touch {here}/pwned\n[diff]\nexternal = touch {here}/pwned\n")
-    code.commit.cache_clear()
-    assert len(str(code.commit())) == 40
-    code.save_uncommitted(here).join()
+    provenance.commit.cache_clear()
+    assert len(str(provenance.commit())) == 40
+    provenance.save_uncommitted(here).join()
     assert "+a = 2" in (here / "code.diff").read_text()
     (here / ".gitattributes").write_text("* filter=evil\n")
     config.write_text(config.read_text() + f'[filter "evil"]\nclean = touch {here}/pwned\n')
-    assert code.uncommitted() == b""
+    assert provenance.uncommitted() == b""
     assert not (here / "pwned").exists()
-    code.commit.cache_clear()
+    provenance.commit.cache_clear()

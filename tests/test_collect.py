@@ -12,10 +12,10 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlx.algos.config import PPOConfig
 from rlx.algos.ppo import PPO
 from rlx.checkpoint import _plain
 from rlx.collect import SEED_LIMIT, Collector, Episode, env_actions
+from rlx.config.algos.base_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import CheckpointError
 from rlx.rng import GlobalRNG

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from rlx.config.compose import Composer
-from rlx.rundir import RunDir, new_meta
+from rlx.store.runs import RunDir, new_meta
 
 Command = Callable[[str], tuple[int, str, str]]
 Sweep = Callable[..., Path]

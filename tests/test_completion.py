@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from rlx.algos import ALGORITHMS
 from rlx.cli.main import app
 from rlx.config.compose import Composer, runs_directory
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rlx.config.compose import Composer, runs_directory
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
 
 TINY = "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 log.wandb=disabled log.console=quiet"
 
@@ -419,7 +419,7 @@ def test_runs_directory_may_begin_with_a_tilde(monkeypatch: pytest.MonkeyPatch, 
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and one that has never saved, in a directory of runs."""
     from rlx.run import train
-    from rlx.rundir import new_meta
+    from rlx.store.runs import new_meta
 
     root = tmp_path_factory.mktemp("runs")
     composed = Composer().compose(TINY.split())

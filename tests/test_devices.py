@@ -13,7 +13,7 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.rng import GlobalRNG
-from rlx.sweep.places import asks_for_gpu
+from rlx.sweep.executors.choose import asks_for_gpu
 
 
 def compose(words: str) -> RunConfig:

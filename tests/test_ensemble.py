@@ -10,8 +10,8 @@ from torch import Tensor
 
 from rlx.errors import NonFiniteError
 from rlx.models.ensemble import Ensemble, FitConfig, Fitted, bound_log_variance, fit, gaussian_nll, moments
-from rlx.models.imagination import EnsembleModel, FrozenEnsemble
-from rlx.nn.flat import FlatAdam
+from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
+from rlx.nn.optim import FlatAdam
 
 FIT = FitConfig(learning_rate=3e-3, batch_size=64, max_epochs=60, patience=10, weight_decay=1e-4)
 
@@ -154,7 +154,7 @@ def test_held_out_rows_are_not_trained_on():
     x = torch.randn(400, 2)
     y = x[:, :1] * 0.5
     holdout = torch.arange(400) < 100
-    y[holdout] = 5.0 + torch.randn(100, 1)  # whoever learned these would not foresee the others
+    y[holdout] = 5.0 + torch.randn(100, 1)  # whoever learned these would not predict the others
     ensemble = make(2, 1)
     before = [p.detach().clone() for p in ensemble.parameters()]
     fitted = train(ensemble, x, y, holdout=holdout, config=FitConfig(**{**FIT.__dict__, "patience": 3}))

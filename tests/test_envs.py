@@ -15,7 +15,7 @@ import torch
 from gymnasium import spaces
 
 from rlx.checkpoint import _plain
-from rlx.envs.cartpole import CartPoleVectorEnv
+from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.registry import NATIVE, REBUILT, REPLAYABLE, EnvFactory, VectorEnvFactory, check_env_id, extra_for
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import CheckpointError, ConfigError, EnvError

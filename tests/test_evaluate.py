@@ -15,13 +15,13 @@ import torch
 from launch import run_main
 from torch import Tensor
 
-from rlx.algos.config import PPOConfig
 from rlx.algos.ppo import PPO
 from rlx.collect import SEED_LIMIT, Collector, Episode
+from rlx.config.algos.base_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, EvaluationError
-from rlx.evaluate import Evaluator, Stopped, episode_seeds, run_episodes, summarize
+from rlx.evaluation.evaluator import Evaluator, Stopped, episode_seeds, run_episodes, summarize
 from rlx.rng import GlobalRNG, seed_everything
 from rlx.types import EnvSpec, PolicyOutput, Progress
 

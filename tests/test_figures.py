@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx.cli.braille import plot_many
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir, new_meta
-from rlx.stats import figures
+from rlx.render import figures
+from rlx.render.braille import plot_many
 from rlx.stats.curves import band
 from rlx.stats.data import Group, RunData
+from rlx.store.runs import RunDir, new_meta
 
 Command = Callable[[str], tuple[int, str, str]]
 METRIC = "eval/return_mean"

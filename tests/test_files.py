@@ -24,8 +24,8 @@ from rlx.files import (
     read_json,
     replace_durably,
 )
-from rlx.rundir import RunDir
-from rlx.track.record import Record, read_metrics
+from rlx.store.record import Record, read_metrics
+from rlx.store.runs import RunDir
 
 
 def _socket(path: Path) -> None:

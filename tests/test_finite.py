@@ -9,8 +9,8 @@ from torch import nn
 from zygote import in_child
 
 from rlx.errors import NonFiniteError
-from rlx.nn.flat import FlatAdam
-from rlx.nn.tower import descend
+from rlx.nn.optim import FlatAdam
+from rlx.nn.resnet import descend
 
 
 def test_cpu_is_stopped_before_the_step() -> None:

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlx.envs.games import Game, playable_names
-from rlx.envs.opponents import parse_opponent
-from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
+from rlx.envs.games.openspiel import Game, playable_names
+from rlx.envs.games.opponents import parse_opponent
+from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
+from rlx.envs.games.solvers import POSITIONS, ConnectFourSolver, _has_won, probe
 from rlx.envs.registry import check_env_id
-from rlx.envs.solvers import POSITIONS, ConnectFourSolver, _has_won, probe
 from rlx.errors import ConfigError
 
 NAMED: list[tuple[str, dict[str, Any]]] = [

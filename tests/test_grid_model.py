@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from rlx.envs.registry import VectorEnvFactory
 from rlx.models.grid import GridModel, Transitions, cell_errors, changed_cells, f1, flip, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, corrupt, imagine, num_bytes, pack, unpack
-from rlx.nn.flat import FlatAdam
+from rlx.models.grid_rollouts import CopyWorld, LearnedWorld, PerfectWorld, corrupt, imagine, num_bytes, pack, unpack
+from rlx.nn.optim import FlatAdam
 from rlx.types import GridWorld, WorldStep
 
 SHAPE = (4, 7, 7)

@@ -26,7 +26,7 @@ from typer.main import get_command
 from rlx.cli.main import app
 from rlx.config.compose import Composer
 from rlx.files import is_directory, is_file
-from rlx.rundir import RunDir, new_meta
+from rlx.store.runs import RunDir, new_meta
 
 INPUTS, TOGETHER = 200, 20
 COMMAND = get_command(app)
@@ -168,7 +168,7 @@ def _forget_record(run: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/ with a run, another one, and a sweep of two runs."""
     from rlx.run import train
-    from rlx.sweep.ledger import Spec, SweepDir
+    from rlx.store.sweeps import Spec, SweepDir
     from rlx.sweep.space import Point
 
     root = tmp_path_factory.mktemp("made") / "runs"
@@ -191,8 +191,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def ground(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A directory with things that must not change, a module that must not be imported, and no W&B, workers or graphics."""
-    from rlx.sweep.executor import Job, Result
-    from rlx.sweep.work import work
+    from rlx.sweep.executors.executor import Job, Result
+    from rlx.sweep.executors.worker import work
 
     class Here:
         """Works on a job in this process."""
@@ -228,8 +228,8 @@ def ground(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
     monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.setattr("rlx.cli.main.app", COMMAND)
-    monkeypatch.setattr("rlx.sweep.places.make_executor", Here)
-    monkeypatch.setattr("rlx.sweep.local.warm_up", lambda: None)
+    monkeypatch.setattr("rlx.sweep.executors.choose.make_executor", Here)
+    monkeypatch.setattr("rlx.sweep.executors.local.warm_up", lambda: None)
     monkeypatch.setattr("rlx.track.wandb.upload", lambda lines, **_: f"{len(list(lines))} uploaded")
     before = signal.signal(signal.SIGALRM, overdue)
     yield here

@@ -14,15 +14,15 @@ from gymnasium import spaces
 from launch import run_main
 
 from rlx import ops
-from rlx.algos.config.i2a import READINGS, Decide, I2AConfig, Imagination
 from rlx.algos.i2a import I2A
 from rlx.collect import Collector
+from rlx.config.algos.i2a_config import READINGS, Decide, I2AConfig, Imagination
 from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
-from rlx.evaluate import run_episodes
-from rlx.models.worlds import PerfectWorld, distinct, num_bytes, pack, unpack
-from rlx.nn.imagination import I2ANet, RolloutEncoder, num_parameters
+from rlx.evaluation.evaluator import run_episodes
+from rlx.models.grid_rollouts import PerfectWorld, distinct, num_bytes, pack, unpack
+from rlx.nn.imagination_net import I2ANet, RolloutEncoder, num_parameters
 from rlx.types import EnvSpec, Progress, Rollout
 
 CPU = torch.device("cpu")

@@ -54,16 +54,18 @@ def of_package(name: str) -> list[str]:
 
 RULES = {
     "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpoint", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
-    "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.replay", "rlx.algos.config"),
-    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models"),
-    "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.planning"),
-    "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn"),
+    "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.replay", "rlx.transfer", "rlx.config.algos"),
+    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.transfer"),
+    "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
+    "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.transfer"),
     "rlx.envs": (*COMMON, "rlx.envs", "rlx.files"),
-    "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track"),
+    "rlx.config.algos": ("rlx.errors", "rlx.config.algos"),
+    "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track", "rlx.store.record"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),
-    "rlx.collect": (*COMMON, "rlx.nn.transfer"),
+    "rlx.collect": (*COMMON, "rlx.transfer"),
+    "rlx.transfer": COMMON,
     "rlx.replay": COMMON,
-    "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.rundir", "rlx.files", "rlx.track.record"),
+    "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.store", "rlx.files"),
     "rlx.types": (),
     "rlx.errors": (),
     "rlx.ops": (),
@@ -75,11 +77,11 @@ FOREIGN = {
     "hydra": ("rlx.config", "rlx.sweep"),
     "omegaconf": ("rlx.config", "rlx.sweep"),
     "optuna": ("rlx.sweep",),
-    "ray": ("rlx.sweep.ray",),
-    "submitit": ("rlx.sweep.slurm",),
-    "matplotlib": ("rlx.stats",),
+    "ray": ("rlx.sweep.executors.ray",),
+    "submitit": ("rlx.sweep.executors.slurm",),
+    "matplotlib": ("rlx.render",),
     "typer": ("rlx.cli",),
-    "rich": ("rlx.cli", "rlx.track.console"),
+    "rich": ("rlx.cli", "rlx.render", "rlx.track.console"),
 }
 """Where a library may appear."""
 
@@ -105,7 +107,7 @@ def test_environments_do_without_torch_but_for_types() -> None:
 
 def test_no_algorithm_imports_another() -> None:
     for module in of_package("rlx.algos"):
-        assert own_imports(module) & set(of_package("rlx.algos")) <= set(of_package("rlx.algos.config")), module
+        assert own_imports(module) & set(of_package("rlx.algos")) <= set(of_package("rlx.config.algos.base_config")), module
 
 
 def test_only_the_composition_root_and_the_commands_know_every_package() -> None:

@@ -23,7 +23,7 @@ from resumable import FIT, assert_equal, compose, final_state, in_child, words
 
 from rlx.build import build
 from rlx.cli.main import main
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "kills.md"
 KILLS = int(os.environ.get("KILLS", "200"))

@@ -12,17 +12,17 @@ import torch
 from launch import run_main
 from torch import Tensor
 
-from rlx.algos.config.games import Search
-from rlx.algos.config.muzero import Layers, MuZeroConfig
 from rlx.algos.muzero import MuZero
 from rlx.build import env_spec
+from rlx.config.algos.games_config import Search
+from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.config.schema import EnvConfig
-from rlx.envs.games import Game
+from rlx.envs.games.openspiel import Game
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net, scale_latent
-from rlx.planning.latent import LatentModel
-from rlx.planning.rules import RulesModel
+from rlx.planning.adapters.game_rules import RulesModel
+from rlx.planning.adapters.latent_tree import LatentModel
 from rlx.planning.search import SearchConfig, search
 from rlx.planning.tree import Trees
 from rlx.replay import SequenceReplay

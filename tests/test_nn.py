@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from rlx.errors import ConfigError, NonFiniteError
 from rlx.nn.actor_critic import ActorCritic
-from rlx.nn.flat import FlatAdam
 from rlx.nn.graphs import Replayed
 from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
 from rlx.nn.mlp import MLP
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
+from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec
 
 ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}

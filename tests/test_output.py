@@ -15,9 +15,9 @@ from launch import lines, run_main
 
 from rlx.cli import main as cli
 from rlx.config.compose import load_config
-from rlx.rundir import RunDir
 from rlx.signals import SignalHandler, expect_requests
-from rlx.track.record import read_record
+from rlx.store.record import read_record
+from rlx.store.runs import RunDir
 
 Command = Callable[[str], tuple[int, str, str]]
 

@@ -13,12 +13,12 @@ from gymnasium import spaces
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlx.algos.config.pets import PETSConfig, Planner, Propagation, RewardSource, TerminationSource, TrustRule
 from rlx.algos.pets import PETS
 from rlx.collect import Collector
+from rlx.config.algos.pets_config import PETSConfig, Planner, Propagation, RewardSource, TerminationSource, TrustRule
 from rlx.config.compose import Composer
+from rlx.envs.control.reward_functions import RULES
 from rlx.envs.registry import NATIVE
-from rlx.envs.rules import RULES
 from rlx.errors import ConfigError, NonFiniteError
 from rlx.planning.shooting import Memory
 from rlx.replay import TransitionReplay

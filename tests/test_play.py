@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from launch import TIMEOUT_S, default_signals, run_main
 
-from rlx.cli.board import draw, move_names
-from rlx.envs.games import Game
-from rlx.envs.opponents import parse_opponent
-from rlx.match import KnownPlayer, play_match
+from rlx.envs.games.openspiel import Game
+from rlx.envs.games.opponents import parse_opponent
+from rlx.evaluation.match import KnownPlayer, play_match
+from rlx.render.board import draw, move_names
 from rlx.stats.elo import fit, rate
 
 Command = Callable[[str], tuple[int, str, str]]

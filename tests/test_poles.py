@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rlx.envs.registry  # noqa: F401  (registers the poles)
-from rlx.envs.poles import TASKS, draw
+from rlx.envs.control.poles import TASKS, draw
 
 POLE, CART = np.array([202, 152, 101]), np.array([0, 0, 0])
 

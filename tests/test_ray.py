@@ -23,10 +23,10 @@ from launch import SETTINGS, TIMEOUT_S, drain, finish, lines, new_job, start, wa
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
 from rlx.run import train
-from rlx.rundir import RunDir, new_meta
-from rlx.sweep import ray as ours
-from rlx.sweep.executor import Job
-from rlx.sweep.ray import RayExecutor
+from rlx.store.runs import RunDir, new_meta
+from rlx.sweep.executors import ray as ours
+from rlx.sweep.executors.executor import Job
+from rlx.sweep.executors.ray import RayExecutor
 from rlx.track.console import QuietConsole
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed: pip install 'rlx[ray]'")

@@ -26,10 +26,10 @@ from rlx.build import build
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.run import train
-from rlx.rundir import RunDir, new_meta
+from rlx.store.record import Record, read_metrics
+from rlx.store.runs import RunDir, new_meta
 from rlx.track.console import QuietConsole
 from rlx.track.logger import NullMirror, RunLogger
-from rlx.track.record import Record, read_metrics
 
 
 def kill_at(pid: int, run: RunDir, env_steps: float) -> None:

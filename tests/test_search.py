@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from reference_tree import Node, search_one
 
-from rlx.envs.games import Game, playable_names
-from rlx.envs.solvers import ConnectFourSolver, outcome, probe
+from rlx.envs.games.openspiel import Game, playable_names
+from rlx.envs.games.solvers import ConnectFourSolver, outcome, probe
 from rlx.errors import NonFiniteError
-from rlx.planning.rules import RulesModel
+from rlx.planning.adapters.game_rules import RulesModel
 from rlx.planning.search import Found, SearchConfig, considered_visits, search
 from rlx.planning.tree import Trees
 

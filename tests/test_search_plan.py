@@ -14,15 +14,15 @@ from launch import lines
 from rlx.collect import Episode
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
-from rlx.evaluate import summarize
+from rlx.evaluation.evaluator import summarize
 from rlx.metrics import MetricBuffer
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
+from rlx.store.sweeps import Search, Spec, SweepDir
 from rlx.sweep.drive import AGGREGATES, iqm, last_value
-from rlx.sweep.executor import Job, Result
-from rlx.sweep.ledger import Search, Spec, SweepDir
+from rlx.sweep.executors.executor import Job, Result
+from rlx.sweep.executors.worker import work
 from rlx.sweep.plan import LOGGED, SearchPlan
 from rlx.sweep.space import Point
-from rlx.sweep.work import work
 
 WORDS = (
     "algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=2", "algo.rollout_length=32", "algo.num_epochs=1",

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlx.envs.rules import RULES
-from rlx.models.imagination import EnsembleModel
+from rlx.envs.control.reward_functions import RULES
+from rlx.models.ensemble_rollouts import EnsembleModel
 from rlx.planning.shooting import (
     PLANNERS,
     Imagined,
@@ -277,7 +277,7 @@ def test_planning_with_the_true_dynamics_swings_the_pendulum_up(method):
     assert total.max() > -150.0
 
 
-# Luck that a plan must not foresee
+# Noise that a plan must not exploit
 
 OPTIMUM = 0.09
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from launch import contents, default_signals, finish, left_over, lines, saved_steps, start, wait_for
 
-from rlx.rundir import RunDir
 from rlx.signals import SignalHandler
+from rlx.store.runs import RunDir
 
 SETTINGS = [
     "algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=3", "algo.rollout_length=20", "algo.num_minibatches=3",

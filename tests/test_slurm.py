@@ -18,11 +18,11 @@ from launch import SETTINGS, TIMEOUT_S, drain, finish, lines, new_job, start, wa
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
 from rlx.run import train
-from rlx.rundir import RunDir, new_meta
 from rlx.signals import SignalHandler
-from rlx.sweep import slurm
-from rlx.sweep.executor import Job, Result
-from rlx.sweep.slurm import SlurmExecutor, Task, parse_options
+from rlx.store.runs import RunDir, new_meta
+from rlx.sweep.executors import slurm
+from rlx.sweep.executors.executor import Job, Result
+from rlx.sweep.executors.slurm import SlurmExecutor, Task, parse_options
 from rlx.track.console import QuietConsole
 
 # Options
@@ -385,7 +385,7 @@ def signals() -> Iterator[list[int]]:
 
 def do(monkeypatch: pytest.MonkeyPatch, function: Callable[[Job], Result], job: Job) -> Result:
     """What the task of a job returns if working on it is `function`."""
-    monkeypatch.setattr("rlx.sweep.work.work", function)
+    monkeypatch.setattr("rlx.sweep.executors.worker.work", function)
     return Task(job)()
 
 

@@ -16,12 +16,12 @@ from gymnasium.utils.env_checker import check_env
 from rlx.build import env_spec
 from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
-from rlx.envs.boxoban import read_levels
-from rlx.envs.grids import GridVectorEnv
+from rlx.envs.grids.boxoban import read_levels
+from rlx.envs.grids.grid_settings import make_grid, settings_of
+from rlx.envs.grids.gridworld import GridVectorEnv
+from rlx.envs.grids.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate, solution
 from rlx.envs.registry import VectorEnvFactory
-from rlx.envs.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate, solution
 from rlx.envs.vector import GymVectorEnv
-from rlx.envs.worlds import make_grid, settings_of
 from rlx.errors import CheckpointError, ConfigError
 
 ID = "rlx/Sokoban-v0"
@@ -405,7 +405,7 @@ def test_levels_that_do_not_fit_the_settings_are_refused(tmp_path):
 
 
 def test_a_path_of_levels_that_has_no_end_is_refused_at_once_and_a_link_to_levels_is_followed(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("rlx.envs.boxoban.LIMIT", 100)
+    monkeypatch.setattr("rlx.envs.grids.boxoban.LIMIT", 100)
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "large").write_text("#" * 101)
     (tmp_path / "level").write_text("#####\n#@$.#\n#   #\n#   #\n#####\n")

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from rlx.config.compose import Composer
-from rlx.envs import sokoban_levels
-from rlx.envs.minipacman import level_keys
+from rlx.envs.grids import sokoban_levels
+from rlx.envs.grids.grid_settings import make_grid, settings_of
+from rlx.envs.grids.minipacman import level_keys
+from rlx.envs.grids.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate
+from rlx.envs.grids.splits import in_split, keys_of
 from rlx.envs.registry import EnvFactory, VectorEnvFactory
-from rlx.envs.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate
-from rlx.envs.splits import in_split, keys_of
-from rlx.envs.worlds import make_grid, settings_of
 from rlx.errors import ConfigError, EnvError
 
 SOKOBAN, MINIPACMAN = "rlx/Sokoban-v0", "rlx/MiniPacman-v0"

@@ -11,7 +11,7 @@ from scipy import stats
 
 from rlx.errors import ConfigError
 from rlx.stats import aggregate, curves, intervals
-from rlx.stats.compare import compare
+from rlx.stats.comparison import compare
 from rlx.stats.data import Group, RunData, group, label, metrics_of
 
 METRIC = "eval/return_mean"

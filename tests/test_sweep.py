@@ -19,11 +19,11 @@ from launch import finish, left_over, lines, run_main, start, wait_for
 
 from rlx.cli.sweep import make_plan
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir
-from rlx.sweep import local
-from rlx.sweep.executor import Job, Result
-from rlx.sweep.ledger import Search, Spec, SweepDir
-from rlx.sweep.local import LocalExecutor
+from rlx.store.runs import RunDir
+from rlx.store.sweeps import Search, Spec, SweepDir
+from rlx.sweep.executors import local
+from rlx.sweep.executors.executor import Job, Result
+from rlx.sweep.executors.local import LocalExecutor
 from rlx.sweep.prepare import prepare
 
 Command = Callable[[str], tuple[int, str, str]]

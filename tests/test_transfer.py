@@ -7,7 +7,7 @@ import torch
 from accelerated import REAL, device_here
 from zygote import in_child
 
-from rlx.nn.transfer import fetch, send
+from rlx.transfer import fetch, send
 
 MIXED = (
     torch.arange(7, dtype=torch.uint8), torch.tensor([True, False, True]), torch.tensor(2.5), torch.zeros(0, 3, dtype=torch.int64),

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rlx.config.compose import Composer
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
 
 SETTINGS = (
     "recipe=null env.native=false env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=16 loop.eval_episodes=1 "
@@ -35,7 +35,7 @@ Rlx = Callable[[str], tuple[int, str]]
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from rlx.run import train
-    from rlx.rundir import new_meta
+    from rlx.store.runs import new_meta
 
     root = tmp_path_factory.mktemp("runs")
     composed = Composer().compose(SETTINGS.split())

@@ -15,8 +15,8 @@ from gymnasium import spaces
 
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError, EnvError, RlxError, StorageError
+from rlx.evaluation.video import record
 from rlx.types import PolicyOutput
-from rlx.video import record
 
 pytest.importorskip("imageio_ffmpeg", reason="needs the video extra")
 

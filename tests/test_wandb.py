@@ -23,10 +23,10 @@ from rlx.algos import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.schema import EnvConfig, RunConfig
 from rlx.errors import ConfigError, RlxError, SyncError
-from rlx.rundir import RunDir, wandb_group
+from rlx.store.record import Record
+from rlx.store.runs import RunDir, wandb_group
 from rlx.track import wandb as mirror_module
 from rlx.track.logger import Mirror, NullMirror
-from rlx.track.record import Record
 from rlx.track.wandb import WandbMirror, make_mirror
 
 KEY = "0123456789abcdef0123456789abcdef01234567"

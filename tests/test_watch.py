@@ -25,11 +25,11 @@ from test_i2a import act, boards, give_weight, make
 
 import rlx
 from rlx import ops
-from rlx.algos.config.i2a import Decide, Imagination
-from rlx.cli.watchview import find_room, view
-from rlx.envs.worlds import MiniPacmanSettings, SokobanSettings, make_grid
-from rlx.evaluate import run_episodes
-from rlx.watch import Moment, Thought, play
+from rlx.config.algos.i2a_config import Decide, Imagination
+from rlx.envs.grids.grid_settings import MiniPacmanSettings, SokobanSettings, make_grid
+from rlx.evaluation.evaluator import run_episodes
+from rlx.evaluation.watching import Moment, Thought, play
+from rlx.render.watch_view import find_room, view
 
 Command = Callable[[str], tuple[int, str, str]]
 SHORT = "recipe=null env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=96 loop.eval_every=0 log.wandb=disabled log.console=quiet"

@@ -6,11 +6,11 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from rlx.algos.config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
-from rlx.algos.config.games import AlphaGoConfig, AlphaZeroConfig
-from rlx.algos.config.i2a import I2AConfig
-from rlx.algos.config.muzero import MuZeroConfig
-from rlx.algos.config.pets import PETSConfig
+from rlx.config.algos.base_config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
+from rlx.config.algos.games_config import AlphaGoConfig, AlphaZeroConfig
+from rlx.config.algos.i2a_config import I2AConfig
+from rlx.config.algos.muzero_config import MuZeroConfig
+from rlx.config.algos.pets_config import PETSConfig
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlx.algos.config.games import AlphaGoConfig, Part, ValueData
+from rlx.config.algos.games_config import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
-from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward
-from rlx.planning.rollouts import LinearPolicy, RolloutModel, sample_legal
-from rlx.planning.rules import RulesModel
-from rlx.planning.search import SearchConfig, Searched, search
+from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward
+from rlx.planning.adapters.game_rules import RulesModel
+from rlx.planning.adapters.playouts import LinearPolicy, RolloutModel, sample_legal
+from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -76,8 +76,8 @@ class AlphaGo:
         self._played: list[_Played] = []
         self._freeze()
 
-    def _tower(self) -> Tower:
-        net = Tower(self.game.planes_shape, self.game.num_actions, blocks=self.config.blocks, channels=self.config.channels)
+    def _tower(self) -> ResNet:
+        net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=self.config.blocks, channels=self.config.channels)
         return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _adam(self, net: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -113,7 +113,7 @@ class AlphaGo:
     def _freeze(self) -> None:
         """Copies of the networks that only predict."""
         self._fast_supervised, self._fast_policy, self._fast_value = (
-            FrozenTower(net, self.device) for net in (self.supervised, self.policy, self.value)
+            FrozenResNet(net, self.device) for net in (self.supervised, self.policy, self.value)
         )
         self._fast_pool = [self._frozen(weights) for weights in self._pool]
         self._freeze_rollout_policy()
@@ -122,10 +122,10 @@ class AlphaGo:
         weight, bias = (p.detach().cpu().numpy() for p in (self.rollout_policy.weight, self.rollout_policy.bias))
         self._fast_rollout_policy = LinearPolicy(weight.copy(), bias.copy())
 
-    def _frozen(self, weights: State) -> FrozenTower:
+    def _frozen(self, weights: State) -> FrozenResNet:
         net = self._tower()
         net.load_state_dict(weights)
-        return FrozenTower(net, self.device)
+        return FrozenResNet(net, self.device)
 
     # Acting
 
@@ -226,7 +226,7 @@ class AlphaGo:
 
     def search(
         self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, mix: float | None = None
-    ) -> tuple[Searched, RulesModel, NDArray[np.bool_]]:
+    ) -> tuple[SearchResult, RulesModel, NDArray[np.bool_]]:
         """Search from the positions after the actions of each row [B, L], guided by the supervised policy.
 
         Returns:
@@ -322,7 +322,7 @@ class AlphaGo:
         if owed:
             self._finite.check()
             self._steps["supervised"] += owed
-            self._fast_supervised = FrozenTower(self.supervised, self.device)
+            self._fast_supervised = FrozenResNet(self.supervised, self.device)
             self._freeze_rollout_policy()
         return total
 
@@ -337,7 +337,7 @@ class AlphaGo:
         if owed:
             self._finite.check()
             self._steps["value"] += owed
-            self._fast_value = FrozenTower(self.value, self.device)
+            self._fast_value = FrozenResNet(self.value, self.device)
         return total
 
     def _sample(self, replay: PositionReplay) -> tuple[Tensor, Tensor, Tensor]:
@@ -349,7 +349,7 @@ class AlphaGo:
         """The supervised policy is where the policy gradient begins, and its first opponent."""
         self.policy.load_state_dict(self.supervised.state_dict())
         self.policy.eval()  # statistics stay those of the experts' games: a batch of one's own games is no fair sample
-        self._fast_policy = FrozenTower(self.policy, self.device)
+        self._fast_policy = FrozenResNet(self.policy, self.device)
         self._join_pool()
 
     def _join_pool(self) -> None:
@@ -385,7 +385,7 @@ class AlphaGo:
         entropy = -(log_all.exp() * log_all.masked_fill(illegal, 0.0)).sum(dim=1).mean()
         descend(self.optimizers["policy"], loss - self.config.entropy_coef * entropy, self.config.reinforce_learning_rate)
         self._steps["policy"] += 1
-        self._fast_policy = FrozenTower(self.policy, self.device)
+        self._fast_policy = FrozenResNet(self.policy, self.device)
         if self._steps["policy"] % self.config.snapshot_every == 0:
             self._join_pool()
         self._opponent = int(torch.randint(len(self._pool), ()))

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlx.algos.config.games import AlphaZeroConfig, Search
+from rlx.config.algos.games_config import AlphaZeroConfig, Search
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
-from rlx.nn.tower import FrozenTower, Tower, adam, descend, forward, squared_norm
-from rlx.nn.transfer import fetch, send
-from rlx.planning.rules import Known, RulesModel
-from rlx.planning.search import SearchConfig, Searched, search
+from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward, squared_norm
+from rlx.planning.adapters.game_rules import Known, RulesModel
+from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries
+from rlx.transfer import fetch, send
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -43,12 +43,12 @@ class AlphaZero:
             raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")
         self.config, self.device, self.game = config, device, spec.game
         self.rollout_length = 1
-        self.net = Tower(self.game.planes_shape, self.game.num_actions, blocks=config.blocks, channels=config.channels).to(device)
+        self.net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=config.blocks, channels=config.channels).to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
         self._symmetries = Symmetries(self.game.symmetries)
-        self._frozen = FrozenTower(self.net, device)
+        self._frozen = FrozenResNet(self.net, device)
         self._steps = 0
         self._finite = FiniteWatch()
         self._open: list[list[_Ply]] = [[] for _ in range(num_envs)]
@@ -79,7 +79,7 @@ class AlphaZero:
         self._open = [_unpack(game) for game in state["open"]]
         self._order = list(state["order"])
         self._waiting = {int(k): dict(v) for k, v in state["waiting"].items()}
-        self._frozen = FrozenTower(self.net, self.device)
+        self._frozen = FrozenResNet(self.net, self.device)
 
     # Acting
 
@@ -113,7 +113,7 @@ class AlphaZero:
 
     def search(
         self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, known: Known | None = None
-    ) -> tuple[Searched, RulesModel, NDArray[np.bool_]]:
+    ) -> tuple[SearchResult, RulesModel, NDArray[np.bool_]]:
         """Search from the positions after the actions of each row [B, L], with training's noise only in mode "train".
 
         Args:
@@ -138,7 +138,7 @@ class AlphaZero:
         return SearchConfig(**settings, forced=config.forced_playouts if explore else 0.0, prove=config.prove)
 
     def _explore(
-        self, found: Searched, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator
+        self, found: SearchResult, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Early in the game, moves in proportion to their visits under PUCT, and now and then any move.
 
@@ -222,7 +222,7 @@ class AlphaZero:
                 total[name] = total.get(name, torch.zeros(())) + value / owed
         self._finite.check()
         self._steps += owed
-        self._frozen = FrozenTower(self.net, self.device)
+        self._frozen = FrozenResNet(self.net, self.device)
         total["loss/weights"] = self.config.weight_decay * squared_norm(self.net)
         return {**total, "update/learning_rate": learning_rate, "update/num_gradient_steps": float(owed), "replay/size": float(replay.size)}
 

@@ -20,17 +20,17 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.algos.config.i2a import Decide, I2AConfig, Imagination
+from rlx.config.algos.i2a_config import Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
-from rlx.models.worlds import CopyWorld, LearnedWorld, PerfectWorld, distinct, imagine, num_bytes, pack, unpack
-from rlx.nn.flat import FlatAdam
+from rlx.models.grid_rollouts import CopyWorld, LearnedWorld, PerfectWorld, distinct, imagine, num_bytes, pack, unpack
 from rlx.nn.heads import CategoricalHead
-from rlx.nn.imagination import I2ANet, num_parameters
+from rlx.nn.imagination_net import I2ANet, num_parameters
+from rlx.nn.optim import FlatAdam
+from rlx.planning.adapters.grid_tree import Plan, search_tree, weigh_rollouts
 from rlx.planning.search import SearchConfig
-from rlx.planning.worlds import Plan, search_tree, weigh_rollouts
 from rlx.replay import TransitionReplay
-from rlx.types import EnvSpec, GridWorld, Insight, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree, World
+from rlx.types import EnvSpec, Explanation, GridWorld, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree, World
 
 Reading = Literal["on", "off", "shuffled", "copy", "perfect"]
 _LOOK_AHEAD = 5
@@ -132,7 +132,7 @@ class I2A:
         return *self.net(planes, c_ia), imagined
 
     @torch.no_grad()
-    def explain(self, obs: Tensor, *, mode: Mode = "eval") -> Insight:
+    def explain(self, obs: Tensor, *, mode: Mode = "eval") -> Explanation:
         """What `act` does with obs [B, *], under the same draws, and what of its imagination it reads."""
         planes = self._planes(obs)
         without, value = self.net(planes, None)
@@ -148,7 +148,7 @@ class I2A:
                 logits, value = self.net(planes, c_ia)
                 saliency = self._saliency(planes, c_ia, logits)
         sampled = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
-        return Insight(
+        return Explanation(
             action=plan.action if plan else sampled, probs=logits.softmax(-1), probs_without=without.softmax(-1),
             value=value / self._reward_scale, planes=rolled[0] if rolled else None, reward=rolled[1] if rolled else None,
             saliency=saliency, promise=plan.promise / self._reward_scale if plan else None,

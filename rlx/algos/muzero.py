@@ -19,17 +19,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlx.algos.config.games import Search
-from rlx.algos.config.muzero import Layers, MuZeroConfig
+from rlx.config.algos.games_config import Search
+from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net
 from rlx.nn.finite import FiniteWatch
-from rlx.nn.tower import adam, descend, squared_norm
-from rlx.nn.transfer import fetch, send
+from rlx.nn.resnet import adam, descend, squared_norm
 from rlx.ops import n_step_returns
-from rlx.planning.latent import LatentModel
-from rlx.planning.search import SearchConfig, Searched, search
+from rlx.planning.adapters.latent_tree import LatentModel
+from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import SequenceReplay, Symmetries
+from rlx.transfer import fetch, send
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _SMALL_BOARD = 16
@@ -133,7 +133,7 @@ class MuZero:
         }
         return PolicyOutput(torch.from_numpy(action).to(self.device), (), extras)
 
-    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[Searched, LatentModel]:
+    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentModel]:
         """Search from the positions of a game after the actions of each row [B, L]."""
         obs = torch.from_numpy(histories)
         seen = self._look(obs)
@@ -141,7 +141,7 @@ class MuZero:
 
     def _search(
         self, obs: Tensor, legal: NDArray[np.bool_], *, mode: Mode, rng: np.random.Generator, explore: NDArray[np.bool_] | None = None
-    ) -> tuple[Searched, LatentModel]:
+    ) -> tuple[SearchResult, LatentModel]:
         config = self.search_config(mode)
         num_nodes = config.simulations + config.leaves + 1
         model = LatentModel(self._frozen, obs.to(self.device), legal, discount=self._discount, num_nodes=num_nodes)
@@ -155,7 +155,7 @@ class MuZero:
             **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.min_return_range
         )
 
-    def _worth(self, found: Searched) -> Tensor:
+    def _worth(self, found: SearchResult) -> Tensor:
         """What the roots [B] are worth to whoever acts there."""
         value = found.improved_value() if self.config.search is Search.gumbel else found.value()
         return torch.from_numpy(value.astype(np.float32))
@@ -175,7 +175,7 @@ class MuZero:
         return None if self._plies is None else (obs >= 0).sum(dim=1).cpu().numpy() < self._plies
 
     def _explore(
-        self, found: Searched, best: NDArray[np.int64], seen: _Seen, obs: Tensor, rng: np.random.Generator
+        self, found: SearchResult, best: NDArray[np.int64], seen: _Seen, obs: Tensor, rng: np.random.Generator
     ) -> NDArray[np.int64]:  # fmt: skip
         """Actions in proportion to their visits under PUCT (under Gumbel the noise explores), and any before there is a model."""
         action = best
@@ -356,7 +356,7 @@ class MuZero:
         return losses, self.bins.decode(value[:, 0].detach())
 
     def _judge_model(self) -> dict[str, Tensor | float]:
-        """How well K steps of the model foresee the newest steps, which it was not trained on."""
+        """How well K steps of the model predict the newest steps, which it was not trained on."""
         k, b = self.config.unroll_steps, self.replay.num_envs
         if self.replay.size < (k + 1) * b:
             return {}

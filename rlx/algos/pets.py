@@ -2,8 +2,8 @@
 
 Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random; then fit an ensemble to all that was seen, and take the
 first action of a plan that is made anew at every step, beginning from the rest of the one before. Deviations of the model are in
-`rlx.models.ensemble` and `rlx.models.imagination`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env steps and
-not with the episodes.
+`rlx.models.ensemble` and `rlx.models.ensemble_rollouts`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env
+steps and not with the episodes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.algos.config.pets import PETSConfig, RewardSource, TerminationSource, TrustRule
+from rlx.config.algos.pets_config import PETSConfig, RewardSource, TerminationSource, TrustRule
 from rlx.errors import ConfigError
 from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
-from rlx.models.foresight import Foreseen, follow_mean, foresee
-from rlx.models.imagination import EnsembleModel, FrozenEnsemble
-from rlx.nn.flat import FlatAdam
+from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
+from rlx.models.prediction import Prediction, follow_mean, predict_observations
 from rlx.nn.graphs import Replayed
+from rlx.nn.optim import FlatAdam
 from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
 from rlx.planning.windows import ReturnWindows
 from rlx.replay import TransitionReplay
@@ -140,9 +140,9 @@ class PETS:
         self._replayed = Replayed(planning)
         return measured
 
-    def foresee(self, obs: Tensor, action: Tensor, *, particles: int) -> Foreseen:
-        """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member; see `rlx.models.foresight`."""
-        return foresee(self._measured, obs, action, particles=particles)
+    def predict_observations(self, obs: Tensor, action: Tensor, *, particles: int) -> Prediction:
+        """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member; see `rlx.models.prediction`."""
+        return predict_observations(self._measured, obs, action, particles=particles)
 
     @property
     def num_members(self) -> int:

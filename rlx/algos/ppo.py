@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.algos.config import Objective, PPOConfig
+from rlx.config.algos.base_config import Objective, PPOConfig
 from rlx.nn.actor_critic import ActorCritic
-from rlx.nn.flat import FlatAdam
 from rlx.nn.normalize import RewardScaler
+from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 

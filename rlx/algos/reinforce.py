@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.algos.config import Baseline, ReinforceConfig
+from rlx.config.algos.base_config import Baseline, ReinforceConfig
 from rlx.nn.actor_critic import ActorCritic
-from rlx.nn.flat import FlatAdam
+from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 

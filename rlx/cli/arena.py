@@ -13,7 +13,7 @@ from rlx.cli.complete import complete_runs
 from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
-    from rlx.match import Player
+    from rlx.evaluation.match import Player
 
 
 def arena(
@@ -37,9 +37,9 @@ def arena(
 
       rlx arena GO --parts --opponents uct:1000
     """
-    from rlx.cli.players import find_player, load_run, split
     from rlx.errors import ConfigError
-    from rlx.match import RunPlayer, play_match
+    from rlx.evaluation.match import RunPlayer, play_match
+    from rlx.evaluation.players import find_player, load_run, split
     from rlx.stats.elo import rate
 
     algo, game, reference = load_run(runs[0], simulations=simulations, trust=trust)

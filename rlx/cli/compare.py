@@ -18,7 +18,7 @@ from rlx.cli.options import echo
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rlx.stats.compare import Comparison, Row
+    from rlx.stats.comparison import Comparison, Row
 
 _METRIC = "eval/return_mean"
 _STYLE = {"better": "green", "worse": "red", "too few seeds": "yellow", "not distinguishable": "dim"}
@@ -53,7 +53,7 @@ def compare(
     """
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
-    from rlx.stats.compare import compare as compare_groups
+    from rlx.stats.comparison import compare as compare_groups
     from rlx.stats.data import group, load, objective_of
 
     if not 0.5 <= confidence < 1.0:
@@ -78,7 +78,7 @@ def compare(
 
 def _grid_of(root: Path, sweeps: set[str | None]) -> str | None:
     """The sweep that all runs are of, if it can get more seeds: a search cannot."""
-    from rlx.sweep.ledger import SweepDir
+    from rlx.store.sweeps import SweepDir
 
     name = next(iter(sweeps)) if len(sweeps) == 1 else None
     return name if name is not None and SweepDir(root / name).content().get("search") is None else None
@@ -151,7 +151,7 @@ def _print_notes(console: Console, result: Comparison, sweep: str | None, refere
 
 
 def _number(value: float) -> str:
-    from rlx.cli.braille import number
+    from rlx.render.braille import number
 
     return "–" if not math.isfinite(value) else number(value)
 

@@ -60,7 +60,7 @@ def complete_overrides(ctx: typer.Context, incomplete: str) -> list[Candidate]:
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     """Complete the name of a run, newest first; a path is left to the shell, and `rlx resume` may go without a name."""
     from rlx.config.compose import runs_directory
-    from rlx.rundir import list_runs
+    from rlx.store.runs import list_runs
 
     runs = sorted((r for r in list_runs(runs_directory()) if _is_name(r.name)), key=lambda run: run.last_started, reverse=True)
     candidates = [("latest", runs[0].name)] if runs else []
@@ -90,7 +90,7 @@ def complete_checkpoints(ctx: typer.Context, incomplete: str) -> list[Candidate]
     from rlx.checkpoint import best_checkpoint, find_checkpoints
     from rlx.config.compose import runs_directory
     from rlx.errors import RlxError
-    from rlx.rundir import RunDir
+    from rlx.store.runs import RunDir
 
     try:
         found, _ = find_checkpoints(RunDir.open(runs_directory(), str(ctx.params.get("run") or "latest")).checkpoints)

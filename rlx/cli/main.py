@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 import typer
 
 from rlx import __version__
-from rlx.cli import arena, catalogue, compare, doctor, evaluate, model, play, plot, runs, sweep, sync, train, watch
+from rlx.cli import arena, catalogue, compare, doctor, eval, listing, model, play, plot, sweep, sync, train, watch
+from rlx.cli.arguments import Verb, Verbs
 from rlx.cli.options import echo
-from rlx.cli.words import Verb, Verbs
 from rlx.errors import EnvError, OutOfMemoryError, RlxError, StorageError, user_line
 from rlx.signals import expect_requests
 from rlx.text import printable
@@ -34,7 +34,7 @@ app = typer.Typer(
 app.command("train", cls=Verb)(train.train)
 app.command("resume", cls=Verb)(train.resume)
 app.command("sweep", cls=Verb)(sweep.sweep)
-app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("eval", cls=Verb)(eval.evaluate)
 app.command("model", cls=Verb)(model.model)
 app.command("watch", cls=Verb)(watch.watch)
 app.command("play", cls=Verb)(play.play)
@@ -42,8 +42,8 @@ app.command("arena", cls=Verb)(arena.arena)
 app.command("config", cls=Verb)(catalogue.config)
 app.command("algos", cls=Verb)(catalogue.algos)
 app.command("envs", cls=Verb)(catalogue.envs)
-app.command("ls", cls=Verb)(runs.ls)
-app.command("show", cls=Verb)(runs.show)
+app.command("ls", cls=Verb)(listing.ls)
+app.command("show", cls=Verb)(listing.show)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("plot", cls=Verb)(plot.plot)
 app.command("sync", cls=Verb)(sync.sync)

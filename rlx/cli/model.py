@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rlx.config.schema import RunConfig
-    from rlx.models.foresight import Foresees
-    from rlx.stats.foresight import Foresight
+    from rlx.evaluation.model_error import ModelError
+    from rlx.models.prediction import PredictsObservations
 
 MODEL_STREAM = [0xF0CE5]
 """The episodes of `rlx model` are the same for every run, and none of them was trained on or chose a checkpoint."""
@@ -34,7 +34,7 @@ _MOST_ROWS = 20
 
 def model(
     run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
-    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play and to foresee.")] = 5,
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes to play and to predict.")] = 5,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.", autocompletion=complete_checkpoints)] = "latest",
     policy: Annotated[str, typer.Option(help="Who acts: plan (the run, as in its evaluations) or random.")] = "plan",
     horizon: Annotated[int | None, typer.Option(min=1, help="Steps to look ahead. (default: the planner's horizon)")] = None,
@@ -53,11 +53,11 @@ def model(
 
       rlx model pole --checkpoint best --json | jq .spearman
     """
-    from rlx.cli.evaluate import choose_checkpoint, load_policy
+    from rlx.cli.eval import choose_checkpoint, load_policy
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
-    from rlx.rundir import RunDir
-    from rlx.stats import figures
+    from rlx.render import figures
+    from rlx.store.runs import RunDir
     from rlx.sweep.prepare import check_choice
 
     check_choice("--policy", policy, _POLICIES)
@@ -73,7 +73,7 @@ def model(
     chosen = choose_checkpoint(opened, checkpoint)
 
     from rlx.build import env_factory
-    from rlx.evaluate import MAX_PARALLEL
+    from rlx.evaluation.evaluator import MAX_PARALLEL
     from rlx.rng import isolated_rng
 
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
@@ -88,7 +88,7 @@ def model(
     env.close()
     path = out or opened.path / "plots" / ("model.png" if policy == "plan" else f"model-{policy}.png")
     title = f"{opened.name} at {chosen.env_steps:,} env steps"
-    figures.save(figures.draw_foresight(judged, title=f"{title}, {_episodes(episodes)}, acting: {policy}"), path, inside=out is None)
+    figures.save(figures.draw_model_error(judged, title=f"{title}, {_episodes(episodes)}, acting: {policy}"), path, inside=out is None)
     if as_json:
         about = {"run": opened.name, "env_steps": chosen.env_steps, "policy": policy, "episodes": episodes,
                  "eval_env_steps": sum(len(action) for _, action in played), "horizon": steps}  # fmt: skip
@@ -101,11 +101,13 @@ def _episodes(number: int) -> str:
     return f"{number} new episode{'s' if number > 1 else ''}"
 
 
-def _play(env: Any, algo: Foresees, config: RunConfig, episodes: int, policy: str, seed: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+def _play(
+    env: Any, algo: PredictsObservations, config: RunConfig, episodes: int, policy: str, seed: int
+) -> list[tuple[NDArray[Any], NDArray[Any]]]:
     """Observations [L + 1, D] and actions [L, A] of new episodes."""
     import numpy as np
 
-    from rlx.evaluate import RandomPolicy, RecordingEnv, episode_seeds, run_episodes
+    from rlx.evaluation.evaluator import RandomPolicy, RecordingEnv, episode_seeds, run_episodes
 
     recorder = RecordingEnv(env)
     seeds = episode_seeds(episodes, stream=[*MODEL_STREAM, seed])
@@ -114,7 +116,7 @@ def _play(env: Any, algo: Foresees, config: RunConfig, episodes: int, policy: st
     return [(np.stack(e.obs).reshape(len(e.obs), -1), np.stack(e.action)) for e in found]
 
 
-def _judge(algo: Foresees, played: list[tuple[NDArray[Any], NDArray[Any]]], horizon: int) -> Foresight:
+def _judge(algo: PredictsObservations, played: list[tuple[NDArray[Any], NDArray[Any]]], horizon: int) -> ModelError:
     """Follow the model from many places in the episodes, under the actions that were taken there.
 
     Raises:
@@ -124,7 +126,7 @@ def _judge(algo: Foresees, played: list[tuple[NDArray[Any], NDArray[Any]]], hori
     import torch
 
     from rlx.errors import ConfigError
-    from rlx.stats.foresight import judge, predictive_rank, windows
+    from rlx.evaluation.model_error import judge, predictive_rank, windows
 
     found = windows(played, horizon, _MOST_STARTS)
     if found is None:
@@ -137,7 +139,7 @@ def _judge(algo: Foresees, played: list[tuple[NDArray[Any], NDArray[Any]]], hori
     for begin in range(0, obs.shape[1], _TOGETHER):
         part = slice(begin, begin + _TOGETHER)
         first, actions = (torch.from_numpy(x.astype(np.float32)).to(algo.device) for x in (obs[0, part], action[:, part]))
-        mean, samples, disagreement = (x.cpu().numpy() for x in algo.foresee(first, actions, particles=particles))
+        mean, samples, disagreement = (x.cpu().numpy() for x in algo.predict_observations(first, actions, particles=particles))
         means.append(mean)
         ranks.append(np.stack([predictive_rank(s, o) for s, o in zip(samples, obs[1:, part], strict=True)]))
         doubts.append(disagreement)
@@ -145,9 +147,9 @@ def _judge(algo: Foresees, played: list[tuple[NDArray[Any], NDArray[Any]]], hori
     return judge(obs.astype(np.float64), mean, rank, disagreement, algo.obs_scale.cpu().numpy().astype(np.float64))
 
 
-def _as_json(judged: Foresight) -> dict[str, Any]:
+def _as_json(judged: ModelError) -> dict[str, Any]:
     """Everything that was measured; what JSON has no number for is null."""
-    from rlx.stats.foresight import LEVELS
+    from rlx.evaluation.model_error import LEVELS
 
     def finite(values: np.ndarray) -> Any:
         return [finite(v) for v in values] if values.ndim else (float(values) if math.isfinite(values) else None)
@@ -166,7 +168,7 @@ def _as_json(judged: Foresight) -> dict[str, Any]:
     }
 
 
-def _print(judged: Foresight, title: str, path: Path) -> None:
+def _print(judged: ModelError, title: str, path: Path) -> None:
     from rlx.cli.catalogue import terminal
     from rlx.cli.plot import print_drawing
 
@@ -185,7 +187,7 @@ def _print(judged: Foresight, title: str, path: Path) -> None:
     console.print(str(path), soft_wrap=True)
 
 
-def _print_tables(console: Console, judged: Foresight) -> None:
+def _print_tables(console: Console, judged: ModelError) -> None:
     """By steps ahead and by feature; thinned where there are many."""
     from rlx.cli.catalogue import make_table
 
@@ -212,6 +214,6 @@ def _some(count: int) -> list[int]:
 
 
 def _number(value: float) -> str:
-    from rlx.cli.braille import number
+    from rlx.render.braille import number
 
     return number(value) if math.isfinite(value) else "–"

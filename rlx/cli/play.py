@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from rich.console import Console
 
-    from rlx.envs.games import Game, GameState
-    from rlx.match import Player, SearchingPlayer
-    from rlx.planning.search import Searched
+    from rlx.envs.games.openspiel import Game, GameState
+    from rlx.evaluation.match import Player, SearchingPlayer
+    from rlx.planning.search import SearchResult
 
 _HELP = "your move, or: hint · explain (on/off) · undo · moves · quit"
 
@@ -43,8 +43,8 @@ def play(
       rlx play latest --opponent uct:1000
     """
     from rlx.cli.catalogue import terminal
-    from rlx.cli.players import find_player, load_run
     from rlx.errors import ConfigError
+    from rlx.evaluation.players import find_player, load_run
 
     if opponent is None and not sys.stdin.isatty():
         raise ConfigError("rlx play asks for moves and this is no terminal; let machines play with --opponent uct:1000")
@@ -88,7 +88,7 @@ class _Table:
         self.console.print(self.result())
 
     def show(self) -> None:
-        from rlx.cli.board import draw
+        from rlx.render.board import draw
 
         last = self.history[-1] if self.history and self.game.name not in ("connect_four", "breakthrough") else None
         self.console.print()
@@ -113,13 +113,13 @@ class _Table:
         row[0, : len(self.history)] = self.history
         return row
 
-    def search(self) -> Searched:
+    def search(self) -> SearchResult:
         import numpy as np
 
         return self.algo.search(self.row(), mode="eval", rng=np.random.default_rng(0))[0]
 
     def run_moves(self, state: GameState) -> None:
-        from rlx.cli.board import move_name, side_name
+        from rlx.render.board import move_name, side_name
 
         found = self.search()
         action = int(found.best()[0])
@@ -133,7 +133,7 @@ class _Table:
     def other_moves(self, state: GameState) -> None:
         import numpy as np
 
-        from rlx.cli.board import move_name, side_name
+        from rlx.render.board import move_name, side_name
 
         assert self.other is not None
         action = self.other.move(self.row(), np.array([0]))[0]
@@ -143,7 +143,7 @@ class _Table:
 
     def person_moves(self, state: GameState) -> bool:
         """Ask until there is a move; returns False to leave."""
-        from rlx.cli.board import move_names, side_name
+        from rlx.render.board import move_names, side_name
 
         names = {name: action for action, name in move_names(self.game, state).items()}
         while True:
@@ -179,7 +179,7 @@ class _Table:
 
     # Explanations
 
-    def show_search(self, state: GameState, found: Searched) -> None:
+    def show_search(self, state: GameState, found: SearchResult) -> None:
         """The root's moves, the line that the search expects, and the tree below it."""
         from rich.tree import Tree
 
@@ -202,7 +202,7 @@ class _Table:
         self._grow(tree, state, found, 0, depth=3)
         self.console.print(tree)
 
-    def principal_variation(self, state: GameState, found: Searched) -> list[str]:
+    def principal_variation(self, state: GameState, found: SearchResult) -> list[str]:
         trees, slot, line = found.trees, 0, []
         while slot >= 0 and trees.count[0, slot]:
             first, last = trees.start[0, slot], trees.start[0, slot] + trees.count[0, slot]
@@ -214,7 +214,7 @@ class _Table:
             state, slot = state.child(action), int(trees.child[0, e])
         return line
 
-    def _grow(self, branch: Any, state: GameState, found: Searched, slot: int, *, depth: int) -> None:
+    def _grow(self, branch: Any, state: GameState, found: SearchResult, slot: int, *, depth: int) -> None:
         trees = found.trees
         first, last = int(trees.start[0, slot]), int(trees.start[0, slot] + trees.count[0, slot])
         legal = state.legal_actions()
@@ -227,7 +227,7 @@ class _Table:
                 self._grow(node, state.child(action), found, int(trees.child[0, e]), depth=depth - 1)
 
 
-def _proven(found: Searched) -> list[str]:
+def _proven(found: SearchResult) -> list[str]:
     """What the search has proven of the root's moves, for whoever plays them; empty where it is open."""
     outcome = {1.0: "won", 0.0: "drawn", -1.0: "lost"}
     least, most = (bounds[0].tolist() for bounds in found.trees.root_bounds())
@@ -235,6 +235,6 @@ def _proven(found: Searched) -> list[str]:
 
 
 def _names(game: Game, state: GameState) -> Any:
-    from rlx.cli.board import move_name
+    from rlx.render.board import move_name
 
     return lambda action: move_name(game, state, action)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rlx.cli.braille import letter, plot_many
 from rlx.cli.complete import complete_runs_and_sweeps
+from rlx.render.braille import letter, plot_many
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from rlx.render.figures import Trial
     from rlx.stats.data import Group, RunData
-    from rlx.stats.figures import Trial
 
 _EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
 _KINDS = ("curves", "slice", "parallel")
@@ -52,7 +52,7 @@ def plot(
     from rlx.cli.catalogue import terminal
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
-    from rlx.stats import figures
+    from rlx.render import figures
     from rlx.stats.data import check_metric, group, load, objective_of
     from rlx.sweep.prepare import check_choice
 
@@ -153,7 +153,7 @@ def _print_slices(console: Console, found: Sequence[Trial], metric: str) -> None
     """A drawing of dots for every key; names stand for their places."""
     import math
 
-    from rlx.stats.figures import scale_of
+    from rlx.render.figures import scale_of
 
     for key in found[0].values:
         scale = scale_of([t.values[key] for t in found])

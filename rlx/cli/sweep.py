@@ -12,7 +12,7 @@ from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
-    from rlx.sweep.ledger import Spec, SweepDir
+    from rlx.store.sweeps import Spec, SweepDir
     from rlx.sweep.prepare import Prepared
     from rlx.sweep.space import Point
 
@@ -74,7 +74,7 @@ def sweep(
     """
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
-    from rlx.sweep.ledger import SweepDir
+    from rlx.store.sweeps import SweepDir
     from rlx.sweep.prepare import Prepared, check_choice, extend, find, prepare
 
     check_choice("--executor", executor, _EXECUTORS)
@@ -90,7 +90,7 @@ def sweep(
         if given and executor != wants:
             raise ConfigError(f"{option} goes with --executor {wants}, and this is --executor {executor}")
     if executor == "local" and not dry_run:
-        from rlx.sweep.local import warm_up
+        from rlx.sweep.executors.local import warm_up
 
         warm_up()
     root = runs_directory()
@@ -139,14 +139,14 @@ def _work(
     """Create or open the sweep and bring it to its end."""
     import shutil
 
-    from rlx.cli.sweepview import make_watcher, print_end
     from rlx.errors import RlxError, SweepError
+    from rlx.render.sweep_view import make_watcher, print_end
     from rlx.signals import SignalHandler
+    from rlx.store.sweeps import SweepDir
+    from rlx.store.trust import origins
     from rlx.sweep.drive import Drive
-    from rlx.sweep.ledger import SweepDir
-    from rlx.sweep.places import make_executor
+    from rlx.sweep.executors.choose import make_executor
     from rlx.track.wandb import why_offline
-    from rlx.trust import origins
 
     place = make_executor(where, prepared.configs, options, folder=root / prepared.name)
     try:
@@ -190,7 +190,7 @@ def _work(
 
 def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, failed: list[str]) -> Any:
     from rlx.config.compose import Composer
-    from rlx.sweep.places import job_maker
+    from rlx.sweep.executors.choose import job_maker
     from rlx.sweep.plan import GridPlan, SearchPlan
 
     make_job = job_maker(prepared.configs, where=where)
@@ -225,7 +225,7 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, fa
 def _print_points(prepared: Prepared) -> None:
     """What would be trained."""
     from rlx.cli.catalogue import make_table, terminal
-    from rlx.cli.sweepview import count
+    from rlx.render.sweep_view import count
     from rlx.sweep.plan import describe
 
     console, seeds = terminal(), len(prepared.spec.seeds)

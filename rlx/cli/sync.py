@@ -11,7 +11,7 @@ from rlx.cli.complete import complete_runs_and_sweeps
 from rlx.cli.options import echo
 
 if TYPE_CHECKING:
-    from rlx.rundir import RunDir
+    from rlx.store.runs import RunDir
 
 
 def sync(
@@ -34,8 +34,8 @@ def sync(
     """
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
-    from rlx.rundir import RunDir
-    from rlx.sweep.ledger import SweepDir
+    from rlx.store.runs import RunDir
+    from rlx.store.sweeps import SweepDir
 
     root = runs_directory()
     path = next((p for p in (root / run, Path(run)) if SweepDir.is_sweep(p)), None)
@@ -56,8 +56,8 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
     from datetime import datetime
 
     from rlx.config.compose import load_config
-    from rlx.rundir import wandb_config, wandb_group, wandb_tags
-    from rlx.track.record import read_record
+    from rlx.store.record import read_record
+    from rlx.store.runs import wandb_config, wandb_group, wandb_tags
     from rlx.track.wandb import upload
 
     config = load_config(run.path / "config.yaml")  # only read: an env that names a module needs no trust here

@@ -16,7 +16,7 @@ from rlx.cli.options import Trust, echo
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
     from rlx.config.schema import RunConfig
-    from rlx.rundir import RunDir
+    from rlx.store.runs import RunDir
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What differs from the defaults.", autocompletion=complete_overrides)
@@ -47,7 +47,7 @@ def train(
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
     from rlx.config.compose import Composer, runs_directory
-    from rlx.rundir import RunDir, is_unborn
+    from rlx.store.runs import RunDir, is_unborn
     from rlx.track.console import say
 
     composed = Composer(config_dir).compose(overrides or [])
@@ -65,7 +65,7 @@ def train(
     if dry_run:
         _print_plan(composed, notes)
         return
-    from rlx.rundir import new_meta
+    from rlx.store.runs import new_meta
 
     run = RunDir.create(root, run_name, composed.config, new_meta(composed))
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
@@ -93,7 +93,7 @@ def resume(
     """
     from rlx.config.compose import apply_overrides, runs_directory
     from rlx.config.overrides import check_resumable
-    from rlx.rundir import RunDir
+    from rlx.store.runs import RunDir
     from rlx.track.console import say
 
     arguments = list(overrides or [])
@@ -123,7 +123,7 @@ def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> N
     from rlx.config.compose import leaf_keys
     from rlx.config.overrides import is_resumable
     from rlx.errors import ConfigError
-    from rlx.rundir import RunDir
+    from rlx.store.runs import RunDir
     from rlx.track.console import say
 
     run = RunDir.open(root, name)

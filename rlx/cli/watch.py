@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rlx.config.schema import RunConfig
-    from rlx.envs.grids import Grid, GridVectorEnv
-    from rlx.rundir import RunDir
-    from rlx.stats.scene import Scene
-    from rlx.watch import Moment
+    from rlx.envs.grids.gridworld import Grid, GridVectorEnv
+    from rlx.evaluation.watching import Moment
+    from rlx.render.scene import Scene
+    from rlx.store.runs import RunDir
 
 _BOARD_PX, _FRAME_PX = 308, 98
 """Pixels of the longer side of the board and of an imagined frame in a picture, about."""
@@ -68,10 +68,10 @@ def watch(
 
       rlx watch boxes --png decision.png --steps 8
     """
-    from rlx.cli.evaluate import EVAL_STREAM, check_reading, choose_checkpoint, load_policy, varied
+    from rlx.cli.eval import EVAL_STREAM, check_ablation, choose_checkpoint, load_policy, varied
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
-    from rlx.rundir import RunDir
+    from rlx.store.runs import RunDir
 
     for option, path, ending in (("--gif", gif, ".gif"), ("--png", png, ".png")):
         if path is not None and path.suffix != ending:
@@ -83,13 +83,13 @@ def watch(
     opened = RunDir.open(runs_directory(), run)
     config = opened.config(trust=trust)
     env = _board(opened, config)
-    check_reading(opened, config, imagination, decide, stochastic=stochastic)
+    check_ablation(opened, config, imagination, decide, stochastic=stochastic)
     chosen = choose_checkpoint(opened, checkpoint)
     algo: Any = varied(load_policy(config, chosen, env), imagination, decide)
 
-    from rlx.evaluate import episode_seeds
+    from rlx.evaluation.evaluator import episode_seeds
+    from rlx.evaluation.watching import play
     from rlx.rng import seed_everything
-    from rlx.watch import play
 
     seed_everything(seed)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
@@ -112,7 +112,7 @@ def _board(run: RunDir, config: RunConfig) -> GridVectorEnv:
     Raises:
         ConfigError: if that is no grid world.
     """
-    from rlx.envs.worlds import WORLDS, make_grid, settings_of
+    from rlx.envs.grids.grid_settings import WORLDS, make_grid, settings_of
     from rlx.errors import ConfigError
 
     if config.env.id not in WORLDS:
@@ -132,7 +132,7 @@ def _show(moments: Iterable[Moment], grid: Grid, title: str, depth: int, *, fps:
     from rich.live import Live
 
     from rlx.cli.catalogue import terminal
-    from rlx.cli.watchview import find_room, view
+    from rlx.render.watch_view import find_room, view
     from rlx.track.console import is_live_terminal
 
     console = terminal()
@@ -162,7 +162,7 @@ def _show(moments: Iterable[Moment], grid: Grid, title: str, depth: int, *, fps:
 
 def _save_picture(path: Path, moments: Iterable[Moment], grid: Grid, title: str, depth: int, *, number: int) -> None:
     from rlx.errors import ConfigError
-    from rlx.stats.scene import paint, save
+    from rlx.render.scene import paint, save
 
     decisions = 0
     for moment in moments:
@@ -179,7 +179,7 @@ def _save_film(path: Path, moments: Iterable[Moment], grid: Grid, title: str, de
     import numpy as np
 
     from rlx.errors import ConfigError, StorageError
-    from rlx.stats.scene import paint
+    from rlx.render.scene import paint
 
     frames: list[NDArray[np.uint8]] = []
     for moment in moments:
@@ -197,8 +197,8 @@ def _save_film(path: Path, moments: Iterable[Moment], grid: Grid, title: str, de
 def _scene(moment: Moment, grid: Grid, title: str, depth: int) -> Scene:
     import numpy as np
 
-    from rlx.cli.watchview import status
-    from rlx.stats.scene import Scene
+    from rlx.render.scene import Scene
+    from rlx.render.watch_view import status
 
     longest = max(grid.planes_shape[1:])
     board = grid.draw(moment.planes[None], max(2, _BOARD_PX // longest))[0]

@@ -28,7 +28,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from rlx.algos import ALGORITHMS
-from rlx.algos.config import AlgoConfig
+from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.explain import explain
 from rlx.config.numbers import accept_whole_floats
 from rlx.config.overrides import (
@@ -46,7 +46,7 @@ from rlx.config.plain import LIMIT, parse_plain
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_file
-from rlx.trust import module_of, why_unsigned
+from rlx.store.trust import module_of, why_unsigned
 
 GROUPS = ("algo", "env", "recipe", "experiment")
 _GENERIC_ENV = "_gymnasium"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
-from rlx.algos.config import require
-from rlx.envs.worlds import WORLDS, settings_of
+from rlx.config.algos.base_config import require
+from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.errors import ConfigError
 
 MOST_ENVS = 2**20

@@ -14,37 +14,38 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from rlx.envs import poles, worlds
-from rlx.envs.cartpole import CartPoleVectorEnv
+from rlx.envs.control import poles
+from rlx.envs.control.cartpole import CartPoleVectorEnv
+from rlx.envs.control.poles import TASKS, PoleVectorEnv
 from rlx.envs.edge import Edge
-from rlx.envs.games import PREFIX, Game
-from rlx.envs.opponents import parse_opponent
-from rlx.envs.play import SelfPlayVectorEnv, VersusOpponent
-from rlx.envs.poles import TASKS, PoleVectorEnv
+from rlx.envs.games.openspiel import PREFIX, Game
+from rlx.envs.games.opponents import parse_opponent
+from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
+from rlx.envs.grids import grid_settings
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError, user_line
 
 if TYPE_CHECKING:
-    from rlx.envs.splits import Split
+    from rlx.envs.grids.splits import Split
     from rlx.types import VectorEnv  # torch lives there, and worker processes do without
 
 poles.register()
-worlds.register()
+grid_settings.register()
 
 
 def _world(env_id: str, num_envs: int, split: Split = "all", **kwargs: Any) -> VectorEnv:
-    return worlds.make_grid(worlds.settings_of(env_id, kwargs), num_envs, split=split)
+    return grid_settings.make_grid(grid_settings.settings_of(env_id, kwargs), num_envs, split=split)
 
 
 def _split_of(env_id: str, split: Split) -> dict[str, Any]:
     """The argument that tells a world which levels to show."""
-    return {"split": split} if env_id in worlds.WORLDS else {}
+    return {"split": split} if env_id in grid_settings.WORLDS else {}
 
 
 NATIVE: dict[str, Callable[..., VectorEnv]] = {
     "CartPole-v1": CartPoleVectorEnv,
     **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
-    **{env_id: functools.partial(_world, env_id) for env_id in worlds.WORLDS},
+    **{env_id: functools.partial(_world, env_id) for env_id in grid_settings.WORLDS},
 }
 """Environments with an implementation of rlx's own, vectorised in arrays: from a number of them, and of grid worlds their settings."""
 
@@ -53,7 +54,7 @@ REPLAYABLE = {
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
     *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
     *TASKS,
-    *worlds.WORLDS,
+    *grid_settings.WORLDS,
 }
 """Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""
 
@@ -252,7 +253,7 @@ class VectorEnvFactory:
 
     @property
     def is_native(self) -> bool:
-        return self.native and self.id in NATIVE and (not self.kwargs or self.id in worlds.WORLDS)
+        return self.native and self.id in NATIVE and (not self.kwargs or self.id in grid_settings.WORLDS)
 
     @property
     def single(self) -> EnvFactory:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlx.errors import NonFiniteError
-from rlx.nn.flat import FlatAdam
+from rlx.nn.optim import FlatAdam
 
 _CONSTANT = 1e-6
 """A feature is constant if its deviation is below this share of its size plus one: float32 has no more digits."""

@@ -131,7 +131,7 @@ def judge(model: GridModel, data: Transitions, event_names: tuple[str, ...]) -> 
     metrics: dict[str, Any] = {"model/frame_accuracy_1": (predicted == data.next_planes).flatten(1).all(1).float().mean()}
     if changed:
         metrics["model/changed_cell_accuracy"] = right / changed
-    varies = ~data.outcome.all(0)  # what always happens is no feat to foresee
+    varies = ~data.outcome.all(0)  # what always happens is trivial to predict
     scores = {"model/event_f1": f1(said[:, varies], data.outcome[:, varies])}
     for i, name in enumerate((*event_names, "terminated")):
         scores[f"model/event_f1_{name}"] = f1(said[:, i], data.outcome[:, i])

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlx.nn.tower import HEAD_PLANES, Block, conv_bn, fold_block, fold_bn
-from rlx.nn.transfer import fetch
+from rlx.nn.resnet import HEAD_PLANES, Block, conv_bn, fold_block, fold_bn
 from rlx.ops import squash, two_hot, unsquash
+from rlx.transfer import fetch
 
 Array = NDArray[np.float32]
 
@@ -160,7 +160,7 @@ def make_net(shape: tuple[int, ...], num_actions: int, num_bins: int, *, width: 
 
 
 class FrozenLatent:
-    """A copy of a network that only predicts; what `rlx.planning.latent` asks."""
+    """A copy of a network that only predicts; what `rlx.planning.adapters.latent_tree` asks."""
 
     def __init__(self, net: LatentNet, bins: Bins) -> None:
         self.net, self.bins = copy.deepcopy(net).eval().requires_grad_(False), bins

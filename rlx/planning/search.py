@@ -104,7 +104,7 @@ class SearchConfig:
 
 
 @dataclass(kw_only=True)
-class Searched:
+class SearchResult:
     """B searched trees."""
 
     trees: Trees
@@ -238,7 +238,7 @@ def considered_visits(most: int, simulations: int) -> list[int]:
 
 def search(
     model: Model, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None, explore: Array | None = None
-) -> Searched:
+) -> SearchResult:
     """Search from the model's roots.
 
     Args:
@@ -276,7 +276,7 @@ def search(
         in_model += _evaluate(model, trees, np.unique(chosen, axis=0) if config.leaves > 1 else chosen, config)
         done[active] += 1 if config.leaves == 1 else len(picks)
     total = time.perf_counter() - began
-    return Searched(
+    return SearchResult(
         trees=trees, config=config, gumbel=gumbel, depth=_mean_depth(trees), times={"model": in_model, "tree": total - in_model}
     )
 

@@ -18,8 +18,8 @@ from rlx.config.compose import leaf_keys, load_config
 from rlx.config.overrides import did_you_mean
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_json
-from rlx.rundir import RunDir, is_run, list_runs
-from rlx.rundir import members as run_directories
+from rlx.store.runs import RunDir, is_run, list_runs
+from rlx.store.runs import members as run_directories
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 

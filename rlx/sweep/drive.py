@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir
-from rlx.sweep.executor import Executor, Job, Result
-from rlx.sweep.ledger import Failure, SweepDir
-from rlx.track.beacon import forget_beacon, read_beacon
+from rlx.store.runs import RunDir
+from rlx.store.sweeps import Failure, SweepDir
+from rlx.sweep.executors.executor import Executor, Job, Result
+from rlx.track.heartbeat import clear_heartbeat, read_heartbeat
 
 _POLL_S = 0.2
 _SAVE_PATIENCE_S = 120.0
@@ -140,7 +140,7 @@ class Drive:
     def _start(self, job: Job) -> None:
         now = time.monotonic()
         self.sweep.log("start", run=job.name, attempt=job.attempt)
-        forget_beacon(self.sweep.path / job.name)  # a killed attempt may have left one
+        clear_heartbeat(self.sweep.path / job.name)  # a killed attempt may have left one
         self.executor.start(job)
         self.slots.append(Slot(job=job, started=now, changed=now))
 
@@ -180,7 +180,7 @@ class Drive:
     def _look_for_hung(self) -> None:
         now = time.monotonic()
         for slot in self.slots:
-            seen = read_beacon(self.sweep.path / slot.job.name)
+            seen = read_heartbeat(self.sweep.path / slot.job.name)
             if seen and seen != slot.seen:
                 slot.seen, slot.changed = seen, now
             elif not slot.seen and self.executor.waiting(slot.job):

@@ -10,12 +10,12 @@ from typing import Any, Literal, Protocol
 from rlx.config.compose import Composed
 from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
-from rlx.envs.worlds import WORLDS
+from rlx.envs.grids.grid_settings import WORLDS
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
+from rlx.store.sweeps import Spec, SweepDir
 from rlx.sweep.drive import AGGREGATES, last_value, missing_metric
-from rlx.sweep.executor import Job, Result
-from rlx.sweep.ledger import Spec, SweepDir
+from rlx.sweep.executors.executor import Job, Result
 from rlx.sweep.space import Point
 
 RUNG_FACTOR = 3

@@ -14,9 +14,9 @@ from rlx.config.compose import GROUPS, Composed, Composer
 from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
-from rlx.rundir import RunDir
+from rlx.store.runs import RunDir
+from rlx.store.sweeps import Search, Spec, SweepDir
 from rlx.sweep.grid import compose_all, compose_grid
-from rlx.sweep.ledger import Search, Spec, SweepDir
 from rlx.sweep.plan import check_objective
 from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
 

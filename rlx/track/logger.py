@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from rlx.clock import Clock
     from rlx.metrics import MetricBuffer
-    from rlx.track.record import Record
+    from rlx.store.record import Record
     from rlx.types import Progress
 
 

@@ -1,0 +1,1 @@
+"""The settings of each algorithm; without torch, so that the command line checks them fast."""

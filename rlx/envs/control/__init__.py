@@ -1,0 +1,1 @@
+"""Small control tasks as batches of arrays."""

@@ -1,0 +1,1 @@
+"""Grid worlds that are observed as planes of bits."""

@@ -1,0 +1,149 @@
+"""Settings of the grid worlds, checked without their rules or gymnasium, which take a moment to import."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rlx.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rlx.envs.grids.gridworld import GridVectorEnv
+    from rlx.envs.grids.splits import Split
+
+
+def _require(condition: bool, name: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise ConfigError(f"env.kwargs.{name} must be {expected}, got {got!r}")
+
+
+def _is_count(value: Any, low: int, high: int = 2**31) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every grid world can be told."""
+
+    max_episode_steps: int = 120
+    """Env steps after which an episode is cut; at least 1."""
+    observation: str = "planes"
+    """planes (zeros and ones, [C, H, W]) or rgb (pictures with 8 pixels to a cell's side)."""
+
+    def __post_init__(self) -> None:
+        _require(_is_count(self.max_episode_steps, 1), "max_episode_steps", "a whole number, at least 1", self.max_episode_steps)
+        _require(self.observation in ("planes", "rgb"), "observation", "planes or rgb", self.observation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SokobanSettings(Settings):
+    levels: str | None = None
+    """A file or a directory of levels in the Boxoban format; null generates a new level for every episode."""
+    eval_levels: str | None = None
+    """The same for evaluations, which are then on all of these; null keeps one in five of all levels, from files or generated, for them."""
+    size: int | None = None
+    """Height and width with the outer walls, 5 to 50; null is 7, or whatever the levels of files have."""
+    num_boxes: int | None = None
+    """Boxes, as many as goals; null is 1, or whatever the levels of files have."""
+    pulls: int = 12
+    """Pulls for each box by which a level is generated backwards from its solution, 1 to 1000: more make it harder."""
+    min_distance: int = 1
+    """Cells that generated boxes lie from their goals at least, in the mean, where such a room can be found; more makes them harder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.levels is None or isinstance(self.levels, str), "levels", "a file, a directory or null", self.levels)
+        _require(
+            self.eval_levels is None or isinstance(self.eval_levels, str), "eval_levels", "a file, a directory or null", self.eval_levels
+        )
+        _require(self.size is None or _is_count(self.size, 5, 50), "size", "a whole number from 5 to 50, or null", self.size)
+        _require(self.num_boxes is None or _is_count(self.num_boxes, 1), "num_boxes", "a whole number, at least 1, or null", self.num_boxes)
+        _require(_is_count(self.pulls, 1, 1000), "pulls", "a whole number from 1 to 1000", self.pulls)
+        _require(_is_count(self.min_distance, 1), "min_distance", "a whole number, at least 1", self.min_distance)
+        if self.levels is not None:
+            for name in ("pulls", "min_distance"):
+                _require(
+                    getattr(self, name) == getattr(SokobanSettings, name),
+                    name,
+                    "left out where levels come from files",
+                    getattr(self, name),
+                )
+        else:
+            size, num_boxes = self.size or 7, self.num_boxes or 1
+            most = (size - 2) ** 2 // 6
+            _require(num_boxes <= most, "num_boxes", f"at most {most} in a generated level of size {size}", num_boxes)
+            _require(self.min_distance <= size - 4, "min_distance", f"at most {size - 4} in a level of size {size}", self.min_distance)
+
+
+TASKS = ("regular", "avoid", "hunt", "ambush", "rush")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MiniPacmanSettings(Settings):
+    task: str = "regular"
+    """regular, avoid, hunt, ambush or rush: what food, pills, ghosts and death are worth."""
+    max_episode_steps: int = 3000
+    """Env steps after which an episode is cut; at least 1."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+
+
+_SETTINGS: dict[str, type[Settings]] = {"rlx/Sokoban-v0": SokobanSettings, "rlx/MiniPacman-v0": MiniPacmanSettings}
+WORLDS = tuple(_SETTINGS)
+"""Ids of the grid worlds."""
+
+
+def settings_of(env_id: str, kwargs: Mapping[str, Any]) -> Settings:
+    """The settings of a world.
+
+    Raises:
+        ConfigError: naming those there are, or what one of them must be.
+    """
+    known = [field.name for field in dataclasses.fields(_SETTINGS[env_id])]
+    for name in kwargs:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            advice = f"did you mean env.kwargs.{near[0]}? " if near else ""
+            raise ConfigError(f"env.kwargs.{name}: {env_id} has no such setting; {advice}It has {', '.join(sorted(known))}")
+    return _SETTINGS[env_id](**kwargs)
+
+
+def make_grid(settings: Settings, num_envs: int, *, split: Split = "all") -> GridVectorEnv:
+    """B boards of the world that the settings are of.
+
+    Args:
+        split: which levels they show: those for training, those for evaluation, or all.
+
+    Raises:
+        ConfigError: if files of levels cannot be read, or have none for the split.
+    """
+    from rlx.envs.grids.gridworld import Grid, GridVectorEnv
+    from rlx.envs.grids.minipacman import MiniPacman
+    from rlx.envs.grids.sokoban import Sokoban
+
+    grid: Grid
+    if isinstance(settings, SokobanSettings):
+        grid = Sokoban(settings, split)
+    else:
+        assert isinstance(settings, MiniPacmanSettings)
+        grid = MiniPacman(settings, split)
+    return GridVectorEnv(grid, num_envs, max_episode_steps=settings.max_episode_steps, observation=settings.observation)
+
+
+def register() -> None:
+    """Tell gymnasium about the worlds, so that `gymnasium.make` knows them like any other environment."""
+    import gymnasium
+
+    for env_id, settings in _SETTINGS.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id,
+                entry_point="rlx.envs.grids.gridworld:GridEnv",
+                kwargs={"world": env_id},
+                max_episode_steps=settings().max_episode_steps,
+            )

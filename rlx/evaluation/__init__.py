@@ -1,0 +1,1 @@
+"""Playing with a trained policy, and measuring it; nothing here prints."""

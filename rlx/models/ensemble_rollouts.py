@@ -1,0 +1,179 @@
+"""What planners imagine with: an ensemble that is only asked, and how uncertainty travels through it.
+
+Chua et al. 2018, section 5. Particles are laid out by member, [K, P, B, N, D], so that trajectory sampling with a member for each particle
+(TS-infinity) moves no data at all, and a network's layer is one product over K. States are followed as distances from the inputs' centre;
+rewards and terminations are asked for once, of all steps together. A GPU's time goes into launches, not into arithmetic.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rlx.models.ensemble import Ensemble
+from rlx.types import Followed, RewardFn, TerminationFn
+
+Propagation = Literal["ts_inf", "ts_1", "mean"]
+
+
+class FrozenEnsemble:
+    """Predictions of an ensemble without gradients, with the scales of inputs and targets in the first and the last layer."""
+
+    def __init__(self, ensemble: Ensemble) -> None:
+        low, high = ensemble.low.detach(), ensemble.high.detach()
+        self.num_members = ensemble.num_members
+        self.centre = ensemble.input_mean.clone()
+        """[I] is subtracted from inputs, and not in a bias, which would cancel all digits of a feature far from 0."""
+        self._weights = [w.detach().clone() for w in ensemble.weights]
+        self._biases = [b.detach().clone() for b in ensemble.biases]
+        self._weights[0] *= ensemble.input_scale[:, None]
+        # The last layer gives the mean in the targets' units, and raw - high of `bound_log_variance`, whose rest is in `spread`.
+        self._weights[-1] *= torch.cat([ensemble.output_scale, torch.ones_like(low)])
+        self._biases[-1] = self._biases[-1] * torch.cat([ensemble.output_scale, torch.ones_like(low)])
+        self._biases[-1] += torch.cat([ensemble.output_mean, -high])
+        self._one, self._range = torch.ones_like(low), (high - low).clamp(max=80.0).exp()
+        self.noise_scale = ensemble.output_scale * (0.5 * low).exp()
+        """[O] standard deviations are this times `spread`."""
+
+    @torch.no_grad()
+    def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Inputs less their centre [K, M, I] to means [K, M, O] in the targets' units, and what `spread` takes [K, M, O]."""
+        for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
+            x = F.silu(torch.baddbmm(bias, x, weight), inplace=True)
+        mean, raw = torch.baddbmm(self._biases[-1], x, self._weights[-1]).chunk(2, dim=-1)
+        return mean, raw
+
+    @torch.no_grad()
+    def spread(self, raw: Tensor) -> Tensor:
+        """Standard deviations as multiples of `noise_scale`, of the first outputs [*, up to O].
+
+        exp(softplus(high - low - softplus(high - raw)) / 2) = sqrt(1 + exp(high - low) sigmoid(raw - high)).
+        """
+        n = raw.shape[-1]
+        return torch.addcmul(self._one[:n], self._range[:n], raw.sigmoid()).sqrt_()
+
+
+class Trace(NamedTuple):
+    """States along actions."""
+
+    states: Tensor  # [H + 1, K, P, B, N, D]
+    learned_reward: Tensor | None  # [H, K, P, B, N]
+    disagreement: Tensor | None  # [H, B, N]
+
+
+class _Deal(NamedTuple):
+    """Who predicts for whom in a step."""
+
+    places: Tensor  # [K, P]
+    members: Tensor  # [K, P]
+    number: Tensor  # [P]
+
+
+@dataclass(kw_only=True)
+class EnsembleModel:
+    """A `DynamicsModel` of observations [D], whose outputs are their changes and, if the reward is learned, the reward.
+
+    All candidates meet the same noise, which is the method of common random numbers. A plan must not be able to exploit it: if all
+    particles met the same noise too, a plan would act against it, although the noise to come will be another. Each particle therefore has
+    noise of its own, as in the paper, and at every step the noise of all particles sums to 0, so that its mean tells a plan nothing; each
+    alone is still standard normal. A single particle follows the mean. What separates the members without any noise is their disagreement.
+
+    Args:
+        frozen: the members.
+        obs_scale: [D] deviations of the observations; 0 of a constant feature.
+        propagation: ts_inf keeps a particle with its member, ts_1 deals the particles anew at every step, mean goes on from the mean of
+            the members' means and has no noise.
+        particles: of each member, P.
+        reward_fn: the known reward, or None if the last output is it.
+        termination_fn: None if episodes never terminate.
+        measure_disagreement: also say, at every step, how far apart the members are that have been followed without noise: the standard
+            deviation of their states in units of obs_scale, as root mean square over the features that vary.
+        own_noise: independent noise for every particle of every candidate: samples of what may come.
+    """
+
+    frozen: FrozenEnsemble
+    obs_scale: Tensor
+    propagation: Propagation
+    particles: int
+    reward_fn: RewardFn | None
+    termination_fn: TerminationFn | None
+    measure_disagreement: bool
+    own_noise: bool = False
+
+    def __post_init__(self) -> None:
+        varies = self.obs_scale > 0.0
+        share = varies / varies.sum().clamp(min=1)
+        self._disagreement_weight = torch.where(varies, share / self.obs_scale.square(), 0.0).to(torch.float32)
+
+    def follow(self, obs: Tensor, actions: Tensor) -> Followed:
+        """Where actions [H, B, N, A] lead from obs [B, D]."""
+        states, learned, disagreement = self.trace(obs, actions)
+        before, after = states[:-1], states[1:]
+        reward = learned if learned is not None else self.reward_fn(before, actions[:, None, None], after)  # type: ignore[misc]
+        discount = None
+        if self.termination_fn is not None:
+            discount = (~self.termination_fn(after)).to(torch.float32).flatten(1, 2)
+        return Followed(reward.flatten(1, 2), discount, disagreement)
+
+    @torch.no_grad()
+    def trace(self, obs: Tensor, actions: Tensor) -> Trace:
+        """The states that actions [H, B, N, A] lead to from obs [B, D]."""
+        frozen, (horizon, batch, candidates, _), features = self.frozen, actions.shape, obs.shape[1]
+        centre, is_mean = frozen.centre, self.propagation == "mean"
+        members, particles = (1, 1) if is_mean else (frozen.num_members, self.particles)
+        noise = None if is_mean else self._noise((horizon, members, particles, batch, candidates, features))
+        # Where there is noise, one more particle of each member goes without, to tell the members' disagreement from their luck.
+        slots = particles + (self.measure_disagreement and members > 1 and noise is not None)
+        inputs = actions.new_empty(horizon + 1, members, slots, batch, candidates, len(centre))
+        inputs[0, ..., :features] = (obs.to(torch.float32) - centre[:features])[:, None]
+        inputs[:-1, ..., features:] = (actions - centre[features:])[:, None, None]
+        deals = self._deal(horizon, slots) if self.propagation == "ts_1" else [None] * horizon
+        rewards, predictions = [], []
+        for t in range(horizon):
+            mean, raw = self._predict(inputs[t], deals[t])
+            if is_mean:
+                predictions.append(mean[..., :features])
+                mean = mean.mean(0, keepdim=True)
+            following = inputs[t + 1, ..., :features]
+            torch.add(inputs[t, ..., :features], mean[..., :features], out=following)
+            if noise is not None:
+                following[:, :particles].addcmul_(frozen.spread(raw[:, :particles, ..., :features]), noise[t])
+            if self.reward_fn is None:
+                rewards.append(mean[:, :particles, ..., features])
+        apart = None
+        if self.measure_disagreement:
+            members_states = torch.stack(predictions)[:, :, 0] if is_mean else inputs[1:, :, -1, ..., :features]
+            apart = (members_states.var(1, correction=0) @ self._disagreement_weight).sqrt_()
+        return Trace(inputs[:, :, :particles, ..., :features] + centre[:features], torch.stack(rewards) if rewards else None, apart)
+
+    def _noise(self, shape: tuple[int, int, int, int, int, int]) -> Tensor | None:
+        """Noise for [H, K, P, B, N or 1, D], in the units of `spread`; None if there is none."""
+        horizon, members, particles, batch, _, features = shape
+        scale, count, device = self.frozen.noise_scale[:features], members * particles, self.obs_scale.device
+        if self.own_noise:
+            return torch.randn(shape, device=device).mul_(scale)
+        if count == 1:
+            return None
+        noise = torch.randn(horizon, count, batch, 1, features, device=device)
+        noise = (noise - noise.mean(1, keepdim=True)).mul_(scale * (count / (count - 1)) ** 0.5)
+        return noise.unflatten(1, (members, particles))
+
+    def _deal(self, horizon: int, slots: int) -> list[_Deal | None]:
+        """For ts_1: of the places with the same number P, which one each member predicts for, and which member each place asks."""
+        device = self.obs_scale.device
+        order = torch.rand(horizon, self.frozen.num_members, slots, device=device).argsort(1)
+        number = torch.arange(slots, device=device)
+        return [_Deal(places, members, number) for places, members in zip(order, order.argsort(1), strict=True)]
+
+    def _predict(self, x: Tensor, deal: _Deal | None) -> tuple[Tensor, Tensor]:
+        """Predictions [K, P, B, N, O] for inputs less their centre [K, P, B, N, I]."""
+        if deal is not None:
+            mean, raw = self._predict(x[deal.places, deal.number], None)
+            return mean[deal.members, deal.number], raw[deal.members, deal.number]
+        members = self.frozen.num_members
+        mean, raw = self.frozen.predict(x.expand(members, *x.shape[1:]).reshape(members, -1, x.shape[-1]))
+        return mean.view(members, *x.shape[1:-1], -1), raw.view(members, *x.shape[1:-1], -1)

@@ -1,0 +1,1 @@
+"""How a tree search asks each kind of model."""

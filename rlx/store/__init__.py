@@ -1,0 +1,1 @@
+"""Directories of runs and sweeps: made, opened safely, trusted, locked, listed."""

@@ -1,0 +1,404 @@
+"""A run's directory: config.yaml, meta.json, metrics.jsonl, checkpoints/. rlx owns its layout; torch is not needed to look into one."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from rlx.checkpoint import find_checkpoints
+from rlx.config.compose import Composed, differences, parse_config, read_config_text, refuse_module, runs_directory, save_config
+from rlx.config.overrides import is_resumable
+from rlx.config.schema import RunConfig
+from rlx.errors import ConfigError, StorageError
+from rlx.files import (
+    UnreadableError,
+    clean_temporaries,
+    create_directory,
+    flocked,
+    is_directory,
+    is_flocked,
+    is_temporary,
+    read_json,
+    replace_durably,
+)
+from rlx.store.provenance import commit
+from rlx.store.record import read_metrics
+from rlx.store.trust import is_signed, origins, sign
+
+_VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
+
+LOG = "log.txt"
+"""In a run's directory: the tracebacks of what went wrong; runs of sweeps also write there what they say."""
+
+
+class RunDir:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_vouched_for = False
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def reference(self) -> str:
+        """What commands call the run by: its name, sweep/name within a sweep, or its path if it is elsewhere."""
+        path, root = self.path.resolve(), runs_directory().resolve()
+        return str(path.relative_to(root)) if path.is_relative_to(root) else str(self.path)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, root: Path, name: str, config: RunConfig, meta: dict[str, Any]) -> RunDir:
+        """Make the directory of a new run.
+
+        Raises:
+            ConfigError: if the name cannot be a directory or is taken.
+            StorageError: if the directory cannot be made.
+        """
+        content = _new_content(name, config, meta, signed=True)
+        return cls(cls.make(root, name, {"config.yaml": content["config"].encode(), "meta.json": _as_json(content)}))
+
+    @staticmethod
+    def check_name(name: str) -> None:
+        """Raise a ConfigError unless a run can have this name."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name):
+            raise ConfigError(
+                f"--name {name or repr(name)}: expected a letter or digit, and then up to 199 letters, digits, '.', '_', '+' or '-'"
+            )
+        if name == "latest":
+            raise ConfigError("--name latest: that is how every command calls the run that was started last; choose another name")
+
+    @classmethod
+    def check_new(cls, root: Path, name: str) -> None:
+        """Raise a ConfigError unless a run of this name can be made."""
+        cls.check_name(name)
+        if os.path.lexists(root / name) and not is_unborn(root / name):
+            raise ConfigError(
+                f"{root / name} exists already; `rlx resume {name}` continues it, --auto-resume does so by itself, "
+                "another --name starts anew"
+            )
+
+    @classmethod
+    def make(cls, root: Path, name: str, files: dict[str, bytes]) -> Path:
+        """Make the directory of a new run, or of a sweep, whose names follow the same rules, whole or not at all.
+
+        Raises as `create` does.
+        """
+        cls.check_new(root, name)
+        path = root / name
+        try:
+            if path.is_dir():  # a kill of an older rlx came before its first file
+                clean_temporaries(path)
+            create_directory(path, files)
+        except OSError as error:
+            cls.check_new(root, name)  # somebody may have been faster
+            advice = "free some space, or set RLX_RUNS_DIR to a directory you can write"
+            raise StorageError(f"{path} cannot be made ({error.strerror}); {advice}") from error
+        return path
+
+    @classmethod
+    def open(cls, root: Path, reference: str) -> RunDir:
+        """Find a run by name, by path, or as `latest`, the one that was trained last.
+
+        Raises:
+            ConfigError: if there is none.
+        """
+        runs = list_runs(root)
+        if reference == "latest":
+            if not runs:
+                raise ConfigError(f"there are no runs in {root} yet; start one with `rlx train algo=ppo env=cartpole`")
+            return max(runs, key=lambda run: run.last_started)
+        for path in (root / reference, Path(reference)):
+            if is_run(path):
+                return cls(path)
+        sweep = next((p for p in (root / reference, Path(reference)) if (p / "sweep.json").is_file()), None)
+        if sweep is not None:
+            raise ConfigError(
+                f"{reference} is a sweep, of many runs: `rlx ls --sweep {reference}` lists them, {reference}/000-s0 names one, "
+                f"`rlx sweep --resume {reference}` goes on with all"
+            )
+        near = difflib.get_close_matches(reference, [run.name for run in runs], n=1, cutoff=0.4)
+        advice = f"did you mean {near[0]}?" if near else "`rlx ls` lists the runs"
+        raise ConfigError(f"{reference}: no such run in {root}; {advice}")
+
+    def config(self, *, trust: bool) -> RunConfig:
+        """The run's configuration, read as data, to train or use the run by.
+
+        Args:
+            trust: whether the user vouches for where the run comes from; runs that the user started here need nobody to.
+
+        Raises:
+            ConfigError: if it is not plain data, is not what was started, or needs code that the user has not said to trust.
+        """
+        text = read_config_text(self.path / "config.yaml")
+        config = parse_config(text, self.path / "config.yaml")
+        self._check_record(text, config)
+        if not trust and not self.is_own():
+            refuse_module(config.env.id, self.path)
+        self._is_vouched_for |= trust
+        return config
+
+    def digest(self) -> str:
+        """SHA-256 of config.yaml. Raises a ConfigError if it cannot be read."""
+        return _digest(read_config_text(self.path / "config.yaml"))
+
+    def config_of(self, digest: str) -> RunConfig:
+        """The run's configuration, if it is still the one that somebody has looked at, for a process that cannot ask the user.
+
+        Raises:
+            ConfigError: if it is another one.
+        """
+        text = read_config_text(self.path / "config.yaml")
+        if _digest(text) != digest:
+            raise ConfigError(f"{self.path / 'config.yaml'} is not what the sweep looked at when it sent the run here: repeat the command")
+        return parse_config(text, self.path / "config.yaml")
+
+    def is_own(self) -> bool:
+        """Whether this user started the run, with the modules that are found here, and nobody has changed what was started."""
+        meta = self.meta()
+        try:
+            config = parse_config(read_config_text(self.path / "config.yaml"), self.path)
+        except ConfigError:
+            return False
+        return is_signed(_signed_part(meta), meta.get("signature")) and meta.get("modules") == origins([config.env.id])
+
+    def changes(self) -> list[str]:
+        """What config.yaml says otherwise than what was started, setting by setting. Raises a ConfigError if it cannot be read."""
+        text = read_config_text(self.path / "config.yaml")
+        return self._changes(text, parse_config(text, self.path / "config.yaml"))
+
+    def _check_record(self, text: str, config: RunConfig) -> None:
+        changes = self._changes(text, config)
+        if changes:
+            raise ConfigError(
+                f"{self.path / 'config.yaml'} is not what was started: {', '.join(changes)}; restore it, or start a new run "
+                f"(loop.*, log.* and runtime.device change with `rlx resume {self.reference} KEY=VALUE`)"
+            )
+
+    def _changes(self, text: str, config: RunConfig) -> list[str]:
+        """Compared with meta.json, and with the newest checkpoint, which the run may have had other budgets and cadences at."""
+        meta = self.meta()
+        started = [record for key in ("config", "config_before") if isinstance(record := meta.get(key), str)]
+        changes: list[str] = []
+        if started and text not in started:
+            found = [differences(config, parse_config(record, self.path / "meta.json")) for record in started]
+            changes = [f"{key} is {here} there and {then} in meta.json" for key, (here, then) in min(found, key=len).items()]
+        checkpoints, _ = find_checkpoints(self.checkpoints)
+        saved = checkpoints[0].manifest.get("config") if checkpoints else None
+        if not changes and isinstance(saved, str) and saved != text:
+            found_then = differences(config, parse_config(saved, checkpoints[0].path / "manifest.json"))
+            changes = [
+                f"{key} is {here} there and {then} in its checkpoint" for key, (here, then) in found_then.items() if not is_resumable(key)
+            ]
+        return changes
+
+    def restore_meta(self, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> None:
+        """Write the meta.json that a run was started with anew; what it said of the times that it was trained is lost."""
+        self.write_meta(_new_content(self.name, config, meta, signed=signed))
+
+    def keep_record(self, config: RunConfig, *, changed: bool) -> str | None:
+        """Write down in meta.json what is trained from now on, and in config.yaml if it was changed; the run is locked by the caller.
+
+        A kill between the two leaves config.yaml as it was, which meta.json then still has.
+
+        Returns:
+            What the user should know, or None.
+        """
+        note = None
+        try:
+            meta = read_json(self.path / "meta.json")
+        except UnreadableError as error:
+            meta = {}
+            if not error.missing:
+                aside = f"meta.json.damaged-{int(time.time())}"
+                (self.path / "meta.json").rename(self.path / aside)
+                note = f"{error}; it was put aside as {aside}, and what it said is lost"
+        if changed or "config" not in meta or self._is_vouched_for:
+            own, old = self._is_vouched_for or self.is_own(), read_config_text(self.path / "config.yaml")
+            new = save_config(config) if changed else old
+            meta |= {"config": new, "config_before": old, "modules": origins([config.env.id])}
+            meta["signature"] = sign(_signed_part(meta)) if own else None
+            self.write_meta(meta)
+            if new != old:
+                replace_durably(self.path / "config.yaml", new.encode())
+        return note
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return read_metrics(self.metrics_path)
+
+    def meta(self) -> dict[str, Any]:
+        """meta.json, or {} where it is missing or damaged."""
+        try:
+            return read_json(self.path / "meta.json")
+        except UnreadableError:
+            return {}
+
+    def write_meta(self, meta: dict[str, Any]) -> None:
+        replace_durably(self.path / "meta.json", _as_json(meta))
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """What is known of each time the run was started or resumed."""
+        segments = self.meta().get("segments")
+        return [s for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
+
+    def begin_segment(self, segment: dict[str, Any]) -> None:
+        """Record that training starts or goes on now."""
+        meta = self.meta()
+        first = {"started": now(), "host": socket.gethostname(), "pid": os.getpid(), "status": "running", **segment}
+        self.write_meta({**meta, "segments": [*self.segments, first]})
+
+    def end_segment(self, **changes: Any) -> None:
+        """Record how it ended."""
+        segments = self.segments or [{}]  # meta.json was lost meanwhile
+        segments[-1] |= {"ended": now(), **changes}
+        self.write_meta({**self.meta(), "segments": segments})
+
+    @property
+    def last_started(self) -> str:
+        segments = self.segments
+        return str(segments[-1].get("started", "")) if segments else str(self.meta().get("created", ""))
+
+    @property
+    def status(self) -> str:
+        """running, finished, stopped, failed, killed (it said running and no process holds it), or new."""
+        if self.is_locked():
+            return "running"
+        segments = self.segments
+        status = str(segments[-1].get("status", "?")) if segments else "new"
+        return "killed" if status == "running" else status
+
+    def is_locked(self) -> bool:
+        """Whether a process is training this run on this machine."""
+        return is_flocked(self.path / ".lock")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run; the kernel lets go of it however the process ends.
+
+        Raises:
+            ConfigError: if another process is training it.
+            StorageError: if the directory cannot be written.
+        """
+        with flocked(self.path / ".lock") as free:
+            if not free:
+                raise ConfigError(f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM")
+            clean_temporaries(self.path)
+            yield
+
+
+MEMBER = re.compile(r"\d{3,9}-s\d{1,19}", re.ASCII)
+"""Names of the runs of a sweep."""
+
+
+def members(sweep: Path) -> list[Path]:
+    """The directories of a sweep's runs, in order; what is a link, or has another name, is none."""
+    return sorted(p for p in sweep.iterdir() if MEMBER.fullmatch(p.name) and is_directory(p) and is_run(p))
+
+
+def is_run(path: Path) -> bool:
+    """Whether a directory is a run; what it holds may still be unreadable."""
+    return any(os.path.lexists(path / name) for name in ("meta.json", "config.yaml"))
+
+
+def is_unborn(path: Path) -> bool:
+    """Whether a directory has nothing in it yet but what a process was about to write: a kill came before its first file."""
+    try:
+        return is_directory(path) and all(map(is_temporary, os.listdir(path)))
+    except OSError:
+        return False
+
+
+def _new_content(name: str, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> dict[str, Any]:
+    """meta.json of a run that has not begun."""
+    content = {"name": name, "created": now(), **meta, "versions": versions(), "config": save_config(config)}
+    content |= {"modules": origins([config.env.id]), "segments": []}
+    return content | {"signature": sign(_signed_part(content)) if signed else None}
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _signed_part(meta: dict[str, Any]) -> dict[str, Any]:
+    """What a signature of meta.json is of: what was started, and which files its modules are."""
+    return {key: meta.get(key) for key in ("name", "config", "config_before", "modules")}
+
+
+def _as_json(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def new_meta(composed: Composed) -> dict[str, Any]:
+    """What meta.json says of a run from the start."""
+    return {**composed.choices, "algo": composed.config.algo.name, "env_id": composed.config.env.id,
+            "seed": composed.config.seed, "commit": commit(), "wandb_id": secrets.token_hex(4)}  # fmt: skip
+
+
+def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:
+    """What a run's copies in W&B are found by."""
+    return [config.algo.name, config.env.id, *([f"sweep:{meta['sweep']}"] if meta.get("sweep") else [])]
+
+
+def wandb_config(config: RunConfig, meta: dict[str, Any]) -> dict[str, Any]:
+    """What a run's copies in W&B say that it is configured with: its recipe and the commit of its code beside the settings."""
+    return {**dataclasses.asdict(config), **{key: meta[key] for key in ("recipe", "commit") if meta.get(key)}}
+
+
+def wandb_group(config: RunConfig, meta: dict[str, Any], name: str) -> str:
+    """What W&B shows the seeds of one setting together under: SWEEP/000, or the run's name without its seed."""
+    if meta.get("sweep"):
+        return f"{meta['sweep']}/{meta.get('point') or name.rpartition('-s')[0]}"
+    named = re.sub(rf"-s{config.seed}$", "", name)
+    if named != name:
+        return named
+    setting = dataclasses.asdict(config)
+    del setting["seed"], setting["log"], setting["runtime"]
+    digest = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return f"{config.algo.name}-{re.sub(r'[^A-Za-z0-9._+-]', '-', str(meta.get('env') or config.env.id))}-{digest}"
+
+
+def list_runs(root: Path) -> list[RunDir]:
+    """Every run in a directory, oldest first."""
+    if not root.is_dir():
+        return []
+    runs = [RunDir(p) for p in root.iterdir() if not p.name.startswith(".") and os.path.lexists(p / "meta.json")]
+    return sorted(runs, key=lambda run: (str(run.meta().get("created", "")), run.name))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a run's results depend on."""
+    found = {"python": platform.python_version()}
+    for name in _VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

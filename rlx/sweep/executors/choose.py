@@ -1,0 +1,80 @@
+"""Where the runs of a sweep are trained, chosen from a command line, and what they need there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rlx.config.schema import RunConfig
+from rlx.errors import ConfigError
+from rlx.store.runs import RunDir
+from rlx.sweep.executors.executor import Executor, Job
+from rlx.sweep.executors.local import LocalExecutor
+from rlx.sweep.plan import MakeJob, cores
+from rlx.track.wandb import mirrors
+
+
+def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, Any], *, folder: Path) -> Executor:
+    """The place that --executor names.
+
+    Raises:
+        ConfigError: if it is not to be had here.
+    """
+    most = max(map(cores, configs))
+    if where == "ray":
+        from rlx.sweep.executors.ray import RayExecutor
+
+        return RayExecutor(options["address"], slots=options["jobs"], cores=most, gpus=int(any(map(asks_for_gpu, configs))))
+    if where == "slurm":
+        from rlx.sweep.executors.slurm import SlurmExecutor
+
+        any(map(asks_for_gpu, configs))  # refuses what cannot be asked for
+        return SlurmExecutor(folder / ".submitit", slots=options["jobs"], options=options["slurm"])
+    return LocalExecutor(options["jobs"], cores=most, gpus=_gpus(configs))
+
+
+def asks_for_gpu(config: RunConfig) -> bool:
+    """Whether a run elsewhere is to be given a GPU. What auto means there is for the machine it runs on to say, so it asks for none.
+
+    Raises:
+        ConfigError: if it asks for one by number, which on another machine is another card.
+    """
+    device = config.runtime.device
+    if ":" in device:
+        raise ConfigError(f"runtime.device={device}: a job on another machine is given a GPU of its own; say runtime.device=cuda")
+    return device == "cuda"
+
+
+def _wants_gpu(config: RunConfig) -> bool:
+    """Whether a run on this machine needs a GPU of its own: it asks for one, or gains from one and there is one."""
+    if config.runtime.device in ("cpu", "mps") or (config.runtime.device == "auto" and not config.gains_from_gpu):
+        return False
+    from rlx.build import resolve_device  # imports torch, which the others do without
+
+    return resolve_device(config).type == "cuda"
+
+
+def _gpus(configs: Sequence[RunConfig]) -> list[str]:
+    """The GPUs that runs are spread over, if they need any and do not name one themselves."""
+    if not any(_wants_gpu(c) for c in configs):
+        return []
+    import torch
+
+    if any(":" in c.runtime.device for c in configs):
+        return []  # somebody has chosen
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+
+
+def job_maker(configs: Sequence[RunConfig], *, where: str = "local") -> MakeJob:
+    needs_gpu = _wants_gpu if where == "local" else asks_for_gpu
+    modes = {c.log.wandb.value for c in configs}
+    mirror = {mode: mirrors(mode) for mode in modes}
+
+    def make(run: RunDir, config: RunConfig) -> Job:
+        mirrored = mirror.get(config.log.wandb.value, True)
+        return Job(run=str(run.path.resolve()), config=run.digest(), cores=cores(config), gpus=int(needs_gpu(config)), mirror=mirrored)
+
+    return make

@@ -1,0 +1,92 @@
+"""What a sweep asks of the place where its runs are worked on: this machine, a Ray cluster, or SLURM."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+from rlx.files import is_directory, open_to_append
+from rlx.store.runs import LOG
+
+
+def open_log(run: Path) -> int:
+    """A descriptor to append to a run's log; it leads nowhere where the log is a link, or cannot be written: training goes on.
+
+    Raises:
+        IsADirectoryError: if a directory has its name.
+    """
+    try:
+        with open_to_append(run / LOG) as file:
+            return os.dup(file.fileno())
+    except OSError:
+        if is_directory(run / LOG):
+            raise IsADirectoryError(f"{run / LOG} is a directory") from None
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One stretch of one run, as plain data that can travel to where it is worked on."""
+
+    run: str
+    """Absolute path of the run's directory."""
+    config: str | None = None
+    """SHA-256 of the config.yaml that the sweep has looked at; None for runs that are trained only if they are the user's own, or data."""
+    attempt: int = 1
+    cores: int = 1
+    """CPU cores that it keeps busy."""
+    gpus: int = 0
+    pause_at: int | None = None
+    """Stop, with a checkpoint, at the first line of the record that has `pause_metric` at this many env steps or later."""
+    pause_metric: str = ""
+    mirror: bool = True
+    """Whether the run may mirror itself to W&B; False where there is no login to do it with."""
+
+    @property
+    def name(self) -> str:
+        return Path(self.run).name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a job ended."""
+
+    status: Literal["finished", "paused", "stopped", "failed", "lost"]
+    """failed: the run ended with an error, and would again. lost: whoever worked on it died or hung."""
+    error: str | None = None
+    exit_code: int = 0
+
+
+class Executor(Protocol):
+    """Works on jobs, several at a time; none of its methods but `wait` takes long."""
+
+    slots: int
+    """How many jobs it works on at once."""
+    description: str
+    """Where that is, in a few words for a person."""
+
+    def start(self, job: Job) -> None:
+        """Begin a job; called only while fewer than `slots` are open."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[tuple[Job, Result]]:
+        """The jobs that have ended since the last call, after waiting for the first of them at most `timeout_s`."""
+        ...
+
+    def waiting(self, job: Job) -> bool:
+        """Whether an open job may still stand in a queue, where it shows no sign of life."""
+        ...
+
+    def stop(self, job: Job) -> None:
+        """Ask an open job to save and end; it is still reported by `wait`."""
+        ...
+
+    def kill(self, job: Job) -> None:
+        """End an open job at once; it is still reported by `wait`, as lost."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything; open jobs are killed."""
+        ...

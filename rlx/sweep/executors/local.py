@@ -1,0 +1,179 @@
+"""Runs of a sweep on this machine: a process for each, forked from a server that has imported torch once.
+
+A process of its own isolates a run (a crash ends nothing else, memory is given back); the fork makes it cheap, a hundredth of a second
+instead of the seconds that torch takes to import. The server imports and does nothing more, so that there are no threads to lose.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
+from pathlib import Path
+from typing import Any
+
+from rlx.errors import ConfigError
+from rlx.sweep.executors.executor import Job, Result, open_log
+
+_PRELOAD = (
+    "rlx.cli.main",
+    "rlx.run",
+    "rlx.sweep.executors.worker",
+    "rlx.envs.control.cartpole",
+    "rlx.algos.ppo",
+    "rlx.algos.a2c",
+    "rlx.algos.reinforce",
+)
+
+
+@dataclass(kw_only=True)
+class _Open:
+    """A job that is being worked on."""
+
+    process: Any
+    answer: connection.Connection
+    gpu: str | None
+
+
+class LocalExecutor:
+    """Process slots on this machine.
+
+    Args:
+        slots: jobs at once.
+        cores: CPU cores that a job keeps busy at most; slots × cores are at most the cores there are.
+        gpus: names of the GPUs, as in CUDA_VISIBLE_DEVICES; every job that needs one gets one to itself.
+
+    Raises:
+        ConfigError: if that is more than the machine has.
+    """
+
+    def __init__(self, slots: int | None = None, *, cores: int = 1, gpus: Sequence[str] = ()) -> None:
+        self.slots = _slots(slots, cores, len(gpus))
+        self.description = f"{self.slots} process{'es' if self.slots > 1 else ''} of {cores} core{'s' if cores > 1 else ''} on this machine"
+        self._free_gpus = list(gpus)
+        self._open: dict[Job, _Open] = {}
+        self._context = warm_up()
+
+    def start(self, job: Job) -> None:
+        gpu = self._free_gpus.pop(0) if job.gpus and self._free_gpus else None
+        answer, theirs = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_child, args=(job, gpu, theirs), name=job.name)
+        process.start()
+        theirs.close()
+        self._open[job] = _Open(process=process, answer=answer, gpu=gpu)
+
+    def wait(self, timeout_s: float) -> list[tuple[Job, Result]]:
+        connection.wait([o.process.sentinel for o in self._open.values()], timeout_s)
+        ended = [(job, o) for job, o in self._open.items() if not o.process.is_alive()]
+        return [(job, self._result(job, o)) for job, o in ended]
+
+    def waiting(self, job: Job) -> bool:
+        return False
+
+    def stop(self, job: Job) -> None:
+        self._signal(job, signal.SIGTERM)
+
+    def kill(self, job: Job) -> None:
+        self._signal(job, signal.SIGKILL)
+
+    def close(self) -> None:
+        for job, o in list(self._open.items()):
+            self.kill(job)
+            o.process.join()
+            self._result(job, o)
+
+    def _signal(self, job: Job, number: int) -> None:
+        opened = self._open.get(job)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if opened is None:
+                return
+            if number == signal.SIGKILL:
+                os.killpg(opened.process.pid, number)  # and the processes of its environments
+            else:
+                os.kill(opened.process.pid, number)
+
+    def _result(self, job: Job, opened: _Open) -> Result:
+        del self._open[job]
+        if opened.gpu is not None:
+            self._free_gpus.append(opened.gpu)
+        result = None
+        with contextlib.suppress(EOFError, OSError), opened.answer:
+            result = opened.answer.recv() if opened.answer.poll() else None
+        opened.process.join()
+        code = opened.process.exitcode or 0
+        opened.process.close()
+        return result if isinstance(result, Result) else Result(status="lost", exit_code=code, error=_cause(code))
+
+
+def warm_up() -> Any:
+    """Start the server that imports what runs need, if it does not run; called early, it imports while the sweep is being prepared."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")  # a run sets torch's own threads itself
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(_PRELOAD))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the server inherits: Ctrl-C while it imports is for the sweep alone
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return context
+
+
+def available_cores() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        return os.cpu_count() or 1
+
+
+def _slots(wanted: int | None, cores: int, gpus: int) -> int:
+    there = available_cores()
+    if cores > there:
+        raise ConfigError(f"one run keeps {cores} cores busy (runtime.threads, env.workers) and this machine has {there}: lower these")
+    most = there // cores
+    if wanted is None:
+        return min(most, gpus) if gpus else most
+    if wanted < 1:
+        raise ConfigError(f"--jobs {wanted}: expected at least 1")
+    if wanted > most:
+        each = f"each of {cores} cores" if cores > 1 else "each of one core"
+        raise ConfigError(f"--jobs {wanted}: runs {each} would slow each other down on the {there} cores here; say --jobs {most} or less")
+    if gpus and wanted > gpus:
+        raise ConfigError(f"--jobs {wanted}: runs on a GPU get one each, and there are {gpus} here; say --jobs {gpus} or less")
+    return wanted
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"its process ended with exit code {code} and no word"
+    name = signal.Signals(-code).name
+    return f"its process was ended by {name}" + (", as the system does when memory runs out" if -code == signal.SIGKILL else "")
+
+
+def _child(job: Job, gpu: str | None, answer: connection.Connection) -> None:
+    """The process of a job."""
+    os.setsid()  # Ctrl-C in the terminal goes to the sweep, which tells its runs
+    log = open_log(Path(job.run))
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    threading.Thread(target=_follow_the_sweep, name="rlx-sweep", daemon=True).start()
+    from rlx.sweep.executors.worker import work
+
+    with answer:
+        answer.send(work(job))
+
+
+def _follow_the_sweep() -> None:
+    """Save and stop if the sweep itself is killed: it can be resumed, and nobody else would know of this process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,61 @@
+"""What a worker does with a job: train one run of a sweep, from wherever it is."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlx.errors import RlxError
+from rlx.store.runs import RunDir
+from rlx.sweep.executors.executor import Job, Result
+from rlx.track.heartbeat import HeartbeatConsole
+
+_LOCK_PATIENCE_S = 60.0
+"""How long a run that another process holds is waited for: one that was told to stop is still saving."""
+
+
+def work(job: Job) -> Result:
+    """Train a run to its end or to where the job pauses it. Raises nothing: an error is a result, its traceback is printed."""
+    from rlx.run import train
+
+    run = RunDir(Path(job.run))
+    if not run.path.is_dir():
+        return Result(status="failed", exit_code=2, error=f"{run.path} is not there: every machine that works on a sweep must see its "
+                                                            "directory; set RLX_RUNS_DIR to a file system that they share")  # fmt: skip
+    try:
+        config = run.config(trust=False) if job.config is None else run.config_of(job.config)
+        deadline = time.monotonic() + _LOCK_PATIENCE_S
+        while run.is_locked() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        outcome = train(
+            run,
+            config,
+            overrides=[],
+            console=HeartbeatConsole(run.path),
+            wandb=None if job.mirror else "disabled",
+            pause=_pause(job),
+        )
+    except RlxError as error:  # whose traceback, if it is of the user's own code, the run has logged
+        print(f"rlx: {error}", flush=True)
+        return Result(status="failed", error=str(error), exit_code=error.exit_code)
+    except Exception as error:
+        traceback.print_exc()
+        return Result(status="failed", error=f"{type(error).__name__}: {error}", exit_code=1)
+    if outcome.finished:
+        return Result(status="finished")
+    return Result(status="stopped" if outcome.exit_code else "paused", exit_code=outcome.exit_code)
+
+
+def _pause(job: Job) -> Any:
+    """Whether a line of the record is where the job pauses; None for one that goes to the end."""
+    at = job.pause_at
+    if at is None:
+        return None
+
+    def reached(line: Mapping[str, Any]) -> bool:
+        return line["env_steps"] >= at and job.pause_metric in line
+
+    return reached
