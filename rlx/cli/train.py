@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import re
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,8 +12,7 @@ from rlx.cli.options import Trust, echo
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
-    from rlx.config.schema import RunConfig
-    from rlx.store.runs import RunDir
+    from rlx.start import Start
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What differs from the defaults.", autocompletion=complete_overrides)
@@ -46,31 +42,26 @@ def train(
 
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
-    from rlx.config.compose import Composer, runs_directory
-    from rlx.store.runs import RunDir, is_unborn
+    from rlx import start
     from rlx.track.console import say
 
-    composed = Composer(config_dir).compose(overrides or [])
-    run_name = default_name(composed, timed=not auto_resume) if name is None else name
-    root = runs_directory()
-    if auto_resume:
-        RunDir.check_name(run_name)
-        if os.path.lexists(root / run_name) and not is_unborn(root / run_name) and not dry_run:
-            _auto_resume(root, run_name, composed, trust=trust)
-            return
-    else:
-        RunDir.check_new(root, run_name)
-    notes = _check_parts(composed.config)  # before there is a directory
-    _check_login(composed.config)
+    composed = start.compose(overrides or [], config_dir)
+    run_name = start.default_name(composed, timed=not auto_resume) if name is None else name
+    if auto_resume and not dry_run and (again := start.to_auto_resume(composed, run_name, trust=trust)) is not None:
+        if again.is_finished:
+            say(f"{again.run.path} is finished; the same command with a larger loop.total_env_steps trains on")
+        else:
+            _say_resuming(again)
+            _train(again)
+        return
+    notes = start.check_new(composed, run_name, may_exist=auto_resume)
     if dry_run:
         _print_plan(composed, notes)
         return
-    from rlx.store.runs import new_meta
-
-    run = RunDir.create(root, run_name, composed.config, new_meta(composed))
+    begun = start.create(composed, run_name)
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
-    say(f"{run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
-    _train(run, composed.config, overrides=[], inexact=False)
+    say(f"{begun.run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
+    _train(begun)
 
 
 def resume(
@@ -91,63 +82,35 @@ def resume(
 
       rlx resume lander runtime.device=cuda
     """
-    from rlx.config.compose import apply_overrides, runs_directory
-    from rlx.config.overrides import check_resumable
-    from rlx.store.runs import RunDir
+    from rlx import start
     from rlx.track.console import say
 
     arguments = list(overrides or [])
     if "=" in run or run.startswith("-"):
         arguments, run = [run, *arguments], "latest"
-    opened = RunDir.open(runs_directory(), run)
-    check_resumable(arguments, str(opened.path))
-    config = apply_overrides(opened.config(trust=trust), arguments)
-    if not arguments and opened.status == "finished":
-        reached = " loop.target_return=null" if config.loop.target_return is not None else ""
-        say(f"{opened.path} is finished; train on with a larger budget: "
-                   f"`rlx resume {opened.reference} loop.total_env_steps=…{reached}`")  # fmt: skip
+    again = start.to_resume(run, arguments, trust=trust)
+    if again.is_finished:
+        reached = " loop.target_return=null" if again.config.loop.target_return is not None else ""
+        say(f"{again.run.path} is finished; train on with a larger budget: "
+                   f"`rlx resume {again.run.reference} loop.total_env_steps=…{reached}`")  # fmt: skip
         return
-    _check_login(config)
-    say(f"{opened.path}: resuming {config.algo.name} on {config.env.id}, seed {config.seed}")
-    _train(opened, config, overrides=arguments, inexact=inexact)
+    _say_resuming(again)
+    _train(again, inexact=inexact)
 
 
-def default_name(composed: Composed, *, timed: bool) -> str:
-    """<algo>-<env>-s<seed>-<time>; without the time where the same command must find the run again."""
-    env = re.sub(r"[^A-Za-z0-9._+-]", "-", str(composed.choices["env"]))
-    name = f"{composed.config.algo.name}-{env}-s{composed.config.seed}"
-    return f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3] if timed else name
-
-
-def _auto_resume(root: Path, name: str, composed: Composed, *, trust: bool) -> None:
-    from rlx.config.compose import leaf_keys
-    from rlx.config.overrides import is_resumable
-    from rlx.errors import ConfigError
-    from rlx.store.runs import RunDir
+def _say_resuming(again: Start) -> None:
     from rlx.track.console import say
 
-    run = RunDir.open(root, name)
-    saved, wanted = map(leaf_keys, (run.config(trust=trust), composed.config))
-    changed = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
-    fixed = [k for k in changed if not is_resumable(k)]
-    if fixed:
-        differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
-        raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
-    if not changed and run.status == "finished":
-        say(f"{run.path} is finished; the same command with a larger loop.total_env_steps trains on")
-        return
-    _check_login(composed.config)
-    say(f"{run.path}: resuming {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}")
-    _train(run, composed.config, overrides=[f"{k}={wanted.get(k)}" for k in changed], inexact=False)
+    say(f"{again.run.path}: resuming {again.config.algo.name} on {again.config.env.id}, seed {again.config.seed}")
 
 
-def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: bool) -> None:
+def _train(start: Start, *, inexact: bool = False) -> None:
     from rlx.run import train as train_run
     from rlx.track.console import say
 
-    outcome = train_run(run, config, overrides=overrides, inexact=inexact)
+    outcome = train_run(start.run, start.config, overrides=start.overrides, inexact=inexact)
     steps = f"{outcome.progress.env_steps:,} env steps"
-    name = run.reference
+    name = start.run.reference
     if outcome.finished:
         say(f"finished after {steps}; next: `rlx eval {name}`, `rlx show {name}`, or train on with a larger budget: "
                    f"`rlx resume {name} loop.total_env_steps=…`")  # fmt: skip
@@ -155,39 +118,6 @@ def _train(run: RunDir, config: RunConfig, *, overrides: list[str], inexact: boo
         say(f"stopped and saved after {steps}; `rlx resume {name}` goes on")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
-
-
-def _check_login(config: RunConfig) -> None:
-    """Raise if W&B is to be online and has no login."""
-    if config.log.wandb.value == "online":
-        from rlx.track.wandb import check_login
-
-        check_login("online")
-
-
-def _check_parts(config: RunConfig) -> list[str]:
-    """What there is to say of the environment.
-
-    Raises:
-        ConfigError: if the device is not there, the environment cannot be made, or the algorithm cannot train on it.
-    """
-    import gymnasium
-
-    from rlx.build import build_algorithm, env_factory, env_spec, image_notes, resolve_device
-    from rlx.envs.registry import GameEnvFactory
-    from rlx.errors import ConfigError
-
-    device = resolve_device(config)
-    factory = env_factory(config)
-    env: Any = factory(1) if isinstance(factory, GameEnvFactory) else factory.single()
-    try:
-        spec = env_spec(config.env, env)
-    finally:
-        env.close()
-    if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
-        raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
-    build_algorithm(config, spec, device)
-    return image_notes(spec)
 
 
 def _print_plan(composed: Composed, notes: list[str]) -> None:
