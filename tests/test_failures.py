@@ -19,11 +19,11 @@ import torch
 from launch import contents, finish, left_over, lines, run_main, saved_steps, start, wait_for
 
 from rlx.checkpoint import find_checkpoints
-from rlx.cli.listing import read_row
 from rlx.config.compose import Composer, load_config
 from rlx.errors import NonFiniteError, StorageError
 from rlx.run import train
 from rlx.store.record import Record, read_record
+from rlx.store.rows import read_row
 from rlx.store.runs import RunDir
 
 Command = Callable[[str], tuple[int, str, str]]

@@ -19,8 +19,8 @@ import pytest
 
 import rlx
 from rlx.algos import ALGORITHMS
-from rlx.cli.catalogue import EXTRA_MODULES
 from rlx.envs.registry import _EXTRAS
+from rlx.extras import EXTRA_MODULES
 
 ROOT = Path(rlx.__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())

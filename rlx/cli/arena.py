@@ -90,7 +90,7 @@ def _rounded(end: float) -> float | None:
 
 
 def _print(rows: list[dict[str, Any]], title: str, anchored: bool) -> None:
-    from rlx.cli.catalogue import make_table, terminal
+    from rlx.render.tables import make_table, terminal
     from rlx.stats.intervals import FEWEST
 
     console = terminal()

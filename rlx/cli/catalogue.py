@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rlx.cli.complete import complete_envs, complete_overrides
-from rlx.cli.options import echo
+from rlx.cli.options import echo, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
 
     from rlx.config.compose import Composer
-
-EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video": "imageio", "ray": "ray", "slurm": "submitit"}
-"""For every extra of rlx, the module that is there once it is installed."""
 
 
 def config(
@@ -44,6 +39,8 @@ def config(
       rlx config algo=ppo --json | jq '.values["algo.clip"]'
     """
     from rlx.config.compose import Composer, leaf_keys
+    from rlx.config.documentation import key_docs, typed_value
+    from rlx.render.tables import terminal
 
     composed = Composer(config_dir).compose(overrides or [])
     values, unused = leaf_keys(composed.config), {f"algo.{k}": setting for k, setting in composed.config.algo.unused_keys().items()}
@@ -58,7 +55,7 @@ def config(
     console = terminal()
     recipe = composed.choices["recipe"]
     console.print(f"recipe: {f'conf/recipe/{recipe}.yaml' if recipe else 'none for this pair, so these are the defaults'}", style="dim")
-    columns = [max(len(k) for k in values) + 2, min(24, max(len(as_typed(v)) for v in values.values())) + 2]
+    columns = [max(len(k) for k in values) + 2, min(24, max(len(typed_value(v)) for v in values.values())) + 2]
     titles = {"algo": f"algo={composed.choices['algo']}", "env": f"env={composed.choices['env']}"}
     if composed.choices["env"] != composed.config.env.id:
         titles["env"] += f" ({composed.config.env.id})"
@@ -81,8 +78,10 @@ def _print_key(console: Console, columns: list[int], key: str, value: Any, sourc
     from rich.padding import Padding
     from rich.text import Text
 
+    from rlx.config.documentation import typed_value
+
     row = Text(key.ljust(columns[0]), style="bold" if doc else "")
-    row.append(as_typed(value).ljust(columns[1]), style="dim" if unused_unless else "cyan")
+    row.append(typed_value(value).ljust(columns[1]), style="dim" if unused_unless else "cyan")
     row.append(source, style="dim" if source == "default" else "green")
     if unused_unless:
         row.append(", unused", style="dim")
@@ -103,6 +102,8 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
       rlx config algo=a2c --describe
     """
     from rlx.algos import ALGORITHMS
+    from rlx.config.documentation import key_docs
+    from rlx.render.tables import make_table, terminal
 
     rows = [
         {"name": name, "summary": info.summary, "for": info.config.suits, "settings": len(key_docs(name, group="algo"))}
@@ -140,6 +141,8 @@ def envs(
     from rlx.config.compose import Composer
     from rlx.envs.registry import NATIVE, extra_for
     from rlx.errors import ConfigError
+    from rlx.extras import missing
+    from rlx.render.tables import make_table, terminal
 
     composer, word = Composer(config_dir), (pattern or "").lower()
     short = composer.env_ids()
@@ -173,13 +176,6 @@ def envs(
     console.print(f"\n{advice}\nTrain on one: rlx train env={ready}", style="dim")
 
 
-def missing(extra: str | None) -> str | None:
-    """What to type to get an extra of rlx, or None if nothing is missing."""
-    from importlib.util import find_spec
-
-    return None if extra is None or find_spec(EXTRA_MODULES[extra]) else f"pip install 'rlx[{extra}]'"
-
-
 def _recipes(composer: Composer, env: str) -> list[str]:
     """Algorithms that have a recipe for an environment."""
     from rlx.algos import ALGORITHMS
@@ -194,6 +190,7 @@ def _gymnasium_ids(word: str) -> dict[str, str | None]:
     import gymnasium
 
     from rlx.envs.registry import extra_for
+    from rlx.extras import missing
 
     if find_spec("ale_py") and word.startswith("ale"):
         import ale_py
@@ -209,97 +206,3 @@ def _gymnasium_ids(word: str) -> dict[str, str | None]:
     if word.startswith("ale") and not find_spec("ale_py"):
         ids["ALE/Pong-v5 and all of Atari"] = missing("atari")
     return dict(sorted(ids.items()))
-
-
-def key_docs(algo: str, *, group: str | None = None) -> dict[str, str]:
-    """The sentence below each field of the schema by dotted key, for one algorithm; only the keys of `group` if one is named.
-
-    Keys that are not set by themselves, env.id and algo.name, are left out.
-    """
-    import dataclasses
-
-    from rlx.algos import ALGORITHMS
-    from rlx.config import schema
-
-    docs: dict[str, str] = {}
-    classes = {"algo": ALGORITHMS[algo].config, "env": schema.EnvConfig, "loop": schema.LoopConfig,
-               "log": schema.LogConfig, "runtime": schema.RuntimeConfig, "": schema.RunConfig}  # fmt: skip
-    for name, class_ in classes.items():
-        if group not in (None, name):
-            continue
-        written = _field_docs(class_)
-        prefix = f"{name}." if name else ""
-        docs |= {f"{prefix}{f.name}": written.get(f.name, "") for f in dataclasses.fields(class_) if prefix or f.name not in classes}
-    return {key: doc for key, doc in docs.items() if key not in ("algo.name", "env.id")}
-
-
-def _field_docs(class_: type) -> dict[str, str]:
-    """The string literal below each annotated field, of a dataclass and of those it inherits from."""
-    import ast
-    import inspect
-    import itertools
-    import textwrap
-
-    docs: dict[str, str] = {}
-    for base in reversed(class_.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
-        for field, below in itertools.pairwise(body):
-            match field, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    docs[name] = " ".join(text.split())
-    return docs
-
-
-def as_typed(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
-
-
-def print_json(rows: Iterable[dict[str, Any]]) -> None:
-    for row in rows:
-        echo(json.dumps(row))
-
-
-def terminal() -> Console:
-    """Standard output: as wide as the terminal, or as wide as it needs to be for a pipe, which gets no colour."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False, emoji=False)
-    return guarded(console if console.is_terminal else Console(highlight=False, markup=False, emoji=False, width=1000))
-
-
-def guarded(console: Console) -> Console:
-    """The console, which from now on shows control characters of what it prints instead of obeying them."""
-    from rich.console import ConsoleOptions, RenderableType, RenderHook, RenderResult
-    from rich.measure import Measurement
-    from rich.segment import Segment
-
-    from rlx.text import printable
-
-    class Guarded:
-        def __init__(self, shown: RenderableType) -> None:
-            self._shown = shown
-
-        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-            for text, style, control in console.render(self._shown, options):
-                yield Segment(text if control else printable(text, keep="\n\t"), style, control)
-
-        def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
-            return Measurement.get(console, options, self._shown)
-
-    class Hook(RenderHook):
-        def process_renderables(self, renderables: list[Any]) -> list[Any]:
-            return [Guarded(r) for r in renderables]
-
-    console.push_render_hook(Hook())
-    return console
-
-
-def make_table(*headers: str) -> Table:
-    """A table without borders."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim", collapse_padding=True)
-    for header in headers:
-        table.add_column(header, overflow="fold")
-    return table

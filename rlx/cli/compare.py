@@ -96,7 +96,7 @@ def _finite(tree: Any) -> Any:
 def _print(result: Comparison, *, sweep: str | None, references: list[str]) -> None:
     from rich.text import Text
 
-    from rlx.cli.catalogue import make_table, terminal
+    from rlx.render.tables import make_table, terminal
 
     console = terminal()
     where = "last value" if result.at is None else f"value at {result.at:,} env steps"
@@ -151,7 +151,7 @@ def _print_notes(console: Console, result: Comparison, sweep: str | None, refere
 
 
 def _number(value: float) -> str:
-    from rlx.render.braille import number
+    from rlx.render.numbers import number
 
     return "–" if not math.isfinite(value) else number(value)
 

@@ -180,7 +180,7 @@ def _overrides(word: str, given: list[str], config_dir: Path | None, *, resuming
 def _keys(composer: Composer, given: list[str], *, resuming: bool) -> dict[str, _Key]:
     """Every key that can be set."""
     from rlx.algos import ALGORITHMS
-    from rlx.cli.catalogue import key_docs
+    from rlx.config.documentation import key_docs
     from rlx.config.schema import RESUMABLE, RunConfig
 
     algo = _chosen_algo(composer, given)
@@ -214,7 +214,9 @@ def _members(group: str, composer: Composer) -> list[Candidate]:
 
 
 def _values(name: str, key: _Key) -> list[Candidate]:
-    default = _written(key.default)
+    from rlx.config.documentation import typed_value
+
+    default = typed_value(key.default)
     values = [default]
     if isinstance(key.default, Enum):
         values = [member.name for member in type(key.default)]
@@ -225,13 +227,6 @@ def _values(name: str, key: _Key) -> list[Candidate]:
     if key.nullable and key.default is not None:
         values.append("null")
     return [(value, "the default" if value == default else "") for value in values]
-
-
-def _written(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, Enum):
-        return value.name
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
 def _chosen_algo(composer: Composer, given: list[str]) -> str:

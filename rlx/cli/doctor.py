@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from rlx.cli.catalogue import EXTRA_MODULES, missing, terminal
 from rlx.cli.options import echo
+from rlx.extras import EXTRA_MODULES, missing
+from rlx.render.tables import terminal
 
 _PACKAGES = ("rlx", "torch", "numpy", "gymnasium", "hydra-core", "omegaconf", "typer", "rich", "wandb")
 _SLOW_SYNC_S = 0.05

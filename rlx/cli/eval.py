@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +11,7 @@ import typer
 
 from rlx.cli.complete import complete_checkpoints, complete_runs
 from rlx.cli.options import Trust, echo
+from rlx.render.numbers import digits
 
 if TYPE_CHECKING:
     from rlx.checkpoint import Checkpoint
@@ -197,19 +197,6 @@ def _measure(
     return result
 
 
-def digits(*values: float) -> list[str]:
-    """Numbers of one kind with as many decimals as give the largest of them four digits; a small one that is not 0 keeps two."""
-    largest = max((abs(v) for v in values if math.isfinite(v)), default=0.0)
-    decimals = min(12, max(0, 3 - math.floor(math.log10(largest)))) if largest else 1
-    shown = []
-    for value in values:
-        text = f"{value:,.{decimals}f}"
-        if value and not float(text.replace(",", "")):
-            text = f"{value:.2g}" if abs(value) > 1e-9 * largest else f"{0:.{decimals}f}"
-        shown.append(text)
-    return shown
-
-
 def _say(result: dict[str, Any]) -> None:
     """Print what was measured."""
     mean, std = digits(result["return_mean"], result["return_std"])
@@ -243,7 +230,7 @@ def _ends(result: dict[str, Any]) -> str:
 
 def _tabulate(results: list[dict[str, Any]]) -> None:
     """Print what was measured under several settings, a line for each."""
-    from rlx.cli.catalogue import make_table, terminal
+    from rlx.render.tables import make_table, terminal
 
     solves, calls = "solve_rate" in results[0], "model_calls_mean" in results[0]
     table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
@@ -310,8 +297,8 @@ def check_ablation(run: RunDir, config: RunConfig, imagination: str | None, deci
         ConfigError: if it is no such name, or the algorithm imagines nothing, or samples nothing.
     """
     from rlx.config.algos.i2a_config import READINGS, Decide
+    from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
-    from rlx.sweep.prepare import check_choice
 
     for option, given, choices in (("--imagination", imagination, READINGS), ("--decide", decide, tuple(d.value for d in Decide))):
         if given is None:

@@ -55,10 +55,10 @@ def model(
     """
     from rlx.cli.eval import choose_checkpoint, load_policy
     from rlx.config.compose import runs_directory
+    from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
     from rlx.render import figures
     from rlx.store.runs import RunDir
-    from rlx.sweep.prepare import check_choice
 
     check_choice("--policy", policy, _POLICIES)
     if out is not None and out.suffix not in figures.FORMATS:
@@ -169,8 +169,8 @@ def _as_json(judged: ModelError) -> dict[str, Any]:
 
 
 def _print(judged: ModelError, title: str, path: Path) -> None:
-    from rlx.cli.catalogue import terminal
-    from rlx.cli.plot import print_drawing
+    from rlx.render.tables import terminal
+    from rlx.render.terminal_figures import print_drawing
 
     console = terminal()
     console.print(title, soft_wrap=True)
@@ -189,7 +189,7 @@ def _print(judged: ModelError, title: str, path: Path) -> None:
 
 def _print_tables(console: Console, judged: ModelError) -> None:
     """By steps ahead and by feature; thinned where there are many."""
-    from rlx.cli.catalogue import make_table
+    from rlx.render.tables import make_table
 
     half, most = judged.coverage(0.5), judged.coverage(0.9)
     table = make_table("steps ahead", "error", "no change", "in 50 %", "in 90 %")
@@ -214,6 +214,6 @@ def _some(count: int) -> list[int]:
 
 
 def _number(value: float) -> str:
-    from rlx.render.braille import number
+    from rlx.render.numbers import number
 
     return number(value) if math.isfinite(value) else "–"

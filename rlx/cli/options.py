@@ -1,8 +1,10 @@
-"""What several commands have: options, and a way to print."""
+"""What several commands have: options, and ways to print."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any
 
 import typer
 
@@ -12,5 +14,11 @@ Trust = Annotated[bool, typer.Option("--trust", help="Run the code that a run or
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print lines; what a directory's name or a run's files say cannot make the terminal do anything."""
+    """Print lines; control characters in them are escaped, because names and files may come from anybody."""
     typer.echo(printable(text, keep="\n\t"), err=err)
+
+
+def print_json(rows: Iterable[dict[str, Any]]) -> None:
+    """Print one JSON object a line."""
+    for row in rows:
+        echo(json.dumps(row))

@@ -42,9 +42,9 @@ def play(
 
       rlx play latest --opponent uct:1000
     """
-    from rlx.cli.catalogue import terminal
     from rlx.errors import ConfigError
     from rlx.evaluation.players import find_player, load_run
+    from rlx.render.tables import terminal
 
     if opponent is None and not sys.stdin.isatty():
         raise ConfigError("rlx play asks for moves and this is no terminal; let machines play with --opponent uct:1000")
@@ -183,7 +183,7 @@ class _Table:
         """The root's moves, the line that the search expects, and the tree below it."""
         from rich.tree import Tree
 
-        from rlx.cli.catalogue import make_table
+        from rlx.render.tables import make_table
 
         trees, edges = found.trees, found.root_edges(0)
         policy = found.policy(self.game.num_actions)[0]

@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli.complete import complete_runs_and_sweeps
-from rlx.render.braille import letter, plot_many
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from rlx.render.figures import Trial
-    from rlx.stats.data import Group, RunData
+    from rlx.stats.data import RunData
 
 _EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
 _KINDS = ("curves", "slice", "parallel")
 _X = {"env_steps": "env_steps", "wall_time": "time/elapsed_s"}
-_STYLES = ("blue", "red", "green", "magenta", "yellow", "cyan", "white", "bright_black")
-_MOST_IN_TERMINAL = 12
 
 
 def plot(
@@ -49,12 +43,13 @@ def plot(
 
       rlx plot car lander --metric episode/return_mean_100 --x wall_time
     """
-    from rlx.cli.catalogue import terminal
     from rlx.config.compose import runs_directory
+    from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
     from rlx.render import figures
+    from rlx.render.tables import terminal
+    from rlx.render.terminal_figures import print_curves, print_slices
     from rlx.stats.data import check_metric, group, load, objective_of
-    from rlx.sweep.prepare import check_choice
 
     check_choice("--kind", kind, _KINDS)
     check_choice("--x", x, tuple(_X))
@@ -76,14 +71,14 @@ def plot(
         console.print(text, style="dim", soft_wrap=True, highlight=False)
     if kind == "curves":
         figure = figures.draw_curves(groups, chosen, x=_X[x], statistic=statistic, every_seed=seeds, threshold=threshold)
-        _print_curves(console, groups, chosen, x=_X[x], statistic=statistic)
+        print_curves(console, groups, chosen, x=_X[x], statistic=statistic)
     else:
         tried = figures.trials(groups, chosen)
         if len(tried) < 2 or not tried[0].values:
             raise ConfigError(f"--kind {kind} shows how settings differ, and these runs have one setting; draw --kind curves")
         if kind == "slice":
             figure = figures.draw_slices(tried, chosen, statistic=statistic)
-            _print_slices(console, tried, chosen)
+            print_slices(console, tried, chosen)
         else:
             figure = figures.draw_parallel(tried, chosen, statistic=statistic, minimize=minimize)
             console.print(f"{chosen}{' (less is better)' if minimize else ''}; parallel coordinates need a file, `rlx plot --kind slice` "
@@ -112,53 +107,3 @@ def _default_path(root: Path, runs: Sequence[RunData], kind: str, metric: str, x
         directory = root / sweep if sweep else root
     against = "" if x == "env_steps" else f"-{x}"
     return directory / "plots" / f"{kind}-{metric.replace('/', '-')}{against}.png"
-
-
-def _print_curves(console: Console, groups: Sequence[Group], metric: str, *, x: str, statistic: str) -> None:
-    from rlx.stats.curves import band
-    from rlx.stats.data import of_one_seed
-
-    drawn = []
-    silent = [g.label for g in groups if not any(len(run.series(metric, x)[0]) for run in g.runs)]
-    groups = [g for g in groups if g.label not in silent]
-    for g in groups[:_MOST_IN_TERMINAL]:
-        steps, centre, _, _ = band(g.runs, metric, x, statistic)
-        drawn.append(list(zip(steps.tolist(), centre.tolist(), strict=True)))
-    label = "env steps" if x == "env_steps" else "seconds of training"
-    console.print(f"{metric}, {'IQM' if statistic == 'iqm' else 'mean'} over seeds", highlight=False)
-    print_drawing(console, drawn, [f"{g.label} ({len(of_one_seed(g.runs))})" for g in groups], label)
-    if len(groups) > _MOST_IN_TERMINAL:
-        console.print(f"and {len(groups) - _MOST_IN_TERMINAL} more in the file", style="dim")
-    if silent:
-        console.print(f"left out, without {metric}: {', '.join(silent)}", style="dim", soft_wrap=True)
-
-
-def print_drawing(console: Console, drawn: list[list[tuple[float, float]]], names: list[str], x_label: str, *, joined: bool = True) -> None:
-    """Draw curves in the terminal, each in a colour of its own, and a legend below."""
-    from rich.text import Text
-
-    width = min(console.width, 100)
-    for row in plot_many(drawn, width=width, height=16, x_label=x_label, joined=joined):
-        text = Text(no_wrap=True)
-        for character, owner in row:
-            text.append(character, style="" if owner is None or not joined else _STYLES[owner % len(_STYLES)])
-        text.rstrip()
-        console.print(text, soft_wrap=True)
-    if joined:
-        for i, name in enumerate(names[: len(drawn)]):
-            console.print(Text(f"  {letter(i)}  ", style=_STYLES[i % len(_STYLES)]).append(name, style="default"), soft_wrap=True)
-
-
-def _print_slices(console: Console, found: Sequence[Trial], metric: str) -> None:
-    """A drawing of dots for every key; names stand for their places."""
-    import math
-
-    from rlx.render.figures import scale_of
-
-    for key in found[0].values:
-        scale = scale_of([t.values[key] for t in found])
-        at = [math.log10(p) if scale.log else float(p) for p in scale.positions]
-        dots = [(p, score) for p, t in zip(at, found, strict=True) for score in t.scores]
-        names = f": {', '.join(f'{i} {name}' for i, name in enumerate(scale.names))}" if scale.names else ""
-        console.print(f"\n{metric} against {'log10 of ' if scale.log else ''}{key}{names}", soft_wrap=True, highlight=False)
-        print_drawing(console, [dots], [], key, joined=False)

@@ -73,9 +73,10 @@ def sweep(
       rlx sweep --resume latest --seeds 10
     """
     from rlx.config.compose import runs_directory
+    from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
     from rlx.store.sweeps import SweepDir
-    from rlx.sweep.prepare import Prepared, check_choice, extend, find, prepare
+    from rlx.sweep.prepare import Prepared, extend, find, prepare
 
     check_choice("--executor", executor, _EXECUTORS)
     if aggregate is not None:
@@ -224,8 +225,8 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, fa
 
 def _print_points(prepared: Prepared) -> None:
     """What would be trained."""
-    from rlx.cli.catalogue import make_table, terminal
-    from rlx.render.sweep_view import count
+    from rlx.render.numbers import count
+    from rlx.render.tables import make_table, terminal
     from rlx.sweep.plan import describe
 
     console, seeds = terminal(), len(prepared.spec.seeds)

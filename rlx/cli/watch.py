@@ -131,7 +131,7 @@ def _show(moments: Iterable[Moment], grid: Grid, title: str, depth: int, *, fps:
     """Live at a pace; where nobody is looking, one after the other as text."""
     from rich.live import Live
 
-    from rlx.cli.catalogue import terminal
+    from rlx.render.tables import terminal
     from rlx.render.watch_view import find_room, view
     from rlx.track.console import is_live_terminal
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from rlx.render.numbers import number
+
 Point = tuple[float, float]
 
 _DOTS = ((0x01, 0x02, 0x04, 0x40), (0x08, 0x10, 0x20, 0x80))  # bits of U+2800 by column and row
@@ -122,14 +124,6 @@ class _Frame:
     def below(self) -> list[str]:
         axis = f"{'':{self._gutter}} └{'─' * self.columns}"
         return [axis, f"{'':{self._gutter}}  {_x_axis(self._x, self._x_label, self.columns)}".rstrip()]
-
-
-def number(value: float) -> str:
-    """A number short enough for an axis: 12.35, 480, 50k, 1.25M."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if 0.99995 * limit <= abs(value) < 1e13:
-            return f"{value / (1e3 if unit == 'k' else limit):.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def _is_finite(point: Point) -> bool:

@@ -15,7 +15,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlx.cli.catalogue import guarded
+from rlx.render.numbers import count
+from rlx.render.tables import guarded
 from rlx.track.console import duration, is_live_terminal, say
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class LiveView:
         self._live.stop()
 
     def render(self, drive: Drive) -> Panel:
-        from rlx.render.braille import number
+        from rlx.render.numbers import number
         from rlx.sweep.plan import describe
 
         width = min(110, self._console.width)
@@ -112,10 +113,6 @@ def _phase(slot: Slot) -> str:
     if silent > 30.0:
         return f"silent {duration(silent)}"
     return str(slot.seen.get("phase", "starting"))
-
-
-def count(number: int, thing: str) -> str:
-    return f"{number} {thing}{'s' if number != 1 else ''}"
 
 
 def make_watcher(name: str) -> LiveView | PlainView:

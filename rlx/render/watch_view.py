@@ -54,7 +54,7 @@ def find_room(grid: Grid, depth: int, width: int, height: int, *, colour: bool) 
 
 def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
     """Everything there is to see."""
-    from rlx.cli.catalogue import make_table
+    from rlx.render.tables import make_table
 
     head = Text(f"{moment.when}   {title}", style="bold", no_wrap=True, overflow="ellipsis")
     kinds = grid.kinds(moment.planes[None])[0]

@@ -262,8 +262,7 @@ class RunDir:
     @property
     def segments(self) -> list[dict[str, Any]]:
         """What is known of each time the run was started or resumed."""
-        segments = self.meta().get("segments")
-        return [s for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
+        return segments_of(self.meta())
 
     def begin_segment(self, segment: dict[str, Any]) -> None:
         """Record that training starts or goes on now."""
@@ -279,17 +278,12 @@ class RunDir:
 
     @property
     def last_started(self) -> str:
-        segments = self.segments
-        return str(segments[-1].get("started", "")) if segments else str(self.meta().get("created", ""))
+        return last_start(self.meta())
 
     @property
     def status(self) -> str:
-        """running, finished, stopped, failed, killed (it said running and no process holds it), or new."""
-        if self.is_locked():
-            return "running"
-        segments = self.segments
-        status = str(segments[-1].get("status", "?")) if segments else "new"
-        return "killed" if status == "running" else status
+        """See `status_of`."""
+        return status_of(self.meta(), is_locked=self.is_locked())
 
     def is_locked(self) -> bool:
         """Whether a process is training this run on this machine."""
@@ -308,6 +302,27 @@ class RunDir:
                 raise ConfigError(f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM")
             clean_temporaries(self.path)
             yield
+
+
+def segments_of(meta: dict[str, Any]) -> list[dict[str, Any]]:
+    """What a meta.json says of each time the run was started or resumed."""
+    segments = meta.get("segments")
+    return [s for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
+
+
+def last_start(meta: dict[str, Any]) -> str:
+    """When the run was last started or resumed, or created, as meta.json has it; "" if it does not say."""
+    segments = segments_of(meta)
+    return str(segments[-1].get("started", "")) if segments else str(meta.get("created", ""))
+
+
+def status_of(meta: dict[str, Any], *, is_locked: bool) -> str:
+    """running, finished, stopped, paused, failed, killed (meta.json says running and no process holds the run), or new."""
+    if is_locked:
+        return "running"
+    segments = segments_of(meta)
+    status = str(segments[-1].get("status", "?")) if segments else "new"
+    return "killed" if status == "running" else status
 
 
 MEMBER = re.compile(r"\d{3,9}-s\d{1,19}", re.ASCII)

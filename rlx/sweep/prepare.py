@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.config.compose import GROUPS, Composed, Composer
-from rlx.config.overrides import did_you_mean
+from rlx.config.overrides import check_choice
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.store.runs import RunDir
@@ -224,8 +224,3 @@ def _flat(spec: Spec) -> dict[str, str]:
     del identity["swept"]  # follows from the words
     identity["seeds"] = ", ".join(map(str, spec.seeds))
     return {k: str(v) for k, v in {**dict(word.split("=", 1) for word in words), **identity, **search}.items() if v is not None}
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    if value not in choices:
-        raise ConfigError(f"{option} {value}: {did_you_mean(value, list(choices))}")

@@ -1,0 +1,170 @@
+"""Runs in the terminal: a table of many, and everything about one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from rlx.config.documentation import typed_value
+from rlx.render.braille import plot
+from rlx.render.numbers import number
+from rlx.render.tables import make_table
+from rlx.store.details import CheckpointRow, RunDetails
+from rlx.store.rows import RunRow, parse_time
+from rlx.store.runs import segments_of
+from rlx.text import printable
+from rlx.track.console import duration
+
+_STATUS_STYLE = {"running": "green", "stopped": "yellow", "killed": "red", "failed": "red"}
+
+
+def print_rows(console: Console, rows: Sequence[RunRow]) -> None:
+    """Print a table of runs, and below it what cannot be read of them."""
+    narrow = console.width < 100
+    table = make_table("run", "algo", "env", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
+    table.padding = (0, 1 if narrow else 2, 0, 0)
+    for column in table.columns[3:]:
+        column.no_wrap = True
+    for row in rows:
+        values = (row.return_mean_100, row.last_eval, row.best_eval)
+        table.add_row(
+            *map(printable, (row.run, row.algo, row.env)),
+            Text(row.status, style=_STATUS_STYLE.get(row.status, "")),
+            _done(row, narrow=narrow),
+            *("–" if v is None else number(v) for v in values),
+            _age(row.age_s),
+        )
+    console.print(table)
+    for row in rows:
+        if row.problem:
+            console.print(Text(printable(f"{row.run}: {row.problem}"), style="red"), soft_wrap=True)
+
+
+def print_run(console: Console, details: RunDetails, lines: list[dict[str, Any]]) -> None:
+    """Print one run.
+
+    Args:
+        console: where.
+        details: the run.
+        lines: of its metrics.jsonl, for the curve.
+    """
+    _print_head(console, details)
+    _print_curve(console, lines)
+    _print_metrics(console, details.metrics)
+    _print_differences(console, details.differences)
+    _print_checkpoints(console, details.checkpoints)
+    _print_segments(console, segments_of(details.meta))
+
+
+def print_title(console: Console, title: str) -> None:
+    """Print the title of a section."""
+    console.print(f"\n{title}", style="bold")
+
+
+def _print_head(console: Console, details: RunDetails) -> None:
+    meta, elapsed = details.meta, details.metrics.get("time/elapsed_s")
+    console.print(Text(f"{details.run}   ", style="bold").append(details.status, style=_STATUS_STYLE.get(details.status, "")))
+    console.print(f"{meta.get('algo', '?')} on {meta.get('env_id', meta.get('env', '?'))}, seed {meta.get('seed', '?')}, "
+                  f"recipe {meta.get('recipe') or 'none'}", soft_wrap=True)  # fmt: skip
+    done, total = details.env_steps, details.total_env_steps
+    steps = "no line of metrics yet" if done is None else f"{done:,} of {_count(total)} env steps"
+    console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
+    for problem in details.problems:
+        console.print(Text(problem, style="red"), soft_wrap=True)
+
+
+def _print_curve(console: Console, lines: list[dict[str, Any]]) -> None:
+    training, evaluations = (_series(lines, key) for key in ("episode/return_mean_100", "eval/return_mean"))
+    drawn = plot(training, evaluations, width=min(console.width, 100) if console.is_terminal else 80, height=12, x_label="env steps")
+    if drawn:
+        console.print("\n" + "\n".join(drawn), soft_wrap=True)
+        console.print("⠤⠒ episode/return_mean_100   ● eval/return_mean", style="dim")
+
+
+def _series(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(float(line["env_steps"]), float(line[key])) for line in lines if isinstance(line.get(key), int | float)]
+
+
+def _print_metrics(console: Console, values: dict[str, Any]) -> None:
+    if not values:
+        return
+    print_title(console, "Last metrics")
+    table = make_table("", "")
+    table.show_header = False
+    groups: dict[str, list[str]] = {}
+    for name, value in values.items():
+        group, _, rest = name.partition("/")
+        shown = number(value) if isinstance(value, int | float) else str(value)
+        groups.setdefault(group, []).append(f"{rest}\N{NO-BREAK SPACE}{shown}")
+    for group, entries in groups.items():
+        table.add_row(f"  {group}", "   ".join(entries))
+    console.print(table)
+
+
+def _print_differences(console: Console, differences: dict[str, Any]) -> None:
+    if not differences:
+        return
+    print_title(console, "Settings that are not the defaults")
+    width = max(map(len, differences))
+    for key, value in differences.items():
+        console.print(f"  {key:<{width}}  {typed_value(value)}", soft_wrap=True)
+
+
+def _print_checkpoints(console: Console, rows: list[CheckpointRow]) -> None:
+    print_title(console, "Checkpoints")
+    if not rows:
+        console.print("  none yet", style="dim")
+        return
+    table = make_table("  env steps", "eval", "size", "resumes", "")
+    for row in rows:
+        resumes = "exactly" if row.exact else f"not exactly: {row.why_not_exact}" if row.exact is False else ""
+        note = Text(row.damage, style="red") if row.damage else Text("best" if row.best else "", style="green")
+        steps = row.name if row.env_steps is None else f"{row.env_steps:,}"
+        score = "–" if row.score is None else number(row.score)
+        table.add_row(f"  {steps}", score, f"{number(row.bytes)}B", "" if row.damage else resumes, note)
+    console.print(table)
+
+
+def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
+    print_title(console, "Started and resumed")
+    if not segments:
+        console.print("  never", style="dim")
+        return
+    table = make_table("  at", "for", "ended", "env steps", "on", "changed")
+    for segment in segments:
+        start, end = parse_time(segment.get("started")), parse_time(segment.get("ended"))
+        steps = segment.get("env_steps")
+        changed = segment.get("overrides") or []
+        table.add_row(
+            f"  {start.astimezone():%Y-%m-%d %H:%M}" if start else "  ?",
+            duration((end - start).total_seconds()) if start and end else "–",
+            str(segment.get("status", "?")) if end else "–",
+            _count(steps) if isinstance(steps, int) else "–",
+            ", ".join(str(segment[k]) for k in ("device", "host") if segment.get(k)) or "?",
+            " ".join(map(str, changed)) if isinstance(changed, list) else str(changed),
+        )
+    console.print(table)
+
+
+def _count(value: Any) -> str:
+    return "?" if value is None else f"{value:,}"
+
+
+def _done(row: RunRow, *, narrow: bool) -> str:
+    if row.env_steps is None:
+        return "–"
+    if narrow and row.total_env_steps:
+        return f"{100 * row.env_steps / row.total_env_steps:.0f} %"
+    return f"{number(row.env_steps)} of {'?' if row.total_env_steps is None else number(row.total_env_steps)}"
+
+
+def _age(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
