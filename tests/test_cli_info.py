@@ -21,8 +21,8 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
+from rlx import diagnostics
 from rlx.algos import ALGORITHMS
-from rlx.cli import doctor as doctor_module
 from rlx.cli.eval import digits
 from rlx.cli.main import app
 from rlx.config.compose import Composer, runs_directory
@@ -525,7 +525,7 @@ def test_doctor_passes_here_and_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_doctor_fails_when_runs_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("RLX_RUNS_DIR", str(tmp_path / "file" / "runs"))
-    monkeypatch.setattr(doctor_module, "EXAMINATIONS", (doctor_module._storage,))
+    monkeypatch.setattr(diagnostics, "CHECKS", (diagnostics._storage,))
     result = rlx("doctor")
     assert result.exit_code == 1
     assert "set RLX_RUNS_DIR to a directory that you can write" in result.stdout
@@ -537,7 +537,7 @@ def test_doctor_reports_a_failing_check_and_goes_on(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("no kernel image for this card")
         yield
 
-    monkeypatch.setattr(doctor_module, "EXAMINATIONS", (_driver, doctor_module._extras))
+    monkeypatch.setattr(diagnostics, "CHECKS", (_driver, diagnostics._extras))
     result = rlx("doctor")
     assert result.exit_code == 1
     assert "RuntimeError: no kernel image for this card" in result.stdout
@@ -545,8 +545,8 @@ def test_doctor_reports_a_failing_check_and_goes_on(monkeypatch: pytest.MonkeyPa
 
 
 def test_doctor_warns_of_a_slow_disk_and_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor_module, "_measure", lambda directory: (0.4, 5e6, False))
-    monkeypatch.setattr(doctor_module, "EXAMINATIONS", (doctor_module._storage,))
+    monkeypatch.setattr(diagnostics, "_measure", lambda directory: (0.4, 5e6, False))
+    monkeypatch.setattr(diagnostics, "CHECKS", (diagnostics._storage,))
     result = rlx("doctor")
     assert result.exit_code == 0
     assert "loop.checkpoint_every" in result.stdout
@@ -555,7 +555,7 @@ def test_doctor_warns_of_a_slow_disk_and_says_what_to_do(monkeypatch: pytest.Mon
 
 def test_doctor_reads_no_secret_aloud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    monkeypatch.setattr(doctor_module, "EXAMINATIONS", (doctor_module._tracking,))
+    monkeypatch.setattr(diagnostics, "CHECKS", (diagnostics._tracking,))
     text = rlx("doctor").stdout
     assert "there is a login" in text
     assert "0" * 40 not in text

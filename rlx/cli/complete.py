@@ -1,60 +1,37 @@
-"""What the shell offers after TAB: keys and values of a configuration, and the names of runs. Imports neither torch nor gymnasium.
+"""Shell completion: keys and values of a configuration, and the names of runs, sweeps and checkpoints.
 
-Bash takes `algo=ppo` for three words, because `=` and `:` are in its COMP_WORDBREAKS, and replaces only what follows the last of
-them. So the words are put together again here, and bash gets only the part of an answer that it will put in that place. A lone
-answer would be followed by a space, which `algo.` and `algo.clip=` must not be: they are answered together with what they lead to.
+Bash splits `algo=ppo` into three words, because `=` and `:` are in its COMP_WORDBREAKS, and replaces only the last of them. So the
+words are joined again here, and bash gets only the part of a candidate that it inserts. Imports neither torch nor gymnasium.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shlex
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import typer
 
 from rlx.files import is_file
 from rlx.text import printable
 
-if TYPE_CHECKING:
-    from rlx.config.compose import Composer
-
 Candidate = tuple[str, str]
-"""What to type, and what it means; bash shows only the first."""
+"""A word, and what it means; bash shows only the word."""
 
 _BREAKS = ("=", ":")
-_GROUPS = {
-    "algo": "the algorithm",
-    "env": "the environment",
-    "recipe": "values tuned for one algorithm and environment; null for none",
-    "experiment": "a whole setting under one name",
-}
-_DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
-
-
-@dataclass(frozen=True)
-class _Key:
-    """Something that can stand before `=`."""
-
-    doc: str
-    default: Any = None
-    nullable: bool = False
-    is_group: bool = False
 
 
 def complete_overrides(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     """Complete a KEY=VALUE word of `rlx train`, `resume` or `config`."""
+    from rlx.config.completion import override_candidates
+
     given = [word for word in _joined([str(w) for w in ctx.params.get("overrides") or ()]) if "=" in word]
     directory = Path(ctx.params.get("config_dir") or ".")
     config_dir = directory if ctx.params.get("config_dir") and directory.is_dir() else None
-    return _in_place(incomplete, lambda word: _overrides(word, given, config_dir, resuming=ctx.info_name == "resume"))
+    return _in_place(incomplete, lambda word: override_candidates(word, given, config_dir, resuming=ctx.info_name == "resume"))
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
@@ -152,93 +129,3 @@ def _joined(words: list[str]) -> list[str]:
             joined.append(word)
         glue = word in _BREAKS
     return joined
-
-
-def _overrides(word: str, given: list[str], config_dir: Path | None, *, resuming: bool) -> list[Candidate]:
-    """Everything that could stand where `word` stands; it need not begin with it."""
-    from rlx.config.compose import Composer
-
-    composer = Composer(config_dir)
-    keys = _keys(composer, given, resuming=resuming)
-    name, is_assigned, _ = word.partition("=")
-    if is_assigned:
-        return _assignments(name, keys[name], composer) if name in keys else []
-    taken = {override.partition("=")[0] for override in given}
-    left = {key: entry for key, entry in keys.items() if key not in taken and key.startswith(word)}
-    whole = [(f"{key}=", entry.doc) for key, entry in left.items() if "." not in key]
-    nested = [(f"{key}=", entry.doc) for key, entry in left.items() if "." in key]
-    sections = dict.fromkeys(f"{key.partition('.')[0]}." for key, _ in nested)
-    candidates = (
-        nested if "." in word or (not whole and len(sections) == 1) else [*whole, *((s, f"settings of {s[:-1]}") for s in sections)]
-    )
-    if len(candidates) == 1:
-        key = candidates[0][0].removesuffix("=")
-        candidates += _assignments(key, keys[key], composer)
-    return candidates
-
-
-def _keys(composer: Composer, given: list[str], *, resuming: bool) -> dict[str, _Key]:
-    """Every key that can be set."""
-    from rlx.algos import ALGORITHMS
-    from rlx.config.documentation import key_docs
-    from rlx.config.schema import RESUMABLE, RunConfig
-
-    algo = _chosen_algo(composer, given)
-    config = RunConfig(algo=ALGORITHMS[algo].config())
-    keys = {} if resuming else {group: _Key(doc, is_group=True) for group, doc in _GROUPS.items()}
-    for key, doc in key_docs(algo).items():
-        if resuming and not any(key == allowed or key.startswith(f"{allowed}.") for allowed in RESUMABLE):
-            continue
-        section, _, name = key.rpartition(".")
-        owner = getattr(config, section) if section else config
-        field = next(f for f in dataclasses.fields(owner) if f.name == name)
-        keys[key] = _Key(doc, getattr(owner, name), nullable="None" in str(field.type))
-    keys.pop("env.kwargs", None)  # takes env.kwargs.ANYTHING=
-    return keys
-
-
-def _assignments(name: str, key: _Key, composer: Composer) -> list[Candidate]:
-    """`name=value` for every value there is to choose from, or for the default."""
-    return [(f"{name}={value}", doc) for value, doc in (_members(name, composer) if key.is_group else _values(name, key))]
-
-
-def _members(group: str, composer: Composer) -> list[Candidate]:
-    from rlx.algos import ALGORITHMS
-
-    if group == "env":
-        ids = composer.env_ids()
-        return [*ids.items(), *((id_, f"same as {name}") for name, id_ in ids.items() if id_ != name)]
-    if group == "algo":
-        return [(name, ALGORITHMS[name].summary if name in ALGORITHMS else "") for name in composer.options("algo")]
-    return [*((name, "") for name in composer.options(group)), ("null", "none")]
-
-
-def _values(name: str, key: _Key) -> list[Candidate]:
-    from rlx.config.documentation import typed_value
-
-    default = typed_value(key.default)
-    values = [default]
-    if isinstance(key.default, Enum):
-        values = [member.name for member in type(key.default)]
-    elif isinstance(key.default, bool):
-        values = ["true", "false"]
-    elif name == "runtime.device":
-        values = list(_DEVICES)
-    if key.nullable and key.default is not None:
-        values.append("null")
-    return [(value, "the default" if value == default else "") for value in values]
-
-
-def _chosen_algo(composer: Composer, given: list[str]) -> str:
-    """The algorithm that the words given, an experiment among them, or conf/config.yaml choose."""
-    import yaml
-
-    from rlx.algos import ALGORITHMS
-
-    groups = dict(word.split("=", 1) for word in given)
-    found = [groups.get("algo")]
-    for path in (composer.file("experiment", groups.get("experiment", "")), *(d / "config.yaml" for d in composer.directories)):
-        if path and path.is_file():
-            defaults: list[Any] = (yaml.safe_load(path.read_text()) or {}).get("defaults") or []
-            found += [d.get("algo") or d.get("override /algo") for d in defaults if not isinstance(d, str)]
-    return next((name for name in found if name in ALGORITHMS), next(iter(ALGORITHMS)))
