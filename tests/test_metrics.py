@@ -118,7 +118,8 @@ ROOT = Path(__file__).parents[1]
 WRITERS = [
     *ROOT.glob("rlx/algos/*.py"),
     *ROOT.glob("rlx/models/*.py"),
-    *(ROOT / f"rlx/{name}.py" for name in ("evaluate", "clock", "metrics")),
+    *ROOT.glob("rlx/evaluation/*.py"),
+    *(ROOT / f"rlx/{name}.py" for name in ("clock", "metrics")),
 ]
 
 

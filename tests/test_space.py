@@ -13,7 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
-from rlx.sweep.grid import compose_all, compose_grid
+from rlx.sweep.points import compose_all, compose_grid
 from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
 
 COMPOSER = Composer()

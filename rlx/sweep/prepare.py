@@ -16,8 +16,8 @@ from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.store.runs import RunDir
 from rlx.store.sweeps import Search, Spec, SweepDir
-from rlx.sweep.grid import compose_all, compose_grid
 from rlx.sweep.plan import check_objective
+from rlx.sweep.points import compose_all, compose_grid
 from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
 
 OBJECTIVE = "eval/return_iqm"
