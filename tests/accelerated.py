@@ -308,7 +308,8 @@ def _foresee(config: RunConfig, algo: Any, env: Any) -> None:
 
 def _watch(config: RunConfig, algo: Any) -> None:
     from rlx.cli.watch import _scene
-    from rlx.envs.grids.grid_settings import make_grid, settings_of
+    from rlx.envs.grids.grid_env import make_grid
+    from rlx.envs.grids.grid_settings import settings_of
     from rlx.evaluation.watching import play
     from rlx.render.scene import paint
 

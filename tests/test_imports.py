@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,13 +23,31 @@ COMMON = ("rlx.types", "rlx.errors")
 """The contracts and the errors: open to every package."""
 
 
+@functools.cache
+def source(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
+
+
 def imports(module: str) -> set[str]:
     """Every module that a file imports, anywhere in it, also only for its types."""
-    return set(_imports(ast.parse(MODULES[module].read_text())))
+    return set(_imports(ast.walk(source(module))))
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
+def runtime_imports(module: str) -> set[str]:
+    """Every module that a file imports when it runs, also inside functions; imports under `if TYPE_CHECKING` are left out."""
+    return set(_imports(_at_run_time(source(module))))
+
+
+def _at_run_time(tree: ast.AST) -> Iterator[ast.AST]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        yield node
+        yield from _at_run_time(node)
+
+
+def _imports(nodes: Iterable[ast.AST]) -> Iterator[str]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -117,7 +138,55 @@ def test_only_the_composition_root_and_the_commands_know_every_package() -> None
 
 def test_the_rules_find_what_they_forbid() -> None:
     tree = ast.parse("def f():\n    from rlx import ops\n    from rlx.algos.ppo import PPO\n    import torch.nn")
-    assert set(_imports(tree)) == {"rlx.ops", "rlx.algos.ppo", "torch.nn"}
+    assert set(_imports(ast.walk(tree))) == {"rlx.ops", "rlx.algos.ppo", "torch.nn"}
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = Counter(path.name for path in FILES if path.name != "__init__.py")
+    assert [name for name, number in names.items() if number > 1] == []
+
+
+def find_circle(graph: dict[str, set[str]]) -> list[str]:
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
+    assert find_circle({module: (runtime_imports(module) & set(MODULES)) - {module} for module in MODULES}) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert find_circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) != []
+    tree = ast.parse("if TYPE_CHECKING:\n    from rlx import ops\ndef f():\n    from rlx import types")
+    assert set(_imports(_at_run_time(tree))) == {"rlx.types"}
+
+
+PRINTING = ("rlx.cli", "rlx.render", "rlx.track.console", "rlx.sweep.executors.worker")
+"""Who may write to the terminal. A worker of a sweep has the run's log.txt as its standard output."""
+
+
+def prints(tree: ast.AST) -> bool:
+    """Whether code calls print or writes to the standard streams."""
+    calls = [ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return any(call == "print" or call.startswith(("sys.stdout.write", "sys.stderr.write", "traceback.print_")) for call in calls)
+
+
+def test_only_the_cli_and_renderers_print() -> None:
+    assert [m for m in MODULES if prints(source(m)) and not inside(m, PRINTING)] == []
+
+
+CALLS_COMMANDS = ("rlx.cli", "rlx.__main__", "rlx.evaluation.players")
+
+
+def test_only_the_entry_point_imports_the_cli() -> None:
+    assert [m for m in MODULES if any(inside(n, ("rlx.cli",)) for n in own_imports(m)) and not inside(m, CALLS_COMMANDS)] == []
+
+
+def test_the_cli_parses_calls_and_prints_in_few_lines() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in (PACKAGE / "cli").glob("*.py")) <= 2900
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

@@ -14,8 +14,9 @@ from gymnasium.utils.env_checker import check_env
 from rlx.build import env_spec
 from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
+from rlx.envs.grids.grid_env import make_grid
 from rlx.envs.grids.grid_settings import TASKS as TASK_NAMES
-from rlx.envs.grids.grid_settings import make_grid, settings_of
+from rlx.envs.grids.grid_settings import settings_of
 from rlx.envs.grids.gridworld import GridVectorEnv
 from rlx.envs.grids.minipacman import MAZE, TASKS, MiniPacman
 from rlx.envs.registry import VectorEnvFactory

@@ -17,7 +17,8 @@ from rlx.build import env_spec
 from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
 from rlx.envs.grids.boxoban import read_levels
-from rlx.envs.grids.grid_settings import make_grid, settings_of
+from rlx.envs.grids.grid_env import make_grid
+from rlx.envs.grids.grid_settings import settings_of
 from rlx.envs.grids.gridworld import GridVectorEnv
 from rlx.envs.grids.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate, solution
 from rlx.envs.registry import VectorEnvFactory

@@ -10,7 +10,8 @@ import pytest
 
 from rlx.config.compose import Composer
 from rlx.envs.grids import sokoban_levels
-from rlx.envs.grids.grid_settings import make_grid, settings_of
+from rlx.envs.grids.grid_env import make_grid
+from rlx.envs.grids.grid_settings import settings_of
 from rlx.envs.grids.minipacman import level_keys
 from rlx.envs.grids.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate
 from rlx.envs.grids.splits import in_split, keys_of

@@ -26,7 +26,8 @@ from test_i2a import act, boards, give_weight, make
 import rlx
 from rlx import ops
 from rlx.config.algos.i2a_config import Decide, Imagination
-from rlx.envs.grids.grid_settings import MiniPacmanSettings, SokobanSettings, make_grid
+from rlx.envs.grids.grid_env import make_grid
+from rlx.envs.grids.grid_settings import MiniPacmanSettings, SokobanSettings
 from rlx.evaluation.evaluator import run_episodes
 from rlx.evaluation.watching import Moment, Thought, play
 from rlx.render.watch_view import find_room, view

@@ -41,7 +41,7 @@ def _number(name: str, text: str, option: Any) -> int | None:
     Raises:
         ConfigError: if it takes a number and this is none, or is absurd.
     """
-    from rlx.config.numbers import not_whole, whole
+    from rlx.config.whole_numbers import not_whole, whole
 
     kind = getattr(getattr(option, "type_descriptor", None), "annotation", None)
     if kind is float and text.strip().lower().lstrip("+-") in ("nan", "inf", "infinity"):

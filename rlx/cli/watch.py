@@ -112,7 +112,8 @@ def _board(run: RunDir, config: RunConfig) -> GridVectorEnv:
     Raises:
         ConfigError: if that is no grid world.
     """
-    from rlx.envs.grids.grid_settings import WORLDS, make_grid, settings_of
+    from rlx.envs.grids.grid_env import make_grid
+    from rlx.envs.grids.grid_settings import WORLDS, settings_of
     from rlx.errors import ConfigError
 
     if config.env.id not in WORLDS:

@@ -30,7 +30,6 @@ from omegaconf.errors import OmegaConfBaseException
 from rlx.algos import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.explain import explain
-from rlx.config.numbers import accept_whole_floats
 from rlx.config.overrides import (
     check_key,
     did_you_mean,
@@ -44,6 +43,7 @@ from rlx.config.overrides import (
 )
 from rlx.config.plain import LIMIT, parse_plain
 from rlx.config.schema import RunConfig
+from rlx.config.whole_numbers import accept_whole_floats
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_file
 from rlx.store.trust import module_of, why_unsigned

@@ -34,7 +34,9 @@ grid_settings.register()
 
 
 def _world(env_id: str, num_envs: int, split: Split = "all", **kwargs: Any) -> VectorEnv:
-    return grid_settings.make_grid(grid_settings.settings_of(env_id, kwargs), num_envs, split=split)
+    from rlx.envs.grids.grid_env import make_grid  # compiles kernels
+
+    return make_grid(grid_settings.settings_of(env_id, kwargs), num_envs, split=split)
 
 
 def _split_of(env_id: str, split: Split) -> dict[str, Any]:

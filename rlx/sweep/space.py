@@ -20,8 +20,8 @@ from hydra.core.override_parser.types import ChoiceSweep, FloatRange, Glob, Inte
 from hydra.errors import HydraException
 
 from rlx.config.compose import GROUPS, Composer
-from rlx.config.numbers import whole
 from rlx.config.overrides import check_key, did_you_mean, parse_overrides
+from rlx.config.whole_numbers import whole
 from rlx.errors import ConfigError
 
 if TYPE_CHECKING:

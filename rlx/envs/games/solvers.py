@@ -214,15 +214,13 @@ def _solve(own, mask, plies, alpha, beta, keys, bounds):
 
 def find_positions(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
     """Decisive positions of games between moderate players, with their best moves: how the shipped ones were found."""
-    from rlx.envs.games.opponents import UCTPlayer
-
     game, solver, rng = Game("connect_four"), ConnectFourSolver(), np.random.default_rng(seed)
     found: dict[tuple[int, ...], list[int]] = {}
     while len(found) < count:
-        state, player = game.new_state(), UCTPlayer(game, int(rng.integers(2**31)), simulations=100)
+        state, player = game.new_state(), game.uct(100, int(rng.integers(2**31)))
         target = int(rng.integers(12, 25))
         while not state.is_terminal() and len(state.history()) < target:
-            state.apply_action(int(rng.choice(state.legal_actions())) if rng.random() < 0.25 else player.move(state))
+            state.apply_action(int(rng.choice(state.legal_actions())) if rng.random() < 0.25 else int(player.step(state)))
         if state.is_terminal():
             continue
         history = [int(a) for a in state.history()]

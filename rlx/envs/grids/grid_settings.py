@@ -6,13 +6,9 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlx.errors import ConfigError
-
-if TYPE_CHECKING:
-    from rlx.envs.grids.gridworld import GridVectorEnv
-    from rlx.envs.grids.splits import Split
 
 
 def _require(condition: bool, name: str, expected: str, got: Any) -> None:
@@ -113,28 +109,6 @@ def settings_of(env_id: str, kwargs: Mapping[str, Any]) -> Settings:
     return _SETTINGS[env_id](**kwargs)
 
 
-def make_grid(settings: Settings, num_envs: int, *, split: Split = "all") -> GridVectorEnv:
-    """B boards of the world that the settings are of.
-
-    Args:
-        split: which levels they show: those for training, those for evaluation, or all.
-
-    Raises:
-        ConfigError: if files of levels cannot be read, or have none for the split.
-    """
-    from rlx.envs.grids.gridworld import Grid, GridVectorEnv
-    from rlx.envs.grids.minipacman import MiniPacman
-    from rlx.envs.grids.sokoban import Sokoban
-
-    grid: Grid
-    if isinstance(settings, SokobanSettings):
-        grid = Sokoban(settings, split)
-    else:
-        assert isinstance(settings, MiniPacmanSettings)
-        grid = MiniPacman(settings, split)
-    return GridVectorEnv(grid, num_envs, max_episode_steps=settings.max_episode_steps, observation=settings.observation)
-
-
 def register() -> None:
     """Tell gymnasium about the worlds, so that `gymnasium.make` knows them like any other environment."""
     import gymnasium
@@ -143,7 +117,7 @@ def register() -> None:
         if env_id not in gymnasium.registry:
             gymnasium.register(
                 env_id,
-                entry_point="rlx.envs.grids.gridworld:GridEnv",
+                entry_point="rlx.envs.grids.grid_env:GridEnv",
                 kwargs={"world": env_id},
                 max_episode_steps=settings().max_episode_steps,
             )

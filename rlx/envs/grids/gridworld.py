@@ -1,8 +1,9 @@
-"""Grid worlds: what they have in common as batches of environments, as single ones, as perfect models and as pictures.
+"""Grid worlds: what they have in common as batches of environments, as perfect models and as pictures.
 
-A `Grid` is the rules, on states that are arrays of n boards side by side. Batches (`GridVectorEnv`), gymnasium's single environment
-(`GridEnv`) and the perfect model (`Grid.step`, see `rlx.types.GridWorld`) are the same rules on different states. What is observed,
-planes [C, H, W] of zeros and ones, holds all that the future depends on but luck, so that a state can be read back from it.
+A `Grid` is the rules, on states that are arrays of n boards side by side. Batches (`GridVectorEnv`), the single environment of
+gymnasium (`grid_env.GridEnv`) and the perfect model (`Grid.step`, see `rlx.types.GridWorld`) are the same rules on different states.
+What is observed, planes [C, H, W] of zeros and ones, holds all that the future depends on but random draws, so that a state can be read
+back from it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlx.envs.grids.grid_settings import make_grid, settings_of
 from rlx.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from rlx.envs.grids.splits import Split
+    pass
 
 Array = NDArray[Any]
 Boards = dict[str, Array]
@@ -167,36 +167,3 @@ class GridVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._boards = {name: np.asarray(array).copy() for name, array in state["boards"].items()}
         self._elapsed = np.array(state["elapsed"], dtype=np.int64)
         self._obs[:] = self._look(self._boards)
-
-
-class GridEnv(gymnasium.Env[Any, Any]):
-    """One board, as gymnasium makes it; its TimeLimit cuts the episodes.
-
-    Args:
-        world: the id that the world is registered under.
-        render_mode: "rgb_array", "ansi" or None.
-        split: which levels it shows, see `rlx.envs.grids.splits`.
-        settings: those of the world, see `rlx.envs.grids.grid_settings`.
-    """
-
-    metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 8}  # noqa: RUF012  (the API's own class attribute)
-
-    def __init__(self, world: str, render_mode: str | None = None, split: Split = "all", **settings: Any) -> None:
-        self._env = make_grid(settings_of(world, settings), 1, split=split)
-        self.grid = self._env.grid
-        self.render_mode = render_mode
-        self.observation_space, self.action_space = self._env.single_observation_space, self._env.single_action_space
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        drawn = seed if seed is not None else int(self.np_random.integers(2**31 - 1))
-        return self._env.reset(seed=np.array([drawn]))[0][0].copy(), {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, _, info = self._env.step(np.asarray(action, dtype=np.int64)[None])
-        happened = {name: bool(event) for name, event in zip(self._env.rules.events, info["events"][0], strict=True)}
-        return obs[0].copy(), float(reward[0]), bool(terminated[0]), False, {"events": happened}
-
-    def render(self) -> Any:
-        planes = self._env.planes()
-        return self._env.rules.ansi(planes[0]) if self.render_mode == "ansi" else self._env.rules.draw(planes, 4 * TILE)[0]
