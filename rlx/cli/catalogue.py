@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +15,7 @@ from rlx.cli.options import echo, print_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rlx.config.compose import Composer
+    from rlx.config.documentation import KeyRow
 
 
 def config(
@@ -38,57 +39,52 @@ def config(
 
       rlx config algo=ppo --json | jq '.values["algo.clip"]'
     """
-    from rlx.config.compose import Composer, leaf_keys
-    from rlx.config.documentation import key_docs, typed_value
+    from rlx.config.compose import Composer
+    from rlx.config.documentation import key_rows, typed_value
     from rlx.render.tables import terminal
 
     composed = Composer(config_dir).compose(overrides or [])
-    values, unused = leaf_keys(composed.config), {f"algo.{k}": setting for k, setting in composed.config.algo.unused_keys().items()}
-    docs = key_docs(composed.config.algo.name)
+    rows = key_rows(composed)
     if as_json:
-        echo(json.dumps({
-            "choices": composed.choices,
-            "values": {k: {"value": v, "source": composed.sources.get(k, "default"), "unused_unless": unused.get(k), "doc": docs.get(k)}
-                       for k, v in values.items()},
-        }))  # fmt: skip
+        values = {row.key: {"value": row.value, "source": row.source, "unused_unless": row.unused_unless, "doc": row.doc} for row in rows}
+        echo(json.dumps({"choices": composed.choices, "values": values}))
         return
     console = terminal()
     recipe = composed.choices["recipe"]
     console.print(f"recipe: {f'conf/recipe/{recipe}.yaml' if recipe else 'none for this pair, so these are the defaults'}", style="dim")
-    columns = [max(len(k) for k in values) + 2, min(24, max(len(typed_value(v)) for v in values.values())) + 2]
+    columns = max(len(row.key) for row in rows) + 2, min(24, max(len(typed_value(row.value)) for row in rows)) + 2
     titles = {"algo": f"algo={composed.choices['algo']}", "env": f"env={composed.choices['env']}"}
     if composed.choices["env"] != composed.config.env.id:
         titles["env"] += f" ({composed.config.env.id})"
     previous = None
-    for key, value in values.items():
-        if key in ("algo.name", "env.id"):  # in the titles, since this is not how they are set
+    for row in rows:
+        if row.key in ("algo.name", "env.id"):  # in the titles, since this is not how they are set
             continue
-        group = key.partition(".")[0]
+        group = row.key.partition(".")[0]
         if group != previous:
             console.print()
             if group in titles:
                 console.print(titles[group], style="bold")
         previous = group
-        _print_key(console, columns, key, value, composed.sources.get(key, "default"), unused.get(key), docs.get(key) if describe else None)
+        _print_key(console, columns, row, describe=describe)
     if console.is_terminal and not describe:
         console.print("\nSet any of them: rlx train KEY=VALUE …   What they mean: rlx config --describe", style="dim")
 
 
-def _print_key(console: Console, columns: list[int], key: str, value: Any, source: str, unused_unless: str | None, doc: str | None) -> None:
+def _print_key(console: Console, columns: tuple[int, int], row: KeyRow, *, describe: bool) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
     from rlx.config.documentation import typed_value
 
-    row = Text(key.ljust(columns[0]), style="bold" if doc else "")
-    row.append(typed_value(value).ljust(columns[1]), style="dim" if unused_unless else "cyan")
-    row.append(source, style="dim" if source == "default" else "green")
-    if unused_unless:
-        row.append(", unused", style="dim")
-    console.print(row, soft_wrap=True)
-    if doc and unused_unless:
-        doc += f" Unused unless algo.{unused_unless}."
-    if doc:
+    line = Text(row.key.ljust(columns[0]), style="bold" if describe and row.doc else "")
+    line.append(typed_value(row.value).ljust(columns[1]), style="dim" if row.unused_unless else "cyan")
+    line.append(row.source, style="dim" if row.source == "default" else "green")
+    if row.unused_unless:
+        line.append(", unused", style="dim")
+    console.print(line, soft_wrap=True)
+    if describe and row.doc:
+        doc = row.doc + (f" Unused unless algo.{row.unused_unless}." if row.unused_unless else "")
         console.print(Padding(Text(doc, style="dim"), (0, 0, 0, 4), expand=False))
 
 
@@ -101,20 +97,16 @@ def algos(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON o
 
       rlx config algo=a2c --describe
     """
-    from rlx.algos import ALGORITHMS
-    from rlx.config.documentation import key_docs
+    from rlx.config.available import algorithms
     from rlx.render.tables import make_table, terminal
 
-    rows = [
-        {"name": name, "summary": info.summary, "for": info.config.suits, "settings": len(key_docs(name, group="algo"))}
-        for name, info in ALGORITHMS.items()
-    ]
+    rows = algorithms()
     if as_json:
-        print_json(rows)
+        print_json(map(asdict, rows))
         return
     table = make_table("algo", "what it is", "for", "settings")
     for row in rows:
-        table.add_row(*map(str, row.values()))
+        table.add_row(row.name, row.summary, row.suits, str(row.settings))
     console = terminal()
     console.print(table)
     console.print("\nTrain one:      rlx train algo=ppo env=cartpole, rlx train algo=alphazero env=connect_four", style="dim")
@@ -138,71 +130,20 @@ def envs(
 
       rlx train env=my_module:MyEnv-v0   # an environment that `import my_module` registers
     """
+    from rlx.config.available import environments
     from rlx.config.compose import Composer
-    from rlx.envs.registry import NATIVE, extra_for
-    from rlx.errors import ConfigError
-    from rlx.extras import missing
     from rlx.render.tables import make_table, terminal
 
-    composer, word = Composer(config_dir), (pattern or "").lower()
-    short = composer.env_ids()
-    rows: list[dict[str, Any]] = [
-        {"name": name, "id": id_, "recipes": _recipes(composer, name), "native": id_ in NATIVE, "missing": missing(extra_for(id_))}
-        for name, id_ in short.items()
-        if word in name.lower() or word in id_.lower()
-    ]
-    if word:
-        rows += [
-            {"name": id_, "id": id_, "recipes": [], "native": id_ in NATIVE, "missing": needs}
-            for id_, needs in _gymnasium_ids(word).items()
-            if id_ not in short.values()
-        ]
-    if not rows:
-        raise ConfigError(
-            f"{pattern}: no environment has that in its name; `rlx envs` lists those with a short name, "
-            "env=my_module:MyEnv-v0 imports my_module first"
-        )
+    rows = environments(Composer(config_dir), pattern or "")
     if as_json:
-        print_json(rows)
+        print_json(map(asdict, rows))
         return
     table = make_table("env", "gymnasium id", "recipes for", "native", "needs")
     for row in rows:
-        table.add_row(row["name"], row["id"] if row["id"] != row["name"] else "", ", ".join(row["recipes"]) or "–",
-                      "native" if row["native"] else "", row["missing"] or "")  # fmt: skip
+        table.add_row(row.name, row.id if row.id != row.name else "", ", ".join(row.recipes) or "–", "native" if row.native else "",
+                      row.missing or "")  # fmt: skip
     console = terminal()
     console.print(table)
-    advice = "Older versions are not shown." if word else "Any other gymnasium id works too: rlx envs PATTERN searches them."
-    ready = max(rows, key=lambda row: (not row["missing"], len(row["recipes"])))["name"]
+    advice = "Older versions are not shown." if pattern else "Any other gymnasium id works too: rlx envs PATTERN searches them."
+    ready = max(rows, key=lambda row: (not row.missing, len(row.recipes))).name
     console.print(f"\n{advice}\nTrain on one: rlx train env={ready}", style="dim")
-
-
-def _recipes(composer: Composer, env: str) -> list[str]:
-    """Algorithms that have a recipe for an environment."""
-    from rlx.algos import ALGORITHMS
-
-    return [algo for algo in ALGORITHMS if f"{algo}_{env}" in composer.options("recipe")]
-
-
-def _gymnasium_ids(word: str) -> dict[str, str | None]:
-    """Newest version of every registered id with `word` in it, and what to install for it."""
-    from importlib.util import find_spec
-
-    import gymnasium
-
-    from rlx.envs.registry import extra_for
-    from rlx.extras import missing
-
-    if find_spec("ale_py") and word.startswith("ale"):
-        import ale_py
-
-        gymnasium.register_envs(ale_py)
-    newest: dict[tuple[str | None, str], Any] = {}
-    for spec in gymnasium.registry.values():
-        if isinstance(spec.entry_point, str) and word in spec.id.lower():  # a function is a stub that only raises
-            key = (spec.namespace, spec.name)
-            newest[key] = max(newest.get(key, spec), spec, key=lambda s: s.version or 0)
-    needs_jax = None if find_spec("jax") else "pip install jax"
-    ids = {s.id: needs_jax if s.namespace in ("phys2d", "tabular") else missing(extra_for(s.id)) for s in newest.values()}
-    if word.startswith("ale") and not find_spec("ale_py"):
-        ids["ALE/Pong-v5 and all of Atari"] = missing("atari")
-    return dict(sorted(ids.items()))

@@ -13,6 +13,7 @@ from typing import Any
 
 from rlx.algos import ALGORITHMS
 from rlx.config import schema
+from rlx.config.compose import Composed, leaf_keys
 
 
 def key_docs(algo: str, *, group: str | None = None) -> dict[str, str]:
@@ -51,3 +52,27 @@ def typed_value(value: Any) -> str:
     if isinstance(value, Enum):
         return value.name
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyRow:
+    """One key of a configuration in a list."""
+
+    key: str
+    value: Any
+    source: str
+    """What set it: default, recipe, experiment, the command, …"""
+    unused_unless: str | None
+    """The setting under which the key would have an effect, if it has none; None if it has."""
+    doc: str
+    """What it means; "" for keys that users name themselves, such as env.kwargs.size."""
+
+
+def key_rows(composed: Composed) -> list[KeyRow]:
+    """Every key of a configuration, in the order of the schema."""
+    algo = composed.config.algo
+    unused, docs = {f"algo.{key}": setting for key, setting in algo.unused_keys().items()}, key_docs(algo.name)
+    return [
+        KeyRow(key=key, value=value, source=composed.sources.get(key, "default"), unused_unless=unused.get(key), doc=docs.get(key, ""))
+        for key, value in leaf_keys(composed.config).items()
+    ]

@@ -1,0 +1,98 @@
+"""Which algorithms and environments there are, what they have recipes for, and what has to be installed for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from rlx.algos import ALGORITHMS
+from rlx.config.compose import Composer
+from rlx.config.documentation import key_docs
+from rlx.envs.registry import NATIVE, extra_for
+from rlx.errors import ConfigError
+from rlx.extras import missing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmRow:
+    """One algorithm in a list."""
+
+    name: str
+    summary: str
+    suits: str
+    """The environments that it can train on."""
+    settings: int
+    """How many settings it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvironmentRow:
+    """One environment in a list."""
+
+    name: str
+    """What `env=` takes."""
+    id: str
+    """What gymnasium calls it."""
+    recipes: list[str]
+    """The algorithms that have a recipe for it."""
+    native: bool
+    """Whether rlx has an implementation of its own, as arrays."""
+    missing: str | None
+    """The command that installs what it needs; None if it is ready."""
+
+
+def algorithms() -> list[AlgorithmRow]:
+    """Every algorithm."""
+    return [
+        AlgorithmRow(name=name, summary=info.summary, suits=info.config.suits, settings=len(key_docs(name, group="algo")))
+        for name, info in ALGORITHMS.items()
+    ]
+
+
+def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:
+    """The environments that have a short name; with a pattern, those of all that gymnasium has which contain it.
+
+    Raises:
+        ConfigError: if no environment contains the pattern.
+    """
+    word, short = pattern.lower(), composer.env_ids()
+    recipes = composer.options("recipe")
+    rows = [
+        EnvironmentRow(name=name, id=id_, recipes=[algo for algo in ALGORITHMS if f"{algo}_{name}" in recipes], native=id_ in NATIVE,
+                       missing=missing(extra_for(id_)))
+        for name, id_ in short.items()
+        if word in name.lower() or word in id_.lower()
+    ]  # fmt: skip
+    if word:
+        rows += [
+            EnvironmentRow(name=id_, id=id_, recipes=[], native=id_ in NATIVE, missing=needs)
+            for id_, needs in _gymnasium_ids(word).items()
+            if id_ not in short.values()
+        ]
+    if not rows:
+        raise ConfigError(
+            f"{pattern}: no environment has that in its name; `rlx envs` lists those with a short name, "
+            "env=my_module:MyEnv-v0 imports my_module first"
+        )
+    return rows
+
+
+def _gymnasium_ids(word: str) -> dict[str, str | None]:
+    """Newest version of every registered id with `word` in it, and what to install for it."""
+    import gymnasium
+
+    if find_spec("ale_py") and word.startswith("ale"):
+        import ale_py
+
+        gymnasium.register_envs(ale_py)
+    newest: dict[tuple[str | None, str], Any] = {}
+    for spec in gymnasium.registry.values():
+        if isinstance(spec.entry_point, str) and word in spec.id.lower():  # a function is a stub that only raises
+            key = (spec.namespace, spec.name)
+            newest[key] = max(newest.get(key, spec), spec, key=lambda s: s.version or 0)
+    needs_jax = None if find_spec("jax") else "pip install jax"
+    ids = {s.id: needs_jax if s.namespace in ("phys2d", "tabular") else missing(extra_for(s.id)) for s in newest.values()}
+    if word.startswith("ale") and not find_spec("ale_py"):
+        ids["ALE/Pong-v5 and all of Atari"] = missing("atari")
+    return dict(sorted(ids.items()))
