@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -65,3 +66,44 @@ def isolated_rng(seed: int, env_steps: int) -> Iterator[None]:
         yield
     finally:
         outer.load_state_dict(saved)
+
+
+_SWAPPING = threading.RLock()
+"""Held while the global generators are not in their owner's state."""
+
+
+class PrivateRNG:
+    """The global generators of python, numpy and torch in a state of one's own, for code that draws from them and must not disturb others.
+
+    Args:
+        seed: what the state begins from.
+        device: whose torch generator is kept beside the CPU's.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self._device = device
+        with isolated_rng(seed, 0):
+            self._own = self._state()
+
+    def _state(self) -> tuple[Any, ...]:
+        cuda = torch.cuda.get_rng_state(self._device) if self._device.type == "cuda" else None
+        return random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda
+
+    def _set(self, state: tuple[Any, ...]) -> None:
+        random.setstate(state[0])
+        np.random.set_state(state[1])
+        torch.set_rng_state(state[2])
+        if state[3] is not None:
+            torch.cuda.set_rng_state(state[3], self._device)
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Draw from this state in the block; what was drawn from outside goes on undisturbed after it."""
+        with _SWAPPING:
+            outer = self._state()
+            self._set(self._own)
+            try:
+                yield
+            finally:
+                self._own = self._state()
+                self._set(outer)

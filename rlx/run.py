@@ -48,6 +48,7 @@ def train(
     console: Console | None = None,
     wandb: str | None = None,
     pause: Pause | None = None,
+    argv: list[str] | None = None,
 ) -> Outcome:
     """Train a run from where it is to its end, in its own directory.
 
@@ -69,7 +70,14 @@ def train(
     with run.lock(), SignalHandler() as signals:
         segment = len(run.segments)
         warning = run.keep_record(config, changed=bool(overrides))
-        run.begin_segment({"argv": sys.argv[1:], "overrides": overrides, "device": str(device), "threads": config.runtime.threads})
+        run.begin_segment(
+            {
+                "argv": sys.argv[1:] if argv is None else argv,
+                "overrides": overrides,
+                "device": str(device),
+                "threads": config.runtime.threads,
+            }
+        )
         saving = save_uncommitted(run.path) if segment == 0 else None
         with _ending(run) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)

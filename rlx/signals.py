@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from types import FrameType, TracebackType
 
 _asked_to_save = False
@@ -27,6 +28,8 @@ def _remember(number: int, frame: FrameType | None) -> None:
 class SignalHandler:
     """SIGINT, SIGTERM and SIGHUP stop after the iteration, a second one at once; SIGUSR1 saves and goes on.
 
+    Python lets only the main thread handle signals; in any other thread this handles none.
+
     Args:
         announce: say on stderr what a first signal does.
     """
@@ -38,6 +41,8 @@ class SignalHandler:
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> SignalHandler:
+        if threading.current_thread() is not threading.main_thread():
+            return self
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it
                 self._previous[number] = signal.signal(number, self._stop)

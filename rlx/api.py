@@ -1,0 +1,247 @@
+"""rlx from Python: train runs, load trained policies, evaluate them, list runs.
+
+    import rlx
+
+    run = rlx.train(["algo=ppo", "env=cartpole", "loop.total_env_steps=200_000"], name="car")
+    policy = rlx.load("car")
+    env = gymnasium.make(policy.config.env.id)
+    obs, _ = env.reset(seed=0)
+    carry = None
+    while True:
+        action, carry = policy.act(obs, carry)
+        obs, reward, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            break
+
+Runs are found in ./runs, or in $RLX_RUNS_DIR. What fails raises the errors of the command line, subclasses of `rlx.errors.RlxError`.
+Nothing here changes the caller's random generators or torch's settings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlx import start
+from rlx.build import build_algorithm, env_factory, env_spec, resolve_device, spaces_in_words
+from rlx.checkpoint import load_algorithm
+from rlx.config.compose import load_config, runs_directory
+from rlx.config.schema import RunConfig
+from rlx.errors import ConfigError
+from rlx.policy import Policy, only_trainer
+from rlx.rng import GlobalRNG, isolated_rng
+from rlx.store.runs import RunDir
+
+
+class Run:
+    """A run in its directory, as `train` and `resume` return it.
+
+    Attributes:
+        path: its directory.
+        name: what commands call it.
+    """
+
+    def __init__(self, directory: RunDir) -> None:
+        self._directory = directory
+        self.path, self.name = directory.path, directory.reference
+
+    @classmethod
+    def open(cls, run: str | Path = "latest") -> Run:
+        """Find a run by name, by path, or as `latest`, the one that was started last. Raises a ConfigError if there is none."""
+        return cls(RunDir.open(runs_directory(), str(run)))
+
+    @property
+    def status(self) -> str:
+        """running, finished, stopped, failed, killed, paused or new."""
+        return self._directory.status
+
+    @property
+    def config(self) -> RunConfig:
+        """Its settings."""
+        return load_config(self.path / "config.yaml")
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What meta.json says: when, where and with what it was started."""
+        return self._directory.meta()
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, each with env_steps; `pandas.DataFrame(run.metrics())` makes a table of them."""
+        return self._directory.metrics()
+
+    def load(self, *, checkpoint: str | int = "latest", device: str | None = None, trust: bool = False, seed: int = 0) -> Policy:
+        """The trained policy, see `load`."""
+        return load(self.path, checkpoint=checkpoint, device=device, trust=trust, seed=seed)
+
+    def resume(self, overrides: Sequence[str] = (), *, trust: bool = False, quiet: bool = True) -> Run:
+        """Train on, see `resume`."""
+        return resume(self.path, overrides, trust=trust, quiet=quiet)
+
+    def __repr__(self) -> str:
+        return f"<rlx run: {self.path}, {self.status}>"
+
+
+def load(
+    run: str | Path | Run = "latest",
+    *,
+    checkpoint: str | int = "latest",
+    device: str | None = None,
+    trust: bool = False,
+    seed: int = 0,
+) -> Policy:
+    """Load a trained policy.
+
+    Args:
+        run: a run's name, its path, `latest`, or a `Run`.
+        checkpoint: `latest`, `best` (the highest evaluation), or the env steps of one.
+        device: cpu, cuda, cuda:N, mps or auto; the default is the run's own setting, or the CPU where its device is missing.
+        trust: allow the code that somebody else's run names, such as an environment's module; your own runs need no trust.
+        seed: of what the policy draws when it acts. The caller's generators are neither read nor changed.
+
+    Raises:
+        ConfigError: if there is no such run or device, or its environment cannot be made or is not trusted.
+        CheckpointError: if there is no such checkpoint, or it is damaged or does not fit.
+    """
+    from rlx.cli.eval import choose_checkpoint
+
+    directory = _directory_of(run)
+    config = directory.config(trust=trust)
+    chosen = choose_checkpoint(directory, str(checkpoint))
+    if device is not None:
+        config.runtime = dataclasses.replace(config.runtime, device=device)
+    try:
+        on = resolve_device(config)
+    except ConfigError:
+        if device is not None:
+            raise
+        on = torch.device("cpu")
+    env = env_factory(config)(1)
+    try:
+        spec, spaces = env_spec(config.env, env), None if config.env.is_game else spaces_in_words(env)
+    finally:
+        env.close()
+    with isolated_rng(config.seed, 0):
+        algorithm = build_algorithm(config, spec, on)
+    load_algorithm(chosen, algorithm, name=config.algo.name, spaces=spaces)
+    return Policy(config, algorithm, spec, env_steps=chosen.env_steps, seed=seed)
+
+
+def train(
+    overrides: Sequence[str],
+    *,
+    name: str | None = None,
+    auto_resume: bool = False,
+    config_dir: str | Path | None = None,
+    trust: bool = False,
+    quiet: bool = True,
+) -> Run:
+    """Train a run to its end, as `rlx train` does, in a directory of its own.
+
+    It trains in this process, one run at a time. A first Ctrl-C in the main thread stops after the iteration and saves.
+
+    Args:
+        overrides: settings as on the command line: `["algo=ppo", "env=cartpole", "algo.learning_rate=3e-4"]`.
+        name: of the run's directory; the default says algo, env, seed and time.
+        auto_resume: continue the run of this name if there is one, which must have the same settings but for those a resume may change.
+        config_dir: a directory with YAML groups of your own.
+        trust: with auto_resume, see `load`.
+        quiet: print nothing but warnings; False shows what log.console says.
+
+    Returns:
+        The run, which is finished.
+
+    Raises:
+        ConfigError: if a setting is wrong, the name is taken, or this process already trains in another thread.
+        RlxError: what else ends training; the run can be resumed from its last checkpoint.
+        KeyboardInterrupt: after a Ctrl-C, when everything is saved.
+    """
+    words = _words(overrides)
+    with only_trainer(), _torch_as_it_was():
+        composed = start.compose(words, None if config_dir is None else Path(config_dir))
+        chosen = start.default_name(composed, timed=not auto_resume) if name is None else name
+        begun = start.to_auto_resume(composed, chosen, trust=trust) if auto_resume else None
+        if begun is None:
+            start.check_new(composed, chosen)
+            begun = start.create(composed, chosen)
+        return _train(begun, ["rlx.train", *words], quiet=quiet)
+
+
+def resume(run: str | Path | Run = "latest", overrides: Sequence[str] = (), *, trust: bool = False, quiet: bool = True) -> Run:
+    """Continue a run from its last checkpoint, exactly as if it had never stopped, as `rlx resume` does.
+
+    Args:
+        run: a run's name, its path, `latest`, or a `Run`. One that is finished is returned as it is, unless `overrides` give it more to do.
+        overrides: changes of loop.*, log.* and runtime.device, e.g. `["loop.total_env_steps=1_000_000"]`.
+        trust: see `load`.
+        quiet: see `train`.
+
+    Raises as `train` does.
+    """
+    words = _words(overrides)
+    with only_trainer(), _torch_as_it_was():
+        begun = start.to_resume(str(_directory_of(run).path), words, trust=trust)
+        return _train(begun, ["rlx.resume", *words], quiet=quiet)
+
+
+def runs() -> Any:
+    """One row for every run in the runs directory, the one that was started last first.
+
+    Returns:
+        A `pandas.DataFrame` if pandas is installed, else a list of dictionaries; columns and keys are the fields of
+        `rlx.store.rows.RunRow`.
+    """
+    from rlx.store.rows import run_rows
+
+    rows = [dataclasses.asdict(row) for row in run_rows(runs_directory())]
+    try:
+        import pandas
+    except ImportError:
+        return rows
+    return pandas.DataFrame(rows)
+
+
+def _directory_of(run: str | Path | Run) -> RunDir:
+    return RunDir.open(runs_directory(), str(run.path if isinstance(run, Run) else run))
+
+
+def _words(overrides: Sequence[str]) -> list[str]:
+    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+        raise ConfigError(f'got {overrides!r}; expected a list of settings, e.g. ["algo=ppo", "env=cartpole"]')
+    return list(overrides)
+
+
+def _train(begun: start.Start, argv: list[str], *, quiet: bool) -> Run:
+    from rlx.run import train as train_run
+    from rlx.track.console import QuietConsole
+
+    if not begun.is_finished:
+        console = QuietConsole() if quiet else None
+        outcome = train_run(begun.run, begun.config, overrides=begun.overrides, console=console, argv=argv)
+        if outcome.exit_code == 128 + signal.SIGINT:
+            raise KeyboardInterrupt
+        if outcome.exit_code:
+            raise SystemExit(outcome.exit_code)
+    return Run(begun.run)
+
+
+@contextmanager
+def _torch_as_it_was() -> Iterator[None]:
+    """Put torch's settings and the random generators back after the block, which training sets for the whole process."""
+    threads, precision, tf32 = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    deterministic, rng = torch.are_deterministic_algorithms_enabled(), GlobalRNG()
+    saved = rng.state_dict()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
+        if torch.are_deterministic_algorithms_enabled() != deterministic:
+            torch.use_deterministic_algorithms(deterministic)
+        rng.load_state_dict(saved)

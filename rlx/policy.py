@@ -1,0 +1,182 @@
+"""A trained policy that takes observations as an environment returns them and gives actions as it takes them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+from rlx.collect import env_actions, to_tensor
+from rlx.config.schema import RunConfig
+from rlx.envs.contract import BrokenContract, check_array
+from rlx.envs.edge import Observations, original_space, rescaled
+from rlx.errors import ConfigError
+from rlx.rng import PrivateRNG
+from rlx.types import Algorithm, EnvSpec, Mode, Tree
+
+Array = NDArray[Any]
+
+_TRAINING = threading.Lock()
+"""Held while this process trains: training draws from the global generators, which a second one would disturb."""
+_trainer: int | None = None
+"""The thread that trains."""
+
+
+@contextmanager
+def only_trainer() -> Iterator[None]:
+    """Let one thread of the process train at a time. Raises a ConfigError if another one does."""
+    global _trainer
+    if not _TRAINING.acquire(blocking=False):
+        raise ConfigError("this process already trains in another thread: wait for it, or start each training in a process of its own, "
+                          "as `rlx sweep` does")  # fmt: skip
+    _trainer = threading.get_ident()
+    try:
+        yield
+    finally:
+        _trainer = None
+        _TRAINING.release()
+
+
+class Policy:
+    """A trained policy, as `rlx.load` returns it.
+
+    Attributes:
+        config: the run's settings.
+        env_steps: env steps after which the checkpoint was taken.
+        observation_space: of the environment, as gymnasium makes it.
+        action_space: of the environment; `act` returns members of it.
+        device: where the networks are.
+        algorithm, spec: what is inside, for code that works on rlx itself.
+    """
+
+    def __init__(self, config: RunConfig, algorithm: Algorithm, spec: EnvSpec, *, env_steps: int, seed: int) -> None:
+        self.config, self.env_steps, self.device = config, env_steps, algorithm.device
+        self.observation_space: gymnasium.Space[Any] = original_space(spec.observation_space)
+        self.action_space: gymnasium.Space[Any] = original_space(spec.action_space)
+        self.algorithm, self.spec = algorithm, spec
+        self._read = ObservationReader(spec.observation_space, spec.id)
+        self._clip = env_actions(spec.action_space)
+        self._rescale = rescaled(self.action_space)[1] if spec.action_space is not self.action_space else None
+        self._rng = PrivateRNG(seed, algorithm.device)
+
+    def act(self, obs: Any, carry: Tree = None, *, is_first: Any = None, mode: Mode = "eval") -> tuple[Any, Tree]:
+        """Choose actions.
+
+        Args:
+            obs: one observation as the environment returns it, or B of them stacked: [B, *] for a Box or Discrete space; for a Dict or
+                Tuple, a dictionary or tuple of stacked parts. In a game, the actions so far [L], filled up with -1.
+            carry: what the call before returned, the policy's memory; None begins an episode everywhere. It belongs to the B
+                observations that it was returned for, in their order.
+            is_first: [B] bool: where `obs` begins an episode although `carry` is given; the default is nowhere.
+            mode: "eval" acts as evaluations do, mostly deterministically; "train" explores as training does.
+
+        Returns:
+            The action that `env.step` takes, or an array [B, *] of them, clipped or rescaled to `action_space`; and the new carry.
+
+        Raises:
+            ConfigError: if the observation is not of `observation_space`, or carry or is_first are of another number of them.
+        """
+        if _trainer not in (None, threading.get_ident()):
+            raise ConfigError("another thread of this process is training, from whose random generators a policy would draw; "
+                              "act in another process, or after it")  # fmt: skip
+        array, is_batch = self._read(obs)
+        begins = np.full(len(array), carry is None)
+        if is_first is not None and carry is not None:
+            begins = np.asarray(is_first, dtype=bool).reshape(-1)
+        rows = {len(begins), *(len(leaf) for leaf in _leaves(carry))}
+        if rows != {len(array)}:
+            raise ConfigError(f"got {len(array)} observations with a carry or is_first of {max(rows - {len(array)})}; "
+                              "pass the carry that was returned for the same environments")  # fmt: skip
+        with torch.no_grad(), self._rng.in_use():
+            if carry is None:
+                carry = self.algorithm.initial_carry(len(array))
+            seen, first = to_tensor(array, self.device), to_tensor(begins, self.device)
+            output = self.algorithm.act(seen, carry, first, mode=mode)
+        action = self._to_env(self._clip(output.action))
+        return (action if is_batch else action[0]), output.carry
+
+    def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
+        return action if self._rescale is None else self._rescale(action)
+
+    def initial_carry(self, num_envs: int) -> Tree:
+        """The memory at the beginning of an episode in each of `num_envs` environments; `act` makes it itself where carry is None."""
+        return self.algorithm.initial_carry(num_envs)
+
+    def seed(self, seed: int) -> None:
+        """Draw from now on as a policy does that was loaded with this seed."""
+        self._rng = PrivateRNG(seed, self.device)
+
+    def __repr__(self) -> str:
+        return f"<rlx policy: {self.config.algo.name} on {self.config.env.id}, {self.env_steps:,} env steps, {self.device}>"
+
+
+class ObservationReader:
+    """Turns observations as an environment returns them, one or many stacked, into the array that a policy sees.
+
+    Args:
+        space: what the policy sees.
+        env_id: its name in errors.
+    """
+
+    def __init__(self, space: gymnasium.Space[Any], env_id: str) -> None:
+        self._original = original_space(space)
+        self._encode = Observations(self._original, env_id)
+
+    def __call__(self, value: Any) -> tuple[Array, bool]:
+        """The observations [B, *], and whether several were given; B is 1 where it was one.
+
+        Raises:
+            ConfigError: for what is neither one nor several observations of the space.
+        """
+        try:
+            size = _num_stacked(value, self._original, "the observation")
+            if size is None:
+                return self._encode(value)[None], False
+            if not isinstance(self._original, spaces.Box):
+                return np.stack([self._encode(_at(value, self._original, i)) for i in range(size)]), True
+            array = check_array(value, (size, *self._original.shape), self._original.dtype, "the observation")
+            return array.astype(self._encode.space.dtype).reshape(size, *self._encode.space.shape), True
+        except BrokenContract as error:
+            raise ConfigError(f"policy.act: {error}; policy.observation_space is {self._original}") from error
+
+
+def _num_stacked(value: Any, space: gymnasium.Space[Any], what: str) -> int | None:
+    """How many values of a space are stacked in `value`; None if it is a single one. The first part of a Dict or Tuple decides."""
+    if isinstance(space, spaces.Dict):
+        key = next(iter(space.spaces))
+        if not hasattr(value, "keys") or key not in value:
+            raise BrokenContract(f"{what} is {type(value).__name__}, the space says a dictionary with {key!r}")
+        return _num_stacked(value[key], space.spaces[key], f"{what}[{key!r}]")
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+            raise BrokenContract(f"{what} is {type(value).__name__}, the space says a tuple of {len(space.spaces)}")
+        return _num_stacked(value[0], space.spaces[0], f"{what}[0]")
+    shape, given = space.shape or (), np.shape(value)
+    if given == shape:
+        return None
+    if given[1:] == shape and given[:1] != (0,):
+        return given[0]
+    raise BrokenContract(f"{what} has shape {given}, the space says {shape}, or (B, …) in front of it for B observations")
+
+
+def _at(value: Any, space: gymnasium.Space[Any], i: int) -> Any:
+    """The i-th of the values of a space that are stacked in `value`."""
+    if isinstance(space, spaces.Dict):
+        return {key: _at(value[key], part, i) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_at(of_part, part, i) for of_part, part in zip(value, space.spaces, strict=True))
+    return value[i]
+
+
+def _leaves(tree: Tree) -> list[torch.Tensor]:
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree or ()
+    return [leaf for part in parts for leaf in _leaves(part)]
