@@ -24,7 +24,7 @@ from rlx.planning.search import SearchConfig, search
 from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")
-TINY = {"blocks": 1, "channels": 8, "num_simulations": 8, "batch_size": 32, "replay_size": 4000, "expert_simulations": 20,
+TINY = {"num_blocks": 1, "num_channels": 8, "num_simulations": 8, "batch_size": 32, "replay_size": 4000, "num_expert_simulations": 20,
         "expert_fraction": 0.3, "reinforce_fraction": 0.4, "games_per_update": 8, "snapshot_every": 4}  # fmt: skip
 
 
@@ -64,7 +64,9 @@ def test_the_phases_follow_from_the_env_steps() -> None:
 
 def test_the_supervised_policy_imitates_what_experts_would_play_not_the_random_moves_between() -> None:
     game = Game("tic_tac_toe")
-    algo, collector = make(game, expert_random_moves=0.5, expert_fraction=0.9, reinforce_fraction=0.05, reuse=1e-9, expert_simulations=500)
+    algo, collector = make(
+        game, expert_random_moves=0.5, expert_fraction=0.9, reinforce_fraction=0.05, replay_ratio=1e-9, num_expert_simulations=500
+    )
     run(algo, collector, 0.2)
     planes, label, _ = algo.expert_moves[torch.arange(algo.expert_moves.size)]
     assert torch.equal(label.sum(dim=1), torch.ones(len(label)))
@@ -87,7 +89,9 @@ def _winning(planes: torch.Tensor) -> set[int]:
 
 
 def test_the_supervised_policy_learns_what_experts_play() -> None:
-    algo, collector = make(expert_fraction=0.9, reinforce_fraction=0.05, num_envs=32, reuse=8.0, channels=16, expert_simulations=100)
+    algo, collector = make(
+        expert_fraction=0.9, reinforce_fraction=0.05, num_envs=32, replay_ratio=8.0, num_channels=16, num_expert_simulations=100
+    )
     lines = run(algo, collector, 0.9, total=2400)
     accuracy = [line["supervised/new_game_accuracy"] for line in lines if "supervised/new_game_accuracy" in line]
     assert np.mean(accuracy[-20:]) > np.mean(accuracy[:5]) + 0.2

@@ -19,7 +19,7 @@ from rlx.replay import PositionReplay
 from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")
-TINY = {"blocks": 1, "channels": 8, "num_simulations": 4, "batch_size": 32, "replay_start": 64, "replay_size": 4000}
+TINY = {"num_blocks": 1, "num_channels": 8, "num_simulations": 4, "batch_size": 32, "replay_start": 64, "replay_size": 4000}
 
 
 def make(num_envs: int = 8, game: Game | None = None, **settings: Any) -> tuple[AlphaZero, Collector]:
@@ -41,7 +41,7 @@ def run(algo: AlphaZero, collector: Collector, iterations: int, total: int = 10*
 
 
 def test_every_position_of_every_game_is_kept_in_the_order_in_which_games_began(monkeypatch: pytest.MonkeyPatch) -> None:
-    algo, collector = make(5, reuse=1e-9)
+    algo, collector = make(5, replay_ratio=1e-9)
     added: list[int] = []
     add = PositionReplay.add
     monkeypatch.setattr(PositionReplay, "add", lambda self, planes, policy, z: (added.append(len(z)), add(self, planes, policy, z)))
@@ -63,7 +63,7 @@ def test_every_position_of_every_game_is_kept_in_the_order_in_which_games_began(
 
 def test_outcomes_are_for_whoever_moves() -> None:
     game = Game("tic_tac_toe")
-    algo, collector = make(1, game, reuse=1e-9)
+    algo, collector = make(1, game, replay_ratio=1e-9)
     while algo.replay.added == 0:
         rollout, _ = collector.collect(1)
         history, reward = rollout.final_obs, rollout.reward
@@ -79,7 +79,7 @@ def test_outcomes_are_for_whoever_moves() -> None:
 
 
 def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
-    algo, collector = make(8, search=Search.puct, full_search_fraction=0.3, cheap_simulations=2, reuse=1e-9)
+    algo, collector = make(8, search=Search.puct, full_search_fraction=0.3, num_cheap_simulations=2, replay_ratio=1e-9)
     lines = run(algo, collector, 80)
     played = sum(line.get("game/length", 0.0) > 0 for line in lines)
     assert played > 5
@@ -88,7 +88,7 @@ def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
 
 
 def test_cheap_searches_play_without_noise_and_forced_visits() -> None:
-    algo, _ = make(64, search=Search.puct, full_search_fraction=0.5, cheap_simulations=32, num_simulations=33)
+    algo, _ = make(64, search=Search.puct, full_search_fraction=0.5, num_cheap_simulations=32, num_simulations=33)
     found, _, full = algo.search(np.full((64, 9), -1, dtype=np.int32), mode="train", rng=np.random.default_rng(0))
     plain, _, _ = algo.search(np.full((1, 9), -1, dtype=np.int32), mode="eval", rng=np.random.default_rng(0))
     prior, forced = found.trees.prior[:, :9], found.trees.forced
@@ -156,7 +156,7 @@ def test_the_replay_forgets_the_oldest_first_and_restores() -> None:
 
 
 def test_gradient_steps_follow_the_positions() -> None:
-    algo, collector = make(16, reuse=2.0)
+    algo, collector = make(16, replay_ratio=2.0)
     lines = run(algo, collector, 40)
     steps = sum(line.get("update/num_gradient_steps", 0.0) for line in lines)
     assert steps == int((algo.replay.added - 64) * 2.0 / 32)
@@ -164,7 +164,7 @@ def test_gradient_steps_follow_the_positions() -> None:
 
 def test_losses_fall_towards_what_the_data_allows() -> None:
     """A fixed replay is learnt: the policy's loss nears the entropy of its targets, the value's falls below that of knowing nothing."""
-    algo, collector = make(32, num_simulations=8, reuse=1e-9, learning_rate=5e-3)
+    algo, collector = make(32, num_simulations=8, replay_ratio=1e-9, learning_rate=5e-3)
     run(algo, collector, 40)
     algo.net.train()
     steps = [algo._step(algo.config.learning_rate) for _ in range(300)]
@@ -194,7 +194,7 @@ def test_the_papers_c_acts_within_a_run() -> None:
     norms = {}
     for c in (0.0, 1e-3):
         torch.manual_seed(0)
-        algo, collector = make(32, reuse=1e-9, weight_decay=c)
+        algo, collector = make(32, replay_ratio=1e-9, weight_decay=c)
         run(algo, collector, 12)
         algo.net.train()
         for _ in range(150):
@@ -234,7 +234,7 @@ def test_after_the_first_plies_the_best_move_is_played() -> None:
 
 
 def test_the_value_learns_a_mix_of_outcome_and_search() -> None:
-    algo, collector = make(1, reuse=1e-9, value_mix=0.25)
+    algo, collector = make(1, replay_ratio=1e-9, value_mix=0.25)
     roots = []
     while algo.replay.added == 0:
         rollout, _ = collector.collect(1)
@@ -258,7 +258,7 @@ def test_after_a_random_move_the_outcome_says_nothing_of_the_moves_before() -> N
 
 
 def test_games_with_random_moves_teach_what_the_search_found_there() -> None:
-    algo, collector = make(1, reuse=1e-9, random_moves=0.4)
+    algo, collector = make(1, replay_ratio=1e-9, random_moves=0.4)
     plies = []
     while algo.replay.added == 0 or not any(random for random, _ in plies):
         before = algo.replay.added
@@ -287,7 +287,7 @@ def test_a_random_move_that_the_search_would_have_played_spoils_nothing() -> Non
 def test_leaves_that_are_evaluated_together_cost_fewer_calls_of_the_network() -> None:
     calls = {}
     for leaves in (1, 8):
-        algo, _ = make(1, search=Search.puct, num_simulations=64, leaves=leaves)
+        algo, _ = make(1, search=Search.puct, num_simulations=64, num_leaves=leaves)
         asked: list[int] = []
         frozen = algo._frozen
         algo._frozen = lambda planes, frozen=frozen, asked=asked: (asked.append(len(planes)), frozen(planes))[1]  # type: ignore[assignment]
@@ -298,7 +298,7 @@ def test_leaves_that_are_evaluated_together_cost_fewer_calls_of_the_network() ->
 
 
 def test_what_the_network_said_is_forgotten_when_it_learns() -> None:
-    algo, collector = make(8, reuse=4.0, steps_per_update=8)
+    algo, collector = make(8, replay_ratio=4.0, steps_per_update=8)
     used: list[bool] = []
     search = algo.search
     algo.search = lambda histories, **given: (used.append(given["known"] is not None), search(histories, **given))[1]  # type: ignore[method-assign]

@@ -164,7 +164,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("algo.hidden_sizes=[1e9]", "algo.hidden_sizes must be at most 8,192, got [1000000000]"),
     (f"algo.hidden_sizes=[{'8,' * 200}8]", "algo.hidden_sizes must be at most 100 of them, got 201"),
     (
-        "algo=alphazero env=connect_four algo.blocks=1e3 algo.channels=8e3",
+        "algo=alphazero env=connect_four algo.num_blocks=1e3 algo.num_channels=8e3",
         "the networks of algo=alphazero: that takes 18,432 GB of memory",
         "free here",
     ),

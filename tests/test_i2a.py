@@ -16,7 +16,7 @@ from launch import run_main
 from rlx import ops
 from rlx.algos.i2a import I2A
 from rlx.collect import Collector
-from rlx.config.algos.i2a_config import READINGS, Decide, I2AConfig, Imagination
+from rlx.config.algos.i2a_config import ABLATIONS, Decide, I2AConfig, Imagination
 from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
@@ -27,8 +27,8 @@ from rlx.types import EnvSpec, Progress, Rollout
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
-    "channels": 4, "hidden_size": 16, "encoder_channels": 4, "encoder_size": 8, "model_channels": 8, "rollout_length": 8, "num_epochs": 2,
-    "num_minibatches": 2, "model_batch_size": 16, "rollout_depth": 3,
+    "num_channels": 4, "hidden_size": 16, "num_encoder_channels": 4, "encoder_size": 8, "num_model_channels": 8, "rollout_length": 8,
+    "num_epochs": 2, "num_minibatches": 2, "model_batch_size": 16, "rollout_depth": 3,
 }  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def test_once_begun_imagining_does_not_end_when_the_budget_grows() -> None:
 
 def test_a_frozen_model_stays_as_it_is_and_another_goes_on_learning() -> None:
     for reuse, moves in ((0.0, False), (2.0, True)):
-        algo, collector = make(model_fraction=0.0, model_reuse_later=reuse)
+        algo, collector = make(model_fraction=0.0, model_replay_ratio_later=reuse)
         run(algo, collector, 1)
         before = copy.deepcopy(algo.model.state_dict())
         run(algo, collector, 2)
@@ -313,7 +313,7 @@ def test_a_frozen_model_stays_as_it_is_and_another_goes_on_learning() -> None:
 
 
 def test_the_model_is_trained_on_a_step_as_often_as_it_is_told() -> None:
-    algo, collector = make(model_fraction=0.9, model_reuse=1.5)
+    algo, collector = make(model_fraction=0.9, model_replay_ratio=1.5)
     run(algo, collector, 7)
     assert algo.model_optimizer.state_dict()["num_steps"] == int(1.5 * 7 * 32 / 16)
 
@@ -349,7 +349,9 @@ def push_to_goal() -> torch.Tensor:
 def test_search_sees_a_solution_in_a_perfect_world_and_not_in_a_poor_one() -> None:
     chosen = {}
     for corrupt_prob in (0.0, 0.5):
-        algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, corrupt_prob=corrupt_prob, search_rollouts=8, rollout_depth=2)
+        algo, _ = make(
+            imagination=Imagination.perfect, decide=Decide.search, corrupt_prob=corrupt_prob, num_search_rollouts=8, rollout_depth=2
+        )
         assert algo.net.encoder is None
         with torch.no_grad():
             algo.net.value.weight.zero_()
@@ -362,7 +364,7 @@ def test_search_sees_a_solution_in_a_perfect_world_and_not_in_a_poor_one() -> No
 
 
 def test_a_searcher_is_trained_without_an_encoder_and_only_evaluations_search() -> None:
-    algo, collector = make(imagination=Imagination.perfect, decide=Decide.search, search_rollouts=1)
+    algo, collector = make(imagination=Imagination.perfect, decide=Decide.search, num_search_rollouts=1)
     metrics = run(algo, collector, 2)
     assert "imagination/policy_shift" not in metrics[-1]
     assert "imagined" not in act(algo, boards(2)).extras
@@ -376,7 +378,7 @@ def two_pushes_from_goal() -> torch.Tensor:
 
 
 def test_a_tree_finds_what_is_two_pushes_away_and_its_line_of_play_is_what_the_rules_say() -> None:
-    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, eval_simulations=64)
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, num_eval_simulations=64)
     assert algo.net.encoder is None
     assert algo.net.rollout_policy is None
     with torch.no_grad():
@@ -393,7 +395,7 @@ def test_a_tree_finds_what_is_two_pushes_away_and_its_line_of_play_is_what_the_r
 
 
 def test_values_beyond_the_end_of_an_episode_do_not_count_in_a_tree() -> None:
-    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, eval_simulations=1)
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, num_eval_simulations=1)
     with torch.no_grad():
         algo.net.value.weight.zero_()
         algo.net.value.bias.fill_(100.0)
@@ -402,7 +404,7 @@ def test_values_beyond_the_end_of_an_episode_do_not_count_in_a_tree() -> None:
 
 
 def test_the_tree_of_a_state_depends_on_that_state_alone() -> None:
-    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, eval_simulations=24)
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.tree, num_eval_simulations=24)
     give_weight(algo)
     planes = algo._planes(boards(4))
     together = algo._plan(planes)
@@ -416,8 +418,8 @@ def test_the_tree_of_a_state_depends_on_that_state_alone() -> None:
     ("settings", "each"),
     [
         ({}, 4 * 3),
-        ({"decide": Decide.search, "search_rollouts": 2}, 2 * 4 * 3),
-        ({"decide": Decide.tree, "eval_simulations": 5}, 5),
+        ({"decide": Decide.search, "num_search_rollouts": 2}, 2 * 4 * 3),
+        ({"decide": Decide.tree, "num_eval_simulations": 5}, 5),
     ],
 )
 def test_model_calls_are_counted_as_the_world_is_asked_until_an_episode_ends(settings: dict[str, Any], each: int) -> None:
@@ -488,7 +490,7 @@ def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
     assert run_main(f"train algo=i2a {words} {common} --name boxes", monkeypatch) == 0
     assert run_main(f"train algo=a2c {common} --name plain", monkeypatch) == 0
     capsys.readouterr()
-    for reading in READINGS:
+    for reading in ABLATIONS:
         assert run_main(f"eval boxes --episodes 3 --imagination {reading} --json", monkeypatch) == 0
         assert json.loads(capsys.readouterr().out)["imagination"] == reading
     assert run_main("eval boxes --episodes 3 --decide tree --simulations 7 --json", monkeypatch) == 0
@@ -551,7 +553,7 @@ def test_worlds_that_are_no_grids_are_refused_with_what_to_type() -> None:
         ("algo.imagination=off algo.decide=search", "algo.decide=search needs a world"),
         ("algo.imagination=off algo.rollout_depth=5", "rollout_depth"),
         ("algo.imagination=perfect algo.model_fraction=0.2", "model_fraction"),
-        ("algo.search_rollouts=3", "search_rollouts"),
+        ("algo.num_search_rollouts=3", "num_search_rollouts"),
         ("algo.num_minibatches=7 env.num_envs=8", "nearest that divide it"),
     ],
 )

@@ -37,7 +37,7 @@ BOARD = EnvSpec(
 
 
 def muzero(spec: EnvSpec = POLE, num_envs: int = 2, **settings: Any) -> MuZero:
-    small: dict[str, Any] = {"channels": 16, "num_simulations": 4, "batch_size": 8, "replay_start": 16, "replay_size": 500}
+    small: dict[str, Any] = {"num_channels": 16, "num_simulations": 4, "batch_size": 8, "replay_start": 16, "replay_size": 500}
     return MuZero(MuZeroConfig(**small | settings), spec, num_envs, CPU)
 
 
@@ -302,7 +302,7 @@ STEPS = [(1.0, ""), (2.0, ""), (4.0, "terminated"), (8.0, ""), (16.0, "truncated
 
 def test_targets_by_hand_with_a_termination_and_a_cut() -> None:
     """d = 0.5, n = 2, K = 2. Rewards 1, 2, 4 and a termination; then 8, 16 and a cut, after which 50 is expected."""
-    algo = muzero(num_envs=1, discount=0.5, td_steps=2, unroll_steps=2)
+    algo = muzero(num_envs=1, discount=0.5, td_steps=2, num_unroll_steps=2)
     remember_steps(algo, STEPS)
     expect(algo, lambda obs: 10.0 * (obs + 1.0))
     unroll = algo.targets(torch.arange(5))
@@ -319,7 +319,7 @@ def test_targets_by_hand_with_a_termination_and_a_cut() -> None:
 
 def test_targets_bootstrap_from_the_network_as_it_is_and_not_as_it_was() -> None:
     """The same steps under two networks, of which one expects 10 more: n steps ahead, and beyond the cut, d^n of that is in the target."""
-    algo = muzero(num_envs=1, discount=0.5, td_steps=2, unroll_steps=2)
+    algo = muzero(num_envs=1, discount=0.5, td_steps=2, num_unroll_steps=2)
     expect(algo, lambda obs: obs)
     remember_steps(algo, STEPS)
     before = algo.targets(torch.arange(5)).value
@@ -329,7 +329,7 @@ def test_targets_bootstrap_from_the_network_as_it_is_and_not_as_it_was() -> None
 
 
 def test_what_was_observed_beyond_a_cut_is_forgotten_with_its_step_and_restored() -> None:
-    algo = muzero(num_envs=1, replay_size=8, replay_start=4, batch_size=4, td_steps=2, unroll_steps=1)
+    algo = muzero(num_envs=1, replay_size=8, replay_start=4, batch_size=4, td_steps=2, num_unroll_steps=1)
     remember_steps(algo, [(1.0, "truncated"), *[(1.0, "")] * 5])
     assert algo.replay.beyond(torch.tensor([0])).tolist() == [[0.0] * 4]
     remember_steps(algo, [(1.0, "")] * 2 + [(1.0, "truncated")])  # the ninth step takes the place of the first
@@ -338,14 +338,14 @@ def test_what_was_observed_beyond_a_cut_is_forgotten_with_its_step_and_restored(
     with pytest.raises(KeyError):
         algo.replay.beyond(torch.tensor([0]))
     remember_steps(algo, [(1.0, ""), (1.0, "truncated")])
-    copy = muzero(num_envs=1, replay_size=8, replay_start=4, batch_size=4, td_steps=2, unroll_steps=1)
+    copy = muzero(num_envs=1, replay_size=8, replay_start=4, batch_size=4, td_steps=2, num_unroll_steps=1)
     copy.load_state_dict(algo.state_dict())
     assert torch.equal(copy.replay.beyond(torch.tensor([2])), algo.replay.beyond(torch.tensor([2])))
 
 
 def test_in_games_the_outcome_counts_for_whoever_moved() -> None:
     """X (player 0) wins with the fifth move: worth 1 to X and -1 to O, all the way back."""
-    algo = muzero(BOARD, num_envs=1, symmetries=False, unroll_steps=2)
+    algo = muzero(BOARD, num_envs=1, symmetries=False, num_unroll_steps=2)
     moves = [0, 3, 1, 4, 2]
     for ply in range(5):
         seen = GAME.look([GAME.state_of(moves[:ply])])
@@ -359,7 +359,7 @@ def test_in_games_the_outcome_counts_for_whoever_moved() -> None:
 
 def test_turned_positions_keep_their_moves() -> None:
     """Under every symmetry the action's cell is empty before it and the mover's after it, as it was on the board that was played."""
-    algo = muzero(BOARD, num_envs=1, unroll_steps=1)
+    algo = muzero(BOARD, num_envs=1, num_unroll_steps=1)
     game = [4, 0, 8, 2]
     for ply, move in enumerate(game):
         seen = GAME.look([GAME.state_of(game[:ply])])
@@ -380,7 +380,7 @@ def test_turned_positions_keep_their_moves() -> None:
 
 def test_one_batch_can_be_learnt_by_heart() -> None:
     torch.manual_seed(0)
-    algo = muzero(num_envs=4, learning_rate=3e-3, unroll_steps=3, channels=64, weight_decay=0.0)
+    algo = muzero(num_envs=4, learning_rate=3e-3, num_unroll_steps=3, num_channels=64, weight_decay=0.0)
     for t in range(12):
         obs, ended = torch.randn(4, 4), t in (5, 11)
         policy = torch.rand(1, 4, 2).softmax(-1)

@@ -27,8 +27,8 @@ from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")
 SMALL: dict[str, Any] = {
-    "hidden_sizes": [16, 16], "population": 20, "iterations": 2, "horizon": 6, "max_epochs": 3, "initial_steps": 40, "fit_every": 40,
-    "ensemble_size": 3,
+    "hidden_sizes": [16, 16], "num_candidates": 20, "num_iterations": 2, "horizon": 6, "max_epochs": 3, "initial_steps": 40,
+    "fit_every": 40, "ensemble_size": 3,
 }  # fmt: skip
 
 
@@ -156,7 +156,7 @@ class Launches(TorchDispatchMode):
      ({"planner": Planner.mppi, "reward": RewardSource.learned}, 900)],
 )  # fmt: skip
 def test_a_plan_asks_little_of_a_device_and_never_waits_for_it(settings, most):
-    usual = {"horizon": 15, "iterations": 3, "max_epochs": 1, "population": 30}
+    usual = {"horizon": 15, "num_iterations": 3, "max_epochs": 1, "num_candidates": 30}
     algo, collector = make(**usual, **settings)
     run(algo, collector, 20)
     carry = Memory(**algo.initial_carry(2))
@@ -181,7 +181,7 @@ def test_acting_leaves_the_algorithm_alone_and_explores_only_before_there_is_a_m
 @pytest.mark.parametrize("planner", Planner)
 @pytest.mark.parametrize("propagation", Propagation)
 def test_every_planner_works_with_every_propagation(planner, propagation):
-    algo, collector = make(planner=planner, propagation=propagation, particles=2)
+    algo, collector = make(planner=planner, propagation=propagation, num_particles=2)
     found = merged(run(algo, collector, 25))
     assert np.isfinite(list(found.values())).all()
 
@@ -211,7 +211,7 @@ def test_a_learned_reward_comes_to_resemble_the_true_one():
 
 
 def test_the_model_foresees_and_disagrees_less_with_more_data():
-    algo, collector = make(num_envs=8, env_id="rlx/CartPoleSwingUp-v0", initial_steps=200, fit_every=800, max_epochs=30, population=4)
+    algo, collector = make(num_envs=8, env_id="rlx/CartPoleSwingUp-v0", initial_steps=200, fit_every=800, max_epochs=30, num_candidates=4)
     metrics = run(algo, collector, 310)
     errors = [float(line["model/k_step_error"]) for line in metrics if "model/k_step_error" in line]
     doubts = [float(line["model/disagreement"]) for line in metrics if "model/disagreement" in line]
@@ -268,7 +268,7 @@ def test_what_is_learned_or_ignored_need_not_be_known():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("algo.population=1", "algo.population must be at least 2"),
+        ("algo.num_candidates=1", "algo.num_candidates must be at least 2"),
         ("algo.elite_fraction=0", r"algo.elite_fraction must be within \(0, 1\]"),
         ("algo.hidden_sizes=[]", "algo.hidden_sizes must be positive widths"),
         ("algo.holdout_fraction=1", r"algo.holdout_fraction must be within \[0, 1\)"),
@@ -277,7 +277,7 @@ def test_what_is_learned_or_ignored_need_not_be_known():
         ("algo.trust_cost=1", "trust=disagreement"),
         ("algo.trust_limit=1", "trust=truncate"),
         ("algo.planner=cem algo.noise_beta=1", "planner=icem"),
-        ("algo.propagation=mean algo.particles=2", "propagation=ts_inf"),
+        ("algo.propagation=mean algo.num_particles=2", "propagation=ts_inf"),
         ("algo.holdout_fraction=0 algo.patience=2", "holdout_fraction above 0"),
     ],
 )

@@ -34,8 +34,8 @@ from rlx.render.watch_view import find_room, view
 
 Command = Callable[[str], tuple[int, str, str]]
 SHORT = "recipe=null env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=96 loop.eval_every=0 log.wandb=disabled log.console=quiet"
-TINY = ("algo.num_minibatches=2 algo.num_epochs=1 algo.channels=4 algo.hidden_size=16 algo.encoder_channels=4 algo.encoder_size=8 "
-        "algo.model_channels=8 algo.model_batch_size=16 algo.rollout_depth=3 algo.model_fraction=0.1")  # fmt: skip
+TINY = ("algo.num_minibatches=2 algo.num_epochs=1 algo.num_channels=4 algo.hidden_size=16 algo.num_encoder_channels=4 algo.encoder_size=8 "
+        "algo.num_model_channels=8 algo.model_batch_size=16 algo.rollout_depth=3 algo.model_fraction=0.1")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_an_agent_of_phase_one_has_nothing_to_show() -> None:
 
 
 def test_a_search_shows_what_it_promises() -> None:
-    algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, search_rollouts=2)
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, num_search_rollouts=2)
     torch.manual_seed(0)
     told = algo.explain(boards(3))
     torch.manual_seed(0)
@@ -339,7 +339,7 @@ def test_a_mistake_is_one_line(words: str, said: str, inside: Path, run_command:
 
 
 def test_a_game_is_for_rlx_play(here: Path, run_command: Command) -> None:
-    tiny = "algo.blocks=1 algo.channels=4 algo.num_simulations=8 env.num_envs=2 loop.total_env_steps=4 loop.eval_every=0"
+    tiny = "algo.num_blocks=1 algo.num_channels=4 algo.num_simulations=8 env.num_envs=2 loop.total_env_steps=4 loop.eval_every=0"
     assert run_command(f"train algo=alphazero env=tic_tac_toe recipe=null {tiny} log.wandb=disabled log.console=quiet --name three")[0] == 0
     code, _, err = run_command("watch three")
     assert code == 2

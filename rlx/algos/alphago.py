@@ -77,7 +77,7 @@ class AlphaGo:
         self._freeze()
 
     def _tower(self) -> ResNet:
-        net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=self.config.blocks, channels=self.config.channels)
+        net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=self.config.num_blocks, channels=self.config.num_channels)
         return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _adam(self, net: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -192,7 +192,7 @@ class AlphaGo:
         action = sample_legal(logits, seen.num_legal, seen.legal, rng)
         label = np.full(len(ply), -1)
         if expert.any():
-            uct = self.game.uct(self.config.expert_simulations, int(rng.integers(2**31 - 1)))
+            uct = self.game.uct(self.config.num_expert_simulations, int(rng.integers(2**31 - 1)))
             for i in np.flatnonzero(expert).tolist():
                 label[i] = uct.step(states[i])
             action = np.where(expert & (rng.random(len(ply)) >= self.config.expert_random_moves), label, action)
@@ -238,8 +238,8 @@ class AlphaGo:
         model = RulesModel(self.game, states, self._prior_and_value)
         if mix > 0.0:
             model = RolloutModel(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
-        simulations = config.eval_simulations or config.num_simulations
-        found = search(model, SearchConfig(simulations=simulations, c_init=config.c_puct, leaves=config.leaves), rng)
+        simulations = config.num_eval_simulations or config.num_simulations
+        found = search(model, SearchConfig(simulations=simulations, c_init=config.c_puct, leaves=config.num_leaves), rng)
         return found, model, np.ones(len(histories), dtype=bool)
 
     def _prior_and_value(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -306,7 +306,7 @@ class AlphaGo:
         return {"value/new_game_mse": error}
 
     def _owed(self, name: str, replay: PositionReplay) -> int:
-        return max(0, int(replay.added * self.config.reuse / self.config.batch_size) - self._steps[name])
+        return max(0, int(replay.added * self.config.replay_ratio / self.config.batch_size) - self._steps[name])
 
     def _supervised_steps(self, fraction: float) -> dict[str, Tensor | float]:
         owed = self._owed("supervised", self.expert_moves)

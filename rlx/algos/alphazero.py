@@ -43,7 +43,7 @@ class AlphaZero:
             raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")
         self.config, self.device, self.game = config, device, spec.game
         self.rollout_length = 1
-        self.net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=config.blocks, channels=config.channels).to(device)
+        self.net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=config.num_blocks, channels=config.num_channels).to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
@@ -123,12 +123,12 @@ class AlphaZero:
             The trees, the model that they were grown with, and where the search was a full one [B].
         """
         config = self.config
-        simulations = (config.eval_simulations if mode == "eval" else None) or config.num_simulations
+        simulations = (config.num_eval_simulations if mode == "eval" else None) or config.num_simulations
         model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen, known)
         full = np.ones(len(histories), dtype=bool)
         if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
             full = rng.random(len(histories)) < config.full_search_fraction
-        budget = np.where(full, simulations, config.cheap_simulations)
+        budget = np.where(full, simulations, config.num_cheap_simulations)
         explore = full if config.search is Search.puct else (histories >= 0).sum(axis=1) < config.exploration_plies
         return search(model, self.search_config(mode), rng, simulations=budget, explore=explore), model, full
 
@@ -212,7 +212,7 @@ class AlphaZero:
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
         """Take the gradient steps that are owed."""
         config, replay = self.config, self.replay
-        owed = int((replay.added - config.replay_start) * config.reuse / config.batch_size) - self._steps
+        owed = int((replay.added - config.replay_start) * config.replay_ratio / config.batch_size) - self._steps
         if owed < config.steps_per_update or replay.added < config.replay_start:
             return {}
         total: dict[str, Tensor] = {}

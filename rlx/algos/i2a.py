@@ -197,13 +197,13 @@ class I2A:
         assert self.world is not None
         config, num_actions = self.config, self.grid.num_actions
         if self._decide is Decide.tree:
-            search = SearchConfig(simulations=config.eval_simulations, track_bounds=True, q_range=1.0)
+            search = SearchConfig(simulations=config.num_eval_simulations, track_bounds=True, q_range=1.0)
             return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth if lines else 0,
                                discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
         assert self.net.rollout_policy is not None
-        starts = planes.repeat_interleave(config.search_rollouts, 0)
+        starts = planes.repeat_interleave(config.num_search_rollouts, 0)
         rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)
-        return weigh_rollouts(*rolled, self._model_free, num_actions=num_actions, num_rollouts=config.search_rollouts,
+        return weigh_rollouts(*rolled, self._model_free, num_actions=num_actions, num_rollouts=config.num_search_rollouts,
                               discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
 
     def _model_free(self, planes: Tensor) -> tuple[Tensor, Tensor]:
@@ -339,8 +339,8 @@ class I2A:
             planes=pack(self._planes(obs)).unflatten(0, shape), next_planes=pack(self._planes(next_obs)).unflatten(0, shape),
             action=rollout.action, outcome=self._outcome(rollout).unflatten(0, shape),
         )  # fmt: skip
-        reuse = config.model_reuse_later if self._in_use else config.model_reuse
-        self._owed += reuse * rollout.num_env_steps / config.model_batch_size
+        replay_ratio = config.model_replay_ratio_later if self._in_use else config.model_replay_ratio
+        self._owed += replay_ratio * rollout.num_env_steps / config.model_batch_size
         losses = []
         while self._owed >= 1.0:
             self._owed -= 1.0
@@ -414,7 +414,9 @@ def _grid(spec: EnvSpec) -> GridWorld:
 
 
 def _model(config: I2AConfig, grid: GridWorld) -> GridModel:
-    return GridModel(grid.planes_shape, grid.num_actions, len(grid.events), channels=config.model_channels, layers=config.model_layers)
+    return GridModel(
+        grid.planes_shape, grid.num_actions, len(grid.events), channels=config.num_model_channels, layers=config.num_model_layers
+    )
 
 
 def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
@@ -422,8 +424,8 @@ def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
 
     def build(width: float, *, rolls_out: bool, encodes: bool) -> I2ANet:
         return I2ANet(
-            grid.planes_shape, grid.num_actions, channels=round(width * config.channels), hidden_size=round(width * config.hidden_size),
-            encoder_channels=config.encoder_channels, encoder_size=config.encoder_size if encodes else 0, rolls_out=rolls_out,
+            grid.planes_shape, grid.num_actions, channels=round(width * config.num_channels), hidden_size=round(width * config.hidden_size),
+            encoder_channels=config.num_encoder_channels, encoder_size=config.encoder_size if encodes else 0, rolls_out=rolls_out,
         )  # fmt: skip
 
     if config.imagination is not Imagination.wide:

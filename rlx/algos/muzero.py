@@ -73,14 +73,19 @@ class MuZero:
         self._plies = (config.exploration_plies if config.exploration_plies is not None else 15) if in_game else None
         self.bins = Bins(config.value_limit or (1.0 if in_game else 300.0), config.num_bins, device)
         self.net = make_net(
-            shape, self.num_actions, config.num_bins, width=config.channels, blocks=config.blocks, convolve=_convolves(config, spec, shape)
+            shape,
+            self.num_actions,
+            config.num_bins,
+            width=config.num_channels,
+            blocks=config.num_blocks,
+            convolve=_convolves(config, spec, shape),
         ).to(device)
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         scalar, flags = (torch.float32, ()), (torch.bool, ())
         self.replay = SequenceReplay(config.replay_size, num_envs, {
             "obs": (torch.float32, shape), "action": (torch.long, ()), "legal": (torch.bool, (self.num_actions,)), "reward": scalar,
             "policy": (torch.float32, (self.num_actions,)), "value": scalar, "terminated": flags, "is_last": flags,
-        }, ahead=config.unroll_steps + self._td_steps, exponent=config.priority_exponent,
+        }, ahead=config.num_unroll_steps + self._td_steps, exponent=config.priority_exponent,
             correction=config.priority_correction)  # fmt: skip
         self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
         self._frozen = FrozenLatent(self.net, self.bins)
@@ -149,7 +154,7 @@ class MuZero:
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config = self.config
-        simulations = (config.eval_simulations if mode == "eval" else None) or config.num_simulations
+        simulations = (config.num_eval_simulations if mode == "eval" else None) or config.num_simulations
         settings = config.search_settings(explore=mode == "train")
         return SearchConfig(
             **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.min_return_range
@@ -263,7 +268,7 @@ class MuZero:
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
         """Take the gradient steps that are owed."""
         config, added = self.config, self.replay.rows.added
-        owed = int((added - config.replay_start) * config.reuse / config.batch_size) - self._steps
+        owed = int((added - config.replay_start) * config.replay_ratio / config.batch_size) - self._steps
         if owed < config.steps_per_update or added < config.replay_start or self.replay.num_ready < config.batch_size:
             return {}
         total: dict[str, Tensor] = {}
@@ -295,7 +300,7 @@ class MuZero:
 
     def targets(self, index: Tensor) -> Unroll:
         """What the windows that begin at rows `index` [N] of the replay should teach."""
-        k, n, replay = self.config.unroll_steps, self._td_steps, self.replay
+        k, n, replay = self.config.num_unroll_steps, self._td_steps, self.replay
         reward, terminated, is_last = (replay.windows(name, index, k + n + 1) for name in ("reward", "terminated", "is_last"))
         value, next_value = self._bootstraps(replay.following(index, k + n + 1), terminated, is_last)
         returns = n_step_returns(reward, value, next_value, terminated, is_last & ~terminated, num_steps=n, discount=self._discount)
@@ -357,7 +362,7 @@ class MuZero:
 
     def _judge_model(self) -> dict[str, Tensor | float]:
         """How well K steps of the model predict the newest steps, which it was not trained on."""
-        k, b = self.config.unroll_steps, self.replay.num_envs
+        k, b = self.config.num_unroll_steps, self.replay.num_envs
         if self.replay.size < (k + 1) * b:
             return {}
         first = (self.replay.rows.added - (k + 1) * b + torch.arange(b)) % self.replay.rows.capacity

@@ -59,7 +59,7 @@ class PETS:
         }, device)  # fmt: skip
         self.windows = ReturnWindows(config.horizon, num_envs)
         self._planner = PlannerConfig(
-            method=config.planner.value, population=config.population, iterations=config.iterations, elites=config.elites,
+            method=config.planner.value, population=config.num_candidates, iterations=config.num_iterations, elites=config.num_elites,
             momentum=config.momentum, init_std=config.init_std, noise_beta=config.noise_beta, population_decay=config.population_decay,
             keep_elites=config.keep_elites, temperature=config.temperature,
         )  # fmt: skip
@@ -130,7 +130,7 @@ class PETS:
         """The ensemble as it is now, as plans are judged by it; it also says how much the members disagree."""
         measured = EnsembleModel(
             frozen=FrozenEnsemble(self.ensemble), obs_scale=self._obs_scale, propagation=self.config.propagation.value,
-            particles=self.config.particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
+            particles=self.config.num_particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
         )  # fmt: skip
         planned = replace(measured, measure_disagreement=self._trust.needs_disagreement)
 

@@ -90,7 +90,7 @@ def evaluate(
         parse_opponent(opponent, "--opponent")(GameEnvFactory(config.env.id, config.env.kwargs).game, 0)
         config.env.opponent = opponent
     if simulations is not None:
-        config.algo.eval_simulations = simulations
+        config.algo.num_eval_simulations = simulations
     chosen = choose_checkpoint(opened, checkpoint)
     under = _each(env_settings or [])
     if video and len(under) > 1:
@@ -296,11 +296,11 @@ def check_ablation(run: RunDir, config: RunConfig, imagination: str | None, deci
     Raises:
         ConfigError: if it is no such name, or the algorithm imagines nothing, or samples nothing.
     """
-    from rlx.config.algos.i2a_config import READINGS, Decide
+    from rlx.config.algos.i2a_config import ABLATIONS, Decide
     from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
 
-    for option, given, choices in (("--imagination", imagination, READINGS), ("--decide", decide, tuple(d.value for d in Decide))):
+    for option, given, choices in (("--imagination", imagination, ABLATIONS), ("--decide", decide, tuple(d.value for d in Decide))):
         if given is None:
             continue
         check_choice(option, given, choices)

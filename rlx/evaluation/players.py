@@ -34,7 +34,7 @@ def load_run(
             f"{run.reference} is {config.algo.name} on {config.env.id}, which is no game; rlx eval {run.reference} evaluates it"
         )
     if simulations is not None:
-        config.algo.eval_simulations = simulations
+        config.algo.num_eval_simulations = simulations
     device = torch.device("cpu")
     setup_torch(config, device)
     make_env = env_factory(config)

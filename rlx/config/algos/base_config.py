@@ -49,11 +49,13 @@ _RANGES: dict[str, Callable[[float], bool]] = {
 
 _MOST: dict[str, int] = {
     **dict.fromkeys(("hidden_sizes", "hidden_size", "latent_size", "encoder_size"), 8_192),
-    **dict.fromkeys(("channels", "encoder_channels", "model_channels"), 8_192),
-    **dict.fromkeys(("blocks", "model_layers", "ensemble_size", "iterations", "rollout_depth", "unroll_steps"), 1_000),
-    **dict.fromkeys(("leaves", "max_considered", "horizon", "particles", "max_epochs", "num_epochs"), 10_000),
-    **dict.fromkeys(("num_simulations", "eval_simulations", "cheap_simulations", "expert_simulations", "search_rollouts"), 100_000),
-    **dict.fromkeys(("num_bins", "population"), 1_000_000),
+    **dict.fromkeys(("num_channels", "num_encoder_channels", "num_model_channels"), 8_192),
+    **dict.fromkeys(("num_blocks", "num_model_layers", "ensemble_size", "num_iterations", "rollout_depth", "num_unroll_steps"), 1_000),
+    **dict.fromkeys(("num_leaves", "max_considered", "horizon", "num_particles", "max_epochs", "num_epochs"), 10_000),
+    **dict.fromkeys(
+        ("num_simulations", "num_eval_simulations", "num_cheap_simulations", "num_expert_simulations", "num_search_rollouts"), 100_000
+    ),
+    **dict.fromkeys(("num_bins", "num_candidates"), 1_000_000),
     "rollout_length": 100_000_000,
 }
 """What is more than this is a slip of the keyboard, and would be found out by running out of memory or time."""

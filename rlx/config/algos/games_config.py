@@ -25,17 +25,17 @@ class TreeSearchConfig(AlgoConfig):
     """Adam's step size at the start; above 0."""
     num_simulations: int = 32
     """Positions that each move's search looks at; at least 1."""
-    eval_simulations: int | None = None
+    num_eval_simulations: int | None = None
     """Simulations of each move in evaluations, at least 1; null is num_simulations."""
-    leaves: int = 1
+    num_leaves: int = 1
     """PUCT: descents of one tree, with virtual losses, whose leaves are evaluated together, at least 1; more is for few games at a time."""
-    blocks: int = 5
+    num_blocks: int = 5
     """Residual blocks of the network; at least 1."""
-    channels: int = 64
+    num_channels: int = 64
     """Channels of each convolution; at least 1."""
     batch_size: int = 512
     """Positions per gradient step; at least 1."""
-    reuse: float = 4.0
+    replay_ratio: float = 4.0
     """How often a position is trained on, on average; above 0."""
     replay_size: int = 200_000
     """Newest positions to train on; at least batch_size."""
@@ -44,19 +44,19 @@ class TreeSearchConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "at least 1", "num_simulations", "leaves", "blocks", "channels", "batch_size")
-        require_range(self, "above 0", "reuse")
+        require_range(self, "at least 1", "num_simulations", "num_leaves", "num_blocks", "num_channels", "batch_size")
+        require_range(self, "above 0", "replay_ratio")
         require_range(self, "at least 0", "weight_decay")
         expected = f"at least algo.batch_size={self.batch_size}"
         require(self.replay_size >= self.batch_size, "algo.replay_size", expected, self.replay_size)
-        simulations = self.eval_simulations
-        require(simulations is None or simulations >= 1, "algo.eval_simulations", "at least 1, or null", simulations)
+        simulations = self.num_eval_simulations
+        require(simulations is None or simulations >= 1, "algo.num_eval_simulations", "at least 1, or null", simulations)
 
     def least_weights(self) -> int:
-        return self.blocks * 2 * 9 * self.channels**2
+        return self.num_blocks * 2 * 9 * self.num_channels**2
 
     def gains_from_gpu(self, *, on_board: bool) -> bool:
-        return self.channels >= WIDE_CONVOLUTION
+        return self.num_channels >= WIDE_CONVOLUTION
 
 
 @dataclass(kw_only=True)
@@ -98,7 +98,7 @@ class GuidedSearchConfig(TreeSearchConfig):
 
     def unused_keys(self) -> dict[str, str]:
         if self.search is Search.gumbel:
-            return dict.fromkeys(("leaves", "c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction"), "search=puct")
+            return dict.fromkeys(("num_leaves", "c_puct", "fpu_reduction", "dirichlet_alpha", "dirichlet_fraction"), "search=puct")
         unused = dict.fromkeys(("max_considered", "c_visit", "c_scale"), "search=gumbel")
         return unused | ({"dirichlet_alpha": "dirichlet_fraction above 0"} if self.dirichlet_fraction == 0.0 else {})
 
@@ -114,7 +114,7 @@ class GuidedSearchConfig(TreeSearchConfig):
             "fpu_reduction": self.fpu_reduction,
             "dirichlet_alpha": self.dirichlet_alpha if explore else 0.0,
             "dirichlet_fraction": self.dirichlet_fraction,
-            "leaves": self.leaves,
+            "leaves": self.num_leaves,
         }
 
 
@@ -139,14 +139,14 @@ class AlphaZeroConfig(GuidedSearchConfig):
     forced_playouts: float = 2.0
     """PUCT: visits forced on a root's moves that have begun to be visited, taken off the target again (KataGo's k); 0 forces none."""
     full_search_fraction: float = 1.0
-    """PUCT: share of moves that get num_simulations and are trained on; the others get cheap_simulations, without noise and
+    """PUCT: share of moves that get num_simulations and are trained on; the others get num_cheap_simulations, without noise and
     forced playouts; within (0, 1]."""
-    cheap_simulations: int = 16
+    num_cheap_simulations: int = 16
     """PUCT: simulations of the moves that are not trained on; at least 1."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "at least 1", "cheap_simulations", "steps_per_update")
+        require_range(self, "at least 1", "num_cheap_simulations", "steps_per_update")
         require_range(self, "at least 0", "value_coef", "exploration_plies", "forced_playouts")
         require_range(self, "within [0, 1]", "random_moves", "value_mix")
         require(0.0 < self.full_search_fraction <= 1.0, "algo.full_search_fraction", "within (0, 1]", self.full_search_fraction)
@@ -156,8 +156,8 @@ class AlphaZeroConfig(GuidedSearchConfig):
         if self.exploration_plies == 0:
             unused["random_moves"] = "exploration_plies above 0"
         if self.search is Search.gumbel:
-            return unused | dict.fromkeys(("forced_playouts", "full_search_fraction", "cheap_simulations"), "search=puct")
-        return unused | ({"cheap_simulations": "full_search_fraction below 1"} if self.full_search_fraction == 1.0 else {})
+            return unused | dict.fromkeys(("forced_playouts", "full_search_fraction", "num_cheap_simulations"), "search=puct")
+        return unused | ({"num_cheap_simulations": "full_search_fraction below 1"} if self.full_search_fraction == 1.0 else {})
 
 
 class Part(Enum):
@@ -178,7 +178,7 @@ class AlphaGoConfig(TreeSearchConfig):
     plays_others: ClassVar[bool] = False
 
     name: str = "alphago"
-    expert_simulations: int = 200
+    num_expert_simulations: int = 200
     """Of the UCT player that the supervised policy imitates; at least 1."""
     expert_random_moves: float = 0.1
     """Share of the experts' moves that are replaced by any legal one, so that games differ; within [0, 1]."""
@@ -207,7 +207,7 @@ class AlphaGoConfig(TreeSearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "at least 1", "expert_simulations", "games_per_update", "snapshot_every")
+        require_range(self, "at least 1", "num_expert_simulations", "games_per_update", "snapshot_every")
         require_range(self, "above 0", "reinforce_learning_rate", "c_puct", "temperature")
         require_range(self, "at least 0", "entropy_coef")
         require_range(self, "within [0, 1]", "expert_random_moves", "mix")
@@ -216,4 +216,4 @@ class AlphaGoConfig(TreeSearchConfig):
         require(both < 1.0, "algo.expert_fraction + algo.reinforce_fraction", "below 1, to leave steps for the value network", both)
 
     def unused_keys(self) -> dict[str, str]:
-        return {} if self.eval_simulations is None else {"num_simulations": "eval_simulations=null"}  # only evaluations search
+        return {} if self.num_eval_simulations is None else {"num_simulations": "num_eval_simulations=null"}  # only evaluations search

@@ -9,7 +9,7 @@ from typing import ClassVar
 from rlx.config.algos.base_config import WIDE_CONVOLUTION, AlgoConfig, require, require_minibatches, require_range
 from rlx.errors import ConfigError
 
-READINGS = ("on", "off", "shuffled", "copy", "perfect")
+ABLATIONS = ("on", "off", "shuffled", "copy", "perfect")
 """What a trained agent may be asked to read: what it is used to, nothing, rollouts of other states and actions, or another world's."""
 
 
@@ -43,33 +43,33 @@ class I2AConfig(AlgoConfig):
     whose rollouts promise most, tree the one that a tree search (PUCT) visits most."""
     rollout_depth: int = 3
     """Imagined steps of each rollout, the paper's tau; at least 1."""
-    search_rollouts: int = 4
+    num_search_rollouts: int = 4
     """search: rollouts for each action; at least 1."""
-    eval_simulations: int = 64
+    num_eval_simulations: int = 64
     """tree: simulations of each decision; at least 1."""
     corrupt_prob: float = 0.0
     """Share of the bits of every imagined frame that are flipped at random, which makes a model poor; within [0, 1]."""
     model_fraction: float = 0.1
     """learned: share of loop.total_env_steps in which the agent is model-free while the model learns from what it sees; within [0, 1)."""
-    model_reuse: float = 4.0
+    model_replay_ratio: float = 4.0
     """learned: how often the model is trained on a step until then, on average; above 0."""
-    model_reuse_later: float = 0.5
+    model_replay_ratio_later: float = 0.5
     """learned: the same once the agent imagines, on its own data; 0 freezes the model, as the paper does; at least 0."""
     model_batch_size: int = 128
     """Steps per gradient step of the model; at least 1."""
     model_learning_rate: float = 3e-3
     """Adam's step size of the model; above 0."""
-    model_channels: int = 24
+    num_model_channels: int = 24
     """Channels of the model's convolutions; at least 1."""
-    model_layers: int = 2
+    num_model_layers: int = 2
     """3x3 convolutions of the model, which see as many cells far: agent, box and what is beyond it take two; at least 1."""
     model_replay_size: int = 100_000
     """Newest env steps that the model is trained on; at least model_batch_size."""
-    channels: int = 32
+    num_channels: int = 32
     """Channels of the model-free path's convolutions; at least 1."""
     hidden_size: int = 256
     """Units of the layer in which the model-free path and imagination meet; at least 1."""
-    encoder_channels: int = 16
+    num_encoder_channels: int = 16
     """Channels of the encoder's convolutions, and of the rollout policy's; at least 1."""
     encoder_size: int = 32
     """Units of the memory that reads a rollout; at least 1."""
@@ -98,11 +98,11 @@ class I2AConfig(AlgoConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "at least 1", "rollout_depth", "search_rollouts", "eval_simulations", "model_batch_size", "model_channels",
-                      "model_layers", "channels", "hidden_size", "encoder_channels", "encoder_size", "rollout_length", "num_epochs",
-                      "num_minibatches")  # fmt: skip
-        require_range(self, "above 0", "model_learning_rate", "model_reuse", "max_grad_norm")
-        require_range(self, "at least 0", "model_reuse_later", "value_coef", "entropy_coef", "distill_coef")
+        require_range(self, "at least 1", "rollout_depth", "num_search_rollouts", "num_eval_simulations", "model_batch_size",
+                      "num_model_channels", "num_model_layers", "num_channels", "hidden_size", "num_encoder_channels", "encoder_size",
+                      "rollout_length", "num_epochs", "num_minibatches")  # fmt: skip
+        require_range(self, "above 0", "model_learning_rate", "model_replay_ratio", "max_grad_norm")
+        require_range(self, "at least 0", "model_replay_ratio_later", "value_coef", "entropy_coef", "distill_coef")
         require_range(self, "within [0, 1]", "discount", "gae_lambda", "corrupt_prob")
         require(0.0 < self.clip < 1.0, "algo.clip", "within (0, 1)", self.clip)
         require(0.0 <= self.model_fraction < 1.0, "algo.model_fraction", "within [0, 1)", self.model_fraction)
@@ -120,33 +120,40 @@ class I2AConfig(AlgoConfig):
         return self.imagination not in (Imagination.off, Imagination.wide)
 
     def least_weights(self) -> int:
-        return 9 * self.model_channels**2 + 4 * self.hidden_size**2
+        return 9 * self.num_model_channels**2 + 4 * self.hidden_size**2
 
     def gains_from_gpu(self, *, on_board: bool) -> bool:
-        return max(self.channels, self.model_channels) >= WIDE_CONVOLUTION
+        return max(self.num_channels, self.num_model_channels) >= WIDE_CONVOLUTION
 
     def check_num_envs(self, num_envs: int) -> None:
         require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage)
 
     def unused_keys(self) -> dict[str, str]:
         unused: dict[str, str] = {}
-        model = ("model_fraction", "model_reuse", "model_reuse_later", "model_batch_size", "model_learning_rate", "model_replay_size")
+        model = (
+            "model_fraction",
+            "model_replay_ratio",
+            "model_replay_ratio_later",
+            "model_batch_size",
+            "model_learning_rate",
+            "model_replay_size",
+        )
         if self.imagination is not Imagination.learned:
             unused |= dict.fromkeys(model, "imagination=learned")
         if self.imagination is Imagination.copy:
             unused["corrupt_prob"] = "imagination=learned"
         if self.imagination in (Imagination.perfect, Imagination.copy, Imagination.off):
-            unused |= dict.fromkeys(("model_channels", "model_layers"), "imagination=learned")
+            unused |= dict.fromkeys(("num_model_channels", "num_model_layers"), "imagination=learned")
         if self.imagination is Imagination.off:
-            unused |= dict.fromkeys(("encoder_channels", "encoder_size"), "imagination=learned")
+            unused |= dict.fromkeys(("num_encoder_channels", "encoder_size"), "imagination=learned")
         if not self.has_world:
             unused |= dict.fromkeys(("rollout_depth", "distill_coef", "corrupt_prob"), "imagination=learned")
         if self.decide is not Decide.search:
-            unused["search_rollouts"] = "decide=search"
+            unused["num_search_rollouts"] = "decide=search"
         if self.decide is not Decide.tree:
-            unused["eval_simulations"] = "decide=tree"
+            unused["num_eval_simulations"] = "decide=tree"
         if self.decide is not Decide.network:
             unused["encoder_size"] = "decide=network"
         if self.decide is Decide.tree:
-            unused |= dict.fromkeys(("rollout_depth", "distill_coef", "encoder_channels"), "decide=network")
+            unused |= dict.fromkeys(("rollout_depth", "distill_coef", "num_encoder_channels"), "decide=network")
         return unused

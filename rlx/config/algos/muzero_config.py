@@ -27,19 +27,19 @@ class MuZeroConfig(GuidedSearchConfig):
     """Adam's step size at the start; above 0."""
     layers: Layers = Layers.auto
     """dense layers, or conv where observations are boards; auto convolves boards of more than 16 cells."""
-    blocks: int = 1
+    num_blocks: int = 1
     """Residual blocks of the representation, and as many of the dynamics; at least 1."""
-    channels: int = 128
+    num_channels: int = 128
     """Units of each layer, or channels of each convolution; at least 1."""
     batch_size: int = 128
-    """Windows of unroll_steps per gradient step; at least 1."""
+    """Windows of num_unroll_steps per gradient step; at least 1."""
     replay_start: int = 2_000
     """Env steps to collect before the first gradient step, at least batch_size; until then actions are random."""
     steps_per_update: int = 1
     """Gradient steps that are taken together before the search uses what they learnt; at least 1."""
     max_grad_norm: float = 5.0
     """Gradients are scaled down to this global norm; above 0."""
-    unroll_steps: int = 5
+    num_unroll_steps: int = 5
     """Steps that the model is unrolled in training, K; at least 1."""
     td_steps: int | None = None
     """Rewards in a value target before it is bootstrapped from the network, at least 1; null is 10, and in games all."""
@@ -72,7 +72,7 @@ class MuZeroConfig(GuidedSearchConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_range(self, "at least 1", "steps_per_update", "unroll_steps")
+        require_range(self, "at least 1", "steps_per_update", "num_unroll_steps")
         require(self.num_bins >= 2, "algo.num_bins", "at least 2", self.num_bins)
         require(self.td_steps is None or self.td_steps >= 1, "algo.td_steps", "at least 1, or null", self.td_steps)
         require(self.discount is None or 0.0 < self.discount <= 1.0, "algo.discount", "within (0, 1], or null", self.discount)
@@ -85,11 +85,11 @@ class MuZeroConfig(GuidedSearchConfig):
         require(plies is None or plies >= 0, "algo.exploration_plies", "at least 0, or null", plies)
 
     def least_weights(self) -> int:
-        return 2 * self.blocks * 2 * self.channels**2  # of dense layers; convolutions have nine times as many
+        return 2 * self.num_blocks * 2 * self.num_channels**2  # of dense layers; convolutions have nine times as many
 
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         convolves = self.layers is Layers.conv or (self.layers is Layers.auto and on_board)
-        return self.channels >= (WIDE_CONVOLUTION if convolves else WIDE_LAYER)
+        return self.num_channels >= (WIDE_CONVOLUTION if convolves else WIDE_LAYER)
 
     def unused_keys(self) -> dict[str, str]:
         unused = super().unused_keys()

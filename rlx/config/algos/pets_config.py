@@ -76,15 +76,15 @@ class PETSConfig(AlgoConfig):
     """Newest env steps to fit to; at least initial_steps."""
     propagation: Propagation = Propagation.ts_inf
     """ts_inf: a particle stays with its member; ts_1: it is dealt another at every step; mean: the members' mean, without particles."""
-    particles: int = 1
+    num_particles: int = 1
     """Particles of each member and candidate; more for noisy environments; at least 1."""
     planner: Planner = Planner.icem
     """icem has coloured noise and a shrinking population, and needs half the candidates of cem, the paper's; mppi weighs all candidates."""
     horizon: int = 15
     """Env steps that a plan looks ahead, H; at least 1."""
-    population: int = 150
+    num_candidates: int = 150
     """Candidates per iteration of the planner, N; at least 2."""
-    iterations: int = 3
+    num_iterations: int = 3
     """Iterations of the planner per env step; at least 1."""
     elite_fraction: float = 0.1
     """cem, icem: share of the candidates that the next iteration is fitted to; within (0, 1]."""
@@ -110,8 +110,8 @@ class PETSConfig(AlgoConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range(self, "at least 1", "initial_steps", "fit_every", "ensemble_size", "batch_size", "max_epochs", "patience",
-                      "particles", "horizon", "iterations")  # fmt: skip
-        require(self.population >= 2, "algo.population", "at least 2", self.population)
+                      "num_particles", "horizon", "num_iterations")  # fmt: skip
+        require(self.num_candidates >= 2, "algo.num_candidates", "at least 2", self.num_candidates)
         require(bool(self.hidden_sizes) and min(self.hidden_sizes) >= 1, "algo.hidden_sizes", "positive widths, e.g. [64,64]",
                 self.hidden_sizes)  # fmt: skip
         require_range(self, "above 0", "init_std", "temperature", "trust_cost", "trust_limit")
@@ -124,9 +124,9 @@ class PETSConfig(AlgoConfig):
         require(self.replay_size >= self.initial_steps, "algo.replay_size", expected, self.replay_size)
 
     @property
-    def elites(self) -> int:
+    def num_elites(self) -> int:
         """Candidates that an iteration is fitted to."""
-        return max(1, round(self.elite_fraction * self.population))
+        return max(1, round(self.elite_fraction * self.num_candidates))
 
     def least_weights(self) -> int:
         return self.ensemble_size * sum(a * b for a, b in itertools.pairwise(self.hidden_sizes))
@@ -137,10 +137,10 @@ class PETSConfig(AlgoConfig):
         also = {"elite_fraction": "icem", "momentum": "icem", "noise_beta": "mppi"}
         now = self.planner.value
         unused = {key: f"planner={planner}" for key, planner in used_by.items() if now not in (planner, also.get(key))}
-        if self.planner is Planner.icem and self.iterations == 1:  # no next one that would be smaller
-            unused["population_decay"] = "iterations above 1"
+        if self.planner is Planner.icem and self.num_iterations == 1:  # no next one that would be smaller
+            unused["population_decay"] = "num_iterations above 1"
         if self.propagation is Propagation.mean:
-            unused["particles"] = "propagation=ts_inf"
+            unused["num_particles"] = "propagation=ts_inf"
         if self.holdout_fraction == 0.0:
             unused["patience"] = "holdout_fraction above 0"
         if self.ensemble_size == 1 and self.trust is not TrustRule.none:
