@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rlx.cli.complete import complete_runs_and_sweeps
-
-if TYPE_CHECKING:
-    from rlx.stats.data import RunData
-
-_EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
-_KINDS = ("curves", "slice", "parallel")
-_X = {"env_steps": "env_steps", "wall_time": "time/elapsed_s"}
 
 
 def plot(
@@ -44,66 +36,31 @@ def plot(
       rlx plot car lander --metric episode/return_mean_100 --x wall_time
     """
     from rlx.config.compose import runs_directory
-    from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
     from rlx.render import figures
+    from rlx.render.run_plots import X, plot_runs
     from rlx.render.tables import terminal
     from rlx.render.terminal_figures import print_curves, print_slices
-    from rlx.stats.data import check_metric, group, load, objective_of
 
-    check_choice("--kind", kind, _KINDS)
-    check_choice("--x", x, tuple(_X))
-    check_choice("--statistic", statistic, ("iqm", "mean"))
     for path in out or []:
         if path.suffix not in figures.FORMATS:
             raise ConfigError(f"--out {path}: expected an ending of {', '.join(figures.FORMATS)}")
     if out and terminal_only:
         raise ConfigError("--out writes a file and --terminal writes none: leave one out")
-    root = runs_dir or runs_directory()
-    found, unreadable = load(root, runs)
-    own = objective_of(root, found) or (_EVALUATION, False)
-    chosen = metric or _default_metric(found, kind, own[0])
-    minimize = minimize or own == (chosen, True)
-    check_metric(found, chosen)
-    groups = group(found, by)
+    drawn = plot_runs(runs_dir or runs_directory(), runs, kind=kind, metric=metric, by=by, x=x, statistic=statistic, every_seed=seeds,
+                      threshold=threshold, minimize=minimize)  # fmt: skip
     console = terminal()
-    for text in unreadable:
+    for text in drawn.unreadable:
         console.print(text, style="dim", soft_wrap=True, highlight=False)
     if kind == "curves":
-        figure = figures.draw_curves(groups, chosen, x=_X[x], statistic=statistic, every_seed=seeds, threshold=threshold)
-        print_curves(console, groups, chosen, x=_X[x], statistic=statistic)
+        print_curves(console, drawn.groups, drawn.metric, x=X[x], statistic=statistic)
+    elif kind == "slice":
+        print_slices(console, drawn.trials, drawn.metric)
     else:
-        tried = figures.trials(groups, chosen)
-        if len(tried) < 2 or not tried[0].values:
-            raise ConfigError(f"--kind {kind} shows how settings differ, and these runs have one setting; draw --kind curves")
-        if kind == "slice":
-            figure = figures.draw_slices(tried, chosen, statistic=statistic)
-            print_slices(console, tried, chosen)
-        else:
-            figure = figures.draw_parallel(tried, chosen, statistic=statistic, minimize=minimize)
-            console.print(f"{chosen}{' (less is better)' if minimize else ''}; parallel coordinates need a file, `rlx plot --kind slice` "
-                          "draws in the terminal", style="dim", soft_wrap=True, highlight=False)  # fmt: skip
+        console.print(f"{drawn.metric}{' (less is better)' if drawn.minimize else ''}; parallel coordinates need a file, "
+                      "`rlx plot --kind slice` draws in the terminal", style="dim", soft_wrap=True, highlight=False)  # fmt: skip
     if terminal_only:
         return
-    for path in out or [_default_path(root, found, kind, chosen, x)]:
-        figures.save(figure, path, inside=not out and path.parent.parent != root)
+    for path in out or [drawn.path]:
+        figures.save(drawn.figure, path, inside=not out and drawn.inside_run)
         console.print(str(path), soft_wrap=True, highlight=False)
-
-
-def _default_metric(runs: Sequence[RunData], kind: str, preferred: str) -> str:
-    """The sweep's objective or evaluations, unless they are too few to make a curve of every run."""
-    needed = 3 if kind == "curves" else 1
-    counts = [len(run.series(preferred)[0]) for run in runs if run.lines]
-    return preferred if counts and min(counts) >= needed else _TRAINING
-
-
-def _default_path(root: Path, runs: Sequence[RunData], kind: str, metric: str, x: str) -> Path:
-    """plots/ in the run, in the sweep if all runs are of one, else in the directory of runs."""
-    sweeps = {run.sweep for run in runs}
-    if len(runs) == 1:
-        directory = root / runs[0].name
-    else:
-        sweep = next(iter(sweeps)) if len(sweeps) == 1 else None
-        directory = root / sweep if sweep else root
-    against = "" if x == "env_steps" else f"-{x}"
-    return directory / "plots" / f"{kind}-{metric.replace('/', '-')}{against}.png"

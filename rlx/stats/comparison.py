@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from rlx.errors import ConfigError
 from rlx.stats import aggregate, curves, intervals
 from rlx.stats.aggregate import Scores
-from rlx.stats.data import Group, RunData, check_metric, of_one_seed
+from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of, of_one_seed
 
 ALL_PAIRS_UP_TO = 6
 """Most groups that are compared each with each, unless somebody asks for more; beyond, each is compared with the best."""
@@ -65,7 +66,7 @@ class Pair:
 
 @dataclass(kw_only=True)
 class Comparison:
-    """Everything that is printed."""
+    """Groups of runs side by side, and pair by pair."""
 
     metric: str
     rows: list[Row]
@@ -78,9 +79,41 @@ class Comparison:
     envs: list[str]
     normalized: bool
     all_pairs: bool
+    sweep: str | None = None
+    """The sweep that all runs are of."""
     notes: list[str] = field(default_factory=list)
+    """What was left out, and what to bear in mind."""
     resamples: int = intervals.RESAMPLES
     seed: int = intervals.SEED
+
+
+METRIC = "eval/return_mean"
+
+
+def compare_runs(
+    root: Path, references: list[str], *, by: list[str] | None = None, metric: str | None = None, minimize: bool = False, **options: Any
+) -> Comparison:
+    """Compare runs and sweeps by their names.
+
+    Args:
+        root: the directory of runs.
+        references: names, paths or patterns of runs and sweeps.
+        by: keys that runs are grouped by; None is what differs.
+        metric: what is compared; None is the objective of the sweep that all runs are of, or the mean return of evaluations.
+        minimize: less is better; known already where a sweep minimizes its objective.
+        options: of `compare`.
+
+    Raises:
+        ConfigError: if there are no such runs, or they cannot be compared.
+    """
+    runs, unreadable = load(root, references)
+    objective = objective_of(root, runs) or (METRIC, False)
+    metric = metric or objective[0]
+    result = compare(group(runs, by), metric=metric, minimize=minimize or objective == (metric, True), **options)
+    sweeps = {run.sweep for run in runs}
+    result.sweep = sweeps.pop() if len(sweeps) == 1 else None
+    result.notes += unreadable
+    return result
 
 
 def compare(
@@ -106,6 +139,8 @@ def compare(
     Raises:
         ConfigError: if no run has the metric, or none is as far as `at`.
     """
+    if not 0.5 <= confidence < 1.0:
+        raise ConfigError(f"--confidence {confidence}: expected a share from 0.5 to below 1, e.g. 0.95")
     runs = [run for g in groups for run in g.runs]
     check_metric(runs, metric)
     notes: list[str] = []

@@ -1,0 +1,140 @@
+"""A comparison of groups of runs: as tables in the terminal, as CSV, as LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from rlx.render.numbers import number
+from rlx.render.tables import make_table
+from rlx.stats.comparison import Comparison, Row
+from rlx.stats.intervals import FEWEST
+from rlx.track.console import duration
+
+_STYLE = {"better": "green", "worse": "red", "too few seeds": "yellow", "not distinguishable": "dim"}
+
+
+def print_comparison(console: Console, result: Comparison, *, extendable: str | None) -> None:
+    """Print tables of groups and pairs, what they mean, and what to type next.
+
+    Args:
+        console: where.
+        result: what is printed.
+        extendable: the sweep that all runs are of, if it can get more seeds.
+    """
+    where = "last value" if result.at is None else f"value at {result.at:,} env steps"
+    percent = f"{100 * result.confidence:g} %"
+    less = " (less is better)" if result.minimize else ""
+    console.print(f"{result.metric}{less}, {where} of every run, on {', '.join(result.envs)}", soft_wrap=True, highlight=False)
+    table = make_table("group", "seeds", "mean", "median", "IQM", f"{percent} interval", "gap")
+    for row in result.rows:
+        gap = "–" if row.optimality_gap is None else _number(row.optimality_gap)
+        table.add_row(
+            row.group, str(row.seeds), _number(row.mean), _number(row.median), _number(row.iqm), _interval(row.iqm_ci, row.seeds), gap
+        )
+    console.print(table)
+    console.print()
+    steps = "to threshold" if result.threshold is None else f"to {_number(result.threshold)}"
+    table = make_table("group", "mean over training", f"env steps {steps}", "reached", "wall time")
+    for row in result.rows:
+        table.add_row(row.group, "–" if row.auc is None else _number(row.auc), _steps(row), _reached(row, result), _seconds(row.wall_s))
+    console.print(table)
+    if result.pairs:
+        console.print()
+        table = make_table("", "P(better)", f"{percent} interval", "p", "verdict")
+        widest = max(len(f"{pair.a} vs {pair.b}") for pair in result.pairs)
+        versus = " vs " if widest + 50 <= console.width else "\nvs "
+        for pair in result.pairs:
+            table.add_row(f"{pair.a}{versus}{pair.b}", f"{pair.improvement:.2f}", _interval(pair.improvement_ci), f"{pair.p_corrected:.3f}",
+                          Text(pair.verdict, style=_STYLE[pair.verdict]))  # fmt: skip
+        console.print(table)
+    _print_notes(console, result, extendable)
+
+
+def _print_notes(console: Console, result: Comparison, extendable: str | None) -> None:
+    notes = [f"IQM: mean of the middle half; its interval by expanded bootstrap ({result.resamples:,} resamples, seed {result.seed})"]
+    if any(not math.isfinite(row.iqm_ci[0]) for row in result.rows):
+        notes.append(f"–: no interval from fewer than {FEWEST} seeds (of each environment) or from equal values; --json lists the values")
+    if result.target is not None:
+        notes.append(f"gap: by how much runs miss {_number(result.target)} on average")
+    if result.pairs:
+        notes.append(f"p: permutation test of P(better), Holm-corrected for {len(result.pairs)} pair{'s' if len(result.pairs) > 1 else ''}")
+    for note in [*notes, *result.notes]:
+        console.print(note, style="dim", soft_wrap=True, highlight=False)
+    short = [pair for pair in result.pairs if pair.verdict == "too few seeds"]
+    if short:
+        needed = max(pair.needed or 0 for pair in short)
+        how = f": rlx sweep --resume {extendable} --seeds {needed}" if extendable else ""
+        console.print(f"too few seeds for a verdict: {needed} for each group is the least{how}", soft_wrap=True, highlight=False)
+    elif len(result.rows) == 1 and result.rows[0].seeds == 1:
+        console.print("one run: nothing to compare, and no interval from one seed; train more: rlx sweep … --seeds 5", soft_wrap=True)
+
+
+def _number(value: float) -> str:
+    return "–" if not math.isfinite(value) else number(value)
+
+
+def _interval(ends: tuple[float, float], seeds: int | None = None) -> str:
+    none = "– (one seed)" if seeds == 1 else "–"
+    return f"{_number(ends[0])} to {_number(ends[1])}" if all(map(math.isfinite, ends)) else none
+
+
+def _steps(row: Row) -> str:
+    return "–" if row.steps_to_threshold is None else _number(row.steps_to_threshold)
+
+
+def _reached(row: Row, result: Comparison) -> str:
+    return "–" if result.threshold is None else f"{row.reached} of {row.runs}"
+
+
+def _seconds(seconds: float | None) -> str:
+    return "–" if seconds is None else duration(seconds)
+
+
+def comparison_csv(result: Comparison) -> str:
+    """A line for every group; keys that groups are told apart by have columns of their own."""
+    keys = list(result.rows[0].values)
+    fields = ["seeds", "mean", "mean_ci_low", "mean_ci_high", "median", "iqm", "iqm_ci_low", "iqm_ci_high", "optimality_gap", "auc",
+              "steps_to_threshold", "reached", "wall_s", "env_steps"]  # fmt: skip
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", *keys, *fields])
+    for row in result.rows:
+        flat: dict[str, Any] = finite(asdict(row))
+        for name in ("mean_ci", "iqm_ci"):
+            flat[f"{name}_low"], flat[f"{name}_high"] = flat[name]
+        writer.writerow([row.group, *[row.values[k] for k in keys], *["" if flat[f] is None else flat[f] for f in fields]])
+    return text.getvalue()
+
+
+def comparison_latex(result: Comparison) -> str:
+    """A table in booktabs' style."""
+    lines = [
+        f"% {result.metric}; IQM with {100 * result.confidence:g} % expanded bootstrap intervals over seeds",
+        "\\begin{tabular}{lrrrrr}\n\\toprule\ngroup & seeds & mean & median & IQM & interval \\\\\n\\midrule",
+    ]
+    for row in result.rows:
+        low, high = row.iqm_ci
+        interval = f"[{low:.4g}, {high:.4g}]" if math.isfinite(low) else "--"
+        lines.append(f"{_escape(row.group)} & {row.seeds} & {row.mean:.4g} & {row.median:.4g} & {row.iqm:.4g} & {interval} \\\\")
+    return "\n".join([*lines, "\\bottomrule\n\\end{tabular}\n"])
+
+
+def _escape(text: str) -> str:
+    special = {"_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#", "$": "\\$", "{": "\\{", "}": "\\}", "–": "--"}
+    return "".join(special.get(c, c) for c in text)
+
+
+def finite(tree: Any) -> Any:
+    """A tree of values with None for numbers that JSON does not have: NaN and infinities."""
+    if isinstance(tree, dict):
+        return {key: finite(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return None if isinstance(tree, float) and not math.isfinite(tree) else tree

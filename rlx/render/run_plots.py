@@ -1,0 +1,113 @@
+"""From names of runs and sweeps to a figure of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlx.config.overrides import check_choice
+from rlx.errors import ConfigError
+from rlx.render import figures
+from rlx.render.figures import Trial
+from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
+KINDS = ("curves", "slice", "parallel")
+X = {"env_steps": "env_steps", "wall_time": "time/elapsed_s"}
+"""The metric that is on the x-axis, by the name that users give it."""
+
+
+@dataclass(kw_only=True)
+class Plot:
+    """A figure and what it shows."""
+
+    figure: Figure
+    metric: str
+    minimize: bool
+    groups: list[Group]
+    trials: list[Trial] = field(default_factory=list)
+    """The settings of a search, for slices and parallel coordinates."""
+    path: Path
+    """Where a file of it goes unless the user names another: plots/ in the run, in the sweep, or in the directory of runs."""
+    inside_run: bool
+    """Whether `path` is in the directory of a run or sweep, which may come from anybody."""
+    unreadable: list[str]
+    """Runs of a sweep that are left out, and why."""
+
+
+def plot_runs(
+    root: Path,
+    references: list[str],
+    *,
+    kind: str = "curves",
+    metric: str | None = None,
+    by: list[str] | None = None,
+    x: str = "env_steps",
+    statistic: str = "iqm",
+    every_seed: bool = False,
+    threshold: float | None = None,
+    minimize: bool = False,
+) -> Plot:
+    """Draw runs and sweeps.
+
+    Args:
+        root: the directory of runs.
+        references: names, paths or patterns of runs and sweeps.
+        kind: curves, slice (one panel per swept key) or parallel (coordinates).
+        metric: what is drawn; None is the sweep's objective, or evaluations, or training returns where evaluations are too few.
+        by: keys that runs are grouped by; None is what differs.
+        x: env_steps or wall_time.
+        statistic: iqm or mean, over seeds.
+        every_seed: also draw every seed.
+        threshold: draw a line at this height.
+        minimize: less is better; known already where a sweep minimizes its objective.
+
+    Raises:
+        ConfigError: for what there is not.
+    """
+    check_choice("--kind", kind, KINDS)
+    check_choice("--x", x, tuple(X))
+    check_choice("--statistic", statistic, ("iqm", "mean"))
+    runs, unreadable = load(root, references)
+    own = objective_of(root, runs) or (_EVALUATION, False)
+    metric = metric or _default_metric(runs, kind, own[0])
+    minimize = minimize or own == (metric, True)
+    check_metric(runs, metric)
+    groups = group(runs, by)
+    trials: list[Trial] = []
+    if kind == "curves":
+        figure = figures.draw_curves(groups, metric, x=X[x], statistic=statistic, every_seed=every_seed, threshold=threshold)
+    else:
+        trials = figures.trials(groups, metric)
+        if len(trials) < 2 or not trials[0].values:
+            raise ConfigError(f"--kind {kind} shows how settings differ, and these runs have one setting; draw --kind curves")
+        if kind == "slice":
+            figure = figures.draw_slices(trials, metric, statistic=statistic)
+        else:
+            figure = figures.draw_parallel(trials, metric, statistic=statistic, minimize=minimize)
+    directory = _directory(root, runs)
+    against = "" if x == "env_steps" else f"-{x}"
+    path = directory / "plots" / f"{kind}-{metric.replace('/', '-')}{against}.png"
+    return Plot(figure=figure, metric=metric, minimize=minimize, groups=groups, trials=trials, path=path, inside_run=directory != root,
+                unreadable=unreadable)  # fmt: skip
+
+
+def _default_metric(runs: Sequence[RunData], kind: str, preferred: str) -> str:
+    """The preferred metric, or training returns if it has too few values to make a curve of every run."""
+    needed = 3 if kind == "curves" else 1
+    counts = [len(run.series(preferred)[0]) for run in runs if run.lines]
+    return preferred if counts and min(counts) >= needed else _TRAINING
+
+
+def _directory(root: Path, runs: Sequence[RunData]) -> Path:
+    """The run, or the sweep if all runs are of one, or the directory of runs."""
+    if len(runs) == 1:
+        return root / runs[0].name
+    sweeps = {run.sweep for run in runs}
+    sweep = sweeps.pop() if len(sweeps) == 1 else None
+    return root / sweep if sweep else root
