@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import json
 import math
 import os
@@ -358,36 +357,3 @@ def _is_alive(pid: int) -> bool:
     except OverflowError:
         return False
     return pid > 0
-
-
-def is_flocked(path: Path) -> bool:
-    """Whether a process on this machine holds a lock file."""
-    try:
-        with os.fdopen(open_inside(path, os.O_RDONLY), "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-@contextlib.contextmanager
-def flocked(path: Path) -> Iterator[bool]:
-    """Hold a lock file while the block runs, which is told whether it was free; the kernel lets go of it however the process ends.
-
-    Raises:
-        StorageError: if the file cannot be made.
-    """
-    try:
-        file = os.fdopen(open_inside(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab")
-    except OSError as error:
-        said = f"{error}: remove it" if isinstance(error, UnreadableError) else f"{path.parent} cannot be written ({error.strerror})"
-        raise StorageError(said) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True

@@ -16,9 +16,10 @@ from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
 from rlx.files import open_to_append
 from rlx.signals import SignalHandler
+from rlx.store.layout import LOG
 from rlx.store.provenance import save_uncommitted
 from rlx.store.record import Record
-from rlx.store.runs import LOG, RunDir, now, wandb_config, wandb_group, wandb_tags
+from rlx.store.runs import RunDir, now, wandb_config, wandb_group, wandb_tags
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
 from rlx.track.wandb import make_mirror

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from rlx.config.compose import apply_overrides, leaf_keys, runs_directory
 from rlx.config.overrides import check_resumable, is_resumable
 from rlx.errors import ConfigError
-from rlx.store.runs import RunDir, is_unborn, new_meta
+from rlx.store.layout import is_unborn
+from rlx.store.runs import RunDir, new_meta
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed

@@ -25,6 +25,7 @@ from typer.main import get_command
 
 from rlx.cli.main import app
 from rlx.config.compose import Composer
+from rlx.config.override_types import read_overrides
 from rlx.files import is_directory, is_file
 from rlx.store.runs import RunDir, new_meta
 
@@ -102,7 +103,7 @@ KINDS: dict[str, Callable[[Path], object]] = {
 VALUES: list[Any] = [
     None, True, -1, 0, 1e300, 1e-300, 2**63, 10**30, "", EVIL, [], {}, [None], {"a": {}}, "${oc.env:SECRET}", "$\\{oc.env:SECRET\\}",
     "\\x24{oc.env:SECRET}",
-    "../../outside", "/etc/passwd", "evilmod:X-v0", "env=evilmod:X-v0", ["env=evilmod:X-v0"], {"../../outside": {"words": [],
+    "../../outside", "/etc/passwd", "evilmod:X-v0", "env=evilmod:X-v0", ["env=evilmod:X-v0"], {"../../outside": {"overrides": {},
     "values": {}}},
     "sqlite:////nowhere/x.db", "???", "nan", "2026-11-28T00:00:00", "9999-12-31T23:59:59+00:00", "[bold]x[/]", "$\\x_{", [[]] * 50,
 ]  # fmt: skip
@@ -168,15 +169,16 @@ def _forget_record(run: Path) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """runs/ with a run, another one, and a sweep of two runs."""
     from rlx.run import train
-    from rlx.store.sweeps import Spec, SweepDir
-    from rlx.sweep.space import Point
+    from rlx.store.sweep_spec import Point, Spec
+    from rlx.store.sweeps import SweepDir
 
     root = tmp_path_factory.mktemp("made") / "runs"
     composed = Composer().compose(WORDS)
     for name in ("gift", "good"):
         train(RunDir.create(root, name, composed.config, new_meta(composed)), composed.config, overrides=[])
-    spec = Spec(words=WORDS, seeds=[0, 1], swept=[], objective="eval/return_mean")
-    sweep = SweepDir.create(root, "many", spec, {"000": Point(words=tuple(WORDS), values={"clip": 0.2})})
+    overrides = read_overrides(WORDS)
+    spec = Spec(overrides=overrides, seeds=[0, 1], swept=[], objective="eval/return_mean")
+    sweep = SweepDir.create(root, "many", spec, {"000": Point(overrides=tuple(overrides), values={"clip": 0.2})})
     sweep.log("drive", executor="here")
     for seed in (0, 1):
         run = sweep.create_run("000", seed, composed, {"clip": 0.2})

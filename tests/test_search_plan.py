@@ -13,16 +13,17 @@ from launch import lines
 
 from rlx.collect import Episode
 from rlx.config.compose import Composer
+from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluator import summarize
 from rlx.metrics import MetricBuffer
 from rlx.store.runs import RunDir
-from rlx.store.sweeps import Search, Spec, SweepDir
+from rlx.store.sweep_spec import Point, Search, Spec
+from rlx.store.sweeps import SweepDir
 from rlx.sweep.drive import AGGREGATES, iqm, last_value
 from rlx.sweep.executors.executor import Job, Result
 from rlx.sweep.executors.worker import work
 from rlx.sweep.plan import LOGGED, SearchPlan
-from rlx.sweep.space import Point
 
 WORDS = (
     "algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=2", "algo.rollout_length=32", "algo.num_epochs=1",
@@ -45,7 +46,7 @@ class FakeStudy:
 
     def point(self, number: int) -> Point:
         rate = self.rates[number]
-        return Point(words=(*WORDS, f"algo.learning_rate={rate}"), values={"algo.learning_rate": rate})
+        return Point(overrides=tuple(read_overrides([*WORDS, f"algo.learning_rate={rate}"])), values={"algo.learning_rate": rate})
 
     def ask(self) -> tuple[int, Point]:
         self.asked += 1
@@ -83,10 +84,11 @@ def make_job(run: RunDir, config: object) -> Job:
 
 def new_plan(root: Path, study: FakeStudy, *, trials: int = 2, seeds: int = 2, pruner: str = "median", aggregate: str = "mean",
              objective: str = "eval/return_mean", storage: str | None = None) -> SearchPlan:  # fmt: skip
-    spec = Spec(words=list(WORDS), seeds=list(range(seeds)), swept=["algo.learning_rate"], objective=objective, aggregate=aggregate,
+    spec = Spec(overrides=read_overrides(WORDS), seeds=list(range(seeds)), swept=["algo.learning_rate"], objective=objective,
+                aggregate=aggregate,
                 search=Search(trials=trials, pruner=pruner, rungs=3, storage=storage))  # fmt: skip
     sweep = SweepDir(root / "s") if (root / "s").exists() else SweepDir.create(root, "s", spec, {})
-    return SearchPlan(sweep, spec, study, compose=lambda p: copy.deepcopy(composed(p.words)), make_job=make_job)
+    return SearchPlan(sweep, spec, study, compose=lambda p: copy.deepcopy(composed(tuple(p.arguments))), make_job=make_job)
 
 
 def run_all(plan: SearchPlan) -> list[Job]:

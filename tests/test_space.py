@@ -1,4 +1,4 @@
-"""What sweep words stand for: as Hydra's own sweeper has it, and what rlx adds."""
+"""What the overrides of a sweep stand for: as Hydra's own sweeper has it, and what rlx adds."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from rlx.config.compose import Composer
+from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
+from rlx.store.sweep_spec import Point
+from rlx.sweep import space
 from rlx.sweep.points import compose_all, compose_grid
-from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
+from rlx.sweep.space import load_space, seeds_of, swept_keys
 
 COMPOSER = Composer()
+
+
+def expand(arguments: list[str]) -> list[Point]:
+    return space.expand(read_overrides(arguments), COMPOSER)
+
+
+def SearchSpace(arguments: list[str]) -> space.SearchSpace:
+    return space.SearchSpace(read_overrides(arguments), COMPOSER)
 
 
 def parsed(words: tuple[str, ...] | list[str]) -> list[tuple[str, Any]]:
@@ -49,7 +60,7 @@ def test_the_grid_is_that_of_hydras_own_sweeper(line: str) -> None:
     words = line.replace("tag(", "algo.num_epochs=tag(").split()
     overrides = OverridesParser.create(config_loader=COMPOSER._loader).parse_overrides(words)
     (theirs,) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
-    assert [parsed(point.words) for point in expand(words, COMPOSER)] == [parsed(batch) for batch in theirs]
+    assert [parsed(point.arguments) for point in expand(words)] == [parsed(batch) for batch in theirs]
 
 
 @pytest.mark.parametrize(
@@ -62,11 +73,11 @@ def test_the_grid_is_that_of_hydras_own_sweeper(line: str) -> None:
     ],
 )
 def test_a_range_has_its_decimals_and_not_its_stop(word: str, values: list[float]) -> None:
-    assert [point.values["algo.clip"] for point in expand([f"algo.clip={word}"], COMPOSER)] == values
+    assert [point.values["algo.clip"] for point in expand([f"algo.clip={word}"])] == values
 
 
 def test_a_key_of_some_algorithms_applies_to_those_and_makes_no_duplicates() -> None:
-    points = expand(["algo=ppo,a2c,reinforce", "algo.clip=0.1,0.2", "algo.episodes_per_update=4,8"], COMPOSER)
+    points = expand(["algo=ppo,a2c,reinforce", "algo.clip=0.1,0.2", "algo.episodes_per_update=4,8"])
     assert [point.values for point in points] == [
         {"algo": "ppo", "algo.clip": 0.1},
         {"algo": "ppo", "algo.clip": 0.2},
@@ -78,17 +89,17 @@ def test_a_key_of_some_algorithms_applies_to_those_and_makes_no_duplicates() -> 
 
 
 def test_a_key_that_is_not_swept_also_applies_only_where_it_exists() -> None:
-    assert [p.words for p in expand(["algo=ppo,a2c", "algo.clip=0.3"], COMPOSER)] == [("algo=ppo", "algo.clip=0.3"), ("algo=a2c",)]
+    assert [p.arguments for p in expand(["algo=ppo,a2c", "algo.clip=0.3"])] == [["algo=ppo", "algo.clip=0.3"], ["algo=a2c"]]
 
 
 def test_whole_numbers_are_taken_as_they_are_written() -> None:
-    points = expand(["algo.rollout_length=1e2,100,2e2", "env.num_envs=range(1e0,3e0)"], COMPOSER)
+    points = expand(["algo.rollout_length=1e2,100,2e2", "env.num_envs=range(1e0,3e0)"])
     assert [(p.values["algo.rollout_length"], p.values["env.num_envs"]) for p in points] == [(100, 1), (100, 2), (200, 1), (200, 2)]
-    assert points[0].words == ("algo.rollout_length=100", "env.num_envs=1")
+    assert points[0].arguments == ["algo.rollout_length=100", "env.num_envs=1"]
 
 
 def test_repetitions_are_dropped() -> None:
-    assert len(expand(["algo.clip=0.1,0.2,0.1"], COMPOSER)) == 2
+    assert len(expand(["algo.clip=0.1,0.2,0.1"])) == 2
 
 
 def test_values_are_plain_data() -> None:
@@ -98,40 +109,40 @@ def test_values_are_plain_data() -> None:
         "algo.target_kl=null,0.01",
         "algo.anneal_learning_rate=true,false",
     ]
-    for point in expand(words, COMPOSER):
+    for point in expand(words):
         assert json.loads(json.dumps(point.values)) == point.values
 
 
 def test_environments_without_a_file_can_be_swept() -> None:
-    points = expand(["env=cartpole,Acrobot-v1"], COMPOSER)
+    points = expand(["env=cartpole,Acrobot-v1"])
     assert [c.config.env.id for c in compose_all(points, COMPOSER)] == ["CartPole-v1", "Acrobot-v1"]
 
 
 def test_settings_of_an_environment_have_short_names_where_its_file_lists_them() -> None:
-    points = expand(["env=cartpole,minipacman", "env.task=hunt,rush"], COMPOSER)
-    assert [p.words for p in points] == [
-        ("env=cartpole",), ("env=minipacman", "env.task=hunt"), ("env=minipacman", "env.task=rush"),
+    points = expand(["env=cartpole,minipacman", "env.task=hunt,rush"])
+    assert [p.arguments for p in points] == [
+        ["env=cartpole"], ["env=minipacman", "env.task=hunt"], ["env=minipacman", "env.task=rush"],
     ]  # fmt: skip
-    composed = COMPOSER.compose(list(points[2].words))
+    composed = COMPOSER.compose(points[2].arguments)
     assert composed.config.env.kwargs["task"] == "rush"
     assert composed.sources["env.kwargs.task"] == "command line"
 
 
 def test_a_point_that_breaks_a_rule_is_named() -> None:
     with pytest.raises(ConfigError, match=r"algo.discount must be within \[0, 1\], got 1.5 \(with algo.discount=1.5\)"):
-        compose_all(expand(["algo.discount=0.9,1.5"], COMPOSER), COMPOSER)
+        compose_all(expand(["algo.discount=0.9,1.5"]), COMPOSER)
 
 
 def test_a_swept_setting_is_left_out_where_it_has_no_effect_and_makes_no_duplicates() -> None:
     words = ["experiment=pets_exploitation", "algo.ensemble_size=1,5", "algo.trust=none,disagreement"]
-    pairs = compose_grid(expand(words, COMPOSER), COMPOSER)
+    pairs = compose_grid(expand(words), COMPOSER)
     assert [point.values for point, _ in pairs] == [
         {"algo.ensemble_size": 1, "algo.trust": "none"},
         {"algo.ensemble_size": 5, "algo.trust": "none"},
         {"algo.ensemble_size": 5, "algo.trust": "disagreement"},
     ]
     words = ["algo=pets", "env=cartpole_continuous", "algo.planner=cem,mppi", "algo.temperature=0.1,0.3"]
-    assert [point.values for point, _ in compose_grid(expand(words, COMPOSER), COMPOSER)] == [
+    assert [point.values for point, _ in compose_grid(expand(words), COMPOSER)] == [
         {"algo.planner": "cem"},
         {"algo.planner": "mppi", "algo.temperature": 0.1},
         {"algo.planner": "mppi", "algo.temperature": 0.3},
@@ -143,17 +154,17 @@ def test_a_swept_setting_is_left_out_where_it_has_no_effect_and_makes_no_duplica
 def test_a_swept_setting_without_effect_anywhere_is_refused() -> None:
     words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.planner=cem", "algo.temperature=0.1,0.3"]
     with pytest.raises(ConfigError, match=r"algo\.temperature has no effect unless algo\.planner=mppi"):
-        compose_grid(expand(words, COMPOSER), COMPOSER)
+        compose_grid(expand(words), COMPOSER)
 
 
 def test_a_setting_that_is_not_swept_is_refused_where_it_has_no_effect() -> None:
     words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.trust=disagreement"]
     with pytest.raises(ConfigError, match=r"algo.trust has no effect .* \(with algo.ensemble_size=1\)"):
-        compose_grid(expand(words, COMPOSER), COMPOSER)
+        compose_grid(expand(words), COMPOSER)
 
 
 def test_one_recipe_for_each_pair_is_composed() -> None:
-    composed = compose_all(expand(["algo=ppo,a2c", "env=cartpole"], COMPOSER), COMPOSER)
+    composed = compose_all(expand(["algo=ppo,a2c", "env=cartpole"]), COMPOSER)
     assert [c.choices["recipe"] for c in composed] == ["ppo_cartpole", "a2c_cartpole"]
 
 
@@ -184,7 +195,7 @@ def test_one_recipe_for_each_pair_is_composed() -> None:
 )
 def test_what_cannot_be_listed_is_refused(words: list[str], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        expand(words, COMPOSER)
+        expand(words)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +213,7 @@ def test_what_cannot_be_listed_is_refused(words: list[str], said: str) -> None:
     ],
 )
 def test_seeds(words: list[str], seeds: str | None, expected: list[int]) -> None:
-    assert seeds_of(["algo=ppo", *words], seeds) == (["algo=ppo"], expected)
+    assert seeds_of(read_overrides(["algo=ppo", *words]), seeds) == (read_overrides(["algo=ppo"]), expected)
 
 
 @pytest.mark.parametrize(
@@ -213,11 +224,16 @@ def test_seeds(words: list[str], seeds: str | None, expected: list[int]) -> None
 )  # fmt: skip
 def test_seeds_that_are_none_are_refused(words: list[str], seeds: str | None) -> None:
     with pytest.raises(ConfigError, match="seed"):
-        seeds_of(words, seeds)
+        seeds_of(read_overrides(words), seeds)
 
 
 def test_swept_keys_are_those_with_several_values() -> None:
-    assert swept_keys(["algo=ppo,a2c", "env=cartpole", "algo.clip=interval(0.1,0.3)", "seed=1,2"]) == ["algo", "algo.clip", "seed"]
+    overrides = read_overrides(["algo=ppo,a2c", "env=cartpole", "algo.clip=interval(0.1,0.3)", "seed=1,2"])
+    assert swept_keys(overrides) == [
+        "algo",
+        "algo.clip",
+        "seed",
+    ]
 
 
 # A space to search
@@ -245,7 +261,7 @@ class Told:
 
 def suggest(words: list[str], take: str = "low") -> tuple[Point, list[str]]:
     trial = Told(take)
-    return SearchSpace(words, COMPOSER).suggest(trial), trial.asked  # type: ignore[arg-type]
+    return SearchSpace(words).suggest(trial), trial.asked  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -264,13 +280,13 @@ def suggest(words: list[str], take: str = "low") -> tuple[Point, list[str]]:
 def test_ranges_and_their_scales(word: str, asked: str, described: str) -> None:
     key = word.partition("=")[0]
     assert suggest([word])[1] == [f"{key} {asked}"]
-    assert SearchSpace([word], COMPOSER).describe() == [f"{key}: {described}"]
+    assert SearchSpace([word]).describe() == [f"{key}: {described}"]
 
 
 def test_keys_are_suggested_only_where_they_exist() -> None:
     words = ["algo=a2c,ppo", "algo.clip=0.1,0.2", "env=cartpole"]
     point, asked = suggest(words, "low")
-    assert (point.words, len(asked)) == (("algo=a2c", "env=cartpole"), 1)
+    assert (point.arguments, len(asked)) == (["algo=a2c", "env=cartpole"], 1)
     point, asked = suggest(words, "high")
     assert (point.values, len(asked)) == ({"algo": "ppo", "algo.clip": 0.2}, 2)
 
@@ -278,11 +294,11 @@ def test_keys_are_suggested_only_where_they_exist() -> None:
 def test_lists_survive() -> None:
     point, _ = suggest(["algo.hidden_sizes=[64,64],[32]"], "high")
     assert point.values == {"algo.hidden_sizes": [32]}
-    assert COMPOSER.compose(list(point.words)).config.algo.hidden_sizes == [32]
+    assert COMPOSER.compose(point.arguments).config.algo.hidden_sizes == [32]
 
 
 def test_examples_reach_both_ends_of_every_range_for_every_choice() -> None:
-    points = SearchSpace(["algo=ppo,a2c", "algo.learning_rate=interval(1e-4,1e-2)", "algo.clip=0.1,0.2"], COMPOSER).examples()
+    points = SearchSpace(["algo=ppo,a2c", "algo.learning_rate=interval(1e-4,1e-2)", "algo.clip=0.1,0.2"]).examples()
     seen = {(p.values["algo"], p.values["algo.learning_rate"]) for p in points}
     assert seen == {(algo, rate) for algo in ("ppo", "a2c") for rate in (1e-4, 1e-2)}
     assert {p.values.get("algo.clip") for p in points} == {0.1, 0.2, None}
@@ -301,21 +317,21 @@ def test_examples_reach_both_ends_of_every_range_for_every_choice() -> None:
 )
 def test_spaces_that_cannot_be_are_refused(word: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        SearchSpace([word], COMPOSER)
+        SearchSpace([word])
 
 
 def test_the_grid_of_a_space_lists_it_and_refuses_intervals() -> None:
-    grid = SearchSpace(["algo=ppo,a2c", "algo.clip=0.1,0.2", "algo.num_epochs=range(1,3)"], COMPOSER).grid()
+    grid = SearchSpace(["algo=ppo,a2c", "algo.clip=0.1,0.2", "algo.num_epochs=range(1,3)"]).grid()
     assert len(grid) == 5
     with pytest.raises(ConfigError, match="is an interval"):
-        SearchSpace(["algo.clip=interval(0.1,0.2)"], COMPOSER).grid()
+        SearchSpace(["algo.clip=interval(0.1,0.2)"]).grid()
 
 
 @pytest.mark.parametrize("name", COMPOSER.options("search"))
 def test_every_shipped_space_is_valid_at_its_ends(name: str) -> None:
-    words = [f"algo={name}", "env=cartpole", *load_space(name, COMPOSER)]
-    for point in SearchSpace(words, COMPOSER).examples():
-        COMPOSER.compose(list(point.words))
+    words = [f"algo={name}", "env=cartpole", *map(str, load_space(name, COMPOSER))]
+    for point in SearchSpace(words).examples():
+        COMPOSER.compose(point.arguments)
 
 
 @pytest.mark.parametrize(
@@ -334,7 +350,7 @@ def test_a_space_that_is_not_there_is_refused_with_those_that_are() -> None:
         load_space("pppo", COMPOSER)
 
 
-def test_words_of_the_command_line_overrule_a_space_file(here: Path, run_command: Callable[[str], tuple[int, str, str]]) -> None:
+def test_the_command_line_overrules_a_space_file(here: Path, run_command: Callable[[str], tuple[int, str, str]]) -> None:
     code, out, _ = run_command("sweep algo=ppo env=cartpole algo.clip=0.2 --trials 3 --seeds 2 --dry-run")
     assert code == 0
     assert "algo.learning_rate: 1e-05 to 0.01, log scale" in out

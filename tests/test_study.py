@@ -12,9 +12,11 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from rlx.config.compose import Composer
+from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError, StorageError
+from rlx.store.sweep_spec import Point
 from rlx.sweep import study as module
-from rlx.sweep.space import Point, SearchSpace
+from rlx.sweep.space import SearchSpace
 from rlx.sweep.study import PRUNERS, SAMPLERS, Study
 
 COMPOSER = Composer()
@@ -25,7 +27,7 @@ LISTED = ["algo=ppo", "env=cartpole", "algo.clip=0.1,0.2,0.3", "algo.num_epochs=
 def study(path: Path | str, words: list[str] = WORDS, *, sampler: str = "tpe", **changes: Any) -> Study:
     storage = path if isinstance(path, str) else f"sqlite:///{path}"
     settings = {"pruner": "none", "direction": "maximize", "seed": 0, "num_rungs": 1, "objective": "x", **changes}
-    return Study(storage, "search", SearchSpace(words, COMPOSER), sampler=sampler, **settings)
+    return Study(storage, "search", SearchSpace(read_overrides(words), COMPOSER), sampler=sampler, **settings)
 
 
 def value(point: Point) -> float:
@@ -50,12 +52,12 @@ def test_a_study_taken_up_again_goes_on_as_if_it_had_not_stopped(sampler: str, t
     parts += ask(study(tmp_path / "parts.db", sampler=sampler), 7)
     parts += ask(study(tmp_path / "parts.db", sampler=sampler), 4)
     assert parts == whole
-    assert len({point.words for point in whole}) == 16
+    assert len({point.overrides for point in whole}) == 16
 
 
 def test_a_grid_is_asked_point_by_point_once_each_in_an_order_that_follows_from_the_seed(tmp_path: Path) -> None:
     points = ask(study(tmp_path / "a.db", LISTED, sampler="grid"), 5) + ask(study(tmp_path / "a.db", LISTED, sampler="grid"), 7)
-    assert len({point.words for point in points}) == 12
+    assert len({point.overrides for point in points}) == 12
     assert ask(study(tmp_path / "b.db", LISTED, sampler="grid"), 12) == points
     assert ask(study(tmp_path / "c.db", LISTED, sampler="grid", seed=1), 12) != points
 
@@ -69,7 +71,7 @@ def test_every_sampler_stays_in_the_space(sampler: str, tmp_path: Path) -> None:
     for point in ask(study(tmp_path / "a.db", sampler=sampler), 12):
         assert 1e-5 <= point.values["algo.learning_rate"] <= 1e-1
         assert point.values["algo.num_epochs"] in range(1, 21)
-        COMPOSER.compose(list(point.words))
+        COMPOSER.compose(point.arguments)
     assert "gp" in SAMPLERS
 
 
@@ -150,7 +152,7 @@ def test_a_failed_trial_tried_again_is_the_same_point_under_the_same_number_and_
     assert again.ended() == {first}
     if sampler == "grid":
         points = [point, other, *ask(again, 10)]
-        assert len({p.words for p in points}) == 12
+        assert len({p.overrides for p in points}) == 12
 
 
 @pytest.mark.parametrize(("direction", "best"), [("maximize", 5.0), ("minimize", 1.0)])

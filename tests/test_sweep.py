@@ -18,9 +18,11 @@ import pytest
 from launch import finish, left_over, lines, run_main, start, wait_for
 
 from rlx.cli.sweep import make_plan
+from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
 from rlx.store.runs import RunDir
-from rlx.store.sweeps import Search, Spec, SweepDir
+from rlx.store.sweep_spec import Search, Spec
+from rlx.store.sweeps import SweepDir
 from rlx.sweep.executors import local
 from rlx.sweep.executors.executor import Job, Result
 from rlx.sweep.executors.local import LocalExecutor
@@ -333,14 +335,14 @@ def test_a_torn_last_line_of_the_ledger_is_ignored_and_ended(swept: SweepDir) ->
 
 def kept(here: Path, name: str, **changes: Any) -> SweepDir:
     """A search of which nothing was trained."""
-    words = ["algo=ppo", "algo.clip=0.1,0.2"]
-    spec = Spec(words=words, seeds=[0], swept=["algo.clip"], objective="eval/return_iqm", **{"search": Search(trials=2), **changes})
+    overrides = read_overrides(["algo=ppo", "algo.clip=0.1,0.2"])
+    spec = Spec(overrides=overrides, seeds=[0], swept=["algo.clip"], objective="eval/return_iqm", **{"search": Search(trials=2), **changes})
     return SweepDir.create(here / "runs", name, spec, {})
 
 
 def test_events_that_lack_something_are_left_out(here: Path) -> None:
     swept = kept(here, "mine")
-    swept.log("trial", point="000", number=0, words=["algo=ppo"], values={})
+    swept.log("trial", point="000", number=0, overrides={"algo": "ppo"}, values={})
     before = swept.history()
     for event in ({"event": "trial", "point": "001"}, {"event": "told", "point": "000"}, {"event": "trial", "number": "x"}):
         swept.log(**event)  # type: ignore[arg-type]
@@ -353,7 +355,7 @@ def test_a_second_process_of_a_shared_study_is_told_to_take_a_directory_of_its_o
     assert (code, "needs a runs directory of its own, RLX_RUNS_DIR=" in err) == (2, True)
 
 
-@pytest.mark.parametrize("content", ['{"format": 1}', '{"format": 2}', "[]", "{", None])
+@pytest.mark.parametrize("content", ['{"format": 2}', '{"format": 3}', "[]", "{", None])
 def test_a_damaged_sweep_is_named_and_the_others_are_listed(content: str | None, here: Path, run_command: Command) -> None:
     kept(here, "whole")
     damaged = kept(here, "torn").path / "sweep.json"

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import typer
 
-from rlx.files import is_file
+from rlx.store.layout import is_sweep
 from rlx.text import printable
 
 Candidate = tuple[str, str]
@@ -52,7 +52,7 @@ def complete_sweeps(incomplete: str) -> list[Candidate]:
     """Complete the name of a sweep, newest first."""
     from rlx.config.compose import runs_directory
 
-    paths = [p for p in runs_directory().glob("*") if _is_name(p.name) and is_file(p / "sweep.json")]
+    paths = [p for p in runs_directory().glob("*") if _is_name(p.name) and is_sweep(p)]
     newest = sorted(paths, key=lambda p: p.lstat().st_mtime, reverse=True)
     return [c for c in [("latest", "the newest"), *[(p.name, "") for p in newest]] if c[0].startswith(incomplete)]
 

@@ -12,9 +12,9 @@ from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
-    from rlx.store.sweeps import Spec, SweepDir
+    from rlx.store.sweep_spec import Point, Spec
+    from rlx.store.sweeps import SweepDir
     from rlx.sweep.prepare import Prepared
-    from rlx.sweep.space import Point
 
 _OBJECTIVE = "eval/return_iqm"
 _SEARCH, _WHERE, _AGAIN = "Search with Optuna", "Where runs are trained", "Going on"
@@ -216,10 +216,10 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, fa
 
     def compose_found(key: str, point: Point) -> Composed:
         """Compose what the ledger says, which has not passed through the study now."""
-        words = list(point.words)
-        return (prepared.composer if sweep.is_vouched_for or sweep.is_own_trial(key, words) else doubtful).compose(words)
+        composer = prepared.composer if sweep.is_vouched_for or sweep.is_own_trial(key, point) else doubtful
+        return composer.compose(point.arguments)
 
-    return SearchPlan(sweep, spec, study, compose=lambda p: prepared.composer.compose(list(p.words)), compose_found=compose_found,
+    return SearchPlan(sweep, spec, study, compose=lambda p: prepared.composer.compose(p.arguments), compose_found=compose_found,
                       make_job=make_job)  # fmt: skip
 
 

@@ -34,11 +34,12 @@ def sync(
     """
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
+    from rlx.store.layout import is_sweep
     from rlx.store.runs import RunDir
     from rlx.store.sweeps import SweepDir
 
     root = runs_directory()
-    path = next((p for p in (root / run, Path(run)) if SweepDir.is_sweep(p)), None)
+    path = next((p for p in (root / run, Path(run)) if is_sweep(p)), None)
     if path is None:
         opened = RunDir.open(root, run)
         if not opened.metrics():

@@ -46,7 +46,7 @@ from rlx.config.schema import RunConfig
 from rlx.config.whole_numbers import accept_whole_floats
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_file
-from rlx.store.trust import module_of, why_unsigned
+from rlx.store.trust import refuse_module
 
 GROUPS = ("algo", "env", "recipe", "experiment")
 _GENERIC_ENV = "_gymnasium"
@@ -309,15 +309,6 @@ class Composer:
         if env_id is not None:
             sources["env.id"] = "command line"
         return sources | {k: "command line" for o in values for k in keys if k == o.key_or_group or k.startswith(o.key_or_group + ".")}
-
-
-def refuse_module(env_id: str, path: Path) -> None:
-    """Raise a ConfigError if the environment of a run or sweep that is not known to be the user's own would import a module."""
-    if module := module_of(env_id):
-        raise ConfigError(
-            f"{path} uses env={env_id}, which imports the module {module!r} and so runs its code; "
-            f"if you trust where this {'sweep' if os.path.lexists(path / 'sweep.json') else 'run'} comes from, say --trust{why_unsigned()}"
-        )
 
 
 def to_run_config(config: DictConfig) -> RunConfig:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from numpy.typing import NDArray
 from rlx.config.compose import leaf_keys, load_config
 from rlx.config.overrides import did_you_mean
 from rlx.errors import ConfigError
-from rlx.files import UnreadableError, read_json
-from rlx.store.runs import RunDir, is_run, list_runs
-from rlx.store.runs import members as run_directories
+from rlx.store.layout import is_run, is_sweep
+from rlx.store.layout import members as run_directories
+from rlx.store.runs import RunDir, list_runs
+from rlx.store.sweeps import SweepDir
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -85,12 +85,12 @@ def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
     members: set[Path] = set()
     for reference in references:
         for path in _find(root, reference):
-            if _is_sweep(path):
+            if is_sweep(path):
                 for run in run_directories(path):
                     paths.setdefault(run.resolve(), (run, f"{path.name}/{run.name}"))
                     members.add(run.resolve())
             else:
-                inside = _is_sweep(path.parent)
+                inside = is_sweep(path.parent)
                 if any(c in reference for c in "*?["):
                     members.add(path.resolve())
                 paths.setdefault(path.resolve(), (path, f"{path.parent.name}/{path.name}" if inside else path.name))
@@ -107,32 +107,20 @@ def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
     return found, unreadable
 
 
-def _is_sweep(path: Path) -> bool:
-    return not path.name.startswith(".") and os.path.lexists(path / "sweep.json")
-
-
-def sweep_content(path: Path) -> dict[str, Any]:
-    """sweep.json of a sweep, or {} where there is none to read."""
-    try:
-        return read_json(path / "sweep.json")
-    except UnreadableError:
-        return {}
-
-
 def _find(root: Path, reference: str) -> list[Path]:
     if reference == "latest":
         return [RunDir.open(root, "latest").path]
     if any(c in reference for c in "*?["):
         base, _, pattern = reference.rpartition("/")
-        there = [p for p in (root / base).glob("*") if is_run(p) or _is_sweep(p)]
+        there = [p for p in (root / base).glob("*") if is_run(p) or is_sweep(p)]
         found = sorted(p for p in there if fnmatch.fnmatch(p.name, pattern))
         if not found:
             raise ConfigError(f"{reference}: no run or sweep in {root / base} matches; `rlx ls` lists them")
         return found
     for path in (root / reference, Path(reference)):
-        if _is_sweep(path) or is_run(path):
+        if is_sweep(path) or is_run(path):
             return [path]
-    names = [run.name for run in list_runs(root)] + ([p.name for p in root.iterdir() if _is_sweep(p)] if root.is_dir() else [])
+    names = [run.name for run in list_runs(root)] + ([p.name for p in root.iterdir() if is_sweep(p)] if root.is_dir() else [])
     near = difflib.get_close_matches(reference, names, n=1)
     raise ConfigError(f"{reference}: no such run or sweep in {root}; {f'did you mean {near[0]}?' if near else '`rlx ls` lists them'}")
 
@@ -142,9 +130,9 @@ def _read(path: Path, name: str) -> RunData:
     config, meta = load_config(path / "config.yaml"), run.meta()  # only looked at: no environment is made
     settings = {key: value for key, value in leaf_keys(config).items() if key not in ("seed", "algo.name", "env.id")}
     chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id)} | {k: meta.get(k) for k in ("recipe", "experiment")}
-    swept = sweep_content(path.parent).get("swept")
+    swept = SweepDir(path.parent).content().get("swept")
     return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
-                   sweep=path.parent.name if _is_sweep(path.parent) else None,
+                   sweep=path.parent.name if is_sweep(path.parent) else None,
                    swept=tuple(swept) if isinstance(swept, list) and all(isinstance(key, str) for key in swept) else ())  # fmt: skip
 
 
@@ -253,7 +241,7 @@ def metrics_of(runs: Iterable[RunData]) -> list[str]:
 def objective_of(root: Path, runs: list[RunData]) -> tuple[str, bool] | None:
     """What the sweep that all runs are of is judged by, and whether less of it is better; None if there is none, or it was not logged."""
     names = {run.sweep for run in runs}
-    content = sweep_content(root / str(names.pop())) if len(names) == 1 else {}
+    content = SweepDir(root / str(names.pop())).content() if len(names) == 1 else {}
     objective = content.get("objective")
     return (objective, content.get("direction") == "minimize") if objective in metrics_of(runs) else None
 

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from rlx.files import UnreadableError, parse_json, read_file
+from rlx.store.layout import is_run
 from rlx.store.record import read_record
-from rlx.store.runs import RunDir, is_run, last_start, segments_of, status_of
+from rlx.store.runs import RunDir, last_start, segments_of, status_of
 
 _TOTAL = re.compile(r"^loop:(?:\n[ #].*)*?\n +total_env_steps: *(\d{1,18})\b", re.MULTILINE)
 _NUMBER = rb"(-?\d{1,25}(?:\.\d{1,25})?(?:[eE][-+]?\d{1,2})?)(?=[,}\s])"

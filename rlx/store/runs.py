@@ -12,15 +12,14 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rlx.checkpoint import find_checkpoints
-from rlx.config.compose import Composed, differences, parse_config, read_config_text, refuse_module, runs_directory, save_config
+from rlx.config.compose import Composed, differences, parse_config, read_config_text, runs_directory, save_config
 from rlx.config.overrides import is_resumable
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, StorageError
@@ -28,21 +27,16 @@ from rlx.files import (
     UnreadableError,
     clean_temporaries,
     create_directory,
-    flocked,
-    is_directory,
-    is_flocked,
-    is_temporary,
     read_json,
     replace_durably,
 )
+from rlx.store.layout import is_run, is_sweep, is_unborn
+from rlx.store.lock import is_locked, locked
 from rlx.store.provenance import commit
 from rlx.store.record import read_metrics
-from rlx.store.trust import is_signed, origins, sign
+from rlx.store.trust import is_signed, origins, refuse_module, sign
 
 _VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
-
-LOG = "log.txt"
-"""In a run's directory: the tracebacks of what went wrong; runs of sweeps also write there what they say."""
 
 
 class RunDir:
@@ -134,7 +128,7 @@ class RunDir:
         for path in (root / reference, Path(reference)):
             if is_run(path):
                 return cls(path)
-        sweep = next((p for p in (root / reference, Path(reference)) if (p / "sweep.json").is_file()), None)
+        sweep = next((p for p in (root / reference, Path(reference)) if is_sweep(p)), None)
         if sweep is not None:
             raise ConfigError(
                 f"{reference} is a sweep, of many runs: `rlx ls --sweep {reference}` lists them, {reference}/000-s0 names one, "
@@ -287,21 +281,17 @@ class RunDir:
 
     def is_locked(self) -> bool:
         """Whether a process is training this run on this machine."""
-        return is_flocked(self.path / ".lock")
+        return is_locked(self.path)
 
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the run; the kernel lets go of it however the process ends.
+    def lock(self) -> AbstractContextManager[None]:
+        """Hold the run while it is trained.
 
         Raises:
             ConfigError: if another process is training it.
             StorageError: if the directory cannot be written.
         """
-        with flocked(self.path / ".lock") as free:
-            if not free:
-                raise ConfigError(f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM")
-            clean_temporaries(self.path)
-            yield
+        refusal = f"{self.path} is being trained by another process; wait for it, or stop it with Ctrl-C or SIGTERM"
+        return locked(self.path, refusal=refusal)
 
 
 def segments_of(meta: dict[str, Any]) -> list[dict[str, Any]]:
@@ -323,28 +313,6 @@ def status_of(meta: dict[str, Any], *, is_locked: bool) -> str:
     segments = segments_of(meta)
     status = str(segments[-1].get("status", "?")) if segments else "new"
     return "killed" if status == "running" else status
-
-
-MEMBER = re.compile(r"\d{3,9}-s\d{1,19}", re.ASCII)
-"""Names of the runs of a sweep."""
-
-
-def members(sweep: Path) -> list[Path]:
-    """The directories of a sweep's runs, in order; what is a link, or has another name, is none."""
-    return sorted(p for p in sweep.iterdir() if MEMBER.fullmatch(p.name) and is_directory(p) and is_run(p))
-
-
-def is_run(path: Path) -> bool:
-    """Whether a directory is a run; what it holds may still be unreadable."""
-    return any(os.path.lexists(path / name) for name in ("meta.json", "config.yaml"))
-
-
-def is_unborn(path: Path) -> bool:
-    """Whether a directory has nothing in it yet but what a process was about to write: a kill came before its first file."""
-    try:
-        return is_directory(path) and all(map(is_temporary, os.listdir(path)))
-    except OSError:
-        return False
 
 
 def _new_content(name: str, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_file
+from rlx.store.layout import is_sweep
 
 _KEY_BYTES = 32
 
@@ -93,6 +95,15 @@ def module_of(env_id: str) -> str | None:
     """The module that an environment's id names, to be imported before it is made."""
     module, colon, _ = env_id.rpartition(":")
     return module if colon and not env_id.startswith("spiel:") else None
+
+
+def refuse_module(env_id: str, path: Path) -> None:
+    """Raise a ConfigError if the environment of a run or sweep that is not known to be the user's own would import a module."""
+    if module := module_of(env_id):
+        raise ConfigError(
+            f"{path} uses env={env_id}, which imports the module {module!r} and so runs its code; "
+            f"if you trust where this {'sweep' if is_sweep(path) else 'run'} comes from, say --trust{why_unsigned()}"
+        )
 
 
 def origins(env_ids: Iterable[str]) -> dict[str, str | None]:

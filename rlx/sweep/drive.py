@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from rlx.errors import ConfigError
+from rlx.store.ledger import Failure
 from rlx.store.runs import RunDir
-from rlx.store.sweeps import Failure, SweepDir
+from rlx.store.sweeps import SweepDir
 from rlx.sweep.executors.executor import Executor, Job, Result
 from rlx.track.heartbeat import clear_heartbeat, read_heartbeat
 

@@ -7,9 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rlx.files import is_directory
+from rlx.store.layout import is_run
+from rlx.store.ledger import History
 from rlx.store.rows import total_env_steps
-from rlx.store.runs import is_run
-from rlx.store.sweeps import History, Spec, SweepDir
+from rlx.store.sweep_spec import Spec
+from rlx.store.sweeps import SweepDir
 from rlx.sweep.drive import AGGREGATES
 from rlx.track.heartbeat import read_heartbeat
 

@@ -13,10 +13,10 @@ from rlx.config.schema import RunConfig
 from rlx.envs.grids.grid_settings import WORLDS
 from rlx.errors import ConfigError
 from rlx.store.runs import RunDir
-from rlx.store.sweeps import Spec, SweepDir
+from rlx.store.sweep_spec import Point, Spec
+from rlx.store.sweeps import SweepDir
 from rlx.sweep.drive import AGGREGATES, last_value, missing_metric
 from rlx.sweep.executors.executor import Job, Result
-from rlx.sweep.space import Point
 
 RUNG_FACTOR = 3
 """Every rung of a search trains this many times as long as the one before (Li et al. 2018, Hyperband's eta)."""

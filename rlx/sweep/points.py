@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rlx.config.compose import Composed, Composer
 from rlx.errors import ConfigError, NoEffectError
-from rlx.sweep.space import Point
+from rlx.store.sweep_spec import Point
 
 
 def compose_all(points: list[Point], composer: Composer) -> list[Composed]:
@@ -27,11 +27,11 @@ def compose_grid(points: list[Point], composer: Composer) -> list[tuple[Point, C
     """
     refused: dict[str, NoEffectError] = {}
     pairs = [_compose_effective(point, composer, refused) for point in points]
-    given = {point.words for point in points}
-    known = {repr(composed.config) for point, composed in pairs if point.words in given}
+    given = {point.overrides for point in points}
+    known = {repr(composed.config) for point, composed in pairs if point.overrides in given}
     kept = []
     for point, composed in pairs:
-        if point.words not in given:
+        if point.overrides not in given:
             if repr(composed.config) in known:
                 continue
             known.add(repr(composed.config))
@@ -55,7 +55,7 @@ def _compose_effective(point: Point, composer: Composer, refused: dict[str, NoEf
 
 def _compose(point: Point, composer: Composer, *, alone: bool = False) -> Composed:
     try:
-        return composer.compose(list(point.words))
+        return composer.compose(point.arguments)
     except ConfigError as error:
         if alone or not point.values:
             raise

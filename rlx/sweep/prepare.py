@@ -1,4 +1,4 @@
-"""From the words of a command to a sweep: its points composed and checked, its name, and the sweep of that name on disk."""
+"""From the arguments of a command to a sweep: its points composed and checked, its name, and the sweep of that name on disk."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from rlx.config.compose import GROUPS, Composed, Composer
+from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_choice
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
+from rlx.store.layout import is_sweep
 from rlx.store.runs import RunDir
-from rlx.store.sweeps import Search, Spec, SweepDir
+from rlx.store.sweep_spec import Point, Search, Spec
+from rlx.store.sweeps import SweepDir
 from rlx.sweep.plan import check_objective
 from rlx.sweep.points import compose_all, compose_grid
-from rlx.sweep.space import Point, SearchSpace, expand, load_space, seeds_of, swept_keys
+from rlx.sweep.space import SearchSpace, expand, load_space, seeds_of, swept_keys
 
 OBJECTIVE = "eval/return_iqm"
 _MOST_RUNS = 1_000_000
@@ -32,10 +35,10 @@ class Prepared:
         self.space: SearchSpace | None = None
         self.points: dict[str, tuple[Point, Composed]] = {}
         if spec.search is not None:
-            self.space = SearchSpace(spec.words, composer)
-            self.configs = [composer.compose(list(point.words)).config for point in self.space.examples()]
+            self.space = SearchSpace(spec.overrides, composer)
+            self.configs = [composer.compose(point.arguments).config for point in self.space.examples()]
         else:
-            pairs = compose_grid(expand(spec.words, composer) if points is None else points, composer)
+            pairs = compose_grid(expand(spec.overrides, composer) if points is None else points, composer)
             if (runs := len(pairs) * len(spec.seeds)) > _MOST_RUNS:
                 raise ConfigError(f"{len(pairs):,} settings × {len(spec.seeds):,} seeds = {runs:,} runs; expected at most {_MOST_RUNS:,}")
             self.points = {f"{i:03d}": pair for i, pair in enumerate(pairs)}
@@ -61,7 +64,7 @@ class Prepared:
 
 
 def prepare(
-    words: list[str],
+    arguments: list[str],
     seeds: str | None,
     name: str | None,
     config_dir: Path | None,
@@ -77,26 +80,26 @@ def prepare(
     """
     composer = Composer(config_dir)
     trials = options["trials"]
-    words, seed_list = seeds_of(with_arms(words, composer), seeds)
+    overrides, seed_list = seeds_of(read_overrides(with_arms(arguments, composer)), seeds)
     if trials is None:
         useless = next((k for k, v in options.items() if v is not None), None)
         if useless is not None:
             raise ConfigError(f"--{useless} is for a search: say how many settings to try with --trials N")
     else:
         if options["space"] is not None:
-            words = _with_space(words, options["space"], composer)
-        elif set(swept_keys(words)) <= {"algo"}:
-            for composed in compose_all(expand(words, composer), composer):
-                words = _with_space(words, composed.config.algo.name, composer)
+            overrides = _with_space(overrides, options["space"], composer)
+        elif set(swept_keys(overrides)) <= {"algo"}:
+            for composed in compose_all(expand(overrides, composer), composer):
+                overrides = _with_space(overrides, composed.config.algo.name, composer)
         search = _search(options)
-    if trials is None and seeds is None and len(seed_list) == 1 and not swept_keys(words):
-        composer.compose(words)  # what is wrong with the words comes first
+    if trials is None and seeds is None and len(seed_list) == 1 and not swept_keys(overrides):
+        composer.compose(list(map(str, overrides)))  # what is wrong with them comes first
         several = "a key several values (algo.learning_rate=1e-3,1e-2), several seeds (--seeds 5), or a search (--trials 30)"
         raise ConfigError(f"nothing to sweep: give {several}")
     spec = Spec(
-        words=words,
+        overrides=overrides,
         seeds=seed_list,
-        swept=swept_keys(words),
+        swept=swept_keys(overrides),
         objective=objective or OBJECTIVE,
         direction="minimize" if minimize else "maximize",
         aggregate=aggregate,
@@ -109,33 +112,32 @@ def prepare(
     return spec, prepared
 
 
-def with_arms(words: list[str], composer: Composer) -> list[str]:
-    """The words, with the experiments that a file of arms lists in the place of its name; `+experiment=` is taken as Hydra writes it.
+def with_arms(arguments: list[str], composer: Composer) -> list[str]:
+    """The arguments, with the experiments that a file of arms lists in the place of its name; `+experiment=` is taken as Hydra writes it.
 
     Raises:
         ConfigError: if the file lists what is no experiment.
     """
     found = []
-    for word in words:
-        key, _, name = word.removeprefix("+").partition("=")
-        arms = composer.arms(name) if key == "experiment" else []
-        if arms:
-            word = f"experiment={','.join(arms)}"
-        found.append(word.removeprefix("+") if key == "experiment" else word)
+    for argument in arguments:
+        key, _, name = argument.removeprefix("+").partition("=")
+        if key == "experiment":
+            argument = f"experiment={','.join(composer.arms(name) or [name])}"
+        found.append(argument)
     return found
 
 
-def _with_space(words: list[str], name: str, composer: Composer) -> list[str]:
-    """The words, and those of a search space whose keys they do not have."""
-    mine = {word.partition("=")[0] for word in words}
-    added = [word for word in load_space(name, composer) if word.partition("=")[0] not in mine]
+def _with_space(overrides: list[Override], name: str, composer: Composer) -> list[Override]:
+    """The overrides, and those of a search space whose keys they do not have."""
+    mine = {override.key for override in overrides}
+    added = [override for override in load_space(name, composer) if override.key not in mine]
     try:
         if added:
-            SearchSpace([*[word for word in words if word.partition("=")[0] in GROUPS], *added], composer)
+            SearchSpace([*[override for override in overrides if override.key in GROUPS], *added], composer)
     except ConfigError as error:
         owner = f"; it is the space of algo={name}" if name in composer.options("algo") else ""
         raise ConfigError(f"--space {name}: {error}{owner}") from error
-    return [*words, *added]
+    return [*overrides, *added]
 
 
 def _search(options: dict[str, Any]) -> Search:
@@ -168,7 +170,7 @@ def extend(spec: Spec, *, seeds: str | None, trials: int | None, name: str) -> S
         ConfigError: for fewer of them.
     """
     if seeds is not None:
-        _, wanted = seeds_of([f"seed={spec.seeds[0]}"], seeds) if "," not in seeds else seeds_of([], seeds)
+        _, wanted = seeds_of([Override("seed", str(spec.seeds[0]))], seeds) if "," not in seeds else seeds_of([], seeds)
         missing = [s for s in spec.seeds if s not in wanted]
         if missing:
             raise ConfigError(f"--seeds {seeds}: {name} already has seeds {', '.join(map(str, spec.seeds))}; it can get more, not others")
@@ -201,7 +203,7 @@ def find(root: Path, name: str, spec: Spec) -> SweepDir | None:
     path = root / name
     if not path.exists():
         return None
-    if not SweepDir.is_sweep(path):
+    if not is_sweep(path):
         raise ConfigError(f"{path} exists and is not a sweep; choose another --name")
     found = SweepDir(path)
     there, here = _flat(found.spec()), _flat(spec)
@@ -218,9 +220,9 @@ def find(root: Path, name: str, spec: Spec) -> SweepDir | None:
 
 
 def _flat(spec: Spec) -> dict[str, str]:
-    """What tells a sweep from others, word by word."""
+    """What tells a sweep from others: every key with its text."""
     identity = spec.identity()
-    words, search = identity.pop("words"), identity.pop("search") or {}
-    del identity["swept"]  # follows from the words
+    overrides, search = identity.pop("overrides"), identity.pop("search") or {}
+    del identity["swept"]  # follows from the overrides
     identity["seeds"] = ", ".join(map(str, spec.seeds))
-    return {k: str(v) for k, v in {**dict(word.split("=", 1) for word in words), **identity, **search}.items() if v is not None}
+    return {k: str(v) for k, v in {**overrides, **identity, **search}.items() if v is not None}

@@ -1,7 +1,7 @@
-"""What is swept: from words in Hydra's sweep syntax to the points of a grid, or to a space that Optuna searches.
+"""What is swept: from overrides in Hydra's sweep syntax to the points of a grid, or to a space that Optuna searches.
 
-Hydra parses the words; the expansion is rlx's own, because Hydra composes the base configuration without the swept groups and so refuses a
-key of an algorithm that is not the default.
+Hydra parses the overrides. rlx expands them itself, because Hydra composes the base configuration without the swept groups and so refuses
+a key of an algorithm that is not the default.
 """
 
 from __future__ import annotations
@@ -9,20 +9,23 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
-from hydra.core.override_parser.types import ChoiceSweep, FloatRange, Glob, IntervalSweep, Override, RangeSweep, Transformer
+from hydra.core.override_parser.types import ChoiceSweep, FloatRange, Glob, IntervalSweep, RangeSweep, Transformer
+from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 
 from rlx.config.compose import GROUPS, Composer
-from rlx.config.overrides import check_key, did_you_mean, parse_overrides
+from rlx.config.override_types import Override, read_overrides
+from rlx.config.overrides import check_key, did_you_mean
 from rlx.config.whole_numbers import whole
 from rlx.errors import ConfigError
+from rlx.store.sweep_spec import Point, as_texts
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -33,74 +36,72 @@ _MOST = 10_000
 """More points than this are a slip of the keyboard."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Point:
-    """One setting of a sweep: what its runs share, whatever their seed."""
-
-    words: tuple[str, ...]
-    """Complete single-valued words for `Composer.compose`, without seed."""
-    values: dict[str, Any]
-    """Swept key and value, as plain data, in the order of the command line."""
-
-    def without(self, key: str) -> Point:
-        """The same setting with a key left at its default."""
-        words = tuple(word for word in self.words if word.partition("=")[0] != key)
-        return Point(words=words, values={k: v for k, v in self.values.items() if k != key})
+Option = tuple[str, Any]
+"""The text of a value in Hydra's syntax, and the value as plain data."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Word:
-    """One word of the command line with everything that it may stand for."""
+class _Swept:
+    """An override with everything that it may stand for."""
 
-    key: str
-    options: list[tuple[str, Any]]
-    """Text and plain value of each; none for an interval."""
-    swept: bool
     override: Override
+    options: list[Option]
+    """None for an interval."""
+
+    @property
+    def key(self) -> str:
+        return self.override.key
+
+    @property
+    def is_sweep(self) -> bool:
+        return self.override.is_sweep
+
+    @property
+    def is_interval(self) -> bool:
+        return isinstance(self.override.parsed.value(), IntervalSweep)
 
     @property
     def is_group(self) -> bool:
         return self.key in GROUPS
 
 
-def _read(words: list[str], composer: Composer) -> list[_Word]:
-    return [_Word(key=o.key_or_group, options=_options(o, composer), swept=o.is_sweep_override(), override=o)
-            for o in parse_overrides(words, allow_sweeps=True)]  # fmt: skip
+def _read(overrides: Sequence[Override], composer: Composer) -> list[_Swept]:
+    return [_Swept(override=override, options=_options(override, composer.options)) for override in overrides]
 
 
-def _options(override: Override, composer: Composer) -> list[tuple[str, Any]]:
-    """What a word may stand for, repetitions dropped.
+def _options(override: Override, group_options: Callable[[str], list[str]]) -> list[Option]:
+    """What an override may stand for, repetitions dropped.
 
     Raises:
         ConfigError: if that is nothing.
     """
-    if not override.is_sweep_override():
-        return [(override.get_value_element_as_str(), _plain(override.value()))]
-    value, line = override.value(), str(override.input_line)
+    parsed = override.parsed
+    if not override.is_sweep:
+        return [(parsed.get_value_element_as_str(), _plain(parsed.value()))]
+    value = parsed.value()
     if isinstance(value, IntervalSweep):
         return []
     if isinstance(value, Glob):
-        if override.key_or_group not in GROUPS:
-            raise ConfigError(
-                f"{line}: glob(…) matches the members of a group: {', '.join(GROUPS)}; list the values of {override.key_or_group}"
-            )
-        there = composer.options(override.key_or_group)
+        if override.key not in GROUPS:
+            raise ConfigError(f"{override}: glob(…) matches the members of a group: {', '.join(GROUPS)}; list the values of {override.key}")
+        there = group_options(override.key)
         matching = value.filter(there)
         if not matching:
-            raise ConfigError(f"{line}: matches none of {', '.join(there)}")
+            raise ConfigError(f"{override}: matches none of {', '.join(there)}")
         return [(name, name) for name in matching]
     if isinstance(value, RangeSweep):
-        _check_length(value, line)
+        _check_length(value, override)
     try:
         if isinstance(value, RangeSweep) and isinstance(value.range(), FloatRange) and not value.shuffle:
             return _at_least_one([(repr(v), v) for v in _decimal_range(value)], override)
-        texts = list(override.sweep_iterator(transformer=Transformer.encode))
-        values = [_plain(v) for v in override.sweep_iterator(transformer=Transformer.identity)] if not _shuffles(value) else None
+        texts = list(map(str, parsed.sweep_iterator(transformer=Transformer.encode)))
+        shuffled = bool(getattr(value, "shuffle", False))  # iterated twice, it would come in two orders
+        values = None if shuffled else [_plain(v) for v in parsed.sweep_iterator(transformer=Transformer.identity)]
     except (HydraException, ValueError) as error:
-        raise ConfigError(f"{line}: cannot be expanded ({str(error).splitlines()[0]})") from error
+        raise ConfigError(f"{override}: cannot be expanded ({str(error).splitlines()[0]})") from error
     if values is None:
-        values = [_plain(parse_overrides([f"x={text}"])[0].value()) for text in texts]
-    return _at_least_one(list(dict(zip(map(str, texts), values, strict=True)).items()), override)
+        values = [_plain(Override(override.key, text).parsed.value()) for text in texts]
+    return _at_least_one(list(dict(zip(texts, values, strict=True)).items()), override)
 
 
 def _decimal_range(value: RangeSweep) -> Iterator[float]:
@@ -108,62 +109,60 @@ def _decimal_range(value: RangeSweep) -> Iterator[float]:
     return FloatRange(*(Decimal(f"{v:.12g}") for v in (value.start, value.stop, value.step)))
 
 
-def _check_length(value: RangeSweep, line: str) -> None:
-    """Raise a ConfigError if a range has no end, or more values than anybody wants, before they are counted out."""
+def _check_length(value: RangeSweep, override: Override) -> None:
+    """Raise a ConfigError if a range has no end, or too many values, before they are counted out."""
     if value.step == 0:
-        raise ConfigError(f"{line}: the step of a range cannot be 0")
+        raise ConfigError(f"{override}: the step of a range cannot be 0")
     ends = [float(v) for v in (value.start, value.stop, value.step) if v is not None]
     if not all(map(math.isfinite, ends)) or not math.isfinite(length := (ends[-2] - ends[0]) / ends[-1]):
-        raise ConfigError(f"{line}: expected finite numbers")
+        raise ConfigError(f"{override}: expected finite numbers")
     if length > _MOST:
-        raise ConfigError(f"{line}: {length:,.0f} values; expected at most {_MOST:,}: a larger step, or interval(LOW,HIGH) with --trials N")
+        raise ConfigError(
+            f"{override}: {length:,.0f} values; expected at most {_MOST:,}: a larger step, or interval(LOW,HIGH) with --trials N"
+        )
 
 
-def _at_least_one(options: list[tuple[str, Any]], override: Override) -> list[tuple[str, Any]]:
-    value, line = override.value(), str(override.input_line)
+def _at_least_one(options: list[Option], override: Override) -> list[Option]:
+    value = override.parsed.value()
     if not options:
         what = f"the range from {value.start} to {value.stop} in steps of {value.step} is" if isinstance(value, RangeSweep) else "this is"
-        raise ConfigError(f"{line}: {what} empty; the stop of a range is not in it, and its step must lead there")
+        raise ConfigError(f"{override}: {what} empty; the stop of a range is not in it, and its step must lead there")
     if len(options) > _MOST:
-        raise ConfigError(f"{line}: {len(options):,} values; expected at most {_MOST:,}")
+        raise ConfigError(f"{override}: {len(options):,} values; expected at most {_MOST:,}")
     return options
-
-
-def _shuffles(value: Any) -> bool:
-    return bool(getattr(value, "shuffle", False))
 
 
 def _plain(value: Any) -> Any:
     """A parsed value as JSON has it."""
-    converted = Override._convert_value(value)
+    converted = HydraOverride._convert_value(value)
     return converted if converted is None or isinstance(converted, bool | int | float | str | list | dict) else str(converted)
 
 
-def swept_keys(words: list[str]) -> list[str]:
-    """The keys that have several values, in the order of the words."""
-    return [o.key_or_group for o in parse_overrides(words, allow_sweeps=True) if o.is_sweep_override()]
+def swept_keys(overrides: Sequence[Override]) -> list[str]:
+    """The keys that have several values, in order."""
+    return [override.key for override in overrides if override.is_sweep]
 
 
-def seeds_of(words: list[str], seeds: str | None) -> tuple[list[str], list[int]]:
-    """Take the seeds out of the words.
+def seeds_of(overrides: Sequence[Override], seeds: str | None) -> tuple[list[Override], list[int]]:
+    """Take the seeds out of the overrides.
 
     Args:
-        words: may have `seed=7`, which is where counting starts, or `seed=1,2,3`, which are the seeds.
+        overrides: may have `seed=7`, which is where counting starts, or `seed=1,2,3`, which are the seeds.
         seeds: --seeds, how many of them (5) or which (3,7,11).
 
     Raises:
         ConfigError: unless they are distinct whole numbers from 0, said in one way.
     """
-    mine = [o for o in parse_overrides(words, allow_sweeps=True) if o.key_or_group == "seed"]
-    others = [w for w in words if w.partition("=")[0] != "seed"]
+    mine = next((override for override in overrides if override.key == "seed"), None)
+    others = [override for override in overrides if override.key != "seed"]
     base = 0
-    if mine:
-        found = [value if (number := whole(value)) is None else number for _, value in _options(mine[0], None)]  # type: ignore[arg-type]  # a seed is no group
+    if mine is not None:
+        found = [value if (number := whole(value)) is None else number for _, value in _options(mine, lambda group: [])]
         if not found or any(not isinstance(v, int) or isinstance(v, bool) or v < 0 for v in found):
-            raise ConfigError(f"{mine[0].input_line}: expected whole numbers from 0, e.g. seed=0,1,2 or --seeds 3")
-        if mine[0].is_sweep_override():
+            raise ConfigError(f"{mine}: expected whole numbers from 0, e.g. seed=0,1,2 or --seeds 3")
+        if mine.is_sweep:
             if seeds is not None:
-                raise ConfigError(f"{mine[0].input_line} and --seeds {seeds} both say which seeds; leave one out")
+                raise ConfigError(f"{mine} and --seeds {seeds} both say which seeds; leave one out")
             return others, found
         base = found[0]
     read = [whole(part.strip()) for part in ("1" if seeds is None else seeds).split(",")]
@@ -176,77 +175,75 @@ def seeds_of(words: list[str], seeds: str | None) -> tuple[list[str], list[int]]
         if numbers[0] > _MOST:
             raise ConfigError(f"--seeds {seeds}: expected at most {_MOST:,}")
         return others, list(range(base, base + numbers[0]))
-    if mine:
-        raise ConfigError(f"{mine[0].input_line} and --seeds {seeds} both say which seeds; leave one out")
+    if mine is not None:
+        raise ConfigError(f"{mine} and --seeds {seeds} both say which seeds; leave one out")
     if len(set(numbers)) < len(numbers):
         raise ConfigError(f"--seeds {seeds}: a seed is there twice")
     return others, numbers
 
 
-def expand(words: list[str], composer: Composer) -> list[Point]:
-    """The grid: every combination, the last word varying fastest, as Hydra's own sweeper orders it.
+def expand(overrides: Sequence[Override], composer: Composer) -> list[Point]:
+    """The grid: every combination, the last override varying fastest, as Hydra's own sweeper orders it.
 
     A key that only some of the chosen algorithms have applies to their points and is left out of the others.
 
     Raises:
         ConfigError: for a key that none has, and for what cannot be listed.
     """
-    read = _read(words, composer)
-    for word in read:
-        if isinstance(word.override.value(), IntervalSweep):
-            raise ConfigError(
-                f"{word.override.input_line}: an interval is continuous; say how many settings to try with --trials N, or list values"
-            )
+    read = _read(overrides, composer)
+    for swept in read:
+        if swept.is_interval:
+            raise ConfigError(f"{swept.override}: an interval is continuous; say how many settings to try with --trials N, or list values")
     read = _whole_numbers(read, _check_keys(read, composer))
-    if math.prod(len(word.options) for word in read) > _MOST:
+    if math.prod(len(swept.options) for swept in read) > _MOST:
         raise ConfigError(
-            f"{math.prod(len(w.options) for w in read):,} combinations; expected at most {_MOST:,}: search instead, with --trials N"
+            f"{math.prod(len(s.options) for s in read):,} combinations; expected at most {_MOST:,}: search instead, with --trials N"
         )
-    points: dict[tuple[str, ...], Point] = {}
-    for combination in itertools.product(*(word.options for word in read)):
+    points: dict[tuple[Override, ...], Point] = {}
+    for combination in itertools.product(*(swept.options for swept in read)):
         chosen = list(zip(read, combination, strict=True))
-        keys = composer.keys(_groups((word, option) for word, option in chosen if word.is_group))
-        kept = [(word, option) for word, option in chosen if word.is_group or _has(keys, word.key)]
+        keys = composer.keys(_groups((swept, option) for swept, option in chosen if swept.is_group))
+        kept = [(swept, option) for swept, option in chosen if swept.is_group or _has(keys, swept.key)]
         point = _point(kept)
-        points.setdefault(point.words, point)
+        points.setdefault(point.overrides, point)
     return list(points.values())
 
 
-def _groups(chosen: Iterator[tuple[_Word, tuple[str, Any]]]) -> dict[str, str | None]:
-    return {word.key: None if value is None else str(value) for word, (_, value) in chosen}
+def _groups(chosen: Iterator[tuple[_Swept, Option]]) -> dict[str, str | None]:
+    return {swept.key: None if value is None else str(value) for swept, (_, value) in chosen}
 
 
-def _point(chosen: list[tuple[_Word, tuple[str, Any]]]) -> Point:
-    words = tuple(f"{word.key}={text}" for word, (text, _) in chosen)
-    return Point(words=words, values={word.key: value for word, (_, value) in chosen if word.swept})
+def _point(chosen: list[tuple[_Swept, Option]]) -> Point:
+    overrides = tuple(Override(swept.key, text) for swept, (text, _) in chosen)
+    return Point(overrides=overrides, values={swept.key: value for swept, (_, value) in chosen if swept.is_sweep})
 
 
 def _has(keys: dict[str, Any], key: str) -> bool:
     return key in keys or key == "env.kwargs" or key.startswith("env.kwargs.")
 
 
-def _whole_numbers(read: list[_Word], keys: dict[str, Any]) -> list[_Word]:
-    """The words, with 1e3 as 1000 where a setting is a whole number."""
+def _whole_numbers(read: list[_Swept], keys: dict[str, Any]) -> list[_Swept]:
+    """The overrides, with 1e3 as 1000 where a setting is a whole number."""
     found = []
-    for word in read:
-        if isinstance(keys.get(word.key), int) and not isinstance(keys[word.key], bool):
-            options = {text if (n := whole(value)) is None else str(n): value if n is None else n for text, value in word.options}
-            word = dataclasses.replace(word, options=list(options.items()))
-        found.append(word)
+    for swept in read:
+        if isinstance(keys.get(swept.key), int) and not isinstance(keys[swept.key], bool):
+            options = {text if (n := whole(value)) is None else str(n): value if n is None else n for text, value in swept.options}
+            swept = dataclasses.replace(swept, options=list(options.items()))
+        found.append(swept)
     return found
 
 
-def _check_keys(read: list[_Word], composer: Composer) -> dict[str, Any]:
+def _check_keys(read: list[_Swept], composer: Composer) -> dict[str, Any]:
     """All keys that some choice of the groups has; raises for a key that none has."""
-    groups = [word for word in read if word.is_group]
+    groups = [swept for swept in read if swept.is_group]
     choices = [
         composer.keys(_groups(zip(groups, combination, strict=True))) for combination in itertools.product(*(g.options for g in groups))
     ]
     union = {key: value for keys in choices for key, value in keys.items()}
     algos = next((", ".join(text for text, _ in g.options) for g in groups if g.key == "algo"), str(union.get("algo.name")))
-    for word in read:
-        if not word.is_group:
-            check_key(word.override, union, algos)
+    for swept in read:
+        if not swept.is_group:
+            check_key(swept.override.parsed, union, algos)
     return union
 
 
@@ -263,7 +260,7 @@ class _Range:
     log: bool
     whole: bool
 
-    def suggest(self, trial: Trial, key: str) -> tuple[str, Any]:
+    def suggest(self, trial: Trial, key: str) -> Option:
         value: float
         if self.whole:
             value = trial.suggest_int(key, int(self.low), int(self.high), step=int(self.step or 1), log=self.log)
@@ -284,70 +281,70 @@ class SearchSpace:
         ConfigError: for keys that do not exist, empty ranges, and scales that cannot be.
     """
 
-    def __init__(self, words: list[str], composer: Composer) -> None:
+    def __init__(self, overrides: Sequence[Override], composer: Composer) -> None:
         self._composer = composer
-        self._read = _read(words, composer)
+        self._read = _read(overrides, composer)
         self._read = _whole_numbers(self._read, _check_keys(self._read, composer))
-        groups = [w for w in self._read if w.is_group]
-        if not any(word.swept for word in self._read):
+        groups = [s for s in self._read if s.is_group]
+        if not any(swept.is_sweep for swept in self._read):
             raise ConfigError("nothing to search: give a key several values, e.g. 'algo.learning_rate=interval(1e-5,1e-2)', or a --space")
         self._choices = [list(zip(groups, c, strict=True)) for c in itertools.product(*(g.options for g in groups))]
         union = {key: value for choice in self._choices for key, value in composer.keys(_groups(iter(choice))).items()}
-        self._ranges = {w.key: found for w in self._read if (found := _range(w, union)) is not None}
+        self._ranges = {s.key: found for s in self._read if (found := _range(s, union)) is not None}
 
     def suggest(self, trial: Trial) -> Point:
         """The point that a trial stands for; asked again of the same trial, the same point."""
-        chosen: dict[str, tuple[str, Any]] = {}
-        groups = [word for word in self._read if word.is_group]
-        for word in groups:
-            chosen[word.key] = self._suggest(trial, word)
-        keys = self._composer.keys(_groups((word, chosen[word.key]) for word in groups))
-        for word in self._read:
-            if not word.is_group and _has(keys, word.key):
-                chosen[word.key] = self._suggest(trial, word)
-        return _point([(word, chosen[word.key]) for word in self._read if word.key in chosen])
+        chosen: dict[str, Option] = {}
+        groups = [swept for swept in self._read if swept.is_group]
+        for swept in groups:
+            chosen[swept.key] = self._suggest(trial, swept)
+        keys = self._composer.keys(_groups((swept, chosen[swept.key]) for swept in groups))
+        for swept in self._read:
+            if not swept.is_group and _has(keys, swept.key):
+                chosen[swept.key] = self._suggest(trial, swept)
+        return _point([(swept, chosen[swept.key]) for swept in self._read if swept.key in chosen])
 
-    def _suggest(self, trial: Trial, word: _Word) -> tuple[str, Any]:
-        if not word.swept:
-            return word.options[0]
-        if word.key in self._ranges:
-            return self._ranges[word.key].suggest(trial, word.key)
-        texts = [text for text, _ in word.options]
-        text = trial.suggest_categorical(word.key, texts)
-        return text, dict(word.options)[text]
+    def _suggest(self, trial: Trial, swept: _Swept) -> Option:
+        if not swept.is_sweep:
+            return swept.options[0]
+        if swept.key in self._ranges:
+            return self._ranges[swept.key].suggest(trial, swept.key)
+        texts = [text for text, _ in swept.options]
+        text = trial.suggest_categorical(swept.key, texts)
+        return text, dict(swept.options)[text]
 
     def examples(self) -> list[Point]:
         """Points that show whether the space is valid: for every choice of groups, each key at each end, or at each of its values."""
-        points: dict[tuple[str, ...], Point] = {}
+        points: dict[tuple[Override, ...], Point] = {}
         for choice in self._choices:
             keys = self._composer.keys(_groups(iter(choice)))
-            mine = [w for w in self._read if not w.is_group and _has(keys, w.key)]
-            ends = {w.key: self._ends(w) for w in mine}
-            base = {w.key: ends[w.key][0] for w in mine} | {w.key: option for w, option in choice}
+            mine = [s for s in self._read if not s.is_group and _has(keys, s.key)]
+            ends = {s.key: self._ends(s) for s in mine}
+            base = {s.key: ends[s.key][0] for s in mine} | {s.key: option for s, option in choice}
             for varied in mine:
                 for end in ends[varied.key]:
                     chosen = {**base, varied.key: end}
-                    point = _point([(w, chosen[w.key]) for w in self._read if w.key in chosen])
-                    points.setdefault(point.words, point)
-            point = _point([(w, base[w.key]) for w in self._read if w.key in base])
-            points.setdefault(point.words, point)
+                    point = _point([(s, chosen[s.key]) for s in self._read if s.key in chosen])
+                    points.setdefault(point.overrides, point)
+            point = _point([(s, base[s.key]) for s in self._read if s.key in base])
+            points.setdefault(point.overrides, point)
         return list(points.values())
 
-    def _ends(self, word: _Word) -> list[tuple[str, Any]]:
-        found = self._ranges.get(word.key)
+    def _ends(self, swept: _Swept) -> list[Option]:
+        found = self._ranges.get(swept.key)
         if found is None:
-            return word.options
+            return swept.options
         return [(repr(v), v) for v in ((int(found.low), int(found.high)) if found.whole else (found.low, found.high))]
 
     def describe(self) -> list[str]:
         """One line for every key that is searched."""
-        return [f"{w.key}: {self._ranges[w.key].describe() if w.key in self._ranges else ', '.join(t for t, _ in w.options)}"
-                for w in self._read if w.swept]  # fmt: skip
+        return [f"{s.key}: {self._ranges[s.key].describe() if s.key in self._ranges else ', '.join(t for t, _ in s.options)}"
+                for s in self._read if s.is_sweep]  # fmt: skip
 
     def fingerprint(self) -> dict[str, str]:
         """What two studies must have in common: the searched keys with their ranges, and what is fixed."""
         searched = dict(line.split(": ", 1) for line in self.describe())
-        return searched | {w.key: f"={w.options[0][0]}" for w in self._read if not w.swept}
+        return searched | {s.key: f"={s.options[0][0]}" for s in self._read if not s.is_sweep}
 
     def grid(self) -> list[dict[str, Any]]:
         """Every combination, as what a trial is to be told: parameter and value.
@@ -355,27 +352,25 @@ class SearchSpace:
         Raises:
             ConfigError: if anything is continuous.
         """
-        for word in self._read:
-            if isinstance(word.override.value(), IntervalSweep):
-                raise ConfigError(
-                    f"--sampler grid takes listed values, and {word.override.input_line} is an interval; list them, or choose tpe"
-                )
+        for swept in self._read:
+            if swept.is_interval:
+                raise ConfigError(f"--sampler grid takes listed values, and {swept.override} is an interval; list them, or choose tpe")
         grid: dict[tuple[tuple[str, str], ...], dict[str, Any]] = {}
-        for point in expand([str(w.override.input_line) for w in self._read], self._composer):
-            texts = dict(word.split("=", 1) for word in point.words)
+        for point in expand([s.override for s in self._read], self._composer):
+            texts = as_texts(point.overrides)
             told = {k: v if k in self._ranges else texts[k] for k, v in point.values.items()}
             grid.setdefault(tuple((k, str(v)) for k, v in told.items()), told)
         return list(grid.values())
 
 
-def _range(word: _Word, keys: dict[str, Any]) -> _Range | None:
+def _range(swept: _Swept, keys: dict[str, Any]) -> _Range | None:
     """The numbers that an interval or a range stands for; None for listed values."""
-    value, line = word.override.value(), word.override.input_line
+    value, line = swept.override.parsed.value(), swept.override
     if isinstance(value, ChoiceSweep):
         return None
-    whole = isinstance(keys.get(word.key), int) and not isinstance(keys.get(word.key), bool)
+    whole = isinstance(keys.get(swept.key), int) and not isinstance(keys.get(swept.key), bool)
     if isinstance(value, RangeSweep):
-        numbers = sorted(v for _, v in word.options)
+        numbers = sorted(v for _, v in swept.options)
         if len(numbers) < 2 or not all(isinstance(v, int | float) for v in numbers):
             return None
         integers = all(isinstance(v, int) for v in numbers)
@@ -393,12 +388,12 @@ def _range(word: _Word, keys: dict[str, Any]) -> _Range | None:
     if log and low <= 0.0:
         raise ConfigError(f"{line}: a log scale begins above 0, got {low:g}")
     if whole and (low != int(low) or high != int(high)):
-        raise ConfigError(f"{line}: {word.key} is a whole number, and so must be the ends of its interval")
+        raise ConfigError(f"{line}: {swept.key} is a whole number, and so must be the ends of its interval")
     return _Range(low=low, high=high, step=None, log=log, whole=whole)
 
 
-def load_space(name: str, composer: Composer) -> list[str]:
-    """The words of a search space: conf/search/<name>.yaml or a file, a mapping from keys to sweeps as on the command line.
+def load_space(name: str, composer: Composer) -> list[Override]:
+    """The overrides of a search space: conf/search/<name>.yaml or a file, a mapping from keys to sweeps as on the command line.
 
     Raises:
         ConfigError: if there is none, or it is no such mapping.
@@ -416,4 +411,4 @@ def load_space(name: str, composer: Composer) -> list[str]:
     nested = next((key for key, value in content.items() if isinstance(value, dict | list) or value is None), None)
     if nested is not None:
         raise ConfigError(f"{path}: {nested} must be one line, e.g. `{nested}: choice(1, 2)`")
-    return [f"{key}={'true' if value is True else 'false' if value is False else value}" for key, value in content.items()]
+    return read_overrides(f"{key}={'true' if value is True else 'false' if value is False else value}" for key, value in content.items())

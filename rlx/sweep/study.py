@@ -28,8 +28,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from rlx.errors import ConfigError, StorageError
+from rlx.store.sweep_spec import Point
 from rlx.sweep.plan import RUNG_FACTOR
-from rlx.sweep.space import Point, SearchSpace
+from rlx.sweep.space import SearchSpace
 
 SAMPLERS = ("tpe", "random", "grid", "qmc", "gp", "cmaes")
 PRUNERS = ("hyperband", "halving", "median", "none")

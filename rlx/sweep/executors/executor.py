@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from rlx.files import is_directory, open_to_append
-from rlx.store.runs import LOG
+from rlx.store.layout import LOG
 
 
 def open_log(run: Path) -> int:
