@@ -108,7 +108,7 @@ def load(
         ConfigError: if there is no such run or device, or its environment cannot be made or is not trusted.
         CheckpointError: if there is no such checkpoint, or it is damaged or does not fit.
     """
-    from rlx.cli.eval import choose_checkpoint
+    from rlx.evaluation.loading import choose_checkpoint
 
     directory = _directory_of(run)
     config = directory.config(trust=trust)

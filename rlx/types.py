@@ -7,9 +7,9 @@ The only clock is env steps; seconds end in `_s`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import gymnasium
 import numpy as np
@@ -44,16 +44,15 @@ class PolicyOutput(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What an agent that imagines does in B states, and what of its imagination it reads; rewards and values as the environment's."""
+    """What a policy's decision in B states was based on; rewards and values as the environment's. What does not apply is None."""
 
-    action: Tensor  # [B]
-    probs: Tensor  # [B, A] of the policy as it is
-    probs_without: Tensor  # [B, A] if it read nothing that it imagines
-    value: Tensor  # [B], discounted
-    planes: Tensor | None  # [B, A, D, C, H, W] the frames of each action's rollout, zeros and ones; None where nothing is imagined
-    reward: Tensor | None  # [B, A, D] of each imagined step
-    saliency: Tensor | None  # [B, A], sums to 1: how much of the policy hangs on each rollout; None where no rollout is read
-    promise: Tensor | None  # [B, A] what a search says that each action is worth; None where it is not a search that decides
+    probs: Tensor  # [B, A] of the actions
+    value: Tensor | None = None  # [B], discounted
+    probs_without: Tensor | None = None  # [B, A] if the policy did not read what it imagined; None where it reads nothing
+    planes: Tensor | None = None  # [B, A, D, C, H, W] the imagined frames of each action's rollout, zeros and ones
+    reward: Tensor | None = None  # [B, A, D] of each imagined step
+    saliency: Tensor | None = None  # [B, A], sums to 1: how much the policy depends on each rollout
+    q_value: Tensor | None = None  # [B, A] of a search that decides
 
 
 class Game(Protocol):
@@ -275,4 +274,34 @@ class Algorithm(Policy, Stateful, Protocol):
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         """Absorb the data and take zero or more gradient steps; the only method that changes the algorithm."""
+        ...
+
+
+# What an algorithm may be able to do beyond acting and learning. Commands ask for these, and never for an algorithm by its name.
+
+
+@runtime_checkable
+class Explains(Protocol):
+    """An algorithm that can say what a decision was based on (`rlx watch`)."""
+
+    def explain(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
+        """What `act` returns for the same arguments and the same random numbers, and an explanation of it."""
+        ...
+
+
+@runtime_checkable
+class Ablatable(Protocol):
+    """An algorithm that can do without one of its parts, which shows how much it relies on it (`rlx eval --imagination`)."""
+
+    @classmethod
+    def ablations(cls) -> Mapping[str, Sequence[str]]:
+        """The choices of each ablation, by the name of the ablation."""
+        ...
+
+    def ablate(self, choices: Mapping[str, str], *, mode: Mode) -> Self:
+        """This algorithm, or a copy that acts otherwise; what is not in `choices` stays as it is.
+
+        Raises:
+            ConfigError: if it cannot act so, or not in this mode.
+        """
         ...

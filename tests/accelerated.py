@@ -25,7 +25,7 @@ from rlx.config.algos.i2a_config import Decide
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
-from rlx.evaluation.evaluator import episode_seeds, run_episodes
+from rlx.evaluation.episodes import episode_seeds, run_episodes
 
 REAL = os.environ.get("RLX_TEST_DEVICE")
 CPU = torch.device("cpu")
@@ -324,13 +324,13 @@ def _watch(config: RunConfig, algo: Any) -> None:
 def _vary(config: RunConfig, algo: Any, env: Any) -> None:
     tried = 0
     for decide in (None, *Decide):
-        for reading in ("on", "off", "shuffled", "copy", "perfect"):
+        for choice in ("on", "off", "shuffled", "copy", "perfect"):
             try:
-                other = algo.with_imagination(reading, decide=decide)
+                other = algo.ablate({"imagination": choice} | ({"decide": decide.value} if decide else {}))
             except ConfigError:
                 continue
             tried += 1
             run_episodes(env, other, episode_seeds(2, stream=[1]))
-            if reading in ("on", "perfect"):
+            if choice in ("on", "perfect"):
                 _watch(config, other)
     assert tried

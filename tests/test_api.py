@@ -15,8 +15,8 @@ from resumable import words
 import rlx
 from rlx.build import env_factory
 from rlx.checkpoint import find_checkpoints
-from rlx.cli.eval import load_policy
 from rlx.collect import env_actions
+from rlx.evaluation.loading import load_policy
 from rlx.store.record import read_metrics
 
 

@@ -23,14 +23,13 @@ from typer.testing import CliRunner, Result
 
 from rlx import diagnostics
 from rlx.algos import ALGORITHMS
-from rlx.cli.eval import digits
 from rlx.cli.main import app
 from rlx.config.compose import Composer, runs_directory
 from rlx.config.documentation import key_docs
 from rlx.errors import ConfigError
 from rlx.extras import EXTRA_MODULES
 from rlx.render.braille import MARK, plot
-from rlx.render.numbers import number
+from rlx.render.numbers import digits, number
 from rlx.store.runs import RunDir
 
 ANSI = re.compile(r"\x1b\[")

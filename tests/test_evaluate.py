@@ -21,7 +21,8 @@ from rlx.config.algos.base_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, EvaluationError
-from rlx.evaluation.evaluator import Evaluator, Stopped, episode_seeds, run_episodes, summarize
+from rlx.evaluation.episodes import Stopped, episode_seeds, run_episodes
+from rlx.evaluation.evaluator import Evaluator, summarize
 from rlx.rng import GlobalRNG, seed_everything
 from rlx.types import EnvSpec, PolicyOutput, Progress
 

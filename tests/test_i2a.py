@@ -16,11 +16,11 @@ from launch import run_main
 from rlx import ops
 from rlx.algos.i2a import I2A
 from rlx.collect import Collector
-from rlx.config.algos.i2a_config import ABLATIONS, Decide, I2AConfig, Imagination
+from rlx.config.algos.i2a_config import IMAGINATION_ABLATIONS, Decide, I2AConfig, Imagination
 from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
-from rlx.evaluation.evaluator import run_episodes
+from rlx.evaluation.episodes import run_episodes
 from rlx.models.grid_rollouts import PerfectWorld, distinct, num_bytes, pack, unpack
 from rlx.nn.imagination_net import I2ANet, RolloutEncoder, num_parameters
 from rlx.types import EnvSpec, Progress, Rollout
@@ -356,7 +356,7 @@ def test_search_sees_a_solution_in_a_perfect_world_and_not_in_a_poor_one() -> No
         with torch.no_grad():
             algo.net.value.weight.zero_()
         torch.manual_seed(3)
-        promised = algo._plan(algo._planes(push_to_goal())).promise[0]
+        promised = algo._plan(algo._planes(push_to_goal())).q_value[0]
         chosen[corrupt_prob] = promised
     assert chosen[0.0].argmax() == 3
     assert chosen[0.0][3].item() == pytest.approx((1 + 10 - 0.1) / 10, abs=1e-5)  # and nothing comes after it
@@ -386,7 +386,7 @@ def test_a_tree_finds_what_is_two_pushes_away_and_its_line_of_play_is_what_the_r
     planes = algo._planes(two_pushes_from_goal())
     plan = algo._plan(planes)
     assert plan.action.tolist() == [3]
-    assert plan.promise[0].argmax() == 3
+    assert plan.q_value[0].argmax() == 3
     assert act(algo, two_pushes_from_goal(), "eval").action.tolist() == [3]
     first = PerfectWorld(algo.grid).step(planes.expand(4, -1, -1, -1), torch.arange(4))
     assert torch.equal(plan.planes[0, :, 0], first.planes)
@@ -400,7 +400,7 @@ def test_values_beyond_the_end_of_an_episode_do_not_count_in_a_tree() -> None:
         algo.net.value.weight.zero_()
         algo.net.value.bias.fill_(100.0)
         algo.net.policy.bias[3] = 100.0  # which the one simulation therefore tries
-    assert algo._plan(algo._planes(push_to_goal())).promise[0, 3].item() == pytest.approx(1.09)
+    assert algo._plan(algo._planes(push_to_goal())).q_value[0, 3].item() == pytest.approx(1.09)
 
 
 def test_the_tree_of_a_state_depends_on_that_state_alone() -> None:
@@ -410,7 +410,7 @@ def test_the_tree_of_a_state_depends_on_that_state_alone() -> None:
     together = algo._plan(planes)
     for i in range(4):
         alone = algo._plan(planes[i : i + 1])
-        torch.testing.assert_close(alone.promise[0], together.promise[i], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(alone.q_value[0], together.q_value[i], rtol=1e-4, atol=1e-5)
         assert alone.calls[0] == together.calls[i] == 24
 
 
@@ -443,41 +443,41 @@ class Counting:
 # Reliance of a trained agent
 
 
-def test_readings_change_what_is_read_and_nothing_of_the_agent() -> None:
+def test_choices_change_what_is_read_and_nothing_of_the_agent() -> None:
     algo, _ = make(imagination=Imagination.learned)
     algo._in_use = True
     give_weight(algo)
     obs = boards(8)
     state = copy.deepcopy(algo.state_dict()["net"])
     logits = {
-        reading: act(algo.with_imagination(reading), obs).extras["logits"] for reading in ("on", "off", "shuffled", "copy", "perfect")
+        choice: act(algo.ablate({"imagination": choice}), obs).extras["logits"] for choice in ("on", "off", "shuffled", "copy", "perfect")
     }
     assert torch.equal(logits["on"], act(algo, obs).extras["logits"])
     assert torch.equal(logits["off"], algo.net(algo._planes(obs), None)[0])
-    for reading in ("off", "shuffled", "copy", "perfect"):
-        assert not torch.allclose(logits[reading], logits["on"]), reading
+    for choice in ("off", "shuffled", "copy", "perfect"):
+        assert not torch.allclose(logits[choice], logits["on"]), choice
     assert all(torch.equal(state[name], value) for name, value in algo.net.state_dict().items())
-    copied = act(algo.with_imagination("copy"), obs).extras["imagined"]
+    copied = act(algo.ablate({"imagination": "copy"}), obs).extras["imagined"]
     assert torch.equal(copied, copied[:, :1].expand_as(copied))
 
 
 def test_those_who_imagine_nothing_cannot_do_without_it() -> None:
     with pytest.raises(ConfigError, match="imagination=off imagines nothing"):
-        make(imagination=Imagination.off)[0].with_imagination("off")
+        make(imagination=Imagination.off)[0].ablate({"imagination": "off"})
     with pytest.raises(ConfigError, match="phase one"):
-        make()[0].with_imagination("shuffled")
+        make()[0].ablate({"imagination": "shuffled"})
     searcher = make(imagination=Imagination.perfect, decide=Decide.search)[0]
     with pytest.raises(ConfigError, match="no encoder"):
-        searcher.with_imagination("off")
-    assert searcher.with_imagination("copy") is not searcher
+        searcher.ablate({"imagination": "off"})
+    assert searcher.ablate({"imagination": "copy"}) is not searcher
     with pytest.raises(ConfigError, match="add --imagination perfect"):
-        make(imagination=Imagination.off)[0].with_imagination("on", decide=Decide.tree)
+        make(imagination=Imagination.off)[0].ablate({"decide": "tree"})
     with pytest.raises(ConfigError, match="imagination=off imagines nothing"):
-        make(imagination=Imagination.off)[0].with_imagination("perfect", decide=Decide.search)
+        make(imagination=Imagination.off)[0].ablate({"imagination": "perfect", "decide": "search"})
     with pytest.raises(ConfigError, match="no rollout policy"):
-        make(imagination=Imagination.perfect, decide=Decide.tree)[0].with_imagination("on", decide=Decide.search)
+        make(imagination=Imagination.perfect, decide=Decide.tree)[0].ablate({"decide": "search"})
     model_free = make(imagination=Imagination.off)[0]
-    assert "model_calls" in act(model_free.with_imagination("perfect", decide=Decide.tree), boards(2), "eval").extras
+    assert "model_calls" in act(model_free.ablate({"imagination": "perfect", "decide": "tree"}), boards(2), "eval").extras
     assert not model_free._in_use
 
 
@@ -490,9 +490,9 @@ def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
     assert run_main(f"train algo=i2a {words} {common} --name boxes", monkeypatch) == 0
     assert run_main(f"train algo=a2c {common} --name plain", monkeypatch) == 0
     capsys.readouterr()
-    for reading in ABLATIONS:
-        assert run_main(f"eval boxes --episodes 3 --imagination {reading} --json", monkeypatch) == 0
-        assert json.loads(capsys.readouterr().out)["imagination"] == reading
+    for choice in IMAGINATION_ABLATIONS:
+        assert run_main(f"eval boxes --episodes 3 --imagination {choice} --json", monkeypatch) == 0
+        assert json.loads(capsys.readouterr().out)["imagination"] == choice
     assert run_main("eval boxes --episodes 3 --decide tree --simulations 7 --json", monkeypatch) == 0
     result = json.loads(capsys.readouterr().out)
     assert result["decide"] == "tree"
@@ -508,11 +508,11 @@ def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
         assert run_main(f"eval boxes --episodes 3 {wrong}", monkeypatch) == 2
         assert said in capsys.readouterr().err
     assert run_main("eval plain --episodes 3 --decide tree", monkeypatch) == 2
-    assert "algo=a2c, which imagines nothing" in capsys.readouterr().err
+    assert "algo=a2c, which has no such ablation; leave it out, or choose a run of algo=i2a" in capsys.readouterr().err
     assert run_main("eval boxes --episodes 3 --imagination upside_down", monkeypatch) == 2
     assert "expected one of on, off, shuffled, copy, perfect" in capsys.readouterr().err
     assert run_main("eval plain --episodes 3 --imagination off", monkeypatch) == 2
-    assert "algo=a2c, which imagines nothing" in capsys.readouterr().err
+    assert "algo=a2c, which has no such ablation; leave it out, or choose a run of algo=i2a" in capsys.readouterr().err
 
 
 def test_the_arms_are_one_sweep(here: Path, run_command: Any) -> None:

@@ -6,7 +6,6 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +15,8 @@ from scipy import stats
 from torch import Tensor
 
 from rlx.envs.registry import NATIVE, VectorEnvFactory
-from rlx.evaluation.evaluator import RandomPolicy, RecordingEnv, run_episodes
+from rlx.evaluation.episodes import Recording, record_episodes
+from rlx.evaluation.evaluator import RandomPolicy
 from rlx.evaluation.model_error import LEVELS, ModelError, covered, judge, predictive_rank, spearman, windows
 from rlx.models.ensemble_rollouts import EnsembleModel
 from rlx.models.prediction import follow_mean, predict_observations
@@ -166,14 +166,12 @@ def test_windows_stay_within_episodes_and_are_spread_over_all():
 
 
 def test_recordings_are_the_episodes_with_their_seeds_whatever_is_played_beside_them():
-    def record(num_envs: int) -> dict[int, Any]:
-        env = RecordingEnv(VectorEnvFactory("CartPole-v1")(num_envs))
-        run_episodes(env, RandomPolicy(env.single_action_space, seed=0), np.array([5, 6, 7, 8]))
-        return env.episodes
+    def record(num_envs: int) -> list[Recording]:
+        env = VectorEnvFactory("CartPole-v1")(num_envs)
+        return record_episodes(env, RandomPolicy(env.single_action_space, seed=0), np.array([5, 6, 7, 8]))
 
     for recorded in (record(1), record(3)):
-        assert sorted(recorded) == [5, 6, 7, 8]
-        for seed, episode in recorded.items():
+        for seed, episode in zip((5, 6, 7, 8), recorded, strict=True):
             env = VectorEnvFactory("CartPole-v1")(1)
             obs, _ = env.reset(seed=[seed])
             seen, ended = [obs[0].copy()], False

@@ -25,12 +25,14 @@ from test_i2a import act, boards, give_weight, make
 
 import rlx
 from rlx import ops
+from rlx.algos.i2a import I2A
 from rlx.config.algos.i2a_config import Decide, Imagination
 from rlx.envs.grids.grid_env import make_grid
 from rlx.envs.grids.grid_settings import MiniPacmanSettings, SokobanSettings
-from rlx.evaluation.evaluator import run_episodes
+from rlx.evaluation.episodes import run_episodes
 from rlx.evaluation.watching import Moment, Thought, play
 from rlx.render.watch_view import find_room, view
+from rlx.types import Explanation
 
 Command = Callable[[str], tuple[int, str, str]]
 SHORT = "recipe=null env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=96 loop.eval_every=0 log.wandb=disabled log.console=quiet"
@@ -69,6 +71,10 @@ def inside(trained: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pa
 # What an agent says of its imagination
 
 
+def explain(algo: I2A, obs: torch.Tensor) -> Explanation:
+    return algo.explain(obs, (), torch.zeros(len(obs), dtype=torch.bool), mode="eval")[1]
+
+
 @pytest.mark.parametrize("settings", [
     {"imagination": Imagination.perfect}, {"imagination": Imagination.off}, {"imagination": Imagination.perfect, "decide": Decide.search},
 ], ids=str)  # fmt: skip
@@ -79,8 +85,8 @@ def test_what_is_explained_is_what_would_have_been_done(settings: dict[str, Any]
     obs = boards(6)
     acted = act(algo, obs, mode, seed=3)
     torch.manual_seed(3)
-    explained = algo.explain(obs, mode=mode)
-    assert torch.equal(explained.action, acted.action)
+    output, explained = algo.explain(obs, (), torch.zeros(6, dtype=torch.bool), mode=mode)
+    assert torch.equal(output.action, acted.action)
     if "logits" in acted.extras:
         assert torch.allclose(explained.probs, acted.extras["logits"].softmax(-1), atol=1e-6)
         assert torch.allclose(explained.value, 10.0 * acted.extras["value"], atol=1e-5), "in units of the environment"
@@ -89,7 +95,7 @@ def test_what_is_explained_is_what_would_have_been_done(settings: dict[str, Any]
 def test_a_row_begins_with_its_action_and_shows_what_follows() -> None:
     algo, _ = make(imagination=Imagination.perfect)
     obs = boards(3)
-    told = algo.explain(obs)
+    told = explain(algo, obs)
     assert told.planes is not None
     assert told.reward is not None
     assert told.planes.shape == (3, 4, 3, 4, 7, 7)
@@ -105,7 +111,7 @@ def test_saliency_is_the_share_of_the_policy_that_hangs_on_a_rollout() -> None:
     give_weight(algo)
     obs = boards(5)
     torch.manual_seed(0)
-    saliency = algo.explain(obs).saliency
+    saliency = explain(algo, obs).saliency
     assert saliency is not None
     assert torch.allclose(saliency.sum(-1), torch.ones(5))
     torch.manual_seed(0)
@@ -124,7 +130,7 @@ def test_saliency_is_the_share_of_the_policy_that_hangs_on_a_rollout() -> None:
 
 def test_where_nothing_imagined_has_a_weight_saliency_is_even() -> None:
     algo, _ = make(imagination=Imagination.perfect)
-    told = algo.explain(boards(2))
+    told = explain(algo, boards(2))
     assert torch.equal(told.saliency, torch.full((2, 4), 0.25))
     assert torch.allclose(told.probs, told.probs_without, atol=1e-6)
 
@@ -132,8 +138,7 @@ def test_where_nothing_imagined_has_a_weight_saliency_is_even() -> None:
 def test_with_imagination_off_the_policy_is_the_one_without_it() -> None:
     algo, _ = make(imagination=Imagination.perfect)
     give_weight(algo)
-    told, off = algo.explain(boards(4)), algo.with_imagination("off").explain(boards(4))
-    assert torch.equal(off.probs, off.probs_without)
+    told, off = explain(algo, boards(4)), explain(algo.ablate({"imagination": "off"}), boards(4))
     assert torch.equal(off.probs, told.probs_without)
     assert not torch.allclose(told.probs, told.probs_without, atol=1e-3)
     assert off.saliency is None, "nothing is read"
@@ -145,9 +150,9 @@ def test_shuffled_shows_what_is_read() -> None:
     give_weight(algo)
     obs = boards(1)
     torch.manual_seed(1)
-    usual = algo.explain(obs)
+    usual = explain(algo, obs)
     torch.manual_seed(1)
-    dealt = algo.with_imagination("shuffled").explain(obs)
+    dealt = explain(algo.ablate({"imagination": "shuffled"}), obs)
     assert usual.planes is not None
     assert dealt.planes is not None
     assert not torch.equal(usual.planes, dealt.planes)
@@ -157,17 +162,17 @@ def test_shuffled_shows_what_is_read() -> None:
 
 def test_an_agent_of_phase_one_has_nothing_to_show() -> None:
     algo, _ = make(imagination=Imagination.learned, model_fraction=0.5)
-    told = algo.explain(boards(2))
-    assert (told.planes, told.reward, told.saliency, told.promise) == (None, None, None, None)
-    assert torch.equal(told.probs, told.probs_without)
+    told = explain(algo, boards(2))
+    assert (told.planes, told.reward, told.saliency, told.q_value) == (None, None, None, None)
+    assert torch.equal(told.probs, algo.net(algo._planes(boards(2)), None)[0].softmax(-1))
 
 
 def test_a_search_shows_what_it_promises() -> None:
     algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, num_search_rollouts=2)
     torch.manual_seed(0)
-    told = algo.explain(boards(3))
+    told = explain(algo, boards(3))
     torch.manual_seed(0)
-    assert torch.allclose(told.promise, 10.0 * algo._plan(algo._planes(boards(3))).promise, atol=1e-5)
+    assert torch.allclose(told.q_value, 10.0 * algo._plan(algo._planes(boards(3))).q_value, atol=1e-5)
     assert told.planes is not None
     reached, _, _ = algo.grid.step(boards(3).numpy(), np.full(3, 2), np.random.default_rng(0))
     assert torch.equal(told.planes[:, 2, 0], torch.from_numpy(reached).float())
@@ -266,7 +271,7 @@ def test_it_reads_what_it_is_told_to(reading: str, inside: Path, run_command: Co
 
 
 @pytest.mark.parametrize(("run", "said", "unsaid"), [
-    ("search", "promises", "saliency"), ("ghosts", "power for 0 steps", "promises"), ("pictures", "policy", "without"),
+    ("search", "Q        ", "saliency"), ("ghosts", "power for 0 steps", "Q        "), ("pictures", "policy", "without"),
     ("actor", "policy", "without"),
 ])  # fmt: skip
 def test_other_agents_are_watched_too(run: str, said: str, unsaid: str, inside: Path, run_command: Command) -> None:
@@ -326,7 +331,7 @@ def test_a_picture_names_the_colour_of_every_kind_of_cell(run: str, settings: An
 
 @pytest.mark.parametrize(("words", "said"), [
     ("pole", "algo=ppo on env=CartPole-v1, and rlx watch is for grid worlds (sokoban, minipacman); rlx eval pole --video 1 records it"),
-    ("actor --imagination off", "actor is algo=a2c, which imagines nothing"),
+    ("actor --imagination off", "actor is algo=a2c, which has no such ablation; leave it out, or choose a run of algo=i2a"),
     ("boxes --imagination of", "off"),
     ("boxes --gif a.mp4", "expected an ending of .gif"), ("boxes --png a.jpg", "expected an ending of .png"),
     ("boxes --gif a.gif --png a.png", "not both"), ("boxes --png a.png --steps 1000", "choose one of 1 to"), ("nobody", "no such run"),

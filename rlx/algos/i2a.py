@@ -14,13 +14,14 @@ bits, and every gradient step reads it again.
 from __future__ import annotations
 
 import copy
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.config.algos.i2a_config import Decide, I2AConfig, Imagination
+from rlx.config.algos.i2a_config import IMAGINATION_ABLATIONS, Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
 from rlx.models.grid_rollouts import CopyWorld, LearnedWorld, PerfectWorld, distinct, imagine, num_bytes, pack, unpack
@@ -32,7 +33,6 @@ from rlx.planning.search import SearchConfig
 from rlx.replay import TransitionReplay
 from rlx.types import EnvSpec, Explanation, GridWorld, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree, World
 
-Reading = Literal["on", "off", "shuffled", "copy", "perfect"]
 _LOOK_AHEAD = 5
 """Steps of model/frame_accuracy_5."""
 _MOST_JUDGED = 256
@@ -75,7 +75,7 @@ class I2A:
                 "action": (torch.uint8, ()), "outcome": (torch.bool, (len(grid.events) + 1,)),
             }, device)  # fmt: skip
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
-        self._reading: Reading = "on"
+        self._ablation = "on"  # one of IMAGINATION_ABLATIONS
         self._decide = config.decide
         self._in_use = config.has_world and not self.learns_model  # whether there is a world that is good enough to imagine in
         self._owed = 0.0  # gradient steps of the model that are due, a fraction of one
@@ -128,31 +128,32 @@ class I2A:
         if not (self._in_use and self.net.encoder):
             return *self.net(planes, None), ()
         imagined = self._imagine(planes)
-        c_ia = None if self._reading == "off" else self._encode(*self._deal(*imagined))
+        c_ia = None if self._ablation == "off" else self._encode(*self._deal(*imagined))
         return *self.net(planes, c_ia), imagined
 
     @torch.no_grad()
-    def explain(self, obs: Tensor, *, mode: Mode = "eval") -> Explanation:
-        """What `act` does with obs [B, *], under the same draws, and what of its imagination it reads."""
+    def explain(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode = "eval") -> tuple[PolicyOutput, Explanation]:
+        """What `act` returns, under the same draws, and what of its imagination the policy reads."""
         planes = self._planes(obs)
         without, value = self.net(planes, None)
-        logits, plan, saliency, rolled = without, None, None, None
         if self._searches and mode == "eval":
             plan = self._plan(planes)
-            rolled = plan.planes, plan.reward
-        elif self._in_use and self.net.encoder:
+            said = Explanation(without.softmax(-1), value / self._reward_scale, planes=plan.planes, reward=plan.reward,
+                               q_value=plan.q_value / self._reward_scale)  # fmt: skip
+            return PolicyOutput(plan.action, carry, {"model_calls": plan.calls}), said
+        logits, saliency, frames, rewards = without, None, None, None
+        if self._in_use and self.net.encoder:
             bits, reward = self._deal(*self._imagine(planes))
-            rolled = unpack(bits.flatten(0, 2), self.grid.planes_shape).unflatten(0, reward.shape), reward / self._reward_scale
-            if self._reading != "off":
+            frames = unpack(bits.flatten(0, 2), self.grid.planes_shape).unflatten(0, reward.shape)
+            rewards = reward / self._reward_scale
+            if self._ablation != "off":
                 c_ia = self._encode(bits, reward)
                 logits, value = self.net(planes, c_ia)
                 saliency = self._saliency(planes, c_ia, logits)
-        sampled = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
-        return Explanation(
-            action=plan.action if plan else sampled, probs=logits.softmax(-1), probs_without=without.softmax(-1),
-            value=value / self._reward_scale, planes=rolled[0] if rolled else None, reward=rolled[1] if rolled else None,
-            saliency=saliency, promise=plan.promise / self._reward_scale if plan else None,
-        )  # fmt: skip
+        action = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
+        said = Explanation(logits.softmax(-1), value / self._reward_scale, planes=frames, reward=rewards, saliency=saliency,
+                           probs_without=None if saliency is None else without.softmax(-1))  # fmt: skip
+        return PolicyOutput(action, carry, {}), said
 
     def _saliency(self, planes: Tensor, c_ia: Tensor, logits: Tensor) -> Tensor:
         """Shares [B, A], which sum to 1, of how far the policy moves if a rollout's encoding is zeros: KL(policy || policy without it)."""
@@ -175,7 +176,7 @@ class I2A:
 
     def _deal(self, bits: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
         """What is read in place of what `_imagine` gave: the same, unless it is shuffled over states and actions."""
-        if self._reading != "shuffled":
+        if self._ablation != "shuffled":
             return bits, reward
         dealt = torch.randperm(bits.shape[0] * bits.shape[1], device=self.device)
         return bits.flatten(0, 1)[dealt].view_as(bits), reward.flatten(0, 1)[dealt].view_as(reward)
@@ -209,21 +210,24 @@ class I2A:
     def _model_free(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         return self.net(planes, None)
 
-    def with_imagination(self, reading: Reading, *, decide: Decide | None = None) -> I2A:
-        """This agent, reading something else than it is used to, or deciding otherwise, to see how much it relies on imagination.
+    @classmethod
+    def ablations(cls) -> Mapping[str, Sequence[str]]:
+        return {"imagination": IMAGINATION_ABLATIONS, "decide": [decide.value for decide in Decide]}
 
-        Args:
-            reading: on changes nothing; off reads nothing (c_ia = 0); shuffled reads rollouts of other states and actions; copy and perfect
-                exchange the world.
-            decide: network, by what it reads; search or tree, by what a search in the world promises.
+    def ablate(self, choices: Mapping[str, str], *, mode: Mode = "eval") -> I2A:
+        """This agent with another input from imagination, or with another way to decide.
 
-        Raises:
-            ConfigError: if it imagines nothing, or does not read what it imagines.
+        Raises as `Ablatable.ablate`. Choices of "imagination": on changes nothing; off gives the policy no imagination (c_ia = 0);
+        shuffled gives it rollouts of other states and actions; copy and perfect exchange the model. "decide" is as algo.decide.
         """
-        other = copy.copy(self)
-        other._decide = decide = decide or self._decide
-        given = f"--imagination {reading}" if reading != "on" else f"--decide {decide.value}"
-        brings_world = decide is Decide.tree and reading in ("copy", "perfect")  # all else that a tree needs is a policy and a value
+        imagination = choices.get("imagination", "on")
+        decide = Decide(choices.get("decide", self._decide.value))
+        if mode == "train" and decide is not Decide.network:
+            raise ConfigError(f"--stochastic: a {decide.value} decides, and it samples no actions; leave it out, or add --decide network")
+        if not choices:
+            return self
+        given = " ".join(f"--{name} {choice}" for name, choice in choices.items())
+        brings_world = decide is Decide.tree and imagination in ("copy", "perfect")  # all else that a tree needs is a policy and a value
         if not (self._in_use or brings_world):
             why = f"algo.imagination={self.config.imagination.value} imagines nothing"
             if self.learns_model:
@@ -231,13 +235,14 @@ class I2A:
             instead = "add --imagination perfect, to search by the true rules" if decide is Decide.tree else (
                 "leave it out, or choose a run or a checkpoint that imagines")  # fmt: skip
             raise ConfigError(f"{given}: {why}; {instead}")
-        if decide is not Decide.network and reading in ("off", "shuffled"):
+        if decide is not Decide.network and imagination in ("off", "shuffled"):
             raise ConfigError(f"{given}: algo.decide={decide.value} has no encoder that could read nothing; use copy or perfect")
         if decide is Decide.search and self.net.rollout_policy is None:
             raise ConfigError(f"{given}: this run has no rollout policy, since it was trained with algo.decide=tree; use --decide tree")
-        other._reading, other._in_use = reading, True
-        if reading in ("copy", "perfect"):
-            other.world = self._world(Imagination[reading], corrupt_prob=0.0)
+        other = copy.copy(self)
+        other._ablation, other._decide, other._in_use = imagination, decide, True
+        if imagination in ("copy", "perfect"):
+            other.world = self._world(Imagination[imagination], corrupt_prob=0.0)
         return other
 
     # Learning

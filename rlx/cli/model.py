@@ -53,10 +53,10 @@ def model(
 
       rlx model pole --checkpoint best --json | jq .spearman
     """
-    from rlx.cli.eval import choose_checkpoint, load_policy
     from rlx.config.compose import runs_directory
     from rlx.config.overrides import check_choice
     from rlx.errors import ConfigError
+    from rlx.evaluation.loading import choose_checkpoint, load_policy
     from rlx.render import figures
     from rlx.store.runs import RunDir
 
@@ -73,7 +73,7 @@ def model(
     chosen = choose_checkpoint(opened, checkpoint)
 
     from rlx.build import env_factory
-    from rlx.evaluation.evaluator import MAX_PARALLEL
+    from rlx.evaluation.episodes import MAX_PARALLEL
     from rlx.rng import isolated_rng
 
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
@@ -107,12 +107,11 @@ def _play(
     """Observations [L + 1, D] and actions [L, A] of new episodes."""
     import numpy as np
 
-    from rlx.evaluation.evaluator import RandomPolicy, RecordingEnv, episode_seeds, run_episodes
+    from rlx.evaluation.episodes import episode_seeds, record_episodes
+    from rlx.evaluation.evaluator import RandomPolicy
 
-    recorder = RecordingEnv(env)
     seeds = episode_seeds(episodes, stream=[*MODEL_STREAM, seed])
-    run_episodes(recorder, algo if policy == "plan" else RandomPolicy(env.single_action_space, seed=seed % 2**32), seeds)
-    found = [recorder.episodes[s] for s in seeds.tolist()]
+    found = record_episodes(env, algo if policy == "plan" else RandomPolicy(env.single_action_space, seed=seed % 2**32), seeds)
     return [(np.stack(e.obs).reshape(len(e.obs), -1), np.stack(e.action)) for e in found]
 
 

@@ -68,9 +68,11 @@ def watch(
 
       rlx watch boxes --png decision.png --steps 8
     """
-    from rlx.cli.eval import EVAL_STREAM, check_ablation, choose_checkpoint, load_policy, varied
     from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
+    from rlx.evaluation.capabilities import ablated, check_ablation
+    from rlx.evaluation.evaluate import EVAL_STREAM
+    from rlx.evaluation.loading import choose_checkpoint, load_policy
     from rlx.store.runs import RunDir
 
     for option, path, ending in (("--gif", gif, ".gif"), ("--png", png, ".png")):
@@ -83,11 +85,12 @@ def watch(
     opened = RunDir.open(runs_directory(), run)
     config = opened.config(trust=trust)
     env = _board(opened, config)
-    check_ablation(opened, config, imagination, decide, stochastic=stochastic)
+    ablation = {name: choice for name, choice in (("imagination", imagination), ("decide", decide)) if choice is not None}
+    check_ablation(ablation, algo=config.algo.name, run=opened.reference)
     chosen = choose_checkpoint(opened, checkpoint)
-    algo: Any = varied(load_policy(config, chosen, env), imagination, decide)
+    algo: Any = ablated(load_policy(config, chosen, env), ablation, mode="train" if stochastic else "eval")
 
-    from rlx.evaluation.evaluator import episode_seeds
+    from rlx.evaluation.episodes import episode_seeds
     from rlx.evaluation.watching import play
     from rlx.rng import seed_everything
 
@@ -213,7 +216,7 @@ def _scene(moment: Moment, grid: Grid, title: str, depth: int) -> Scene:
     return Scene(
         title=f"{moment.when}    {title}",
         board=board, status=status(moment, grid), actions=grid.action_names, chosen=moment.action,
-        shares={name: values for name, values in shares.items() if values is not None}, promise=thought.promise if thought else None,
+        shares={name: values for name, values in shares.items() if values is not None}, q_value=thought.q_value if thought else None,
         frames=frames, reward=thought.reward if thought else None, depth=depth,
         frame_size=(tile * grid.planes_shape[1], tile * grid.planes_shape[2]),
         legend=list(zip(grid.kind_names, grid.colours, strict=True)),

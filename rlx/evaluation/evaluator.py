@@ -1,129 +1,23 @@
-"""Evaluation: the policy's `act` under mode "eval", in environments of its own, over fixed episodes, under a generator of its own."""
+"""Evaluation during training: fixed episodes under mode "eval", in environments and under random generators of its own."""
 
 from __future__ import annotations
 
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
+from rlx.collect import Episode, to_tensor
 from rlx.errors import EvaluationError, RlxError
+from rlx.evaluation.episodes import MAX_PARALLEL, Stopped, episode_seeds, never, run_episodes
 from rlx.rng import isolated_rng
 from rlx.stats.intervals import mean_interval, score_interval
-from rlx.types import Algorithm, Mode, Policy, PolicyOutput, Tree, VectorEnv
-
-MAX_PARALLEL = 64
-"""Most environments that an evaluation steps side by side."""
-
-
-class Stopped(Exception):
-    """An evaluation was given up because somebody asked for it."""
-
-
-def _never() -> bool:
-    return False
-
-
-@torch.no_grad()
-def run_episodes(
-    env: VectorEnv,
-    algo: Policy,
-    seeds: NDArray[np.int64],
-    *,
-    mode: Mode = "eval",
-    max_steps: int = 0,
-    should_stop: Callable[[], bool] = _never,
-) -> list[Episode]:
-    """One episode for every seed, in the order of the seeds.
-
-    Every started episode is finished and counted, so that short episodes do not crowd out long ones.
-
-    Args:
-        env: is left in the middle of episodes.
-        algo: the policy.
-        seeds: of the episodes.
-        mode: how it acts.
-        max_steps: an episode that has not ended after so many env steps is cut and counts with what it has earned; 0 waits for ever.
-        should_stop: asked before every env step.
-
-    Raises:
-        Stopped: once should_stop says so.
-    """
-    num_envs = env.num_envs
-    to_env = env_actions(env.single_action_space)
-    slot = np.arange(num_envs)  # which episode each env is playing; those beyond the last are played and not counted
-    next_episode = num_envs
-    if should_stop():
-        raise Stopped
-    obs, _ = env.reset(seed=np.resize(seeds, num_envs))
-    carry = algo.initial_carry(num_envs)
-    is_first = np.ones(num_envs, dtype=bool)
-    returns, lengths, calls = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs, dtype=np.int64)
-    episodes: dict[int, Episode] = {}
-    while len(episodes) < len(seeds):
-        if should_stop():
-            raise Stopped
-        action, carry, extras = algo.act(to_tensor(np.array(obs), algo.device), carry, to_tensor(is_first, algo.device), mode=mode)
-        obs, reward, terminated, truncated, _ = env.step(to_env(action))
-        returns += reward
-        if counts_calls := "model_calls" in extras:
-            calls += extras["model_calls"].cpu().numpy()
-        lengths += 1
-        ended = terminated | truncated
-        is_first = ended | (lengths == max_steps)
-        if is_first.any():
-            solved = solved_of(env, terminated).tolist()
-            for i in np.flatnonzero(is_first):
-                if slot[i] < len(seeds):
-                    asked = int(calls[i]) if counts_calls else None
-                    episodes[int(slot[i])] = Episode(float(returns[i]), int(lengths[i]), solved[i], asked, cut=not ended[i])
-                slot[i] = next_episode
-                next_episode += 1
-            returns[is_first], lengths[is_first], calls[is_first] = 0.0, 0, 0
-            obs, _ = env.reset(seed=seeds[slot % len(seeds)], options={"reset_mask": is_first})
-    return [episodes[i] for i in range(len(seeds))]
-
-
-class Recording(NamedTuple):
-    """What was seen and done in an episode of L steps."""
-
-    obs: list[NDArray[Any]]  # [L + 1][*], the last one being where it ended
-    action: list[NDArray[Any]]  # [L][*], as the environment took them
-
-
-class RecordingEnv:
-    """An environment that keeps the episodes which it plays, by their seed; of several with one seed the one that began first."""
-
-    def __init__(self, env: VectorEnv) -> None:
-        self._env = env
-        self.num_envs = env.num_envs
-        self.single_observation_space, self.single_action_space = env.single_observation_space, env.single_action_space
-        self.episodes: dict[int, Recording] = {}
-        self._open = [Recording([], []) for _ in range(env.num_envs)]
-
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
-        obs, info = self._env.reset(seed=seed, options=options)
-        begun = options["reset_mask"] if options else np.ones(self.num_envs, dtype=bool)
-        for i in np.flatnonzero(begun):
-            self._open[i] = Recording([obs[i].copy()], [])
-            self.episodes.setdefault(int(seed[i]), self._open[i])
-        return obs, info
-
-    def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        found = self._env.step(actions)
-        for recording, obs, action in zip(self._open, found[0], actions, strict=True):
-            recording.obs.append(obs.copy())
-            recording.action.append(action.copy())
-        return found
-
-    def close(self) -> None:
-        self._env.close()
+from rlx.types import Algorithm, Mode, PolicyOutput, Tree, VectorEnv
 
 
 class RandomPolicy:
@@ -197,7 +91,7 @@ class Evaluator:
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
         self._probe, self._paired = probe, paired
 
-    def __call__(self, algo: Algorithm, env_steps: int, *, should_stop: Callable[[], bool] = _never) -> dict[str, float] | None:
+    def __call__(self, algo: Algorithm, env_steps: int, *, should_stop: Callable[[], bool] = never) -> dict[str, float] | None:
         """Metrics `eval/*` of the policy; None if it was told to stop.
 
         Args:
@@ -248,7 +142,7 @@ def optimal_moves(
     optimal: NDArray[Any],
     *,
     batch_size: int = 512,
-    should_stop: Callable[[], bool] = _never,
+    should_stop: Callable[[], bool] = never,
 ) -> float:
     """Share of positions (actions so far [P, L]) in which the policy chooses a move of perfect play [P, A].
 
@@ -264,16 +158,3 @@ def optimal_moves(
         action, _, _ = algo.act(to_tensor(part, algo.device), algo.initial_carry(len(part)), is_first, mode="eval")
         right += int(optimal[np.arange(begin, begin + len(part)), action.cpu().numpy()].sum())
     return right / len(histories)
-
-
-def episode_seeds(num_episodes: int, *, stream: list[int], paired: bool = False) -> NDArray[np.int64]:
-    """The seeds of num_episodes episodes; the first n are the same whatever num_episodes is.
-
-    Args:
-        paired: an even seed is followed by the odd one above it: against an opponent, the same opening from the other side.
-    """
-    rng = np.random.default_rng(np.random.SeedSequence(stream))
-    if not paired:
-        return rng.integers(SEED_LIMIT, size=num_episodes)
-    evens = 2 * rng.integers(SEED_LIMIT // 2, size=(num_episodes + 1) // 2)
-    return np.stack([evens, evens + 1], axis=1).reshape(-1)[:num_episodes]

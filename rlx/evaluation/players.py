@@ -19,12 +19,11 @@ def load_run(
     """
     import torch
 
-    from rlx.build import build_algorithm, env_factory, env_spec, setup_torch
-    from rlx.checkpoint import load_algorithm
-    from rlx.cli.eval import choose_checkpoint
+    from rlx.build import env_factory
     from rlx.config.compose import runs_directory
     from rlx.envs.registry import GameEnvFactory
     from rlx.errors import ConfigError
+    from rlx.evaluation.loading import choose_checkpoint, load_policy
     from rlx.store.runs import RunDir
 
     run = RunDir.open(runs_directory(), name)
@@ -35,12 +34,9 @@ def load_run(
         )
     if simulations is not None:
         config.algo.num_eval_simulations = simulations
-    device = torch.device("cpu")
-    setup_torch(config, device)
     make_env = env_factory(config)
     assert isinstance(make_env, GameEnvFactory)
-    algo: Any = build_algorithm(config, env_spec(config.env, make_env(1)), device)
-    load_algorithm(choose_checkpoint(run, checkpoint), algo, name=config.algo.name)
+    algo: Any = load_policy(config, choose_checkpoint(run, checkpoint), make_env(1), device=torch.device("cpu"))
     return algo, make_env.game, run.reference
 
 

@@ -26,7 +26,7 @@ class Thought(NamedTuple):
     planes: NDArray[np.uint8] | None = None  # [A, D, C, H, W]
     reward: NDArray[np.float32] | None = None  # [A, D]
     saliency: NDArray[np.float32] | None = None  # [A]
-    promise: NDArray[np.float32] | None = None  # [A]
+    q_value: NDArray[np.float32] | None = None  # [A]
 
     @property
     def shift(self) -> float | None:
@@ -102,8 +102,8 @@ def play(
 def _decide(algo: Any, obs: torch.Tensor, carry: Any, is_first: torch.Tensor, mode: Mode) -> tuple[int, Any, Thought | None]:
     """The action for obs [1, *], the carry, and what can be said of it; what is shown must be what was acted on, luck included."""
     if hasattr(algo, "explain"):
-        insight = algo.explain(obs, mode=mode)
-        return int(insight.action[0]), carry, _thought(insight)
+        (action, carry, _), explanation = algo.explain(obs, carry, is_first, mode=mode)
+        return int(action[0]), carry, _thought(explanation)
     action, carry, _ = algo.act(obs, carry, is_first, mode=mode)
     net = getattr(algo, "net", None)
     if isinstance(net, ActorCritic) and isinstance(net.head, CategoricalHead):
@@ -113,11 +113,7 @@ def _decide(algo: Any, obs: torch.Tensor, carry: Any, is_first: torch.Tensor, mo
 
 
 def _thought(insight: Explanation) -> Thought:
-    probs, without, planes, reward, saliency, promise = (
-        None if x is None else x[0].cpu().numpy()
-        for x in (insight.probs, insight.probs_without, insight.planes, insight.reward, insight.saliency, insight.promise)
-    )
+    probs, value, without, planes, reward, saliency, q_value = (None if x is None else x[0].cpu().numpy() for x in insight)
     assert probs is not None
     bits = None if planes is None else planes.astype(np.uint8)
-    reads = saliency is not None  # otherwise there is nothing to compare with
-    return Thought(probs, without if reads else None, float(insight.value[0]), bits, reward, saliency, promise)
+    return Thought(probs, without, None if value is None else float(value), bits, reward, saliency, q_value)

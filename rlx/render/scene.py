@@ -46,7 +46,7 @@ class Scene:
     chosen: int | None
     shares: dict[str, NDArray[Any]]
     """By name what is between 0 and 1 of each action [A], drawn as bars: policy, without, saliency."""
-    promise: NDArray[Any] | None  # [A]
+    q_value: NDArray[Any] | None  # [A]
     frames: NDArray[np.uint8] | None  # [A, D, h, w, 3]
     reward: NDArray[Any] | None  # [A, D]
     depth: int
@@ -127,10 +127,10 @@ def _paint_action(page: _Page, scene: Scene, action: int, left: int, top: int) -
         page.bar(left + 62, y + 2, _BAR, "#EEEEEE")
         page.bar(left + 62, y + 2, _BAR * share, _COLOURS[title])
         page.text(left + 62 + _BAR + 8, y, f"{share:.2f}")
-    if scene.promise is not None:
+    if scene.q_value is not None:
         y = top + (len(lines) + 1) * _LINE + 3
-        page.text(left, y, "promises", color=_FAINT)
-        page.text(left + 62, y, f"{scene.promise[action]:+.2f}")
+        page.text(left, y, "Q", color=_FAINT)
+        page.text(left + 62, y, f"{scene.q_value[action]:+.2f}")
     if scene.frames is None or scene.reward is None:
         return
     height, width = scene.frame_size

@@ -113,8 +113,8 @@ def _label(thought: Thought, action: int, name: str, *, chosen: bool) -> Text:
             share = float(values[action])
             text.append(f"\n{title:9}", style="dim").append(_bar(share), style=colour)
             text.append(f" {share:4.2f}")
-    if thought.promise is not None:
-        text.append(f"\n{'promises':9}", style="dim").append(f"{thought.promise[action]:+.2f}", style="magenta")
+    if thought.q_value is not None:
+        text.append(f"\n{'Q':9}", style="dim").append(f"{thought.q_value[action]:+.2f}", style="magenta")
     return text
 
 

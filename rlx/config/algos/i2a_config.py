@@ -9,7 +9,7 @@ from typing import ClassVar
 from rlx.config.algos.base_config import WIDE_CONVOLUTION, AlgoConfig, require, require_minibatches, require_range
 from rlx.errors import ConfigError
 
-ABLATIONS = ("on", "off", "shuffled", "copy", "perfect")
+IMAGINATION_ABLATIONS = ("on", "off", "shuffled", "copy", "perfect")
 """What a trained agent may be asked to read: what it is used to, nothing, rollouts of other states and actions, or another world's."""
 
 

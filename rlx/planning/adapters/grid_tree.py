@@ -19,7 +19,7 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 class Plan(NamedTuple):
     """What a search found in B states."""
 
-    promise: Tensor  # [B, A] the return that each action promises
+    q_value: Tensor  # [B, A] expected return of each action
     action: Tensor  # [B] the one to take
     planes: Tensor  # [B, A, D, C, H, W] a line of play for each action, as bits
     reward: Tensor  # [B, A, D] along it
@@ -30,7 +30,7 @@ def weigh_rollouts(
     planes: Tensor, reward: Tensor, alive: Tensor, evaluate: Evaluate, *, num_actions: int, num_rollouts: int, discount: float,
     reward_scale: float,
 ) -> Plan:  # fmt: skip
-    """Take the action whose rollouts promise most, on average.
+    """Take the action whose rollouts return most, on average.
 
     Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
 
@@ -48,10 +48,10 @@ def weigh_rollouts(
     for k in range(depth):
         returns = returns + discount**k * reward_scale * reward[k]
     shape = (-1, num_rollouts, num_actions)
-    promise = returns.view(shape).mean(1)
+    q_value = returns.view(shape).mean(1)
     frames, rewards = (x.unflatten(1, shape)[:, :, 0].movedim(0, 2) for x in (planes, reward))  # of each action's rollouts the first
-    calls = torch.full((len(promise),), num_rollouts * num_actions * depth, device=planes.device)
-    return Plan(promise, promise.argmax(-1), frames, rewards, calls)
+    calls = torch.full((len(q_value),), num_rollouts * num_actions * depth, device=planes.device)
+    return Plan(q_value, q_value.argmax(-1), frames, rewards, calls)
 
 
 def search_tree(
@@ -71,7 +71,7 @@ def search_tree(
     edges = trees.start[:, :1] + np.arange(num_actions)  # of the roots, [B, A]
     at = np.arange(num_trees)[:, None]
     n, w = trees.n[at, edges], trees.w[at, edges]
-    promise = np.where(n > 0, w / np.maximum(n, 1), trees.value[:, :1]).astype(np.float32)
+    q_value = np.where(n > 0, w / np.maximum(n, 1), trees.value[:, :1]).astype(np.float32)
     frames = planes.new_zeros(*edges.shape, depth, *planes.shape[1:])
     rewards = np.zeros((*edges.shape, depth), dtype=np.float32)
     slot, goes_on = np.zeros((num_trees, num_actions), dtype=np.int64), np.ones((num_trees, num_actions), dtype=bool)
@@ -83,7 +83,7 @@ def search_tree(
         rewards[:, :, k] = np.where(goes_on, trees.reward[at, edges], 0.0)
         frames[:, :, k] = model.planes[torch.from_numpy(at), torch.from_numpy(slot)].to(planes.dtype)
     return Plan(
-        torch.from_numpy(promise).to(device), torch.from_numpy(found.best()).to(device), frames,
+        torch.from_numpy(q_value).to(device), torch.from_numpy(found.best()).to(device), frames,
         torch.from_numpy(rewards).to(device) / reward_scale, torch.from_numpy(model.calls).to(device),
     )  # fmt: skip
 
