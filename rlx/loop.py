@@ -1,4 +1,4 @@
-"""The training loop: one for every algorithm, and it knows none of them."""
+"""The training loop, one for every algorithm."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class LoopConfig(Protocol):
 
 
 class Logger(Protocol):
-    """Where a run's numbers go."""
+    """Takes a run's metrics and messages."""
 
     def write(self, line: Mapping[str, float], progress: Progress) -> None: ...
 
     def rewind(self, env_steps: int, *, evaluated: bool) -> None:
-        """Forget what was written after env_steps and, unless `evaluated`, an evaluation at env_steps."""
+        """Delete the lines after env_steps and, unless `evaluated`, an evaluation at env_steps."""
         ...
 
     def note(self, text: str, *, trace: str = "") -> None:
-        """Say a line to whoever looks on; a traceback goes into the run's log."""
+        """Show a message; a traceback goes into the run's log."""
         ...
 
     def tick(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> None:
@@ -46,13 +46,21 @@ class Logger(Protocol):
 
 
 class Signals(Protocol):
-    """What the outside world asks for between two iterations."""
+    """Requests from outside the process, looked at between two iterations."""
 
     def should_stop(self) -> bool: ...
 
     def should_save(self) -> bool:
         """True once for every request to save and go on."""
         ...
+
+
+Pause = Callable[[int, Mapping[str, float]], bool]
+"""Whether training pauses after the iteration that wrote a line, given its env steps and the line."""
+
+
+def never_pause(env_steps: int, line: Mapping[str, float]) -> bool:
+    return False
 
 
 class Evaluate(Protocol):
@@ -79,14 +87,15 @@ def train(
     logger: Logger,
     checkpointer: Checkpointer,
     signals: Signals,
+    should_pause: Pause = never_pause,
 ) -> tuple[Progress, bool]:
     """Collect, update, log, checkpoint and evaluate until the budget is spent or the target is reached.
 
-    Checkpoints are taken only between iterations, so that there is no "where was I" to save. One is taken before every evaluation, so
-    that nothing hangs on it: it remembers that the evaluation is due, and what resumes from there evaluates before it goes on.
+    Checkpoints are taken only between iterations, so that no position within an iteration has to be saved. One is taken before every
+    evaluation and records that the evaluation is due; a run that resumes from it evaluates first.
 
     Returns:
-        How far it got, and whether that is the end (False after a request to stop).
+        How far it got, and whether that is the end (False after a request to stop and after a pause).
 
     Raises:
         EnvError: if training came to its end and no evaluation ever succeeded.
@@ -101,7 +110,13 @@ def train(
     is_due = restored is not None and restored.owes_evaluation and config.eval_every > 0
     evaluated = restored is not None and restored.evaluated
     failure: EvaluationError | None = None
+    paused = False
     logger.rewind(progress.env_steps, evaluated=not is_due)  # also to nothing: a run may have been killed before its first checkpoint
+
+    def write(line: Mapping[str, float]) -> None:
+        nonlocal paused
+        logger.write(line, progress)
+        paused = paused or should_pause(progress.env_steps, line)
 
     def save() -> None:
         with clock.measure("checkpoint"):
@@ -113,8 +128,10 @@ def train(
         return signals.should_stop()
 
     def measure() -> bool:
-        """Evaluate, and write it down; False if there was a request to stop before that."""
+        """Evaluate and write the line; False if there was a request to stop or a pause before that."""
         nonlocal evaluated, failure
+        if paused:
+            return False
         try:
             with clock.measure("evaluate"):
                 result = evaluate(algo, progress.env_steps, should_stop=should_stop)
@@ -128,7 +145,7 @@ def train(
             where = f"evaluation at {progress.env_steps:,} env steps"
             logger.note(f"{where}: {cut:.0f} episodes were cut after {config.eval_max_steps:,} steps (loop.eval_max_steps) and count with "
                         "what they had earned")  # fmt: skip
-        logger.write(result | clock.evaluation_line(progress.env_steps), progress)
+        write(result | clock.evaluation_line(progress.env_steps))
         checkpointer.begin_score(progress.env_steps, result["eval/return_mean"], first=logger.sync)
         evaluated = True
         return True
@@ -142,7 +159,7 @@ def train(
     if done and not is_due:
         logger.note(f"nothing is left to train: the run has {progress.env_steps:,} env steps, or has reached its loop.target_return")
     going = not is_due or measure()
-    while going and not done and not signals.should_stop():
+    while going and not done and not paused and not signals.should_stop():
         with clock.measure("collect"):
             logger.tick(progress, metrics, clock)
             rollout, episodes = collector.collect(algo.rollout_length)
@@ -153,7 +170,7 @@ def train(
         done = is_done()
         is_due = config.eval_every > 0 and (done or crossed(config.eval_every, before, now))
         if done or crossed(config.log_every, before, now):
-            logger.write(metrics.flush() | clock.line(now), progress)
+            write(metrics.flush() | clock.line(now))
         if done or is_due or crossed(config.checkpoint_every, before, now) or signals.should_save():
             save()
         going = not is_due or measure()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlx import loop
 from rlx.build import Parts, build, resolve_device
 from rlx.checkpoint import find_checkpoints
+from rlx.config.override_types import Override
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
 from rlx.files import open_to_append
@@ -36,19 +37,15 @@ class Outcome:
     """0, or 128 plus the signal that stopped it."""
 
 
-Pause = Callable[[Mapping[str, float]], bool]
-"""Whether a run pauses after the iteration that wrote a line of the record."""
-
-
 def train(
     run: RunDir,
     config: RunConfig,
     *,
-    overrides: list[str],
+    overrides: Sequence[Override],
     inexact: bool = False,
     console: Console | None = None,
     wandb: str | None = None,
-    pause: Pause | None = None,
+    should_pause: loop.Pause = loop.never_pause,
     argv: list[str] | None = None,
 ) -> Outcome:
     """Train a run from where it is to its end, in its own directory.
@@ -60,12 +57,12 @@ def train(
         inexact: begin new episodes instead of replaying the open ones.
         console: what shows the run, instead of the one that the configuration names.
         wandb: a W&B mode that overrules the configuration's this time.
-        pause: where to save and stop before the end, to go on another time.
+        should_pause: at which line of the record to save and stop before the end.
 
     Raises:
         RlxError: for what the user can mend; the run can be resumed from its last checkpoint.
     """
-    if any(word.partition("=")[0] == "loop.total_env_steps" for word in overrides):
+    if any(override.key == "loop.total_env_steps" for override in overrides):
         _check_budget(run, config)
     device = resolve_device(config)
     with run.lock(), SignalHandler() as signals:
@@ -74,7 +71,7 @@ def train(
         run.begin_segment(
             {
                 "argv": sys.argv[1:] if argv is None else argv,
-                "overrides": overrides,
+                "overrides": list(map(str, overrides)),
                 "device": str(device),
                 "threads": config.runtime.threads,
             }
@@ -89,7 +86,9 @@ def train(
                 with contextlib.closing(console):
                     if warning is not None:
                         console.note(f"warning: {warning}")
-                    progress, finished = _train(run, config, parts, signals, segment, console, wandb or config.log.wandb.value, pause)
+                    progress, finished = _train(
+                        run, config, parts, signals, segment, console, wandb or config.log.wandb.value, should_pause
+                    )
             status = "finished" if finished else "stopped" if signals.stopped_by else "paused"
             ending |= {"env_steps": progress.env_steps, "status": status}
         if saving is not None:
@@ -99,7 +98,14 @@ def train(
 
 
 def _train(
-    run: RunDir, config: RunConfig, parts: Parts, signals: SignalHandler, segment: int, console: Console, wandb: str, pause: Pause | None
+    run: RunDir,
+    config: RunConfig,
+    parts: Parts,
+    signals: SignalHandler,
+    segment: int,
+    console: Console,
+    wandb: str,
+    should_pause: loop.Pause,
 ) -> tuple[Progress, bool]:
     meta = run.meta()
     parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
@@ -121,10 +127,6 @@ def _train(
             note=console.note,
         )
 
-        def watch(line: Mapping[str, float]) -> None:
-            if pause is not None and pause(line):
-                signals.pause()
-
         exit_code = 1
         try:
             progress, finished = loop.train(
@@ -132,9 +134,10 @@ def _train(
                 parts.collector,
                 parts.evaluator,
                 config=config.loop,
-                logger=RunLogger(record, console, mirror, watch, lambda text: _keep(run, text)),
+                logger=RunLogger(record, console, mirror, lambda text: _keep(run, text)),
                 checkpointer=parts.checkpointer,
                 signals=signals,
+                should_pause=should_pause,
             )
             exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
         finally:

@@ -37,7 +37,7 @@ class SignalHandler:
     def __init__(self, *, announce: bool = True) -> None:
         self._announce = announce
         self.stopped_by: signal.Signals | None = None
-        self._save = self._paused = False
+        self._save = self._stop_requested = False
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> SignalHandler:
@@ -69,12 +69,12 @@ class SignalHandler:
     def _request_save(self, number: int, frame: FrameType | None) -> None:
         self._save = True
 
-    def pause(self) -> None:
-        """Stop after the iteration, for a reason of ours."""
-        self._paused = True
+    def request_stop(self) -> None:
+        """Stop after the iteration, as for a signal."""
+        self._stop_requested = True
 
     def should_stop(self) -> bool:
-        return self._paused or self.stopped_by is not None
+        return self._stop_requested or self.stopped_by is not None
 
     def should_save(self) -> bool:
         requested, self._save = self._save, False

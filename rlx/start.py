@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlx.config.compose import apply_overrides, leaf_keys, runs_directory
+from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable, is_resumable
 from rlx.errors import ConfigError
 from rlx.store.layout import is_unborn
@@ -26,7 +27,7 @@ class Start:
 
     run: RunDir
     config: RunConfig
-    overrides: list[str] = field(default_factory=list)
+    overrides: list[Override] = field(default_factory=list)
     """What a resumed run changes."""
     is_finished: bool = False
     """Whether nothing is left to train: the run is finished and its budget is what it was."""
@@ -70,7 +71,12 @@ def to_resume(reference: str, arguments: list[str], *, trust: bool) -> Start:
     run = RunDir.open(runs_directory(), reference)
     check_resumable(arguments, str(run.path))
     config = apply_overrides(run.config(trust=trust), arguments)
-    start = Start(run=run, config=config, overrides=arguments, is_finished=not arguments and run.status == "finished")
+    start = Start(
+        run=run,
+        config=config,
+        overrides=read_overrides(arguments, allow_sweeps=False),
+        is_finished=not arguments and run.status == "finished",
+    )
     if not start.is_finished:
         check_login(config)
     return start
@@ -93,7 +99,7 @@ def to_auto_resume(composed: Composed, name: str, *, trust: bool) -> Start | Non
     if fixed:
         differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
-    overrides = [f"{k}={wanted.get(k)}" for k in changed]
+    overrides = [Override(k, str(wanted.get(k))) for k in changed]
     start = Start(run=run, config=composed.config, overrides=overrides, is_finished=not changed and run.status == "finished")
     if not start.is_finished:
         check_login(composed.config)

@@ -12,7 +12,7 @@ import torch
 from rlx.checkpoint import Checkpointer, find_checkpoints
 from rlx.collect import Episode
 from rlx.errors import EnvError, EvaluationError
-from rlx.loop import crossed, train
+from rlx.loop import crossed, never_pause, train
 from rlx.types import Progress
 
 
@@ -127,11 +127,12 @@ class World:
     def should_save(self) -> bool:
         return self.iteration == self.save_at
 
-    def run(self, checkpointer: Any = None, **settings: Any) -> tuple[Progress, bool]:
+    def run(self, checkpointer: Any = None, should_pause: Any = never_pause, **settings: Any) -> tuple[Progress, bool]:
         defaults = {"total_env_steps": 100, "target_return": None, "log_every": 0, "eval_every": 0, "eval_max_steps": 0,
                     "checkpoint_every": 0}  # fmt: skip
         config = SimpleNamespace(**defaults | settings)
-        return train(self, self, self.evaluate, config=config, logger=self, checkpointer=checkpointer or self, signals=self)
+        return train(self, self, self.evaluate, config=config, logger=self, checkpointer=checkpointer or self, signals=self,
+                     should_pause=should_pause)  # fmt: skip
 
     def steps_of(self, event: str) -> list[int]:
         return [e[1] for e in self.tape if e[0] == event]
@@ -197,6 +198,14 @@ def test_a_request_to_stop_saves_without_another_line_or_evaluation():
     progress, done = world.run(log_every=16, eval_every=1000)
     assert (progress.env_steps, done) == (24, False)
     assert world.tape == ["reset", ("rewind", 0), ("line", 16), "sync", ("save", 24)]
+
+
+def test_a_pause_at_a_line_saves_after_the_iteration_and_leaves_the_evaluation_due():
+    world = World()
+    progress, finished = world.run(log_every=8, eval_every=16, should_pause=lambda env_steps, line: env_steps >= 16)
+    assert (progress.env_steps, finished) == (16, False)
+    assert world.steps_of("save")[-1] == 16
+    assert world.steps_of("evaluate") == []
 
 
 def test_a_request_to_save_is_met_once_and_training_goes_on():

@@ -48,17 +48,15 @@ class RunLogger:
         record: Record,
         console: Console,
         mirror: Mirror,
-        watch: Callable[[Mapping[str, Any]], None] = lambda line: None,
         keep_trace: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self.record, self.console, self.mirror, self.watch, self._keep_trace = record, console, mirror, watch, keep_trace
+        self.record, self.console, self.mirror, self._keep_trace = record, console, mirror, keep_trace
 
     def write(self, line: Mapping[str, float], progress: Progress) -> None:
         full = {"env_steps": progress.env_steps, "iteration": progress.iteration, **line}
         self.record.write(full)
         self.console.line(full, progress)
         self.mirror.write(full)
-        self.watch(full)
 
     def rewind(self, env_steps: int, *, evaluated: bool) -> None:
         damage = self.record.rewind(env_steps, evaluated=evaluated)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from rlx.files import is_directory, open_to_append
 from rlx.store.layout import LOG
@@ -47,6 +48,10 @@ class Job:
     @property
     def name(self) -> str:
         return Path(self.run).name
+
+    def should_pause(self, env_steps: int, line: Mapping[str, Any]) -> bool:
+        """Whether the run pauses at a line of the record."""
+        return self.pause_at is not None and env_steps >= self.pause_at and self.pause_metric in line
 
 
 @dataclass(frozen=True, kw_only=True)

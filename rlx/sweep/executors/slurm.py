@@ -305,7 +305,7 @@ class Task:
             training = _training()
             if training is not None:
                 preempted = True
-                training.pause()
+                training.request_stop()
             elif callable(requeue):
                 requeue(received, frame)  # there is nothing to save
 
@@ -334,9 +334,7 @@ class Task:
         return DelayedSubmission(self)
 
     def _paused_where_it_should(self) -> bool:
-        at = self.job.pause_at
-        lines = RunDir(Path(self.job.run)).metrics()
-        return at is not None and any(line["env_steps"] >= at and self.job.pause_metric in line for line in lines)
+        return any(self.job.should_pause(line["env_steps"], line) for line in RunDir(Path(self.job.run)).metrics())
 
 
 class _Leave(BaseException):

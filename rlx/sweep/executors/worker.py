@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from rlx.errors import RlxError
 from rlx.store.runs import RunDir
@@ -36,7 +34,7 @@ def work(job: Job) -> Result:
             overrides=[],
             console=HeartbeatConsole(run.path),
             wandb=None if job.mirror else "disabled",
-            pause=_pause(job),
+            should_pause=job.should_pause,
         )
     except RlxError as error:  # whose traceback, if it is of the user's own code, the run has logged
         print(f"rlx: {error}", flush=True)
@@ -47,15 +45,3 @@ def work(job: Job) -> Result:
     if outcome.finished:
         return Result(status="finished")
     return Result(status="stopped" if outcome.exit_code else "paused", exit_code=outcome.exit_code)
-
-
-def _pause(job: Job) -> Any:
-    """Whether a line of the record is where the job pauses; None for one that goes to the end."""
-    at = job.pause_at
-    if at is None:
-        return None
-
-    def reached(line: Mapping[str, Any]) -> bool:
-        return line["env_steps"] >= at and job.pause_metric in line
-
-    return reached
