@@ -90,7 +90,7 @@ class Policy:
         begins = np.full(len(array), carry is None)
         if is_first is not None and carry is not None:
             begins = np.asarray(is_first, dtype=bool).reshape(-1)
-        rows = {len(begins), *(len(leaf) for leaf in _leaves(carry))}
+        rows = {len(begins), *(len(leaf) for leaf in tree_leaves(carry))}
         if rows != {len(array)}:
             raise ConfigError(f"got {len(array)} observations with a carry or is_first of {max(rows - {len(array)})}; "
                               "pass the carry that was returned for the same environments")  # fmt: skip
@@ -175,8 +175,18 @@ def _at(value: Any, space: gymnasium.Space[Any], i: int) -> Any:
     return value[i]
 
 
-def _leaves(tree: Tree) -> list[torch.Tensor]:
+def tree_leaves(tree: Tree) -> list[torch.Tensor]:
+    """The tensors of a tree, in order."""
     if isinstance(tree, torch.Tensor):
         return [tree]
     parts = tree.values() if isinstance(tree, dict) else tree or ()
-    return [leaf for part in parts for leaf in _leaves(part)]
+    return [leaf for part in parts for leaf in tree_leaves(part)]
+
+
+def tree_like(tree: Tree, leaves: list[torch.Tensor]) -> Tree:
+    """A tree of the same form with other tensors, which are taken off the front of `leaves`."""
+    if isinstance(tree, torch.Tensor):
+        return leaves.pop(0)
+    if isinstance(tree, dict):
+        return {key: tree_like(part, leaves) for key, part in tree.items()}
+    return type(tree)(tree_like(part, leaves) for part in tree)

@@ -305,3 +305,12 @@ class Ablatable(Protocol):
             ConfigError: if it cannot act so, or not in this mode.
         """
         ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """An algorithm whose evaluation policy is a function of tensors, so that other programs can run it without rlx."""
+
+    def policy_module(self) -> torch.nn.Module:
+        """forward(obs [B, *], carry, is_first [B]) -> (action [B, *], carry): what `act` does in mode "eval", in operations of torch."""
+        ...

@@ -107,7 +107,7 @@ def test_a_game_and_a_planner_can_be_loaded(here: Path) -> None:
     history = np.full((2, rlx.load("game").observation_space.shape[0]), -1)  # type: ignore[index]
     moves, _ = rlx.load("game").act(history)
     assert moves.shape == (2,)
-    trained("pets", "continuous", "planner", "loop.total_env_steps=130")
+    trained("pets", "continuous", "planner", "loop.total_env_steps=21", "algo.initial_steps=9", "algo.fit_every=20")
     policy, again = rlx.load("planner", seed=3), rlx.load("planner", seed=3)
     obs, carry, same = np.zeros((2, 3), np.float32), None, None
     for _ in range(3):

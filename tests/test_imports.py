@@ -178,7 +178,7 @@ def test_only_the_cli_and_renderers_print() -> None:
     assert [m for m in MODULES if prints(source(m)) and not inside(m, PRINTING)] == []
 
 
-CALLS_COMMANDS = ("rlx.cli", "rlx.__main__", "rlx.evaluation.players", "rlx.api")
+CALLS_COMMANDS = ("rlx.cli", "rlx.__main__", "rlx.evaluation.players")
 
 
 def test_only_the_entry_point_imports_the_cli() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.base_config import Objective, PPOConfig
 from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -50,6 +51,10 @@ class PPO:
         # Values and log-probabilities of the behaviour policy are computed in `update`, in one batch instead of T: nothing
         # that they depend on changes before.
         return PolicyOutput(self.net.act(obs, mode), carry, {})
+
+    def policy_module(self) -> GreedyPolicy:
+        """The policy of evaluations, for exports."""
+        return GreedyPolicy(self.net)
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:

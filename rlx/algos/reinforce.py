@@ -13,6 +13,7 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.base_config import Baseline, ReinforceConfig
 from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -52,6 +53,10 @@ class Reinforce:
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(self.net.act(obs, mode), carry, {})
+
+    def policy_module(self) -> GreedyPolicy:
+        """The policy of evaluations, for exports."""
+        return GreedyPolicy(self.net)
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:

@@ -83,7 +83,7 @@ class ActorCritic(nn.Module):
 
     def raw_features(self, obs: Tensor) -> Tensor:
         """Observations [B, *] as float32 vectors [B, D]; bytes, of images or of planes of bits, become [0, 1]."""
-        features = obs.reshape(len(obs), -1).to(torch.float32)
+        features = obs.flatten(1).to(torch.float32)
         return features if self._scale is None else features * self._scale
 
     def features(self, obs: Tensor) -> Tensor:

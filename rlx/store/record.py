@@ -174,6 +174,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return read_record(path).good
 
 
+def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """`read_metrics` one line at a time, for records that may be large."""
+    with contextlib.suppress(OSError), open_record(path) as file:
+        yield from (line for raw in read_lines(file) if (line := _parse(raw)) is not None)
+
+
 def _damaged(numbers: list[int]) -> str:
     shown = ", ".join(map(str, numbers[:5])) + (", …" if len(numbers) > 5 else "")
     return f"line {shown} is damaged" if len(numbers) == 1 else f"{len(numbers)} lines are damaged ({shown})"

@@ -1,0 +1,26 @@
+"""The policy of an evaluation as a torch module, for exports."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from rlx.nn.actor_critic import ActorCritic
+from rlx.types import Tree
+
+
+class GreedyPolicy(nn.Module):
+    """The most likely action of an actor-critic, with its normalisation, in operations that torch can trace.
+
+    Args:
+        net: shared with the algorithm, not copied.
+    """
+
+    def __init__(self, net: ActorCritic) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, obs: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
+        """Observations [B, *], the memory and where episodes begin [B] to actions [B, *] and the next memory."""
+        action: Tensor = self.net.head.mode(self.net.policy_params(self.net.features(obs)))
+        return torch.atleast_1d(action), carry

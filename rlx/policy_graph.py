@@ -1,0 +1,213 @@
+"""Trained policies as ONNX and TorchScript files that hold everything between an observation and an action.
+
+The graph takes observations as the environment returns them, B at a time, and gives actions as the environment takes them. Encoding of
+bytes and choices, normalisation, the network, its most likely action, and the clipping or rescaling to the action space are inside. Its
+actions are those of `rlx.load`, up to the rounding of float32.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+import rlx
+from rlx.envs.edge import describe_space, leaves, stretch
+from rlx.errors import ConfigError
+from rlx.policy import Policy, tree_leaves, tree_like
+from rlx.types import Exportable
+
+SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
+_BATCH = 2
+"""Observations that a graph is traced with: exporters take 1 for a constant."""
+
+
+class PolicyGraph(nn.Module):
+    """From observations to actions, both as the environment has them.
+
+    Inputs are the parts of the observation, each [B, *]: one, unless the space is a Dict or Tuple. A policy with memory has more of them:
+    is_first [B] bool, and the parts of its carry. Outputs are the actions [B, *] and the parts of the next carry.
+
+    Raises:
+        ConfigError: if the policy's actions are not the output of a graph, or a part of its observations cannot be encoded in one.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        name = policy.config.algo.name
+        if not isinstance(policy.algorithm, Exportable):
+            raise ConfigError(
+                f"algo={name} cannot be exported: its actions come from a search, a planner or a model that it imagines with, "
+                "and a network alone would choose others; rlx.load gives the whole policy in Python"
+            )
+        self.module = policy.algorithm.policy_module()
+        self._parts = leaves(policy.observation_space)
+        self._is_box = isinstance(policy.observation_space, spaces.Box)
+        for path, part in self._parts:
+            if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
+                raise ConfigError(f"env={policy.config.env.id} observes {path or 'a'} {type(part).__name__}, which cannot be exported")
+        self._carry = policy.initial_carry(_BATCH)
+        self._start = int(getattr(policy.action_space, "start", 0))
+        self._dtype: torch.dtype | None = None
+        if isinstance(policy.action_space, spaces.Box):
+            self._dtype = _torch_dtype(policy.action_space)
+            seen, original = policy.spec.action_space, policy.action_space
+            assert isinstance(seen, spaces.Box)
+            centre, half = stretch(original) if seen is not original else (np.zeros(original.shape), np.ones(original.shape))
+            arrays = {
+                "centre": centre,
+                "half": half,
+                "low": original.low,
+                "high": original.high,
+                "seen_low": seen.low,
+                "seen_high": seen.high,
+            }
+            for key, array in arrays.items():
+                self.register_buffer(f"_{key}", torch.from_numpy(array.astype(np.float64)), persistent=False)
+
+    @property
+    def num_obs(self) -> int:
+        """Inputs that are parts of the observation."""
+        return len(self._parts)
+
+    @property
+    def input_names(self) -> list[str]:
+        obs = ["_".join(["obs", *_words(path)]) for path, _ in self._parts]
+        carry = [f"carry_{i}" for i in range(len(tree_leaves(self._carry)))]
+        return [*obs, "is_first", *carry] if carry else obs
+
+    @property
+    def output_names(self) -> list[str]:
+        return ["action", *(f"next_carry_{i}" for i in range(len(tree_leaves(self._carry))))]
+
+    def examples(self) -> tuple[Tensor, ...]:
+        """Inputs to trace with."""
+        obs = []
+        for _, part in self._parts:
+            low = part.low if isinstance(part, spaces.Box) else np.full(part.shape or (), getattr(part, "start", 0))
+            obs.append(torch.zeros((_BATCH, *(part.shape or ())), dtype=_torch_dtype(part)))
+            if not isinstance(part, spaces.Box):
+                obs[-1] += torch.from_numpy(np.asarray(low)).to(obs[-1].dtype)
+        carry = tree_leaves(self._carry)
+        return (*obs, torch.ones(_BATCH, dtype=torch.bool), *carry) if carry else tuple(obs)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        obs, memory = self._encode(inputs[: self.num_obs]), inputs[self.num_obs :]
+        is_first = memory[0] if memory else torch.zeros_like(obs.flatten(1)[:, 0], dtype=torch.bool)
+        carry = tree_like(self._carry, list(memory[1:])) if memory else self._carry
+        action, carry = self.module(obs, carry, is_first)
+        return tuple(x.detach() for x in (self._to_env(action), *tree_leaves(carry)))
+
+    def _encode(self, parts: tuple[Tensor, ...]) -> Tensor:
+        """Observations as the policy's network takes them, [B, *]."""
+        if self._is_box:
+            return parts[0] if parts[0].ndim > 1 else parts[0].unsqueeze(1)
+        return torch.cat([_encode(part, space) for part, (_, space) in zip(parts, self._parts, strict=True)], dim=1)
+
+    def _to_env(self, action: Tensor) -> Tensor:
+        """Actions of the policy [B, *] as those of the environment."""
+        if self._dtype is None:
+            return action + self._start if self._start else action
+        clipped = action.to(torch.float64).clamp(self._seen_low, self._seen_high)  # type: ignore[arg-type]
+        stretched = (self._centre + self._half * clipped).clamp(self._low, self._high)  # type: ignore[operator,arg-type]
+        return stretched.to(self._dtype)
+
+
+def _words(path: str) -> list[str]:
+    """The keys of a path such as ['camera'][0], as words that a graph's input can be called by."""
+    return ["".join(c if c.isalnum() else "_" for c in part.strip("'\"")) for part in path.replace("]", "").split("[")[1:]]
+
+
+def _torch_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
+    """The kind of numbers that a graph takes for members of a space; float32 where torch has no such kind."""
+    try:
+        return torch.from_numpy(np.zeros(0, dtype=space.dtype)).dtype
+    except TypeError:
+        return torch.float32
+
+
+def _encode(value: Tensor, space: gymnasium.Space[Any]) -> Tensor:
+    """Members [B, *] of a space that is a part of a Dict or Tuple, or no Box, as `rlx.envs.edge` encodes them: [B, D] float32."""
+    if isinstance(space, spaces.Box):
+        vector = value.reshape(value.shape[0], -1).to(torch.float32)
+        return vector * (1.0 / max(1.0, float(space.high.max()))) if space.dtype == np.uint8 else vector
+    if isinstance(space, spaces.Discrete):
+        return nn.functional.one_hot(value.to(torch.int64) - int(space.start), int(space.n)).to(torch.float32)
+    if isinstance(space, spaces.MultiDiscrete):
+        flat, start = value.reshape(value.shape[0], -1).to(torch.int64), np.ravel(space.start)
+        hot = [nn.functional.one_hot(flat[:, i] - int(start[i]), int(n)) for i, n in enumerate(np.ravel(space.nvec))]
+        return torch.cat(hot, dim=1).to(torch.float32)
+    return value.reshape(value.shape[0], -1).to(torch.float32)
+
+
+def description(policy: Policy, run: str) -> dict[str, str]:
+    """What a file says of where it comes from, and how it is used."""
+    return {
+        "rlx_version": rlx.__version__, "run": run, "algo": policy.config.algo.name, "env": policy.config.env.id,
+        "env_kwargs": json.dumps(policy.config.env.kwargs), "env_steps": str(policy.env_steps), "seed": str(policy.config.seed),
+        "observation_space": describe_space(policy.observation_space), "action_space": describe_space(policy.action_space),
+    }  # fmt: skip
+
+
+def export_policy(policy: Policy, kind: str, *, run: str) -> bytes:
+    """The content of a file with a policy, in evaluation mode.
+
+    Args:
+        policy: on the CPU.
+        kind: onnx or torchscript.
+        run: what the file calls the run.
+
+    Raises:
+        ConfigError: if this policy has no such form, or a package for it is missing.
+    """
+    graph = PolicyGraph(policy).eval()
+    with torch.enable_grad(), warnings.catch_warnings():  # without gradients, networks act by NumPy, which no exporter follows
+        warnings.simplefilter("ignore")  # what torch deprecates of its own
+        return _onnx(graph, description(policy, run)) if kind == "onnx" else _torchscript(graph, description(policy, run))
+
+
+def _onnx(graph: PolicyGraph, described: dict[str, str]) -> bytes:
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"--format onnx needs a package that is not installed ({error.name}): pip install 'rlx[export]'") from error
+    batch = torch.export.Dim("batch")
+    examples = graph.examples()
+    with _quiet("torch.onnx"):
+        program = torch.onnx.export(
+            graph, examples, dynamo=True, verbose=False, input_names=graph.input_names, output_names=graph.output_names,
+            dynamic_shapes=(tuple({0: batch} for _ in examples),),
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props.update(described)
+    return program.model_proto.SerializeToString()
+
+
+def _torchscript(graph: PolicyGraph, described: dict[str, str]) -> bytes:
+    """A traced module. torch deprecates TorchScript since 2.13 and still loads it; `torch.export` has no C++ runtime without compiling."""
+    traced, buffer = torch.jit.trace(graph, graph.examples(), check_trace=False), io.BytesIO()
+    torch.jit.save(traced, buffer, _extra_files={"rlx.json": json.dumps(described | {"inputs": graph.input_names})})
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    """Keep a logger from telling of what it does not need."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
