@@ -17,7 +17,6 @@ from typing import Any
 import pytest
 from launch import finish, left_over, lines, run_main, start, wait_for
 
-from rlx.cli.sweep import make_plan
 from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
 from rlx.store.runs import RunDir
@@ -26,6 +25,7 @@ from rlx.store.sweeps import SweepDir
 from rlx.sweep.executors import local
 from rlx.sweep.executors.executor import Job, Result
 from rlx.sweep.executors.local import LocalExecutor
+from rlx.sweep.launch import make_plan
 from rlx.sweep.prepare import prepare
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -386,7 +386,7 @@ def test_runs_that_were_to_be_online_and_cannot_are_a_line_of_the_sweep(
 
     monkeypatch.setattr(wandb, "_why_no_login", lambda: "no login")
     assert [wandb.why_offline(mode) for mode in ("online", "offline", "disabled")] == ["no login", "", ""]
-    monkeypatch.setattr(wandb, "why_offline", lambda mode: "no login")
+    monkeypatch.setattr("rlx.sweep.launch.why_offline", lambda mode: "no login")
     said = f"W&B: runs are offline (no login); `wandb login` and then `rlx sync {swept.path.name}`"
     assert said in run_command(f"sweep --resume {swept.path.name}")[1]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -11,9 +11,6 @@ from rlx.cli.complete import complete_overrides, complete_sweeps
 from rlx.cli.options import Trust
 
 if TYPE_CHECKING:
-    from rlx.config.compose import Composed
-    from rlx.store.sweep_spec import Point, Spec
-    from rlx.store.sweeps import SweepDir
     from rlx.sweep.prepare import Prepared
 
 _OBJECTIVE = "eval/return_iqm"
@@ -74,9 +71,10 @@ def sweep(
     """
     from rlx.config.compose import runs_directory
     from rlx.config.overrides import check_choice
-    from rlx.errors import ConfigError
-    from rlx.store.sweeps import SweepDir
-    from rlx.sweep.prepare import Prepared, extend, find, prepare
+    from rlx.errors import ConfigError, SweepError
+    from rlx.render.numbers import count
+    from rlx.render.sweep_view import make_watcher, print_end
+    from rlx.sweep.launch import check_executor, run_sweep, to_resume, to_start
 
     check_choice("--executor", executor, _EXECUTORS)
     if aggregate is not None:
@@ -87,15 +85,12 @@ def sweep(
             raise ConfigError(f"{option} {number:g}: expected at least {least} and at most {most:,.0f}")
     if retry_failed and resume is None and not overrides:
         raise ConfigError("--retry-failed needs to know whose runs: add --resume NAME, or --resume latest")
-    for given, option, wants in ((address, "--address", "ray"), (slurm, "--slurm", "slurm")):
-        if given and executor != wants:
-            raise ConfigError(f"{option} goes with --executor {wants}, and this is --executor {executor}")
+    check_executor(executor, address=address, slurm=slurm)
     if executor == "local" and not dry_run:
         from rlx.sweep.executors.local import warm_up
 
         warm_up()
     root = runs_directory()
-    found: SweepDir | None
     if resume is not None:
         fixed = {"--name": name, "--config-dir": config_dir, "--objective": objective, "--minimize": minimize, "--aggregate": aggregate,
                  "--sampler": sampler, "--pruner": pruner, "--rungs": rungs, "--space": space, "--storage": storage}  # fmt: skip
@@ -104,123 +99,23 @@ def sweep(
             raise ConfigError(
                 f"--resume goes on with a sweep as it is, so that {given_too[0]} has no place; only --seeds and --trials extend it"
             )
-        there = found = SweepDir.open(root, resume)
-        there.trust(trust)
-        spec = extend(there.spec(), seeds=seeds, trials=trials, name=there.name)
-        prepared = Prepared.again(there, spec)
-        if trials is not None:
-            prepared.check()
+        launch = to_resume(root, resume, seeds=seeds, trials=trials, trust=trust)
     else:
-        options = {"trials": trials, "sampler": sampler, "pruner": pruner, "rungs": rungs, "storage": storage, "space": space}
-        spec, prepared = prepare(overrides or [], seeds, name, config_dir, objective, minimize, aggregate or "iqm", options)
-        found = find(root, prepared.name, spec)
-        if found is not None:
-            found.trust(trust)
-        if found is not None and list(found.grid().values()) != [point for point, _ in prepared.points.values()]:
-            prepared = Prepared.again(found, spec)  # shuffled, or the files that it was expanded from have changed since
+        search = {"trials": trials, "sampler": sampler, "pruner": pruner, "rungs": rungs, "storage": storage, "space": space}
+        launch = to_start(root, overrides or [], seeds=seeds, name=name, config_dir=config_dir, objective=objective, minimize=minimize,
+                          aggregate=aggregate or "iqm", search=search, trust=trust)  # fmt: skip
     if dry_run:
-        _print_points(prepared)
+        _print_points(launch.prepared)
         return
-    with_executor = {"jobs": jobs, "address": address, "slurm": slurm or []}
-    _work(root, found, spec, prepared, executor, with_executor, retries=retries, stall_s=stall_timeout, retry_failed=retry_failed)
-
-
-def _work(
-    root: Path,
-    found: SweepDir | None,
-    spec: Spec,
-    prepared: Prepared,
-    where: str,
-    options: dict[str, Any],
-    *,
-    retries: int,
-    stall_s: float,
-    retry_failed: bool,
-) -> None:
-    """Create or open the sweep and bring it to its end."""
-    import shutil
-
-    from rlx.errors import RlxError, SweepError
-    from rlx.render.sweep_view import make_watcher, print_end
-    from rlx.signals import SignalHandler
-    from rlx.store.sweeps import SweepDir
-    from rlx.store.trust import origins
-    from rlx.sweep.drive import Drive
-    from rlx.sweep.executors.choose import make_executor
-    from rlx.track.wandb import why_offline
-
-    place = make_executor(where, prepared.configs, options, folder=root / prepared.name)
-    try:
-        points = {key: point for key, (point, _) in prepared.points.items()}
-        sweep = found or SweepDir.create(root, prepared.name, spec, points, origins(c.env.id for c in prepared.configs))
-        with sweep.lock():
-            if found is not None and found.spec() != spec:
-                sweep.write(spec, points)
-            failures = sweep.history().failures
-            if retry_failed:
-                for run in failures:
-                    sweep.log("retry", run=run)
-                failures = {}
-            try:
-                plan = make_plan(sweep, spec, prepared, where=where, failed=list(failures))
-            except RlxError:
-                if found is None:
-                    shutil.rmtree(sweep.path, ignore_errors=True)  # its study cannot be: there is nothing to go on with
-                raise
-            watcher = make_watcher(sweep.name)
-            drive = Drive(sweep, plan, place, retries=retries, stall_s=stall_s, watcher=watcher)
-            watcher.begin(drive, new=found is None, space=prepared.space.describe() if prepared.space else [])
-            if why := why_offline(prepared.configs[0].log.wandb.value):
-                watcher.note(f"W&B: runs are offline ({why}); `wandb login` and then `rlx sync {sweep.name}` uploads them")
-            with SignalHandler(announce=False) as signals:
-                try:
-                    drive.run(signals)
-                finally:
-                    watcher.close(drive)
-    finally:
-        place.close()
-    print_end(root, drive)
-    if signals.stopped_by is not None:
-        raise typer.Exit(128 + signals.stopped_by)
-    if drive.failures:
-        number = len(drive.failures)
-        raise SweepError(
-            f"{number} run{'s' if number > 1 else ''} failed; once the cause is mended: `rlx sweep --resume {sweep.name} --retry-failed`"
-        )
-
-
-def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, failed: list[str]) -> Any:
-    from rlx.config.compose import Composer
-    from rlx.sweep.executors.choose import job_maker
-    from rlx.sweep.plan import GridPlan, SearchPlan
-
-    make_job = job_maker(prepared.configs, where=where)
-    if spec.search is None:
-        return GridPlan(sweep, spec, prepared.points, make_job=make_job, failed=failed, required=prepared.required)
-    from rlx.sweep.study import Study
-
-    assert prepared.space is not None
-    search = spec.search
-    doubtful = Composer(Path(spec.config_dir) if spec.config_dir else None, stranger=sweep.path)
-    study = Study(
-        search.storage or f"sqlite:///{sweep.path.resolve() / 'study.db'}",
-        str(sweep.content().get("name") or sweep.name),  # a sweep that was renamed is still the one that it was
-        prepared.space,
-        sampler=search.sampler,
-        pruner=search.pruner,
-        direction=spec.direction,
-        seed=spec.seeds[0],
-        num_rungs=search.rungs if search.pruner != "none" else 1,
-        objective=spec.objective,
-    )
-
-    def compose_found(key: str, point: Point) -> Composed:
-        """Compose what the ledger says, which has not passed through the study now."""
-        composer = prepared.composer if sweep.is_vouched_for or sweep.is_own_trial(key, point) else doubtful
-        return composer.compose(point.arguments)
-
-    return SearchPlan(sweep, spec, study, compose=lambda p: prepared.composer.compose(p.arguments), compose_found=compose_found,
-                      make_job=make_job)  # fmt: skip
+    options = {"jobs": jobs, "address": address, "slurm": slurm or []}
+    ended = run_sweep(launch, executor=executor, options=options, retries=retries, stall_s=stall_timeout, retry_failed=retry_failed,
+                      make_watcher=make_watcher)  # fmt: skip
+    print_end(root, ended.drive)
+    if ended.stopped_by is not None:
+        raise typer.Exit(128 + ended.stopped_by)
+    if failed := len(ended.drive.failures):
+        again = f"rlx sweep --resume {ended.drive.sweep.name} --retry-failed"
+        raise SweepError(f"{count(failed, 'run')} failed; once the cause is mended: `{again}`")
 
 
 def _print_points(prepared: Prepared) -> None:

@@ -66,11 +66,15 @@ class Slot:
 
 
 class Watcher(Protocol):
-    """Who looks on."""
+    """What shows a sweep while it runs."""
+
+    def begin(self, drive: Drive, *, new: bool, space: list[str]) -> None: ...
 
     def draw(self, drive: Drive) -> None: ...
 
     def note(self, text: str) -> None: ...
+
+    def close(self, drive: Drive) -> None: ...
 
 
 class Stop(Protocol):
