@@ -280,6 +280,31 @@ class Algorithm(Policy, Stateful, Protocol):
 # What an algorithm may be able to do beyond acting and learning. Commands ask for these, and never for an algorithm by its name.
 
 
+class Prediction(NamedTuple):
+    """Observations 1 to H steps ahead."""
+
+    mean: Tensor  # [H, B, D] without noise
+    samples: Tensor  # [H, M, B, D] of what may be observed
+    disagreement: Tensor  # [H, B] of the model's members, at least 0
+
+
+@runtime_checkable
+class PredictsObservations(Protocol):
+    """An algorithm with a model that predicts observations (`rlx model`)."""
+
+    def predict_observations(self, obs: Tensor, action: Tensor, *, min_samples: int) -> Prediction:
+        """What follows actions [H, B, A] from obs [B, D], with M >= min_samples."""
+        ...
+
+    def observation_scale(self) -> Tensor | None:
+        """[D] standard deviations of the observations that the model was fitted to, 0 of a constant feature; None before the first fit."""
+        ...
+
+    def prediction_horizon(self) -> int:
+        """Steps ahead that the algorithm itself predicts, H."""
+        ...
+
+
 @runtime_checkable
 class Explains(Protocol):
     """An algorithm that can say what a decision was based on (`rlx watch`)."""

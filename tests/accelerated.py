@@ -26,6 +26,7 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import episode_seeds, run_episodes
+from rlx.types import Ablatable, PredictsObservations
 
 REAL = os.environ.get("RLX_TEST_DEVICE")
 CPU = torch.device("cpu")
@@ -280,11 +281,11 @@ def _check_use(name: str, root: Path) -> None:
             run_episodes(env, algo, episode_seeds(2, stream=[1], paired=config.env.is_game), mode=mode)  # type: ignore[arg-type]
         if config.env.is_game:
             _play(config, algo)
-        if config.algo.plans_with_model:
-            _foresee(config, algo, env)
+        if isinstance(algo, PredictsObservations):
+            _predict(config, algo, env)
         if config.env.id in ("rlx/Sokoban-v0", "rlx/MiniPacman-v0"):
             _watch(config, algo)
-        if config.algo.imagines:
+        if isinstance(algo, Ablatable):
             _vary(config, algo, env)
 
 
@@ -298,14 +299,14 @@ def _play(config: RunConfig, algo: Any) -> None:
     _Table(Console(quiet=True), algo, game, "run", RunPlayer("other", algo), run_side=0, explain=True).play()
 
 
-def _foresee(config: RunConfig, algo: Any, env: Any) -> None:
-    from rlx.cli.model import _judge
-    from rlx.cli.model import _play as play
+def _predict(config: RunConfig, algo: Any, env: Any) -> None:
+    from rlx.evaluation.episodes import record_episodes
+    from rlx.evaluation.model_quality import RandomPolicy, measure_error
 
-    assert (algo.obs_scale > 0.0).any()
-    for policy in ("plan", "random"):
-        played = play(env, algo, config, 2, policy, 0)
-        assert np.isfinite(_judge(algo, played, 2).error).all()
+    assert algo.observation_scale() is not None
+    for policy in (algo, RandomPolicy(env.single_action_space, seed=0)):
+        episodes = record_episodes(env, policy, episode_seeds(2, stream=[1]))
+        assert np.isfinite(measure_error(algo, episodes, 2, device=algo.device).error).all()
 
 
 def _watch(config: RunConfig, algo: Any) -> None:

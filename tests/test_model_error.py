@@ -15,12 +15,14 @@ from scipy import stats
 from torch import Tensor
 
 from rlx.envs.registry import NATIVE, VectorEnvFactory
-from rlx.evaluation.episodes import Recording, record_episodes
-from rlx.evaluation.evaluator import RandomPolicy
+from rlx.errors import ConfigError
+from rlx.evaluation.episodes import Recording, Stopped, record_episodes
 from rlx.evaluation.model_error import LEVELS, ModelError, covered, judge, predictive_rank, spearman, windows
+from rlx.evaluation.model_quality import RandomPolicy, evaluate_model
 from rlx.models.ensemble_rollouts import EnsembleModel
 from rlx.models.prediction import follow_mean, predict_observations
 from rlx.render import figures
+from rlx.store.runs import RunDir
 
 Command = Callable[[str], tuple[int, str, str]]
 DECAY, NOISE, HORIZON, STARTS = 0.8, 0.5, 4, 2000
@@ -128,7 +130,7 @@ def test_errors_are_in_deviations_and_leave_out_what_does_not_vary():
     np.testing.assert_allclose(found.error, [math.sqrt((1 + 9 + 0 + 1) / 4)])
     np.testing.assert_allclose(found.error_by_feature, [math.sqrt(1 / 2), math.sqrt(10 / 2)])
     np.testing.assert_allclose(found.error_by_start, [math.sqrt(10 / 2), math.sqrt(1 / 2)])
-    assert found.spearman == -1.0
+    assert found.spearman == pytest.approx(-1.0)
 
 
 # Disagreement
@@ -251,11 +253,26 @@ def test_the_command_measures_a_run_draws_it_and_repeats_itself(tiny: Path, run_
         assert said in err
 
 
+def test_a_model_is_evaluated_from_python(tiny: Path, capsys: pytest.CaptureFixture[str]):
+    capsys.readouterr()
+    run = RunDir.open(tiny.parent, "tiny")
+    found = evaluate_model(run, episodes=2, policy="random", horizon=9)
+    assert (found.env_steps, found.policy, found.num_episodes, found.eval_env_steps, found.horizon) == (120, "random", 2, 60, 9)
+    assert found.error.error.shape == (9,)
+    assert found.as_dict() == evaluate_model(run, episodes=2, policy="random", horizon=9).as_dict()
+    assert evaluate_model(run, episodes=1).horizon == 6, "that of the planner"
+    with pytest.raises(ConfigError, match="has not fitted its model yet"):
+        evaluate_model(run, checkpoint="60")
+    with pytest.raises(Stopped):
+        evaluate_model(run, should_stop=lambda: True)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_a_run_without_a_model_is_refused_with_what_to_type(here: Path, run_command: Command):
     assert run_command("train algo=ppo env=cartpole --name p recipe=null log.wandb=disabled loop.total_env_steps=64 "
                        "env.num_envs=1 algo.rollout_length=64 loop.eval_episodes=1")[0] == 0  # fmt: skip
     code, out, err = run_command("model p")
     assert (code, out) == (2, "")
-    assert "p is algo=ppo, which learns no model" in err
+    assert "p is algo=ppo, which learns no model that predicts observations, as algo=pets does" in err
     assert "algo=pets" in err
     assert "rlx eval p" in err

@@ -22,13 +22,13 @@ from rlx.config.algos.pets_config import PETSConfig, RewardSource, TerminationSo
 from rlx.errors import ConfigError
 from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
-from rlx.models.prediction import Prediction, follow_mean, predict_observations
+from rlx.models.prediction import follow_mean, predict_observations
 from rlx.nn.graphs import Replayed
 from rlx.nn.optim import FlatAdam
 from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
 from rlx.planning.windows import ReturnWindows
 from rlx.replay import TransitionReplay
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Prediction, Progress, Rollout, State, Tree
 
 _LOOK_AHEAD = 5
 """Steps of model/k_step_error."""
@@ -140,18 +140,16 @@ class PETS:
         self._replayed = Replayed(planning)
         return measured
 
-    def predict_observations(self, obs: Tensor, action: Tensor, *, particles: int) -> Prediction:
-        """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member; see `rlx.models.prediction`."""
-        return predict_observations(self._measured, obs, action, particles=particles)
+    # Predictions for `rlx model`
 
-    @property
-    def num_members(self) -> int:
-        return self.ensemble.num_members
+    def predict_observations(self, obs: Tensor, action: Tensor, *, min_samples: int) -> Prediction:
+        return predict_observations(self._measured, obs, action, particles=-(-min_samples // self.ensemble.num_members))
 
-    @property
-    def obs_scale(self) -> Tensor:
-        """[D] deviations of the observations that the model was fitted to; 0 of a constant feature, and of all before the first fit."""
-        return self._obs_scale
+    def observation_scale(self) -> Tensor | None:
+        return self._obs_scale if (self._obs_scale > 0.0).any() else None
+
+    def prediction_horizon(self) -> int:
+        return self.config.horizon
 
     def _nothing_planned(self, memory: Memory, mode: Mode) -> Plan:
         """Before there is a model: random actions, and in evaluations those in the middle."""

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rlx.cli.complete import complete_checkpoints, complete_runs
-from rlx.cli.options import Trust, echo, print_json
+from rlx.cli.options import Trust, ablation_of, echo, interruptible, print_json, warn
 
 
 def evaluate(
@@ -61,33 +61,25 @@ def evaluate(
     from rich.console import Console
 
     from rlx.config.compose import runs_directory
-    from rlx.evaluation.episodes import Stopped
     from rlx.evaluation.evaluate import evaluate_settings
     from rlx.render.evaluation_view import evaluation_lines, evaluation_table
     from rlx.render.tables import terminal
-    from rlx.signals import SignalHandler
     from rlx.store.runs import RunDir
 
     opened = RunDir.open(runs_directory(), run)
-    ablation = {name: choice for name, choice in (("imagination", imagination), ("decide", decide)) if choice is not None}
     under, results = _each(env_settings or []), []
-    with SignalHandler(announce=False) as signals, Console(stderr=True).status("recording") if video else nullcontext() as status:
-        found = evaluate_settings(
+    with interruptible() as should_stop, Console(stderr=True).status("recording") if video else nullcontext() as status:
+        for result in evaluate_settings(
             opened, under, checkpoint=checkpoint, episodes=episodes, stochastic=stochastic, seed=seed, opponent=opponent,
-            simulations=simulations, ablation=ablation, videos=video, trust=trust, should_stop=signals.should_stop,
-            progress=status.update if status else lambda _: None, warn=lambda text: echo(f"warning: {text}", err=True),
-        )  # fmt: skip
-        try:
-            for result in found:
-                results.append(result)
-                if result.num_cut:
-                    echo(f"{result.num_cut} episodes were cut after {result.max_steps:,} steps (loop.eval_max_steps) and count with what "
-                         "they had earned", err=True)  # fmt: skip
-                if as_json:
-                    print_json([result.as_dict()])
-        except Stopped:
-            echo("rlx: interrupted", err=True)
-            raise typer.Exit(128 + (signals.stopped_by or 0)) from None
+            simulations=simulations, ablation=ablation_of(imagination=imagination, decide=decide), videos=video, trust=trust,
+            should_stop=should_stop, progress=status.update if status else lambda _: None, warn=warn,
+        ):  # fmt: skip
+            results.append(result)
+            if result.num_cut:
+                echo(f"{result.num_cut} episodes were cut after {result.max_steps:,} steps (loop.eval_max_steps) and count with what "
+                     "they had earned", err=True)  # fmt: skip
+            if as_json:
+                print_json([result.as_dict()])
     if as_json:
         return
     first = results[0]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
@@ -22,3 +23,27 @@ def print_json(rows: Iterable[dict[str, Any]]) -> None:
     """Print one JSON object a line."""
     for row in rows:
         echo(json.dumps(row))
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    echo(f"warning: {text}", err=True)
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT, SIGTERM or SIGHUP came; on `Stopped` the command exits with 128 + the signal."""
+    from rlx.evaluation.episodes import Stopped
+    from rlx.signals import SignalHandler
+
+    with SignalHandler(announce=False) as signals:
+        try:
+            yield signals.should_stop
+        except Stopped:
+            echo("rlx: interrupted", err=True)
+            raise typer.Exit(128 + (signals.stopped_by or 0)) from None
+
+
+def ablation_of(**choices: str | None) -> dict[str, str]:
+    """The ablations that were chosen, by name."""
+    return {name: choice for name, choice in choices.items() if choice is not None}

@@ -43,8 +43,7 @@ def plot(
     from rlx.render.terminal_figures import print_curves, print_slices
 
     for path in out or []:
-        if path.suffix not in figures.FORMATS:
-            raise ConfigError(f"--out {path}: expected an ending of {', '.join(figures.FORMATS)}")
+        figures.check_format(path)
     if out and terminal_only:
         raise ConfigError("--out writes a file and --terminal writes none: leave one out")
     drawn = plot_runs(runs_dir or runs_directory(), runs, kind=kind, metric=metric, by=by, x=x, statistic=statistic, every_seed=seeds,

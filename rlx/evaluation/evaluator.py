@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,25 +15,7 @@ from rlx.errors import EvaluationError, RlxError
 from rlx.evaluation.episodes import MAX_PARALLEL, Stopped, episode_seeds, never, run_episodes
 from rlx.rng import isolated_rng
 from rlx.stats.intervals import mean_interval, score_interval
-from rlx.types import Algorithm, Mode, PolicyOutput, Tree, VectorEnv
-
-
-class RandomPolicy:
-    """Acts as the action space samples, whatever it sees."""
-
-    device = torch.device("cpu")
-
-    def __init__(self, space: gymnasium.Space[Any], *, seed: int) -> None:
-        self._space = copy.deepcopy(space)  # whose generator is its own
-        self._space.seed(seed)
-        self._start = int(getattr(space, "start", 0))
-
-    def initial_carry(self, batch_size: int) -> Tree:
-        return ()
-
-    def act(self, obs: torch.Tensor, carry: Tree, is_first: torch.Tensor, *, mode: Mode) -> PolicyOutput:
-        sampled = np.stack([self._space.sample() for _ in range(len(obs))])
-        return PolicyOutput(torch.from_numpy(sampled - self._start if self._start else sampled), carry, {})
+from rlx.types import Algorithm, VectorEnv
 
 
 def summarize(episodes: list[Episode], *, game: bool = False) -> dict[str, float]:

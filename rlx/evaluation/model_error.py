@@ -1,6 +1,6 @@
-"""How well a learned model foresees: its error, whether its intervals hold what they promise, and whether its doubts are warranted.
+"""Measures of a learned model: its error k steps ahead, the coverage of its intervals, and whether disagreement predicts error.
 
-S starts, H steps ahead, D features, M samples of what may come.
+S starts, H steps ahead, D features, M samples of the observation.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-"""Nominal coverages that are looked at."""
+"""Nominal coverages of the calibration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelError:
-    """A model beside what came. Features that do not vary are left out."""
+    """A model's predictions compared with what was observed. Features that do not vary are left out."""
 
     features: list[int]  # [D] their places in an observation
     error: Array  # [H] root mean square over starts and features, in standard deviations of the observations
@@ -37,12 +37,12 @@ class ModelError:
 
     @property
     def spearman(self) -> float:
-        """Of disagreement and error over starts: 1 where the model doubts most what it knows least."""
+        """Rank correlation of disagreement and error over the starts: 1 where more disagreement always means more error."""
         return spearman(self.disagreement, self.error_by_start)
 
 
 def judge(true: Array, mean: Array, rank: Array, disagreement: Array, scale: Array) -> ModelError:
-    """Compare a model with what came.
+    """Compare predictions with observations.
 
     Args:
         true: [H + 1, S, D] observations, beginning with those at the starts.
@@ -81,24 +81,16 @@ def covered(rank: Array, level: float) -> NDArray[np.bool_]:
 
 
 def spearman(x: Array, y: Array) -> float:
-    """Spearman's (1904) rank correlation of x [n] and y [n]; NaN if a side is constant or not a number."""
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+    """Spearman's (1904) rank correlation of x [n] and y [n]; NaN if a side is constant or not finite."""
+    if not (np.isfinite(x).all() and np.isfinite(y).all()) or len(x) < 2 or np.ptp(x) == 0.0 or np.ptp(y) == 0.0:
         return math.nan
-    a, b = _ranks(x), _ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    norm = math.sqrt(float((a @ a) * (b @ b)))
-    return float(a @ b) / norm if norm > 0.0 else math.nan
+    from scipy.stats import spearmanr  # takes long to import
 
-
-def _ranks(x: Array) -> Array:
-    """Ranks from 0; equal values share the mean of theirs."""
-    _, inverse, counts = np.unique(x, return_inverse=True, return_counts=True)
-    last = counts.cumsum()
-    return np.asarray((last - 0.5 * (counts + 1))[inverse])
+    return float(spearmanr(x, y).statistic)
 
 
 def windows(episodes: Sequence[tuple[NDArray[Any], NDArray[Any]]], horizon: int, most: int) -> tuple[NDArray[Any], NDArray[Any]] | None:
-    """Stretches of H steps within episodes, from up to `most` starts that are spread evenly over them all.
+    """Windows of H steps within episodes, from up to `most` starts that are spread evenly over them all.
 
     Args:
         episodes: observations [L + 1, D] and actions [L, A] of each.

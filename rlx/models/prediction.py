@@ -1,38 +1,13 @@
-"""Where a learned model says that given actions lead: its mean, samples of what may come, and how much its members disagree."""
+"""An ensemble's predictions of observations under given actions: mean, samples, and the disagreement of its members."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from rlx.models.ensemble_rollouts import EnsembleModel
-from rlx.types import Algorithm
-
-
-class Prediction(NamedTuple):
-    """Observations 1 to H steps ahead."""
-
-    mean: Tensor  # [H, B, D] the mean of the members' means, followed without noise
-    samples: Tensor  # [H, K * P, B, D] every particle with its member and noise of its own
-    disagreement: Tensor  # [H, B] as planners are told it
-
-
-class PredictsObservations(Algorithm, Protocol):
-    """An algorithm that has learned where actions lead."""
-
-    @property
-    def num_members(self) -> int: ...
-
-    @property
-    def obs_scale(self) -> Tensor:
-        """[D] deviations of the observations that the model was fitted to; 0 of a constant feature, and of all before the first fit."""
-        ...
-
-    def predict_observations(self, obs: Tensor, action: Tensor, *, particles: int) -> Prediction:
-        """What the model says of actions [H, B, A] from obs [B, D], with so many samples of each member."""
-        ...
+from rlx.types import Prediction
 
 
 def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, particles: int) -> Prediction:

@@ -302,7 +302,7 @@ def draw_model_error(judged: ModelError, *, title: str) -> Figure:
         _draw_calibration(calibration, judged)
         doubts.scatter(judged.disagreement, judged.error_by_start, s=12, color=COLORS[0], alpha=0.45, linewidths=0, zorder=3)
         rho = judged.spearman
-        doubts.set_title(f"does it know what it does not know?\nSpearman {rho:.2f}" if math.isfinite(rho) else "disagreement and error")
+        doubts.set_title(f"does disagreement predict error?\nSpearman {rho:.2f}" if math.isfinite(rho) else "disagreement and error")
         doubts.set_xlabel("disagreement of the members")
         doubts.set_ylabel(f"error, RMS over {_steps(judged)}")
         if any(values.min() > 0.0 and values.max() / values.min() >= _LOG_FROM for values in (judged.disagreement, judged.error_by_start)):
@@ -330,21 +330,27 @@ def _draw_error(axes: Axes, judged: ModelError) -> None:
 
 
 def _draw_calibration(axes: Axes, judged: ModelError) -> None:
-    """One line for one step ahead, one for the farthest, one for all; below the diagonal the model is too sure."""
-    axes.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1.0, label="as promised")
+    """One line for one step ahead, one for the farthest, one for all; below the diagonal intervals are too narrow."""
+    axes.plot([0, 1], [0, 1], color="#777777", linestyle="--", linewidth=1.0, label="calibrated")
     observed = np.stack([judged.coverage(level).mean(axis=1) for level in LEVELS])  # [levels, H]
     farthest = observed.shape[1]
     axes.plot(LEVELS, observed.mean(axis=1), color=COLORS[0], marker="o", markersize=4, linewidth=1.8, label="all steps", zorder=3)
     if farthest > 1:
         axes.plot(LEVELS, observed[:, 0], color=COLORS[2], linewidth=1.2, label="1 step ahead")
         axes.plot(LEVELS, observed[:, -1], color=COLORS[1], linewidth=1.2, label=f"{farthest} steps ahead")
-    axes.set_title("calibration\nbelow the diagonal it is too sure of itself")
+    axes.set_title("calibration\nbelow the diagonal: intervals too narrow")
     axes.set_xlabel("share that the interval should hold")
     axes.set_ylabel("share that it held")
     axes.set_xlim(0.0, 1.0)
     axes.set_ylim(0.0, 1.0)
     axes.set_aspect("equal")
     axes.legend(loc="best", fontsize=9)
+
+
+def check_format(path: Path | None) -> None:
+    """Raise a ConfigError unless a figure can be written in the format that a path's ending means."""
+    if path is not None and path.suffix not in FORMATS:
+        raise ConfigError(f"--out {path}: expected an ending of {', '.join(FORMATS)}")
 
 
 def save(figure: Figure, path: Path, *, inside: bool = False) -> None:
@@ -357,8 +363,7 @@ def save(figure: Figure, path: Path, *, inside: bool = False) -> None:
         ConfigError: for another ending.
         StorageError: if it cannot be written.
     """
-    if path.suffix not in FORMATS:
-        raise ConfigError(f"--out {path}: expected an ending of {', '.join(FORMATS)}")
+    check_format(path)
     metadata = {".png": {"Software": "rlx"}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
     try:
         if inside:

@@ -127,10 +127,6 @@ class AlgoConfig:
     """Whether it is for two-player games."""
     plays_others: ClassVar[bool] = True
     """Whether it is for environments that are no two-player games."""
-    plans_with_model: ClassVar[bool] = False
-    """Whether it plans continuous actions with a model, instead of improving a policy."""
-    imagines: ClassVar[bool] = False
-    """Whether its policy reads what a model imagines, and can be asked to read something else."""
     used_in_games: ClassVar[tuple[str, ...]] = ()
     """Settings that have no effect unless the environment is a two-player game."""
     used_elsewhere: ClassVar[tuple[str, ...]] = ()

@@ -30,7 +30,6 @@ class Decide(Enum):
 @dataclass(kw_only=True)
 class I2AConfig(AlgoConfig):
     suits: ClassVar[str] = "grid worlds"
-    imagines: ClassVar[bool] = True
 
     name: str = "i2a"
     learning_rate: float = 1e-3

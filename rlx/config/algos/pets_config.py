@@ -41,7 +41,6 @@ class TrustRule(Enum):
 @dataclass(kw_only=True)
 class PETSConfig(AlgoConfig):
     suits: ClassVar[str] = "continuous actions"
-    plans_with_model: ClassVar[bool] = True
 
     name: str = "pets"
     learning_rate: float = 1e-3
