@@ -157,6 +157,15 @@ def test_output_that_cannot_be_written_stops_no_training_and_ends_a_listing_in_a
     assert (listed.returncode, listed.stderr) == (6, "rlx: the output cannot be written (No space left on device)\n")
 
 
+@pytest.mark.parametrize("command", ["ls", "config --json"])  # written by rich, and by typer
+def test_output_that_nobody_reads_to_its_end_ends_a_command_as_sigpipe_does(command: str, tmp_path: Path) -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    ended = rlx(*command.split(), cwd=tmp_path, stdout=write_end)
+    os.close(write_end)
+    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
+
+
 def test_what_a_terminal_cannot_show_is_replaced(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))

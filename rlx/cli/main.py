@@ -31,6 +31,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+_CLOSED_PIPE = 128 + signal.SIGPIPE
+"""The exit code of a command whose output is not read to its end, as a shell shows it of any program."""
+
 app.command("train", cls=Verb)(train.train)
 app.command("resume", cls=Verb)(train.resume)
 app.command("sweep", cls=Verb)(sweep.sweep)
@@ -83,8 +86,7 @@ def main() -> None:
     except SystemExit as ended:
         if _is_foreign(ended):
             _end(f"code that rlx called ended the program, at {user_line(ended) or 'a place that is not known'}", EnvError.exit_code)
-        code = 128 + signal.SIGPIPE if isinstance(ended.__context__, BrokenPipeError) else ended.code
-        sys.exit(_flush(code, trains=trains))
+        sys.exit(_flush(_CLOSED_PIPE if _is_broken_pipe(ended) else ended.code, trains=trains))
     except RlxError as error:
         _flush(0, trains=trains)
         _end(" ".join([str(error), *(f"({note})" for note in getattr(error, "__notes__", []))]), error.exit_code)
@@ -92,10 +94,10 @@ def main() -> None:
         _end("interrupted", 130)
     except MemoryError as error:
         _end(f"memory ran out: {error or 'there is none left'}", OutOfMemoryError.exit_code)
-    except BrokenPipeError:
-        _flush(0, trains=trains)
-        sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
+        if _is_broken_pipe(error):
+            _flush(0, trains=trains)
+            sys.exit(_CLOSED_PIPE)
         if error.filename is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF) and not trains:
             _end(f"the output cannot be written ({error.strerror})", StorageError.exit_code)  # files are written under their names
         _flush(0, trains=trains)
@@ -131,6 +133,15 @@ def _is_foreign(ended: SystemExit) -> bool:
     return module.partition(".")[0] not in ("typer", "click", "rich", "rlx", "__main__")
 
 
+def _is_broken_pipe(error: BaseException | None) -> bool:
+    """Whether an exception came of output that nobody reads any more, as in `rlx ls | head`; rich and typer raise SystemExit(1) then."""
+    while error is not None:
+        if isinstance(error, BrokenPipeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def _keep_trace(error: BaseException) -> str:
     """Where the traceback of an error is: in the run's log, if it was of a run, or in a file of its own."""
     if os.environ.get("RLX_DEBUG"):
@@ -158,7 +169,7 @@ def _flush(code: Any, *, trains: bool) -> Any:
         if trains:
             return code
         if isinstance(error, BrokenPipeError):
-            return 128 + signal.SIGPIPE
+            return _CLOSED_PIPE
         _end(f"the output cannot be written ({getattr(error, 'strerror', None) or error})", StorageError.exit_code)
     return code
 
