@@ -258,6 +258,26 @@ def open_to_append(path: Path, *, root: Path | None = None, readable: bool = Fal
     return os.fdopen(descriptor, "a+b" if readable else "ab")
 
 
+def append_line(path: Path, line: bytes, *, durable: bool = False) -> None:
+    """Append a line to a file of lines; it gets a line of its own if a power cut left half a line before it.
+
+    Args:
+        path: the file, made if it is missing.
+        line: with its newline.
+        durable: return only when it is on the disk.
+
+    Raises as `open_to_append`.
+    """
+    with open_to_append(path, readable=True) as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - 1))
+        torn = size > 0 and file.read(1) != b"\n"
+        file.write(b"\n" + line if torn else line)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
 def make_directory(path: Path) -> None:
     """Make a directory in one that is there; nothing is done if it exists.
 

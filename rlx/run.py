@@ -20,7 +20,9 @@ from rlx.signals import SignalHandler
 from rlx.store.layout import LOG
 from rlx.store.provenance import save_uncommitted
 from rlx.store.record import Record
-from rlx.store.runs import RunDir, now, wandb_config, wandb_group, wandb_tags
+from rlx.store.runs import RunDir
+from rlx.store.times import now
+from rlx.store.wandb_settings import wandb_config, wandb_group, wandb_notes, wandb_tags
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
 from rlx.track.wandb import make_mirror
@@ -122,6 +124,7 @@ def _train(
             project=config.log.wandb_project,
             config=wandb_config(config, meta),
             tags=wandb_tags(config, meta),
+            notes=wandb_notes(meta),
             group=wandb_group(config, meta, run.name),
             segment=segment,
             note=console.note,

@@ -13,6 +13,7 @@ from rlx.config.compose import apply_overrides, leaf_keys, runs_directory
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable, is_resumable
 from rlx.errors import ConfigError
+from rlx.store.labels import NO_LABELS, Labels
 from rlx.store.layout import is_unborn
 from rlx.store.runs import RunDir, new_meta
 
@@ -56,9 +57,9 @@ def check_new(composed: Composed, name: str, *, may_exist: bool = False) -> list
     return notes
 
 
-def create(composed: Composed, name: str) -> Start:
+def create(composed: Composed, name: str, labels: Labels = NO_LABELS) -> Start:
     """Make the directory of a new run, after `check_new`."""
-    run = RunDir.create(runs_directory(), name, composed.config, new_meta(composed))
+    run = RunDir.create(runs_directory(), name, composed.config, new_meta(composed, labels))
     return Start(run=run, config=composed.config)
 
 
@@ -82,8 +83,10 @@ def to_resume(reference: str, arguments: list[str], *, trust: bool) -> Start:
     return start
 
 
-def to_auto_resume(composed: Composed, name: str, *, trust: bool) -> Start | None:
+def to_auto_resume(composed: Composed, name: str, *, trust: bool, labels: Labels = NO_LABELS) -> Start | None:
     """How to continue the run of this name under the settings composed; None if there is no such run yet.
+
+    Notes and tags that are given replace those of the run.
 
     Raises:
         ConfigError: if the run of this name was started with other settings than those that a resume may change.
@@ -103,6 +106,9 @@ def to_auto_resume(composed: Composed, name: str, *, trust: bool) -> Start | Non
     start = Start(run=run, config=composed.config, overrides=overrides, is_finished=not changed and run.status == "finished")
     if not start.is_finished:
         check_login(composed.config)
+    if labels:
+        with run.lock():
+            run.set_labels(labels)
     return start
 
 

@@ -24,7 +24,8 @@ from rlx.config.compose import Composer
 from rlx.config.schema import EnvConfig, RunConfig
 from rlx.errors import ConfigError, RlxError, SyncError
 from rlx.store.record import Record
-from rlx.store.runs import RunDir, wandb_group
+from rlx.store.runs import RunDir
+from rlx.store.wandb_settings import wandb_group
 from rlx.track import wandb as mirror_module
 from rlx.track.logger import Mirror, NullMirror
 from rlx.track.wandb import WandbMirror, make_mirror

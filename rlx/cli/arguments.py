@@ -14,6 +14,7 @@ from rlx.errors import ConfigError
 _VERBS = {
     "run": "train", "start": "train", "fit": "train", "learn": "train", "launch": "train", "continue": "resume", "restart": "resume",
     "evaluate": "eval", "test": "eval", "score": "eval", "enjoy": "watch", "render": "watch", "view": "watch", "visualize": "watch",
+    "delete": "rm", "remove": "rm", "del": "rm",
     "list": "ls", "runs": "ls", "status": "ls", "ps": "ls", "info": "show", "describe": "show", "inspect": "show", "cat": "show",
     "tune": "sweep", "optimize": "sweep", "optuna": "sweep", "multirun": "sweep", "hpo": "sweep", "grid": "sweep", "search": "sweep",
     "figure": "plot", "curve": "plot", "upload": "sync", "wandb": "sync", "tournament": "arena", "match": "arena", "check": "doctor",

@@ -31,6 +31,7 @@ def ls(
     status: Annotated[
         str | None, typer.Option(help="Only runs that are running, finished, stopped, failed, killed, paused or new.")
     ] = None,
+    tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
     sort: Annotated[str, typer.Option(help="started, name, return, eval, best or steps.")] = "started",
 ) -> None:
     """List the runs, the one started last at the top, and the sweeps; or the runs of a sweep.
@@ -61,7 +62,7 @@ def ls(
         _list_sweep(root, sweep, as_json=as_json)
         return
     everything = run_rows(root)
-    rows = select(everything, algo=algo, env=env, status=status)
+    rows = select(everything, algo=algo, env=env, status=status, tag=tag)
     if (value := SORTS[sort]) is not None:
         rows.sort(key=value)
     if as_json:
@@ -124,7 +125,7 @@ def show(
     console = terminal()
     print_run(console, details, opened.metrics())
     print_title(console, "Files")
-    for name in ("config.yaml", "meta.json", "metrics.jsonl", "checkpoints", "videos", "plots", "wandb"):
+    for name in ("config.yaml", "meta.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "videos", "plots", "wandb"):
         if os.path.lexists(opened.path / name):
             console.print(f"  {opened.path / name}", soft_wrap=True)
     print_title(console, "Next")

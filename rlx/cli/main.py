@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 
 from rlx import __version__
-from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, model, play, plot, sweep, sync, train, watch
+from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, model, play, plot, rm, sweep, sync, train, watch
 from rlx.cli.arguments import Verb, Verbs
 from rlx.cli.options import echo
 from rlx.errors import EnvError, OutOfMemoryError, RlxError, StorageError, user_line
@@ -47,6 +47,7 @@ app.command("algos", cls=Verb)(catalogue.algos)
 app.command("envs", cls=Verb)(catalogue.envs)
 app.command("ls", cls=Verb)(listing.ls)
 app.command("show", cls=Verb)(listing.show)
+app.command("rm", cls=Verb)(rm.rm)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("plot", cls=Verb)(plot.plot)
 app.command("export", cls=Verb)(export.export)

@@ -13,6 +13,11 @@ from rlx.text import printable
 
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that a run or sweep of somebody else names; your own need no word.")]
 
+Notes = Annotated[str | None, typer.Option("--notes", help="A text that is kept with the run, and in W&B.")]
+Tags = Annotated[
+    list[str] | None, typer.Option("--tags", metavar="A,B", help="Labels that are kept with the run, for `rlx ls --tag A` and W&B.")
+]
+
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print lines; control characters in them are escaped, because names and files may come from anybody."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli.complete import complete_overrides, complete_sweeps
-from rlx.cli.options import Trust
+from rlx.cli.options import Notes, Tags, Trust
 
 if TYPE_CHECKING:
     from rlx.sweep.prepare import Prepared
@@ -53,6 +53,8 @@ def sweep(
     resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with, or latest; more --seeds or --trials extend it.",
                                                autocompletion=complete_sweeps, rich_help_panel=_AGAIN)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try the failed runs again.", rich_help_panel=_AGAIN)] = False,
+    notes: Notes = None,
+    tags: Tags = None,
     trust: Trust = False,
 ) -> None:  # fmt: skip
     """Train many runs: every combination of the values given, each with several seeds, or settings that a search proposes.
@@ -74,6 +76,7 @@ def sweep(
     from rlx.errors import ConfigError, SweepError
     from rlx.render.numbers import count
     from rlx.render.sweep_view import make_watcher, print_end
+    from rlx.store.labels import Labels
     from rlx.sweep.launch import check_executor, run_sweep, to_resume, to_start
 
     check_choice("--executor", executor, _EXECUTORS)
@@ -90,7 +93,7 @@ def sweep(
         from rlx.sweep.executors.local import warm_up
 
         warm_up()
-    root = runs_directory()
+    root, labels = runs_directory(), Labels.given(notes, tags)
     if resume is not None:
         fixed = {"--name": name, "--config-dir": config_dir, "--objective": objective, "--minimize": minimize, "--aggregate": aggregate,
                  "--sampler": sampler, "--pruner": pruner, "--rungs": rungs, "--space": space, "--storage": storage}  # fmt: skip
@@ -108,7 +111,7 @@ def sweep(
         _print_points(launch.prepared)
         return
     options = {"jobs": jobs, "address": address, "slurm": slurm or []}
-    ended = run_sweep(launch, executor=executor, options=options, retries=retries, stall_s=stall_timeout, retry_failed=retry_failed,
+    ended = run_sweep(launch, labels=labels, executor=executor, options=options, retries=retries, stall_s=stall_timeout, retry_failed=retry_failed,
                       make_watcher=make_watcher)  # fmt: skip
     print_end(root, ended.drive)
     if ended.stopped_by is not None:

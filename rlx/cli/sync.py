@@ -58,7 +58,7 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
 
     from rlx.config.compose import load_config
     from rlx.store.record import read_record
-    from rlx.store.runs import wandb_config, wandb_group, wandb_tags
+    from rlx.store.wandb_settings import wandb_config, wandb_group, wandb_notes, wandb_tags
     from rlx.track.wandb import upload
 
     config = load_config(run.path / "config.yaml")  # only read: an env that names a module needs no trust here
@@ -76,6 +76,7 @@ def _upload(run: RunDir, project: str | None, *, offline: bool) -> None:
         project=project or config.log.wandb_project,
         config=wandb_config(config, meta),
         tags=wandb_tags(config, meta),
+        notes=wandb_notes(meta),
         offline=offline,
     )
     head = f"{sweep}/{run.name}: {len(lines)} lines" if sweep else f"{len(lines)} lines"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rlx.cli.complete import complete_overrides, complete_runs
-from rlx.cli.options import Trust, echo
+from rlx.cli.options import Notes, Tags, Trust, echo
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
@@ -25,6 +25,8 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, check and print the configuration; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on where the run of this name is, if there is one.")] = False,
+    notes: Notes = None,
+    tags: Tags = None,
     trust: Trust = False,
     multirun: Annotated[bool, typer.Option("--multirun", "-m", help="The same as `rlx sweep`, with its options.")] = False,
 ) -> None:
@@ -43,22 +45,23 @@ def train(
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
     from rlx import start
+    from rlx.store.labels import Labels
     from rlx.track.console import say
 
-    composed = start.compose(overrides or [], config_dir)
+    composed, labels = start.compose(overrides or [], config_dir), Labels.given(notes, tags)
     run_name = start.default_name(composed, timed=not auto_resume) if name is None else name
-    if auto_resume and not dry_run and (again := start.to_auto_resume(composed, run_name, trust=trust)) is not None:
+    if auto_resume and not dry_run and (again := start.to_auto_resume(composed, run_name, trust=trust, labels=labels)) is not None:
         if again.is_finished:
             say(f"{again.run.path} is finished; the same command with a larger loop.total_env_steps trains on")
         else:
             _say_resuming(again)
             _train(again)
         return
-    notes = start.check_new(composed, run_name, may_exist=auto_resume)
+    warnings = start.check_new(composed, run_name, may_exist=auto_resume)
     if dry_run:
-        _print_plan(composed, notes)
+        _print_plan(composed, warnings)
         return
-    begun = start.create(composed, run_name)
+    begun = start.create(composed, run_name, labels)
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
     say(f"{begun.run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
     _train(begun)

@@ -23,6 +23,7 @@ from rlx.evaluation.evaluator import optimal_moves, summarize
 from rlx.evaluation.loading import choose_checkpoint, load_policy
 from rlx.rng import seed_everything
 from rlx.stats.intervals import share_interval
+from rlx.store.evaluations import keep_evaluation
 from rlx.store.runs import RunDir
 from rlx.types import Mode, VectorEnv
 
@@ -188,7 +189,7 @@ def evaluate_settings(
 ) -> Iterator[EvaluationResult]:
     """Evaluate a run in its environment, and in variants of it: frozen normalisers, fixed episodes, common random numbers.
 
-    Everything is checked before the first episode.
+    Everything is checked before the first episode. Results are kept in the run's evaluations.jsonl.
 
     Args:
         run: which.
@@ -227,10 +228,14 @@ def evaluate_settings(
         parse_opponent(opponent, "--opponent")(GameEnvFactory(config.env.id, config.env.kwargs).game, 0)
         config.env.opponent = opponent
     chosen = choose_checkpoint(run, checkpoint, warn=warn)
+    searched = {} if simulations is None else {"simulations": simulations}
     variants = [replace(config, env=changed_env(config.env, changes)) for changes in settings]
     for changes, variant in zip(settings, variants, strict=True):
-        yield _evaluate(run, config, variant, chosen, changes, episodes=episodes, stochastic=stochastic, seed=seed, ablation=ablation,
-                        videos=videos, should_stop=should_stop, progress=progress)  # fmt: skip
+        result = _evaluate(run, config, variant, chosen, changes, episodes=episodes, stochastic=stochastic, seed=seed, ablation=ablation,
+                           videos=videos, should_stop=should_stop, progress=progress)  # fmt: skip
+        if problem := keep_evaluation(run.path, {**result.as_dict(), "seed": seed} | searched):
+            warn(problem)
+        yield result
 
 
 def _evaluate(

@@ -13,18 +13,21 @@ from rlx.render.braille import plot
 from rlx.render.numbers import number
 from rlx.render.tables import make_table
 from rlx.store.details import CheckpointRow, RunDetails
-from rlx.store.rows import RunRow, parse_time
+from rlx.store.rows import RunRow
 from rlx.store.runs import segments_of
+from rlx.store.times import parse_time
 from rlx.text import printable
 from rlx.track.console import duration
 
+_MOST_EVALUATIONS = 10
 _STATUS_STYLE = {"running": "green", "stopped": "yellow", "killed": "red", "failed": "red"}
 
 
 def print_rows(console: Console, rows: Sequence[RunRow]) -> None:
     """Print a table of runs, and below it what cannot be read of them."""
-    narrow = console.width < 100
-    table = make_table("run", "algo", "env", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
+    narrow, tagged = console.width < 100, any(row.tags for row in rows)
+    columns = ("run", "algo", "env", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
+    table = make_table(*columns, *(["tags"] if tagged else []))
     table.padding = (0, 1 if narrow else 2, 0, 0)
     for column in table.columns[3:]:
         column.no_wrap = True
@@ -36,6 +39,7 @@ def print_rows(console: Console, rows: Sequence[RunRow]) -> None:
             _done(row, narrow=narrow),
             *("–" if v is None else number(v) for v in values),
             _age(row.age_s),
+            *([printable(", ".join(row.tags))] if tagged else []),
         )
     console.print(table)
     for row in rows:
@@ -56,6 +60,7 @@ def print_run(console: Console, details: RunDetails, lines: list[dict[str, Any]]
     _print_metrics(console, details.metrics)
     _print_differences(console, details.differences)
     _print_checkpoints(console, details.checkpoints)
+    _print_evaluations(console, details.evaluations)
     _print_segments(console, segments_of(details.meta))
 
 
@@ -72,6 +77,10 @@ def _print_head(console: Console, details: RunDetails) -> None:
     done, total = details.env_steps, details.total_env_steps
     steps = "no line of metrics yet" if done is None else f"{done:,} of {_count(total)} env steps"
     console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))
+    if details.tags:
+        console.print(printable(f"tags: {', '.join(details.tags)}"), soft_wrap=True, markup=False)
+    if details.notes:
+        console.print(printable(details.notes, keep="\n"), soft_wrap=True, markup=False)
     for problem in details.problems:
         console.print(Text(problem, style="red"), soft_wrap=True)
 
@@ -126,6 +135,35 @@ def _print_checkpoints(console: Console, rows: list[CheckpointRow]) -> None:
         score = "–" if row.score is None else number(row.score)
         table.add_row(f"  {steps}", score, f"{number(row.bytes)}B", "" if row.damage else resumes, note)
     console.print(table)
+
+
+_NO_CHANGES = ("at", "run", "env_steps", "eval_env_steps", "episodes", "mode", "videos", "opponent", "wins", "draws", "losses",
+               "model_calls_mean", "model_calls_per_solved", "optimal_moves", "length_mean", "score", "score_ci", "solve_rate",
+               "solve_rate_ci", "return_mean", "return_std", "return_ci", "return_min", "return_max")  # fmt: skip
+
+
+def _print_evaluations(console: Console, results: list[dict[str, Any]]) -> None:
+    """Print what `rlx eval` measured, newest first."""
+    if not results:
+        return
+    print_title(console, "Evaluations")
+    table = make_table("  at", "env steps", "episodes", "return", "±", "solved", "with")
+    for result in reversed(results[-_MOST_EVALUATIONS:]):
+        at, solved = parse_time(result["at"]), result.get("solve_rate")
+        changes = {key: value for key, value in result.items() if key not in _NO_CHANGES and not (key == "seed" and value == 0)}
+        shown = [*([str(result["mode"])] if result.get("mode") == "stochastic" else []), *(f"{k}={v}" for k, v in changes.items())]
+        table.add_row(
+            f"  {at.astimezone():%Y-%m-%d %H:%M}" if at else "  ?",
+            f"{result['env_steps']:,}",
+            f"{result['episodes']:,}",
+            number(result["return_mean"]),
+            number(result["return_std"]),
+            f"{100 * solved:.1f} %" if isinstance(solved, int | float) else "",
+            printable(" ".join(shown)),
+        )
+    console.print(table)
+    if len(results) > _MOST_EVALUATIONS:
+        console.print(f"  and {len(results) - _MOST_EVALUATIONS} earlier ones: rlx show --json", style="dim")
 
 
 def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:

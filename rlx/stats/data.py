@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,9 +14,10 @@ from numpy.typing import NDArray
 from rlx.config.compose import leaf_keys, load_config
 from rlx.config.overrides import did_you_mean
 from rlx.errors import ConfigError
-from rlx.store.layout import is_run, is_sweep
+from rlx.store.layout import is_sweep
 from rlx.store.layout import members as run_directories
-from rlx.store.runs import RunDir, list_runs
+from rlx.store.references import find_directories
+from rlx.store.runs import RunDir
 from rlx.store.sweeps import SweepDir
 
 Series = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -84,7 +83,7 @@ def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
     paths: dict[Path, tuple[Path, str]] = {}
     members: set[Path] = set()
     for reference in references:
-        for path in _find(root, reference):
+        for path in find_directories(root, reference):
             if is_sweep(path):
                 for run in run_directories(path):
                     paths.setdefault(run.resolve(), (run, f"{path.name}/{run.name}"))
@@ -105,24 +104,6 @@ def load(root: Path, references: list[str]) -> tuple[list[RunData], list[str]]:
     if unreadable and not found:
         raise ConfigError(unreadable[0])
     return found, unreadable
-
-
-def _find(root: Path, reference: str) -> list[Path]:
-    if reference == "latest":
-        return [RunDir.open(root, "latest").path]
-    if any(c in reference for c in "*?["):
-        base, _, pattern = reference.rpartition("/")
-        there = [p for p in (root / base).glob("*") if is_run(p) or is_sweep(p)]
-        found = sorted(p for p in there if fnmatch.fnmatch(p.name, pattern))
-        if not found:
-            raise ConfigError(f"{reference}: no run or sweep in {root / base} matches; `rlx ls` lists them")
-        return found
-    for path in (root / reference, Path(reference)):
-        if is_sweep(path) or is_run(path):
-            return [path]
-    names = [run.name for run in list_runs(root)] + ([p.name for p in root.iterdir() if is_sweep(p)] if root.is_dir() else [])
-    near = difflib.get_close_matches(reference, names, n=1)
-    raise ConfigError(f"{reference}: no such run or sweep in {root}; {f'did you mean {near[0]}?' if near else '`rlx ls` lists them'}")
 
 
 def _read(path: Path, name: str) -> RunData:

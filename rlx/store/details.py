@@ -13,6 +13,7 @@ from rlx.config.compose import leaf_keys, load_config
 from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError
 from rlx.files import is_directory, is_temporary
+from rlx.store.evaluations import read_evaluations
 from rlx.store.rows import RunRow, read_row
 from rlx.store.runs import RunDir
 
@@ -53,6 +54,9 @@ class RunDetails(RunRow):
     """Newest first."""
     metrics: dict[str, Any]
     """The newest value of every metric."""
+    notes: str
+    evaluations: list[dict[str, Any]]
+    """What `rlx eval` measured, oldest first."""
 
 
 def run_details(run: RunDir) -> RunDetails:
@@ -67,6 +71,11 @@ def run_details(run: RunDir) -> RunDetails:
         problems += [f"config.yaml is not what was started: {', '.join(changes)}" for changes in [run.changes()] if changes]
     except ValueError as error:  # a ConfigError, or text that is none
         problems, resumable = [*problems, str(error)], False
+    evaluations = read_evaluations(run.path)
+    if evaluations.num_skipped:
+        problems.append(f"{evaluations.num_skipped} lines of evaluations.jsonl cannot be read and are left out")
+    if evaluations.problem:
+        problems.append(evaluations.problem)
     return RunDetails(
         **{**vars(row), "problem": "; ".join(problems) or None},
         path=str(run.path),
@@ -76,6 +85,8 @@ def run_details(run: RunDir) -> RunDetails:
         differences=differences,
         checkpoints=checkpoint_rows(run.checkpoints),
         metrics=_last_values(run.metrics()),
+        notes=run.labels.notes,
+        evaluations=evaluations.good,
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rlx.errors import StorageError
-from rlx.files import UnreadableError, open_to_append, parse_json, read_file
+from rlx.files import UnreadableError, append_line, parse_json, read_file
 from rlx.store.layout import MEMBER, POINT
 from rlx.store.sweep_spec import Point, count, read_point
 
@@ -87,15 +87,6 @@ def append_event(path: Path, event: dict[str, Any]) -> None:
     except OSError as error:
         why = error.reason if isinstance(error, UnreadableError) else f"cannot be written ({error.strerror})"
         raise StorageError(f"{path} {why}; put it aside, or free some space, then resume") from error
-
-
-def append_line(path: Path, line: bytes) -> None:
-    """Append a line to a file of lines, on a line of its own if a power cut left half a line. Raises an OSError."""
-    with open_to_append(path, readable=True) as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 1))
-        torn = size > 0 and file.read(1) != b"\n"
-        file.write(b"\n" + line if torn else line)
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

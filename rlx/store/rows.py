@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rlx.files import UnreadableError, parse_json, read_file
+from rlx.store.labels import Labels
 from rlx.store.layout import is_run
 from rlx.store.record import read_record
 from rlx.store.runs import RunDir, last_start, segments_of, status_of
+from rlx.store.times import parse_time
 
 _TOTAL = re.compile(r"^loop:(?:\n[ #].*)*?\n +total_env_steps: *(\d{1,18})\b", re.MULTILINE)
 _NUMBER = rb"(-?\d{1,25}(?:\.\d{1,25})?(?:[eE][-+]?\d{1,2})?)(?=[,}\s])"
@@ -47,6 +49,7 @@ class RunRow:
     best_eval: float | None = None
     age_s: float | None = None
     """Seconds since the run ended or, if that is not known, last wrote a metric or started."""
+    tags: tuple[str, ...] = ()
     problem: str | None = None
     """What of the run cannot be read."""
 
@@ -72,12 +75,17 @@ def run_rows(root: Path) -> list[RunRow]:
     return [_row_or_reason(run, meta) for run, meta in found]
 
 
-def select(rows: list[RunRow], *, algo: str | None = None, env: str | None = None, status: str | None = None) -> list[RunRow]:
-    """The rows of an algorithm, of environments with `env` in their name, of a status; None stands for all."""
+def select(
+    rows: list[RunRow], *, algo: str | None = None, env: str | None = None, status: str | None = None, tag: str | None = None
+) -> list[RunRow]:
+    """The rows of an algorithm, of environments with `env` in their name, of a status, with a tag; None stands for all."""
     return [
         row
         for row in rows
-        if (algo is None or row.algo == algo.lower()) and (env is None or env.lower() in row.env.lower()) and status in (None, row.status)
+        if (algo is None or row.algo == algo.lower())
+        and (env is None or env.lower() in row.env.lower())
+        and (status is None or row.status == status)
+        and (tag is None or tag in row.tags)
     ]
 
 
@@ -103,7 +111,7 @@ def read_row(run: RunDir, meta: dict[str, Any] | None = None) -> RunRow:
         problems.append("config.yaml is damaged" if (run.path / "config.yaml").is_file() else "config.yaml is missing")
     algo, env = str(meta.get("algo") or "?")[:40], str(meta.get("env") or meta.get("env_id") or "?")[:60]
     status = status_of(meta, is_locked=run.is_locked()) if meta else "?"
-    row = RunRow(run=run.name, algo=algo, env=env, status=status, total_env_steps=total, age_s=_age_s(run, meta))
+    row = RunRow(run=run.name, algo=algo, env=env, status=status, total_env_steps=total, age_s=_age_s(run, meta), tags=Labels.of(meta).tags)
     problems += _read_metrics(run, row)
     row.problem = "; ".join(problems) + f": see rlx show {run.name}" if problems else None
     return row
@@ -142,16 +150,6 @@ def total_env_steps(directory: Path) -> int | None:
     except (UnreadableError, UnicodeDecodeError):
         return None
     return int(total[1]) if total else None
-
-
-def parse_time(value: Any) -> datetime | None:
-    """A time that was written as ISO 8601, in UTC if it names no zone; None for anything else."""
-    try:
-        at = datetime.fromisoformat(value)
-    except (TypeError, ValueError):
-        return None
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return at if 1 < at.year < 9999 else None  # beyond, other time zones have no time for it
 
 
 def _age_s(run: RunDir, meta: dict[str, Any]) -> float | None:

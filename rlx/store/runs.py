@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
 import json
@@ -13,7 +12,6 @@ import secrets
 import socket
 import time
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -30,10 +28,12 @@ from rlx.files import (
     read_json,
     replace_durably,
 )
+from rlx.store.labels import NO_LABELS, Labels
 from rlx.store.layout import is_run, is_sweep, is_unborn
 from rlx.store.lock import is_locked, locked
 from rlx.store.provenance import commit
 from rlx.store.record import read_metrics
+from rlx.store.times import now
 from rlx.store.trust import is_signed, origins, refuse_module, sign
 
 _VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
@@ -254,6 +254,15 @@ class RunDir:
         replace_durably(self.path / "meta.json", _as_json(meta))
 
     @property
+    def labels(self) -> Labels:
+        """The notes and tags of the run."""
+        return Labels.of(self.meta())
+
+    def set_labels(self, labels: Labels) -> None:
+        """Replace notes and tags, each where `labels` has some; the run is locked by the caller."""
+        self.write_meta(self.meta() | labels.as_meta())
+
+    @property
     def segments(self) -> list[dict[str, Any]]:
         """What is known of each time the run was started or resumed."""
         return segments_of(self.meta())
@@ -335,33 +344,10 @@ def _as_json(content: dict[str, Any]) -> bytes:
     return json.dumps(content, indent=1).encode()
 
 
-def new_meta(composed: Composed) -> dict[str, Any]:
-    """What meta.json says of a run from the start."""
-    return {**composed.choices, "algo": composed.config.algo.name, "env_id": composed.config.env.id,
+def new_meta(composed: Composed, labels: Labels = NO_LABELS) -> dict[str, Any]:
+    """What meta.json has from the start."""
+    return {**composed.choices, **labels.as_meta(), "algo": composed.config.algo.name, "env_id": composed.config.env.id,
             "seed": composed.config.seed, "commit": commit(), "wandb_id": secrets.token_hex(4)}  # fmt: skip
-
-
-def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:
-    """What a run's copies in W&B are found by."""
-    return [config.algo.name, config.env.id, *([f"sweep:{meta['sweep']}"] if meta.get("sweep") else [])]
-
-
-def wandb_config(config: RunConfig, meta: dict[str, Any]) -> dict[str, Any]:
-    """What a run's copies in W&B say that it is configured with: its recipe and the commit of its code beside the settings."""
-    return {**dataclasses.asdict(config), **{key: meta[key] for key in ("recipe", "commit") if meta.get(key)}}
-
-
-def wandb_group(config: RunConfig, meta: dict[str, Any], name: str) -> str:
-    """What W&B shows the seeds of one setting together under: SWEEP/000, or the run's name without its seed."""
-    if meta.get("sweep"):
-        return f"{meta['sweep']}/{meta.get('point') or name.rpartition('-s')[0]}"
-    named = re.sub(rf"-s{config.seed}$", "", name)
-    if named != name:
-        return named
-    setting = dataclasses.asdict(config)
-    del setting["seed"], setting["log"], setting["runtime"]
-    digest = hashlib.sha256(json.dumps(setting, sort_keys=True, default=str).encode()).hexdigest()[:6]
-    return f"{config.algo.name}-{re.sub(r'[^A-Za-z0-9._+-]', '-', str(meta.get('env') or config.env.id))}-{digest}"
 
 
 def list_runs(root: Path) -> list[RunDir]:
@@ -370,10 +356,6 @@ def list_runs(root: Path) -> list[RunDir]:
         return []
     runs = [RunDir(p) for p in root.iterdir() if not p.name.startswith(".") and os.path.lexists(p / "meta.json")]
     return sorted(runs, key=lambda run: (str(run.meta().get("created", "")), run.name))
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def versions() -> dict[str, str]:

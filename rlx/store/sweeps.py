@@ -16,11 +16,13 @@ from rlx.config.overrides import is_resumable
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, is_directory, read_json, replace_durably
+from rlx.store.labels import NO_LABELS, Labels
 from rlx.store.layout import LEDGER, MEMBER, SPEC, is_sweep, is_unborn, members
 from rlx.store.ledger import History, append_event, read_events, read_history
 from rlx.store.lock import is_locked, locked
-from rlx.store.runs import RunDir, new_meta, now
+from rlx.store.runs import RunDir, new_meta
 from rlx.store.sweep_spec import FORMAT, Point, Search, Spec, as_texts, read_points, read_spec, write_spec
+from rlx.store.times import now
 from rlx.store.trust import is_signed, origins, sign, why_unsigned
 
 
@@ -37,22 +39,49 @@ class SweepDir:
         return self.path.name
 
     @classmethod
-    def create(cls, root: Path, name: str, spec: Spec, points: dict[str, Point], modules: dict[str, str | None] | None = None) -> SweepDir:
+    def create(
+        cls,
+        root: Path,
+        name: str,
+        spec: Spec,
+        points: dict[str, Point],
+        modules: dict[str, str | None] | None = None,
+        labels: Labels = NO_LABELS,
+    ) -> SweepDir:
         """Make the directory of a new sweep.
 
         Raises:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if it cannot be written.
         """
-        content = {"format": FORMAT, "name": name, "created": now(), "id": secrets.token_hex(16), "modules": modules or {}}
+        content = {
+            "format": FORMAT,
+            "name": name,
+            "created": now(),
+            "id": secrets.token_hex(16),
+            "modules": modules or {},
+            **labels.as_meta(),
+        }
         sweep = cls(RunDir.make(root, name, {SPEC: write_spec(content, spec, points, signed=True)}))
         sweep.is_trusted = True
         return sweep
 
-    def write(self, spec: Spec, points: dict[str, Point]) -> None:
+    def write(self, spec: Spec, points: dict[str, Point], labels: Labels = NO_LABELS) -> None:
         """Replace sweep.json; a sweep that was not the user's own does not become that."""
-        content = {"format": FORMAT, "name": self.name, "created": now(), **self.content()}
+        content = {"format": FORMAT, "name": self.name, "created": now(), **self.content(), **labels.as_meta()}
         replace_durably(self.path / SPEC, write_spec(content, spec, points, signed=self.is_own()))
+
+    @property
+    def labels(self) -> Labels:
+        """The notes and tags of the sweep, which its runs get."""
+        return Labels.of(self.content())
+
+    def set_labels(self, labels: Labels) -> None:
+        """Replace notes and tags of the sweep and its runs, each where `labels` has some; the sweep is locked by the caller."""
+        self.write(self.spec(), self.grid(), labels)
+        for run in self.runs():
+            if not run.is_locked():
+                run.set_labels(labels)
 
     def is_own(self) -> bool:
         """Whether this user started the sweep, with the modules that are found here, and nobody has changed what it is."""
@@ -160,7 +189,7 @@ class SweepDir:
         run = self.run(point, seed)
         config = dataclasses.replace(composed.config, seed=seed)
         seeded = dataclasses.replace(composed, config=config)
-        meta = {**new_meta(seeded), "sweep": self.name, "point": point, "values": values}
+        meta = {**new_meta(seeded, self.labels), "sweep": self.name, "point": point, "values": values}
         if not os.path.lexists(run.path) or is_unborn(run.path):
             return RunDir.create(self.path, run.name, config, meta)
         if not is_directory(run.path):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rlx.config.compose import Composed, Composer
 from rlx.errors import ConfigError, RlxError
 from rlx.signals import SignalHandler
+from rlx.store.labels import NO_LABELS, Labels
 from rlx.store.sweep_spec import Spec
 from rlx.store.sweeps import SweepDir
 from rlx.store.trust import origins
@@ -98,7 +99,7 @@ def check_executor(executor: str, *, address: str | None, slurm: list[str] | Non
 
 def run_sweep(
     launch: Launch, *, executor: str, options: dict[str, Any], retries: int, stall_s: float, retry_failed: bool,
-    make_watcher: Callable[[str], Watcher],
+    make_watcher: Callable[[str], Watcher], labels: Labels = NO_LABELS,
 ) -> Ended:  # fmt: skip
     """Create or open a sweep, and train its runs until all are finished, or a signal stops it.
 
@@ -110,6 +111,7 @@ def run_sweep(
         stall_s: seconds without a heartbeat after which a run counts as hung; 0 is never.
         retry_failed: try the runs again that failed before.
         make_watcher: makes what shows the sweep, from its name.
+        labels: notes and tags; those that are given replace those of a sweep that goes on.
 
     Raises:
         RlxError: if the executor is not available, or the sweep cannot be written.
@@ -118,10 +120,12 @@ def run_sweep(
     place = make_executor(executor, prepared.configs, options, folder=launch.root / prepared.name)
     try:
         points = {key: point for key, (point, _) in prepared.points.items()}
-        sweep = found or SweepDir.create(launch.root, prepared.name, spec, points, origins(c.env.id for c in prepared.configs))
+        sweep = found or SweepDir.create(launch.root, prepared.name, spec, points, origins(c.env.id for c in prepared.configs), labels)
         with sweep.lock():
             if found is not None and found.spec() != spec:
                 sweep.write(spec, points)
+            if found is not None and labels:
+                sweep.set_labels(labels)
             failures = sweep.history().failures
             if retry_failed:
                 for run in failures:

@@ -54,6 +54,7 @@ class _Description:
     project: str | None
     config: dict[str, Any]
     tags: list[str]
+    notes: str | None = None
     group: str | None = None
 
 
@@ -69,6 +70,7 @@ def make_mirror(
     segment: int,
     note: Callable[[str], None],
     group: str | None = None,
+    notes: str | None = None,
 ) -> Mirror:
     """The mirror for log.wandb. Asks nobody anything, and raises nothing that W&B does.
 
@@ -84,6 +86,7 @@ def make_mirror(
         segment: 0 for a new run, k for the k-th resumption.
         note: says one line to the user; called only within this function, `write` and `close`.
         group: what W&B shows the run together with, such as the other seeds of its setting; $WANDB_RUN_GROUP beats it.
+        notes: text about the run.
     """
     mode = _mode_of_environment() if mode == "auto" else mode
     if mode == "disabled":
@@ -93,7 +96,8 @@ def make_mirror(
         if why_not:
             note(f"W&B: offline ({why_not}); `wandb login` and then `rlx sync {name}` uploads it")
         make_directory(run_dir / "wandb")  # no link that leads W&B's files elsewhere
-        described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags, group=group)
+        described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags, group=group,
+                                 notes=notes)  # fmt: skip
         return WandbMirror(described, segment=segment, offline=mode == "offline" or bool(why_not), note=note)
     except Exception as error:
         _tear_down()
@@ -219,6 +223,7 @@ def upload(
     project: str | None,
     config: dict[str, Any],
     tags: list[str],
+    notes: str | None = None,
     offline: bool = False,
 ) -> str:
     """Make a W&B run of a whole record.
@@ -228,7 +233,7 @@ def upload(
         run_dir: where an offline run is written, in wandb/; an online one leaves nothing behind.
         run_id: a W&B id that was never used.
         group: the W&B id of the run that this is a copy of.
-        name, project, config, tags: as for `make_mirror`.
+        name, project, config, tags, notes: as for `make_mirror`.
         offline: write a directory for `wandb sync` instead of uploading.
 
     Returns:
@@ -247,7 +252,7 @@ def upload(
         with tempfile.TemporaryDirectory(prefix="rlx-sync-") as scratch, _ended_service():
             described = _Description(
                 directory=run_dir if offline else Path(scratch),
-                id=run_id, name=name, project=project, config=config, tags=tags, group=group,
+                id=run_id, name=name, project=project, config=config, tags=tags, group=group, notes=notes,
             )  # fmt: skip
             run = _begin(described, mode="offline" if offline else "online", finish_timeout=_UPLOAD_TIMEOUT_S, x_disable_stats=True)
             for line in lines:
@@ -308,6 +313,7 @@ def _begin(
         project=described.project or os.environ.get("WANDB_PROJECT") or "rlx",
         dir=str(described.directory.resolve()),
         config=_plain(described.config),
+        notes=described.notes,
         tags=[tag[:_MAX_TAG] for tag in dict.fromkeys([*described.tags, *_tags_of_environment()]) if tag],
         resume=resume,
         reinit="create_new",
