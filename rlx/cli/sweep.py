@@ -111,8 +111,8 @@ def sweep(
         _print_points(launch.prepared)
         return
     options = {"jobs": jobs, "address": address, "slurm": slurm or []}
-    ended = run_sweep(launch, labels=labels, executor=executor, options=options, retries=retries, stall_s=stall_timeout, retry_failed=retry_failed,
-                      make_watcher=make_watcher)  # fmt: skip
+    ended = run_sweep(launch, labels=labels, executor=executor, options=options, retries=retries, stall_s=stall_timeout,
+                      retry_failed=retry_failed, make_watcher=make_watcher)  # fmt: skip
     print_end(root, ended.drive)
     if ended.stopped_by is not None:
         raise typer.Exit(128 + ended.stopped_by)
