@@ -122,6 +122,14 @@ def surrogate_loss(log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor
     return -objective.mean(), objective / -len(objective)
 
 
+def log_prob_loss(log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
+    """Score-function objective, negated: -E[log pi(a|s) A], and its derivative with respect to log_prob [B].
+
+    Williams 1992, https://doi.org/10.1007/BF00992696.
+    """
+    return -(log_prob * advantage).mean(), advantage / -len(advantage)
+
+
 def value_loss(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """0.5 E[(v - R)^2] of [B], and its derivative with respect to value [B]."""
     error = value - target

@@ -258,7 +258,7 @@ def _check_numbers(name: str, root: Path) -> None:
     with (  # one way of rounding
         mock.patch.object(torch.optim, "AdamW", lambda *args, fused=None, **kwargs: adam(*args, **kwargs)),
         mock.patch("rlx.nn.resnet.fast_dtype", return_value=torch.float32),
-        mock.patch("rlx.nn.actor_critic._SMALL", -1),
+        mock.patch("rlx.nn.networks._SMALL", -1),
     ):
         with device_here(own_generator=False) as device:
             train(config, root / "on_device", device)

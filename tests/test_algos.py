@@ -238,7 +238,7 @@ def test_the_normaliser_absorbs_the_first_rollout_before_learning_and_later_ones
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
     algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings))
     calls: list[str] = []
-    for owner, call in [(algo.optimizer, "step"), (algo.net.normalizer, "update")]:
+    for owner, call in [(algo.optimizer, "step"), (algo.net.encoder.normalizer, "update")]:
         original = getattr(owner, call)
         monkeypatch.setattr(owner, call, lambda *a, original=original, call=call: (calls.append(call), original(*a))[1])
     orders, counts = [], []
@@ -246,7 +246,7 @@ def test_the_normaliser_absorbs_the_first_rollout_before_learning_and_later_ones
         calls.clear()
         update(algo, make_rollout(end_prob=0.5))
         orders.append(list(dict.fromkeys(calls)))
-        counts.append(algo.net.normalizer.moments.count.item())
+        counts.append(algo.net.encoder.normalizer.moments.count.item())
         assert calls.count("update") == 1
     assert orders == [["update", "step"], ["step", "update"], ["step", "update"]]
     assert counts == [48, 96, 144]  # every step once
@@ -262,13 +262,15 @@ def test_what_the_first_update_has_learnt_is_what_acts_next(name, monkeypatch):
 
     def step(*args):
         grad_norm = original(*args)
-        learnt.append(torch.cat([algo.net.policy_params(algo.net.features(obs)), algo.net.value(algo.net.features(obs))[:, None]], dim=1))
+        learnt.append(
+            torch.cat([algo.net.policy_params(algo.net.preprocess(obs)), algo.net.value(algo.net.preprocess(obs))[:, None]], dim=1)
+        )
         return grad_norm
 
     monkeypatch.setattr(algo.optimizer, "step", step)
     update(algo, rollout)
     with torch.no_grad():
-        features = algo.net.features(obs)
+        features = algo.net.preprocess(obs)
         now = torch.cat([algo.net.policy_params(features), algo.net.value(features)[:, None]], dim=1)
     assert torch.equal(now, learnt[-1])
     assert features.abs().max() < 6.0
@@ -284,7 +286,7 @@ def test_reinforce_absorbs_every_step_once_however_long_episodes_stay_open():
             algo = resumed
         rollout = make_rollout(length=5, end_prob=0.1)
         metrics, steps = update(algo, rollout), steps + 20
-        absorbed = algo.net.normalizer.moments.count.item()
+        absorbed = algo.net.encoder.normalizer.moments.count.item()
         assert absorbed == (steps if metrics["update/num_gradient_steps"] else steps - 4 * algo.unabsorbed)
         assert absorbed >= 20
     assert absorbed > 100
@@ -359,11 +361,11 @@ def test_ppo_update_equals_a_plain_implementation(variant, spec):
 def test_ppo_first_minibatch_has_a_ratio_of_one(spec, first):
     algo = build(PPOConfig(num_epochs=1, num_minibatches=1, normalize_observation=True, normalize_advantage=False), spec)
     rollout, net = make_rollout(spec), copy.deepcopy(algo.net)
-    net.normalizer.update(rollout.obs.flatten(0, 1) if first else torch.randn(100, 3) * 2 + 1)
+    net.encoder.normalizer.update(rollout.obs.flatten(0, 1) if first else torch.randn(100, 3) * 2 + 1)
     if not first:
         algo.net.load_state_dict(net.state_dict())
     with torch.no_grad():
-        value, next_value = (net.value(net.features(o.flatten(0, 1))).view(12, 4) for o in (rollout.obs, rollout.next_obs))
+        value, next_value = (net.value(net.preprocess(o.flatten(0, 1))).view(12, 4) for o in (rollout.obs, rollout.next_obs))
     advantage = ops.gae(rollout.reward, value, next_value, rollout.terminated, rollout.is_last, discount=0.99, lam=0.95)
     metrics = update(algo, rollout)
     assert abs(metrics["update/approx_kl"]) < 1e-9

@@ -14,7 +14,7 @@ from gymnasium import spaces
 
 from rlx.envs.edge import Observations, describe_space
 from rlx.envs.vector import _Announcement
-from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.networks import Network
 from rlx.types import EnvSpec
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -149,14 +149,14 @@ BOTH = spaces.Dict(image=IMAGE, speed=spaces.Box(-9.0, 9.0, (1,)))
 )  # fmt: skip
 @pytest.mark.parametrize("numpy", [True, False])
 def test_bytes_are_brought_to_one_wherever_they_are(space: spaces.Box, greatest: float, numpy: bool) -> None:
-    net = ActorCritic(EnvSpec(id="x", observation_space=space, action_space=spaces.Discrete(2)), hidden_sizes=[8], activation="tanh")
+    net = Network(EnvSpec(id="x", observation_space=space, action_space=spaces.Discrete(2)), hidden_sizes=[8], activation="tanh")
     obs = torch.from_numpy(space.high[None].copy())
-    features = net.raw_features(obs)
+    features = net.encoder.raw(obs)
     assert features.max() == pytest.approx(greatest)
     assert sorted({round(float(x), 5) for x in features[0]}) in ([1.0], [9.0], [1.0, 9.0])
     net._acts_in_numpy = numpy
     shown = net.policy_params(features)
-    assert net.act(obs, "eval") == shown.argmax(-1)
+    assert net.act(obs, (), torch.ones(len(obs), dtype=torch.bool), "eval")[0] == shown.argmax(-1)
 
 
 def test_spaces_in_words_do_not_depend_on_how_they_are_presented() -> None:

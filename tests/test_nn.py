@@ -13,10 +13,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError, NonFiniteError
-from rlx.nn.actor_critic import ActorCritic
 from rlx.nn.graphs import Replayed
 from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
 from rlx.nn.mlp import MLP
+from rlx.nn.networks import Network
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
 from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec
@@ -134,11 +134,11 @@ def test_mlp_is_initialised_orthogonally_with_gain_sqrt_2_and_the_output_gain():
         assert not layer.bias.any()
 
 
-# ActorCritic
+# Network
 
 
 def test_first_policy_is_nearly_uniform_and_values_are_not_small():
-    net = ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[64, 64], activation="tanh")
+    net = Network(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[64, 64], activation="tanh")
     x = torch.randn(256, 3)
     assert (net.policy_params(x).softmax(-1) - 0.25).abs().max() < 0.02
     assert net.value(x).std() > 0.1
@@ -146,7 +146,7 @@ def test_first_policy_is_nearly_uniform_and_values_are_not_small():
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_actor_critic_gradients_equal_autograds(shared):
-    net = with_zero_grads(ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[8, 8], activation="tanh", shared=shared)).double()
+    net = with_zero_grads(Network(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[8, 8], activation="tanh", shared=shared)).double()
     x, d_params, d_value = torch.randn(5, 3).double(), torch.randn(5, 4).double(), torch.randn(5).double()
     params, value, pullback = net.forward_vjp(x)
     assert (params.shape, value.shape) == ((5, 4), (5,))
@@ -174,8 +174,8 @@ ACTING = {
 
 @pytest.mark.parametrize(("observation", "action", "settings"), ACTING.values(), ids=ACTING)
 def test_acting_follows_the_policy_through_training_and_loading(observation, action, settings):
-    def build() -> ActorCritic:
-        net = ActorCritic(make_spec(observation, action), **{"hidden_sizes": [16], "activation": "tanh"} | settings)
+    def build() -> Network:
+        net = Network(make_spec(observation, action), **{"hidden_sizes": [16], "activation": "tanh"} | settings)
         for p in net.parameters():
             nn.init.normal_(p, std=0.3)
         return net
@@ -183,9 +183,9 @@ def test_acting_follows_the_policy_through_training_and_loading(observation, act
     obs = torch.from_numpy(np.stack([observation.sample() for _ in range(32)]))
     before = obs.clone()
 
-    def check(net: ActorCritic) -> None:
-        expected = net.head.mode(net.policy_params(net.features(obs))).detach()
-        torch.testing.assert_close(net.act(obs, "eval"), expected, atol=1e-5, rtol=0)
+    def check(net: Network) -> None:
+        expected = net.head.mode(net.policy_params(net.preprocess(obs))).detach()
+        torch.testing.assert_close(net.act(obs, (), torch.ones(len(obs), dtype=torch.bool), "eval")[0], expected, atol=1e-5, rtol=0)
         assert torch.equal(obs, before)
 
     net = build()
@@ -193,10 +193,10 @@ def test_acting_follows_the_policy_through_training_and_loading(observation, act
     optimizer = FlatAdam(net, max_grad_norm=1.0)  # the parameters move to another place
     check(net)
     optimizer.zero_grad()
-    (net.policy_params(net.features(obs)).square().sum() + net.value(net.features(obs)).sum()).backward()
+    (net.policy_params(net.preprocess(obs)).square().sum() + net.value(net.preprocess(obs)).sum()).backward()
     optimizer.step(torch.tensor(1.0), 0.1)  # and change there
-    if net.normalizer:
-        net.normalizer.update(net.raw_features(obs))
+    if net.encoder.normalizer:
+        net.encoder.normalizer.update(net.encoder.raw(obs))
     check(net)
     net.load_state_dict(copy.deepcopy(build().state_dict()))
     check(net)
@@ -208,48 +208,48 @@ def test_acting_follows_the_policy_through_training_and_loading(observation, act
 
 @pytest.mark.parametrize("hidden_sizes", [[16], [256, 256, 32]], ids=["numpy", "torch"])
 def test_acting_samples_from_the_policy(hidden_sizes):
-    def build(action: gymnasium.Space, **settings: float) -> ActorCritic:
-        net = ActorCritic(make_spec(BOX3, action), hidden_sizes=hidden_sizes, activation="tanh", **settings)
+    def build(action: gymnasium.Space, **settings: float) -> Network:
+        net = Network(make_spec(BOX3, action), hidden_sizes=hidden_sizes, activation="tanh", **settings)
         nn.init.normal_(net.policy.layers[-1].bias)
         return net
 
     obs = torch.randn(1, 3).expand(50_000, 3).contiguous()
     net = build(spaces.Discrete(4))
-    actions = net.act(obs, "train")
+    actions = net.act(obs, (), torch.ones(len(obs), dtype=torch.bool), "train")[0]
     assert actions.dtype == torch.int64
     probs = net.policy_params(obs[:1])[0].softmax(-1).detach()
     torch.testing.assert_close(torch.bincount(actions, minlength=4) / 50_000, probs, atol=0.009, rtol=0)  # 4 standard errors
 
     net = build(spaces.Box(-1.0, 1.0, (2,)), log_std_init=-0.5)
-    actions = net.act(obs, "train")
+    actions = net.act(obs, (), torch.ones(len(obs), dtype=torch.bool), "train")[0]
     assert (actions.dtype, actions.shape) == (torch.float32, (50_000, 2))
     torch.testing.assert_close(actions.mean(0), net.policy_params(obs[:1])[0].detach(), atol=0.012, rtol=0)
     torch.testing.assert_close(actions.std(0), torch.full((2,), math.exp(-0.5)), atol=0.009, rtol=0)
 
 
 def test_shared_network_initialises_its_value_row_with_gain_one():
-    net = ActorCritic(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[32], activation="tanh", shared=True)
+    net = Network(make_spec(BOX3, spaces.Discrete(4)), hidden_sizes=[32], activation="tanh", shared=True)
     norms = net.policy.layers[-1].weight.norm(dim=1)
     torch.testing.assert_close(norms, torch.tensor([0.01, 0.01, 0.01, 0.01, 1.0]), atol=1e-5, rtol=0)
 
 
 def test_byte_images_become_numbers_between_0_and_1():
     space = spaces.Box(0, 255, (2, 2), dtype=np.uint8)
-    net = ActorCritic(make_spec(space, spaces.Discrete(2)), hidden_sizes=[], activation="tanh")
+    net = Network(make_spec(space, spaces.Discrete(2)), hidden_sizes=[], activation="tanh")
     obs = torch.tensor([[[0, 51], [102, 255]]], dtype=torch.uint8)
-    torch.testing.assert_close(net.features(obs), torch.tensor([[0.0, 0.2, 0.4, 1.0]]))
+    torch.testing.assert_close(net.preprocess(obs), torch.tensor([[0.0, 0.2, 0.4, 1.0]]))
 
 
 def test_bytes_that_are_bits_stay_what_they_are():
     space = spaces.Box(0, 1, (1, 2, 2), dtype=np.uint8)
-    net = ActorCritic(make_spec(space, spaces.Discrete(2)), hidden_sizes=[], activation="tanh")
+    net = Network(make_spec(space, spaces.Discrete(2)), hidden_sizes=[], activation="tanh")
     obs = torch.tensor([[[[0, 1], [1, 0]]]], dtype=torch.uint8)
-    torch.testing.assert_close(net.features(obs), torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
+    torch.testing.assert_close(net.preprocess(obs), torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
 
 
 def test_actor_critic_refuses_an_observation_that_is_not_a_box():
     with pytest.raises(ConfigError, match=r"env=Test-v0 has observation space Discrete\(3\).*expects a Box"):
-        ActorCritic(make_spec(spaces.Discrete(3), spaces.Discrete(2)), hidden_sizes=[4], activation="tanh")
+        Network(make_spec(spaces.Discrete(3), spaces.Discrete(2)), hidden_sizes=[4], activation="tanh")
 
 
 # FlatAdam

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.base_config import A2CConfig
-from rlx.nn.actor_critic import ActorCritic
 from rlx.nn.greedy import GreedyPolicy
+from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
+from rlx.nn.policy_gradient import Batch, PolicyGradientLoss, gradient_steps
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -23,7 +24,7 @@ class A2C:
     def __init__(self, config: A2CConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length
-        self.net = ActorCritic(spec, **config.network()).to(device)
+        self.net = Network(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
 
     def state_dict(self) -> State:
@@ -34,10 +35,10 @@ class A2C:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def initial_carry(self, batch_size: int) -> Tree:
-        return ()
+        return self.net.memory.initial(batch_size)
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        return PolicyOutput(self.net.act(obs, mode), carry, {})
+        return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
 
     def policy_module(self) -> GreedyPolicy:
         """The policy of evaluations, for exports."""
@@ -51,24 +52,24 @@ class A2C:
     def _learn(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
-        features = self.net.features(rollout.obs.flatten(0, 1))
-        self.optimizer.zero_grad()
-        params, value, backward_network = self.net.forward_vjp(features)
+        inputs, action = self.net.preprocess(rollout.obs.flatten(0, 1)), rollout.action.flatten(0, 1)
+        value = self.net.value(inputs)
         advantage = self._advantage(rollout, value.view_as(rollout.reward))
         target = value + advantage
-        weight = ops.normalize(advantage) if config.normalize_advantage else advantage
-        log_prob, entropies, backward_head = self.net.head.evaluate(params, rollout.action.flatten(0, 1))
-        policy_loss, entropy = -(log_prob * weight).mean(), entropies.mean()
-        value_loss, d_value = ops.value_loss(value, target)
-        backward_network(backward_head(weight / -len(weight), -config.entropy_coef / len(weight)), d_value.mul_(config.value_coef))
-        loss = policy_loss + config.value_coef * value_loss - config.entropy_coef * entropy
-        grad_norm = self.optimizer.step(loss, learning_rate)
+        loss = PolicyGradientLoss(
+            objective="log_prob",
+            value_coef=config.value_coef,
+            entropy_coef=config.entropy_coef,
+            normalize_advantage=config.normalize_advantage,
+        )
+        batch = Batch(inputs, action, advantage, target, value, torch.zeros_like(value), None)
+        steps = gradient_steps(self.net, self.optimizer, loss, batch, learning_rate=learning_rate)
         self.optimizer.check()
         return {
-            "loss/policy": policy_loss,
-            "loss/value": value_loss,
-            "update/entropy": entropy,
-            "update/grad_norm": grad_norm,
+            "loss/policy": steps.policy_loss[0],
+            "loss/value": steps.value_loss[0],
+            "update/entropy": steps.entropy[0],
+            "update/grad_norm": steps.grad_norm[0],
             "update/explained_variance": ops.explained_variance(value, target),
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
@@ -76,7 +77,7 @@ class A2C:
 
     def _advantage(self, rollout: Rollout, value: Tensor) -> Tensor:
         """Advantages [T * B], from value [T, B]; only the last and the final observations still need a value."""
-        beyond = self.net.value(self.net.features(torch.cat((rollout.all_obs[-1], rollout.final_obs))))
+        beyond = self.net.value(self.net.preprocess(torch.cat((rollout.all_obs[-1], rollout.final_obs))))
         last, final = beyond[: value.shape[1]], beyond[value.shape[1] :]
         next_value = rollout.to_next(torch.cat((value, last.unsqueeze(0))), final)
         return ops.gae(

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.base_config import Baseline, ReinforceConfig
-from rlx.nn.actor_critic import ActorCritic
 from rlx.nn.greedy import GreedyPolicy
+from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
+from rlx.nn.policy_gradient import Batch, PolicyGradientLoss, gradient_steps
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -29,7 +30,7 @@ class Reinforce:
     def __init__(self, config: ReinforceConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length
-        self.net = ActorCritic(spec, **config.network()).to(device)
+        self.net = Network(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.pending: dict[str, Tensor] = {}
         self.unabsorbed = 0
@@ -49,10 +50,10 @@ class Reinforce:
         self.unabsorbed = state["unabsorbed"]
 
     def initial_carry(self, batch_size: int) -> Tree:
-        return ()
+        return self.net.memory.initial(batch_size)
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        return PolicyOutput(self.net.act(obs, mode), carry, {})
+        return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
 
     def policy_module(self) -> GreedyPolicy:
         """The policy of evaluations, for exports."""
@@ -60,9 +61,8 @@ class Reinforce:
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
-        normalizer = self.net.normalizer
-        if normalizer and normalizer.is_new:
-            normalizer.update(self.net.raw_features(rollout.obs.flatten(0, 1)))
+        if self.net.encoder.is_new:
+            self.net.encoder.absorb(rollout.obs.flatten(0, 1))
         else:
             self.unabsorbed += len(rollout.reward)
         self._append(rollout)
@@ -72,8 +72,8 @@ class Reinforce:
         if num_episodes < self.config.episodes_per_update:
             return {"update/num_gradient_steps": 0.0}
         metrics = self._learn(complete, self.config.learning_rate_at(progress.fraction_before(rollout)))
-        if normalizer and self.unabsorbed:
-            normalizer.update(self.net.raw_features(pending["obs"][-self.unabsorbed :].flatten(0, 1)))
+        if self.unabsorbed:
+            self.net.encoder.absorb(pending["obs"][-self.unabsorbed :].flatten(0, 1))
         self.unabsorbed = 0
         self._drop(complete)
         return metrics
@@ -93,38 +93,35 @@ class Reinforce:
         """[T, B] what lies beyond an episode's last step: V where it was cut and V is known, else 0."""
         final_value = torch.zeros_like(rollout.reward)
         if self.config.baseline is Baseline.value and len(rollout.final_t):
-            final_value[rollout.final_t, rollout.final_b] = self.net.value(self.net.features(rollout.final_obs))
+            final_value[rollout.final_t, rollout.final_b] = self.net.value(self.net.preprocess(rollout.final_obs))
         return final_value * ~rollout.terminated
 
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
         """One gradient step on the steps [P, B] marked `complete`."""
         config, pending = self.config, self.pending
         return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)[complete]
-        features = self.net.features(pending["obs"][complete])
-        self.optimizer.zero_grad()
-        params, value, backward_network = self.net.forward_vjp(features)
+        inputs = self.net.preprocess(pending["obs"][complete])
         has_baseline = config.baseline is Baseline.value
+        value = self.net.value(inputs)
+        loss = PolicyGradientLoss(
+            objective="log_prob",
+            value_coef=config.value_coef if has_baseline else 0.0,
+            entropy_coef=config.entropy_coef,
+            normalize_advantage=config.normalize_advantage,
+        )
         advantage = return_ - value if has_baseline else return_
-        if config.normalize_advantage:
-            advantage = ops.normalize(advantage)
-        log_prob, entropies, backward_head = self.net.head.evaluate(params, pending["action"][complete])
-        policy_loss, entropy = -(log_prob * advantage).mean(), entropies.mean()
-        value_loss, d_value = ops.value_loss(value, return_)
-        value_coef = config.value_coef if has_baseline else 0.0
-        d_params = backward_head(advantage / -len(advantage), -config.entropy_coef / len(advantage))
-        backward_network(d_params, d_value.mul_(value_coef))
-        loss = policy_loss + value_coef * value_loss - config.entropy_coef * entropy
-        grad_norm = self.optimizer.step(loss, learning_rate)
+        batch = Batch(inputs, pending["action"][complete], advantage, return_, value, torch.zeros_like(value), None)
+        steps = gradient_steps(self.net, self.optimizer, loss, batch, learning_rate=learning_rate)
         self.optimizer.check()
         metrics: dict[str, Tensor | float] = {
-            "loss/policy": policy_loss,
-            "update/entropy": entropy,
-            "update/grad_norm": grad_norm,
+            "loss/policy": steps.policy_loss[0],
+            "update/entropy": steps.entropy[0],
+            "update/grad_norm": steps.grad_norm[0],
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
         }
         if has_baseline:
-            metrics["loss/value"] = value_loss
+            metrics["loss/value"] = steps.value_loss[0]
             metrics["update/explained_variance"] = ops.explained_variance(value, return_)
         return metrics
 

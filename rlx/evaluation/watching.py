@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from rlx.collect import to_tensor
 from rlx.envs.grids.gridworld import GridVectorEnv
-from rlx.nn.actor_critic import ActorCritic
 from rlx.nn.heads import CategoricalHead
+from rlx.nn.networks import Network
 from rlx.types import Algorithm, Explanation, Mode
 
 
@@ -106,8 +106,8 @@ def _decide(algo: Any, obs: torch.Tensor, carry: Any, is_first: torch.Tensor, mo
         return int(action[0]), carry, _thought(explanation)
     action, carry, _ = algo.act(obs, carry, is_first, mode=mode)
     net = getattr(algo, "net", None)
-    if isinstance(net, ActorCritic) and isinstance(net.head, CategoricalHead):
-        logits = net.policy_params(net.features(obs))
+    if isinstance(net, Network) and isinstance(net.head, CategoricalHead):
+        logits = net.policy_params(net.preprocess(obs))
         return int(action[0]), carry, Thought(logits.softmax(-1)[0].cpu().numpy())
     return int(action[0]), carry, None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlx.nn.actor_critic import ActorCritic
+from rlx.nn.networks import Network
 from rlx.types import Tree
 
 
@@ -16,11 +16,11 @@ class GreedyPolicy(nn.Module):
         net: shared with the algorithm, not copied.
     """
 
-    def __init__(self, net: ActorCritic) -> None:
+    def __init__(self, net: Network) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, obs: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
         """Observations [B, *], the memory and where episodes begin [B] to actions [B, *] and the next memory."""
-        action: Tensor = self.net.head.mode(self.net.policy_params(self.net.features(obs)))
+        action: Tensor = self.net.head.mode(self.net.policy_params(self.net.preprocess(obs)))
         return torch.atleast_1d(action), carry

@@ -212,7 +212,7 @@ class PolicyGradientConfig(AlgoConfig):
         return sum(a * b for a, b in itertools.pairwise(self.hidden_sizes))
 
     def network(self) -> dict[str, Any]:
-        """The settings as `rlx.nn.actor_critic.ActorCritic` takes them."""
+        """The settings as `rlx.nn.networks.Network` takes them."""
         return {
             "hidden_sizes": self.hidden_sizes,
             "activation": self.activation.value,

@@ -1,0 +1,147 @@
+"""The network of an actor-critic: encoder, memory, trunks of policy and value, and the head of the action distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rlx.nn.encoders import FlatEncoder, make_encoder
+from rlx.nn.heads import make_head
+from rlx.nn.memories import NoMemory
+from rlx.nn.mlp import MLP
+from rlx.types import EnvSpec, Mode, Tree
+
+_SMALL = 1 << 16
+"""Parameters up to which acting in NumPy is faster than in torch."""
+
+
+class Network(nn.Module):
+    """Policy and value function of observations.
+
+    Algorithms learn through `forward_vjp`, which is autograd unless there is a faster way to the same gradients.
+
+    Args:
+        spec: gives the observation and action spaces.
+        hidden_sizes: widths of the hidden layers.
+        activation: "tanh" or "relu".
+        shared: one network with two outputs instead of two networks.
+        log_std_init: initial log standard deviation of a continuous policy.
+        observation_clip: normalise observations and clip them to this many standard deviations; None leaves them alone.
+
+    Raises:
+        ConfigError: for spaces it has no encoder or head for.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        *,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        shared: bool = False,
+        log_std_init: float = 0.0,
+        observation_clip: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = make_encoder(spec, observation_clip=observation_clip)
+        self.memory = NoMemory()
+        self.head = make_head(spec, log_std_init=log_std_init)
+        num_features, num_outputs = self.encoder.num_features, self.head.num_outputs
+        # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
+        self.policy = MLP([num_features, *hidden_sizes, num_outputs + shared], activation, output_gain=0.01)
+        self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
+        if shared:
+            nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
+        self.by_hand = isinstance(self.encoder, FlatEncoder)
+        """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks can."""
+        self._acts_in_numpy = self.by_hand and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
+        self._home = 0
+        self._numpy_layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+
+    def preprocess(self, obs: Tree) -> Tree:
+        """Observations [N, *] to the network's inputs [N, *]: the part that has no weights, normalisation included."""
+        return self.encoder.preprocess(obs)
+
+    def learning_from(self, obs: Tree) -> AbstractContextManager[None]:
+        """A context for learning from a rollout's observations [N, *], in which running statistics absorb them at the right time."""
+        return self.encoder.learning_from(obs)
+
+    def forward(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Inputs [N, *] to distribution parameters [N, D'] and values [N], differentiable by autograd."""
+        features = self.memory.unroll(self.encoder(inputs), carry, is_first)
+        out = self.policy(features)
+        return (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
+
+    def forward_vjp(
+        self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        """Distribution parameters [N, D'] and values [N], and the function that carries their gradients back.
+
+        The pullback adds to `parameter.grad`, given the gradients of a loss with respect to both outputs.
+        """
+        if self.by_hand:
+            return self._forward_vjp_by_hand(inputs)
+        with torch.enable_grad():
+            params, value = self(inputs, carry, is_first)
+
+        def backward(d_params: Tensor, d_value: Tensor) -> None:
+            torch.autograd.backward((params, value), (d_params, d_value))
+
+        return params.detach(), value.detach(), backward
+
+    def _forward_vjp_by_hand(self, features: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        if self.critic is None:
+            out, backward_both = self.policy.forward_vjp(features)
+            return out[:, :-1], out[:, -1], lambda d_params, d_value: backward_both(torch.cat((d_params, d_value.unsqueeze(1)), dim=1))
+        params, backward_policy = self.policy.forward_vjp(features)
+        value, backward_value = self.critic.forward_vjp(features)
+
+        def backward(d_params: Tensor, d_value: Tensor) -> None:
+            backward_policy(d_params)
+            backward_value(d_value.unsqueeze(1))
+
+        return params, value[:, 0], backward
+
+    def policy_params(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
+        """Inputs [N, *] to distribution parameters [N, D']."""
+        out = self.policy(self.memory.unroll(self.encoder(inputs), carry, is_first))
+        return out[:, :-1] if self.critic is None else out
+
+    def value(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
+        """Inputs [N, *] to values [N]."""
+        features = self.memory.unroll(self.encoder(inputs), carry, is_first)
+        return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
+
+    @torch.no_grad()
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
+        """Observations [B, *] to actions [B, *], a sample in training and the mode in evaluation, and the next carry."""
+        if self._acts_in_numpy and obs.device.type == "cpu":
+            return torch.from_numpy(self._act_numpy(obs.numpy(), mode)), carry
+        features, carry = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
+        params = self.policy(features)
+        if self.critic is None:
+            params = params[:, :-1]
+        return self.head.sample(params) if mode == "train" else self.head.mode(params), carry
+
+    def _act_numpy(self, obs: NDArray[Any], mode: Mode) -> NDArray[Any]:
+        """`act` for small networks on a CPU, where torch's overhead per operation is most of the time of a step."""
+        encoder = self.encoder
+        assert isinstance(encoder, FlatEncoder)
+        if self._home != self._first[0].data_ptr():  # the parameters have moved since the views were taken
+            self._numpy_layers, self._home = self.policy.numpy_layers(), self._first[0].data_ptr()
+        x = obs.reshape(len(obs), -1).astype(np.float32)
+        if encoder.scale_numpy is not None:
+            x *= encoder.scale_numpy
+        if encoder.normalizer:
+            x = encoder.normalizer.forward_numpy(x)
+        params = self.policy.forward_numpy(x, self._numpy_layers)
+        if self.critic is None:
+            params = params[:, :-1]
+        return self.head.sample_numpy(params) if mode == "train" else self.head.mode(params)
