@@ -492,7 +492,7 @@ def test_sync_makes_one_clean_run_of_the_record(recorded: RunDir, server: dict[s
     assert run["tags"] == ["ppo", "no_such_module:Env-v0"]
     assert sorted(recorded.path.rglob("*")) == before
     out, err = capfd.readouterr()
-    assert out == f"4 lines: {os.environ['WANDB_BASE_URL']}/me/other/runs/{run['name']}\n"
+    assert out == f"pole: 4 lines: {os.environ['WANDB_BASE_URL']}/me/other/runs/{run['name']}\n"
     assert err == ""
 
 
