@@ -46,7 +46,7 @@ class PolicyOutput(NamedTuple):
 class Explanation(NamedTuple):
     """What a policy's decision in B states was based on; rewards and values as the environment's. What does not apply is None."""
 
-    probs: Tensor  # [B, A] of the actions
+    probs: Tensor | None  # [B, A] of discrete actions
     value: Tensor | None = None  # [B], discounted
     probs_without: Tensor | None = None  # [B, A] if the policy did not read what it imagined; None where it reads nothing
     planes: Tensor | None = None  # [B, A, D, C, H, W] the imagined frames of each action's rollout, zeros and ones

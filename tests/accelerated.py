@@ -310,16 +310,17 @@ def _predict(config: RunConfig, algo: Any, env: Any) -> None:
 
 
 def _watch(config: RunConfig, algo: Any) -> None:
-    from rlx.cli.watch import _scene
     from rlx.envs.grids.grid_env import make_grid
     from rlx.envs.grids.grid_settings import settings_of
-    from rlx.evaluation.watching import play
+    from rlx.evaluation.watching import Watch, play
     from rlx.render.scene import paint
+    from rlx.render.watch_files import scene_of
 
     board = make_grid(settings_of(config.env.id, config.env.kwargs), 1)
     for mode in ("eval", "train"):
         moments = list(play(board, algo, np.array([3]), mode=mode, steps=3))  # type: ignore[arg-type]
-    paint(_scene(moments[0], board.rules, "title", getattr(config.algo, "rollout_depth", 0)))
+    depth = moments[0].explanation.depth if moments[0].explanation else 0
+    paint(scene_of(moments[0], Watch(title="title", grid=board.rules, depth=depth, moments=iter(moments))))
 
 
 def _vary(config: RunConfig, algo: Any, env: Any) -> None:

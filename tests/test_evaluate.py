@@ -21,9 +21,11 @@ from rlx.config.algos.base_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, EvaluationError
-from rlx.evaluation.episodes import Stopped, episode_seeds, run_episodes
+from rlx.evaluation.episodes import Begun, Stopped, episode_seeds, play_steps, run_episodes
+from rlx.evaluation.evaluate import evaluate_run, evaluate_settings
 from rlx.evaluation.evaluator import Evaluator, summarize
 from rlx.rng import GlobalRNG, seed_everything
+from rlx.store.runs import RunDir
 from rlx.types import EnvSpec, PolicyOutput, Progress
 
 SEEDS = np.arange(100, 110)
@@ -286,6 +288,43 @@ def test_solved_levels_are_counted_in_training_and_in_evaluations(
     assert three["length_mean"] > 20
     assert run_main("eval boxes --episodes 4 --env num_boxes=2", monkeypatch) == 0
     assert "episodes of rlx/Sokoban-v0 with num_boxes=2:" in capsys.readouterr().out
+
+
+def test_a_run_is_evaluated_from_python(boxes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = RunDir(boxes / "runs" / "boxes")
+    capsys.readouterr()
+    found = evaluate_run(run, episodes=6, stochastic=True, env_settings=["max_episode_steps=7"])
+    assert (found.run, found.env, found.env_steps, found.mode, len(found.episodes)) == ("boxes", "rlx/Sokoban-v0", 512, "stochastic", 6)
+    assert found.return_mean == pytest.approx(np.mean([e.return_ for e in found.episodes]))
+    assert found.solve_rate == np.mean([bool(e.solved) for e in found.episodes])
+    assert max(e.length for e in found.episodes) <= 7
+    assert evaluate_run(run, episodes=6, stochastic=True, env_settings=["max_episode_steps=7"]) == found
+    told = evaluate_settings(run, [["num_boxes=1"], ["num_boxes=2"], ["size=9"]], episodes=1)
+    assert [next(told).env_settings, next(told).env_settings] == [("num_boxes=1",), ("num_boxes=2",)]
+    with pytest.raises(ConfigError, match="acts on Box"):
+        next(told)
+    with pytest.raises(ConfigError, match="algo=ppo searches no tree"):
+        evaluate_run(run, simulations=3)
+    with pytest.raises(ConfigError, match=r"algo=ppo, which has no such ablation; leave it out$"):
+        evaluate_run(run, ablation={"memory": "off"})
+    with pytest.raises(Stopped):
+        evaluate_run(run, should_stop=lambda: True)
+    assert capsys.readouterr() == ("", ""), "the library prints nothing"
+
+
+def test_episodes_are_generated_reset_by_reset_and_step_by_step() -> None:
+    env = GymVectorEnv(Endless, 2)
+    items = list(play_steps(env, Gambler(), np.array([1, 2, 3]), max_steps=2))
+    told = [
+        ("begun", item.envs.tolist(), item.episode.tolist()) if isinstance(item, Begun)
+        else ("stepped", item.length.tolist(), item.episode.tolist(), item.is_last.tolist(), item.return_.tolist())
+        for item in items
+    ]  # fmt: skip
+    no, yes = [False] * 2, [True] * 2
+    assert told == [
+        ("begun", [0, 1], [0, 1]), ("stepped", [1, 1], [0, 1], no, [1.0, 1.0]), ("stepped", [2, 2], [0, 1], yes, [2.0, 2.0]),
+        ("begun", [0, 1], [2, 3]), ("stepped", [1, 1], [2, 3], no, [1.0, 1.0]), ("stepped", [2, 2], [2, 3], yes, [2.0, 2.0]),
+    ]  # fmt: skip
 
 
 def test_several_values_of_a_setting_are_measured_as_each_alone(

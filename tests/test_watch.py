@@ -30,8 +30,9 @@ from rlx.config.algos.i2a_config import Decide, Imagination
 from rlx.envs.grids.grid_env import make_grid
 from rlx.envs.grids.grid_settings import MiniPacmanSettings, SokobanSettings
 from rlx.evaluation.episodes import run_episodes
-from rlx.evaluation.watching import Moment, Thought, play
+from rlx.evaluation.watching import BoardExplanation, Moment, play, watch_run
 from rlx.render.watch_view import find_room, view
+from rlx.store.runs import RunDir
 from rlx.types import Explanation
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -205,6 +206,20 @@ def test_steps_are_decisions_of_all_episodes() -> None:
     assert sum(m.action is not None for m in play(env, algo, np.arange(5), steps=10)) == 10
 
 
+def test_a_run_is_watched_from_python(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    found = watch_run(RunDir(trained / "runs" / "boxes"), ablation={"imagination": "copy"}, steps=3)
+    assert (found.title, found.depth, found.grid.planes_shape) == ("boxes at 96 env steps, imagination copy", 3, (4, 5, 5))
+    moments = list(found.moments)
+    assert [m.step for m in moments] == [0, 1, 2]
+    for moment in moments:
+        assert moment.explanation is not None
+        assert moment.explanation.planes is not None
+        np.testing.assert_array_equal(moment.explanation.planes, np.broadcast_to(moment.planes, (4, 3, 4, 5, 5)))
+    assert watch_run(RunDir(trained / "runs" / "actor")).depth == 0
+    assert capsys.readouterr() == ("", "")
+
+
 # The view
 
 
@@ -214,8 +229,8 @@ def moment_of(settings: Any, depth: int) -> tuple[Moment, Any]:
     a = grid.num_actions
     even = np.full(a, 1.0 / a, dtype=np.float32)
     frames = np.broadcast_to(planes, (a, depth, *planes.shape)).copy()
-    thought = Thought(even, even, 1.5, frames, np.full((a, depth), -0.1, dtype=np.float32), even)
-    moment = Moment(episode=1, step=2, planes=planes, reward=-0.1, events=("step",), return_=-0.2, action=1, thought=thought)
+    explanation = BoardExplanation(even, 1.5, even, frames, np.full((a, depth), -0.1, dtype=np.float32), even)
+    moment = Moment(episode=1, step=2, planes=planes, reward=-0.1, events=("step",), return_=-0.2, action=1, explanation=explanation)
     return moment, grid
 
 
@@ -292,7 +307,7 @@ def test_a_film_has_a_frame_for_every_board(inside: Path, run_command: Command) 
 
 
 def test_a_film_that_would_be_too_long_is_refused(inside: Path, run_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlx.cli.watch._MOST_FRAMES", 3)
+    monkeypatch.setattr("rlx.render.watch_files._MAX_FRAMES", 3)
     code, _, err = run_command(f"watch boxes --gif {inside / 'a.gif'} --steps 5")
     assert code == 2
     assert "more than 3 frames; stop earlier with --steps" in err

@@ -15,7 +15,7 @@ from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import Batch, PolicyGradientLoss, gradient_steps
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
 class A2C:
@@ -39,6 +39,9 @@ class A2C:
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
+        return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=1.0)
 
     def policy_module(self) -> GreedyPolicy:
         """The policy of evaluations, for exports."""

@@ -17,7 +17,7 @@ from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import Batch, PolicyGradientLoss, gradient_steps
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
 class PPO:
@@ -52,6 +52,10 @@ class PPO:
         # Values and log-probabilities of the behaviour policy are computed in `update`, in one batch instead of T: nothing
         # that they depend on changes before.
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
+        scale = self.reward_scaler.moments.std.item() if self.config.normalize_reward else 1.0
+        return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
 
     def policy_module(self) -> GreedyPolicy:
         """The policy of evaluations, for exports."""

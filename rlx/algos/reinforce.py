@@ -16,7 +16,7 @@ from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import Batch, PolicyGradientLoss, gradient_steps
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
 class Reinforce:
@@ -54,6 +54,10 @@ class Reinforce:
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
+        scale = 1.0 if self.config.baseline is Baseline.value else None
+        return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
 
     def policy_module(self) -> GreedyPolicy:
         """The policy of evaluations, for exports."""

@@ -262,7 +262,8 @@ def _evaluate(
     if videos:
         from rlx.evaluation.video import record
 
-        recorded = record(config, algo, seeds[:videos], run.path / "videos", prefix=f"{checkpoint.env_steps}", mode=mode, progress=progress)
+        recorded = record(config, algo, seeds[:videos], run.path / "videos", prefix=f"{checkpoint.env_steps}", mode=mode,
+                          should_stop=should_stop, progress=progress)  # fmt: skip
     return EvaluationResult(
         run=run.name, env=config.env.id, env_steps=checkpoint.env_steps, stochastic=stochastic, episodes=tuple(played),
         max_steps=config.loop.eval_max_steps,

@@ -1,4 +1,4 @@
-"""Videos of evaluation episodes, encoded with the ffmpeg that imageio-ffmpeg carries; frames go to the encoder as they come."""
+"""Videos of evaluation episodes, encoded frame by frame with the ffmpeg of imageio-ffmpeg."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rlx.build import env_factory
-from rlx.collect import env_actions, to_tensor
 from rlx.config.schema import RunConfig
 from rlx.envs.contract import describe, env_error
 from rlx.envs.registry import VectorEnvFactory, extra_for, quiet_rendering
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, StorageError
+from rlx.evaluation.episodes import never, play_steps
 from rlx.files import make_directory
-from rlx.types import Algorithm, Mode
+from rlx.types import Mode, Policy
 
 _DEFAULT_FPS = 30
 _REPORT_EVERY = 50
@@ -29,22 +28,32 @@ _REPORT_EVERY = 50
 
 def record(
     config: RunConfig,
-    algo: Algorithm,
+    policy: Policy,
     seeds: NDArray[np.int64],
     directory: Path,
     *,
     prefix: str,
     mode: Mode = "eval",
+    should_stop: Callable[[], bool] = never,
     progress: Callable[[str], None] = lambda _: None,
 ) -> list[Path]:
-    """Play one episode for every seed and write it as directory/prefix-<n>.mp4; `progress` is told how far it is.
+    """Play one episode for every seed and write it as directory/prefix-<n>.mp4.
 
-    Episodes are cut after loop.eval_max_steps, as in evaluations.
+    Args:
+        config: of the run; episodes are cut after loop.eval_max_steps, as in evaluations.
+        policy: acts.
+        seeds: of the episodes.
+        directory: is made if it is missing.
+        prefix: of the files' names.
+        mode: how the policy acts.
+        should_stop: is asked before every env step.
+        progress: is called with a message now and then.
 
     Raises:
-        ConfigError: if the video extra is missing or the environment has no pictures.
-        EnvError: if it fails, or draws what is no picture.
+        ConfigError: if the video extra is missing or the environment renders no frames.
+        EnvError: if the environment fails, or renders anything else than a frame.
         StorageError: if the videos cannot be written.
+        Stopped: when `should_stop` returns True.
     """
     try:
         import imageio_ffmpeg  # noqa: F401  (the encoder that imageio finds by itself)
@@ -66,9 +75,10 @@ def record(
             path = directory / f"{prefix}-{i}.mp4"
             temporary = directory / f".{path.stem}.tmp-{os.getpid()}.mp4"
             temporary.unlink(missing_ok=True)  # the encoder would follow a link
+            frames = _frames(env, policy, seed, mode=mode, max_steps=config.loop.eval_max_steps, should_stop=should_stop)
             try:
                 with contextlib.closing(get_writer(temporary, fps=fps, codec="libx264", macro_block_size=2)) as writer:
-                    for n, frame in enumerate(_frames(env, algo, seed, mode, config.loop.eval_max_steps)):
+                    for n, frame in enumerate(frames):
                         writer.append_data(frame)
                         if n % _REPORT_EVERY == 0:
                             progress(f"video {i + 1} of {len(seeds)}: {n:,} frames")
@@ -91,31 +101,25 @@ def _storing(directory: Path) -> Iterator[None]:
         raise StorageError(f"videos cannot be written to {directory} ({reason}); the evaluation itself needs no --video") from error
 
 
-def _frames(env: GymVectorEnv, algo: Algorithm, seed: int, mode: Mode, max_steps: int) -> Iterator[NDArray[np.uint8]]:
-    """The pictures of an episode, all of one size."""
-    to_env = env_actions(env.single_action_space)
-    obs, _ = env.reset(seed=[seed])
-    carry, is_first, steps, done = algo.initial_carry(1), True, 0, False
-    first = _frame(env.envs[0])
-    yield first
-    while not done and not 0 < max_steps <= steps:
-        batch = to_tensor(obs.copy(), algo.device)
-        with torch.no_grad():
-            action, carry, _ = algo.act(batch, carry, torch.tensor([is_first], device=algo.device), mode=mode)
-        obs, _, terminated, truncated, _ = env.step(to_env(action))
+def _frames(
+    env: GymVectorEnv, policy: Policy, seed: int, *, mode: Mode, max_steps: int, should_stop: Callable[[], bool]
+) -> Iterator[NDArray[np.uint8]]:
+    """The frames of an episode, all of one size."""
+    first: NDArray[np.uint8] | None = None
+    for _ in play_steps(env, policy, np.array([seed]), mode=mode, max_steps=max_steps, should_stop=should_stop):
         frame = _frame(env.envs[0])
+        first = frame if first is None else first
         if frame.shape != first.shape:
             raise EnvError(f"{_name(env.envs[0])} cannot be recorded: a frame has shape {frame.shape}, the first one had {first.shape}")
         yield frame
-        is_first, steps, done = False, steps + 1, bool(terminated[0] | truncated[0])
 
 
 def _frame(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
-    """What an environment draws, as [H, W, 3] with even sides, which H.264 needs.
+    """The rendered frame of an environment, [H, W, 3] with even sides, which H.264 needs.
 
     Raises:
         ConfigError: if it has no rgb_array rendering.
-        EnvError: if rendering raises, or gives no picture.
+        EnvError: if rendering raises, or gives no frame.
     """
     try:
         frame = env.render()

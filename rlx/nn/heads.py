@@ -52,6 +52,10 @@ class CategoricalHead(nn.Module):
         """[B, D] to the most likely actions [B]; a tensor or an array."""
         return params.argmax(-1)
 
+    def probs(self, params: Tensor) -> Tensor | None:
+        """[B, D] to the probabilities of the actions [B, D]."""
+        return params.softmax(-1)
+
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """[B, D], [B] to [B]."""
         return params.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
@@ -109,6 +113,10 @@ class GaussianHead(nn.Module):
     def mode(self, params: Any) -> Any:
         """[B, A] to the most likely actions [B, A]; a tensor or an array."""
         return params
+
+    def probs(self, params: Tensor) -> Tensor | None:
+        """None: actions are continuous."""
+        return None
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """[B, A], [B, A] to [B]."""

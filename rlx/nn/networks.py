@@ -15,7 +15,7 @@ from rlx.nn.encoders import FlatEncoder, make_encoder
 from rlx.nn.heads import make_head
 from rlx.nn.memories import NoMemory
 from rlx.nn.mlp import MLP
-from rlx.types import EnvSpec, Mode, Tree
+from rlx.types import EnvSpec, Explanation, Mode, Tree
 
 _SMALL = 1 << 16
 """Parameters up to which acting in NumPy is faster than in torch."""
@@ -129,6 +129,19 @@ class Network(nn.Module):
         if self.critic is None:
             params = params[:, :-1]
         return self.head.sample(params) if mode == "train" else self.head.mode(params), carry
+
+    @torch.no_grad()
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, value_scale: float | None) -> Explanation:
+        """The action probabilities of `act`, and the value.
+
+        Args:
+            obs, carry, is_first: as of `act`.
+            value_scale: brings values into the environment's units; None if the critic is not trained.
+        """
+        features, _ = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
+        out = self.policy(features)
+        params, value = (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
+        return Explanation(self.head.probs(params), None if value_scale is None else value_scale * value)
 
     def _act_numpy(self, obs: NDArray[Any], mode: Mode) -> NDArray[Any]:
         """`act` for small networks on a CPU, where torch's overhead per operation is most of the time of a step."""

@@ -1,7 +1,8 @@
-"""What `rlx watch` shows in a terminal: the board, and beside it what is imagined of each action."""
+"""The terminal view of `rlx watch`: the board, and beside it the imagined rollout of each action."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,8 +12,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from rlx.envs.grids.gridworld import Grid
-    from rlx.evaluation.watching import Moment, Thought
+    from rlx.evaluation.watching import BoardExplanation, Moment, Watch
 
 _BAR = 8
 _LABEL = 9 + _BAR + 6
@@ -23,6 +26,36 @@ _STATUS = 26
 """Columns of what is said of the board."""
 _SPACE = 2
 """Columns between any two things."""
+
+
+def show(console: Console, watch: Watch, *, fps: float, live: bool) -> None:
+    """Play the episodes in the terminal.
+
+    Args:
+        console: where.
+        watch: what.
+        fps: decisions a second, if it is live.
+        live: redraw one view; otherwise every moment is printed below the one before.
+    """
+    from rich.live import Live
+
+    colour = console.is_terminal and console.color_system is not None
+
+    def shown(moment: Moment) -> RenderableType:  # the window may change its size
+        room = find_room(watch.grid, watch.depth, console.width, console.height, colour=colour)
+        return view(moment, watch.grid, watch.title, room)
+
+    if not live:
+        for moment in watch.moments:
+            console.print(shown(moment))
+            console.print()
+        return
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
+        due = time.monotonic()
+        for moment in watch.moments:
+            time.sleep(max(0.0, due - time.monotonic()))
+            display.update(shown(moment), refresh=True)
+            due = time.monotonic() + 1.0 / fps
 
 
 class Room(NamedTuple):
@@ -63,7 +96,7 @@ def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
     whole.show_header = False
     whole.columns[0].width = max(_STATUS, (1 + room.wide_board) * grid.planes_shape[2])
     whole.columns[0].no_wrap = True
-    whole.add_row(left, _actions(moment, grid, room) if moment.thought else Text(""))
+    whole.add_row(left, _actions(moment, grid, room) if moment.explanation else Text(""))
     return Group(head, whole)
 
 
@@ -74,29 +107,29 @@ def status(moment: Moment, grid: Grid) -> list[str]:
     if moment.reward is not None:
         lines.append(f"reward {moment.reward:+.1f}")
         lines += [f"  {event}" for event in moment.events if event != "step"]
-    thought = moment.thought
-    if thought is not None and thought.value is not None:
-        lines.append(f"expects {thought.value:+.1f}")
-    if thought is not None and thought.shift is not None:
-        lines.append(f"policy shift {thought.shift:.3f} nats")
+    explanation = moment.explanation
+    if explanation is not None and explanation.value is not None:
+        lines.append(f"expects {explanation.value:+.1f}")
+    if explanation is not None and explanation.shift is not None:
+        lines.append(f"policy shift {explanation.shift:.3f} nats")
     if moment.action is None:
         lines.append("the episode has ended" if moment.terminated else "cut: no steps are left")
-    elif thought is None:
+    elif explanation is None:
         lines.append(f"goes {grid.action_names[moment.action]}")
     return lines
 
 
 def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
     """A row for each action: what is said of it, and its rollout."""
-    thought = moment.thought
-    assert thought is not None
+    explanation = moment.explanation
+    assert explanation is not None
     table = Table.grid(padding=(0, _SPACE, 0, 0))
     for action, name in enumerate(grid.action_names):
-        row: list[RenderableType] = [_label(thought, action, name, chosen=action == moment.action)]
-        if thought.planes is not None and thought.reward is not None:
-            frames = thought.planes[action, : room.depth]
+        row: list[RenderableType] = [_label(explanation, action, name, chosen=action == moment.action)]
+        if explanation.planes is not None and explanation.reward is not None:
+            frames = explanation.planes[action, : room.depth]
             where = _window(moment.planes[grid.player_plane], room)
-            for kinds, reward in zip(grid.kinds(frames), thought.reward[action], strict=False):
+            for kinds, reward in zip(grid.kinds(frames), explanation.reward[action], strict=False):
                 drawn = _board(kinds[where], grid, room, wide=room.wide_frames)
                 row.append(
                     Text("\n").join([drawn, Text(_signed(float(reward)).center((1 + room.wide_frames) * room.columns), style="dim")])
@@ -105,16 +138,20 @@ def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
     return table
 
 
-def _label(thought: Thought, action: int, name: str, *, chosen: bool) -> Text:
+def _label(explanation: BoardExplanation, action: int, name: str, *, chosen: bool) -> Text:
     text = Text().append(f"▶ {name}" if chosen else f"  {name}", style="bold green" if chosen else "bold")
-    rows = [("policy", thought.probs, "cyan"), ("without", thought.probs_without, "blue"), ("saliency", thought.saliency, "magenta")]
+    rows = [
+        ("policy", explanation.probs, "cyan"),
+        ("without", explanation.probs_without, "blue"),
+        ("saliency", explanation.saliency, "magenta"),
+    ]
     for title, values, colour in rows:
         if values is not None:
             share = float(values[action])
             text.append(f"\n{title:9}", style="dim").append(_bar(share), style=colour)
             text.append(f" {share:4.2f}")
-    if thought.q_value is not None:
-        text.append(f"\n{'Q':9}", style="dim").append(f"{thought.q_value[action]:+.2f}", style="magenta")
+    if explanation.q_value is not None:
+        text.append(f"\n{'Q':9}", style="dim").append(f"{explanation.q_value[action]:+.2f}", style="magenta")
     return text
 
 
