@@ -32,16 +32,17 @@ REAL = os.environ.get("RLX_TEST_DEVICE")
 CPU = torch.device("cpu")
 COMMON = ["recipe=null", "env.num_envs=3", "loop.eval_episodes=2", "loop.log_every=173", "loop.eval_every=2000000",
           "loop.checkpoint_every=0", "log.wandb=disabled", "log.console=quiet", "seed=5"]  # fmt: skip
-SMALL = ["algo.num_blocks=1", "algo.num_channels=4", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301"]
+SMALL = ["algo.num_blocks=1", "algo.num_channels=4", "algo.search.num_simulations=4", "algo.batch_size=16", "algo.replay_size=301"]
 AZ = ["algo=alphazero", *SMALL, "algo.replay_start=24", "loop.total_env_steps=75"]
 C4 = ["env=connect_four", "env.kwargs.rows=4", "env.kwargs.columns=4", "env.kwargs.x_in_row=3", "env.opponent=uct:5"]
 AG = ["algo=alphago", *SMALL, "algo.num_expert_simulations=5", "algo.expert_fraction=0.3", "algo.reinforce_fraction=0.4",
       "algo.games_per_update=3", "algo.snapshot_every=3", "loop.total_env_steps=210"]  # fmt: skip
-MZ = ["algo=muzero", "algo.num_channels=8", "algo.num_simulations=4", "algo.batch_size=16", "algo.replay_start=60",
+MZ = ["algo=muzero", "algo.num_channels=8", "algo.search.num_simulations=4", "algo.batch_size=16", "algo.replay_start=60",
       "algo.replay_size=90", "algo.steps_per_update=3", "algo.num_unroll_steps=3", "algo.td_steps=4", "algo.reanalyse=0.5",
       "loop.total_env_steps=102"]  # fmt: skip
 PE = ["algo=pets", "algo.initial_steps=40", "algo.fit_every=30", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2",
-      "algo.num_candidates=12", "algo.num_iterations=2", "algo.horizon=4", "algo.max_epochs=2", "algo.replay_size=70", "algo.batch_size=32",
+      "algo.planner.num_candidates=12", "algo.planner.num_iterations=2", "algo.planner.horizon=4",
+      "algo.max_epochs=2", "algo.replay_size=70", "algo.batch_size=32",
       "loop.total_env_steps=90"]  # fmt: skip
 IF = ["algo=i2a", "env.max_episode_steps=10", "algo.rollout_length=7", "algo.num_minibatches=3", "algo.num_channels=4",
       "algo.hidden_size=16", "loop.total_env_steps=70"]  # fmt: skip
@@ -62,27 +63,28 @@ CASES: dict[str, list[str]] = {
                    "algo.hidden_sizes=[512,512]", "algo.activation=relu", "loop.total_env_steps=200"],
     "ppo-grid": ["algo=ppo", "env=sokoban", "env.max_episode_steps=20", "algo.rollout_length=16", "loop.total_env_steps=200"],
     "pets": [*PE, "env=cartpole_continuous", "env.kwargs.max_episode_steps=20", "algo.learn_variance_bounds=true"],
-    "pets-cem": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner=cem", "algo.propagation=ts_1",
+    "pets-cem": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner.kind=cem", "algo.propagation=ts_1",
                  "algo.num_particles=2"],
-    "pets-mppi": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner=mppi", "algo.reward=learned",
+    "pets-mppi": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner.kind=mppi", "algo.reward=learned",
                    "algo.propagation=mean"],
     "pets-disagreement": [*PE, "env=cartpole_swingup", "env.kwargs.max_episode_steps=20", "algo.trust=disagreement",
                           "algo.holdout_fraction=0"],
     "pets-truncate": [*PE, "env=cartpole_continuous", "env.kwargs.max_episode_steps=20", "algo.trust=truncate", "algo.reward=learned"],
     "muzero-cartpole": [*MZ, "env=cartpole", "env.kwargs.max_episode_steps=25"],
-    "muzero-puct": [*MZ, "env=cartpole", "env.kwargs.max_episode_steps=25", "algo.search=puct", "algo.priority_exponent=0"],
+    "muzero-puct": [*MZ, "env=cartpole", "env.kwargs.max_episode_steps=25", "algo.search.rule=puct", "algo.priority_exponent=0"],
     "muzero": [*MZ, "env=tic_tac_toe", "env.opponent=random"],
     "muzero-connect4": [*MZ, *C4, "algo.layers=conv", "algo.symmetries=true"],
     "muzero-sokoban": [*MZ, "env=sokoban", "env.max_episode_steps=20"],
     "alphazero": [*AZ, *C4],
-    "alphazero-puct": [*AZ, *C4, "algo.search=puct", "algo.full_search_fraction=0.6", "algo.random_moves=0.2", "algo.value_mix=0.3",
-                       "algo.num_cheap_simulations=3", "algo.steps_per_update=3", "algo.num_leaves=2"],
+    "alphazero-puct": [*AZ, *C4, "algo.search.rule=puct", "algo.search.full_search_fraction=0.6", "algo.random_moves=0.2",
+                       "algo.value_mix=0.3", "algo.search.num_cheap_simulations=3", "algo.steps_per_update=3", "algo.search.num_leaves=2"],
     "alphazero-tictactoe": [*AZ, "env=tic_tac_toe", "env.opponent=random"],
     "alphago": [*AG, *C4],
-    "alphago-all": [*AG, "env=tic_tac_toe", "env.opponent=random", "algo.value_data=whole_games", "algo.mix=0.0", "algo.num_leaves=2"],
+    "alphago-all": [*AG, "env=tic_tac_toe", "env.opponent=random", "algo.value_data=whole_games", "algo.mix=0.0",
+                    "algo.search.num_leaves=2"],
     "i2a": [*IW, *IL, BOX, "algo.corrupt_prob=0.05"],
     "i2a-learned-search": [*IF, *IL, BOX, "algo.decide=search", "algo.rollout_depth=2", "algo.num_encoder_channels=4"],
-    "i2a-learned-tree": [*IF, *IL, BOX, "algo.decide=tree", "algo.num_eval_simulations=5"],
+    "i2a-learned-tree": [*IF, *IL, BOX, "algo.decide=tree", "algo.search.num_eval_simulations=5"],
     "i2a-pacman": [*IW, *IL, "env=minipacman"],
     "i2a-perfect": [*IW, BOX, "algo.imagination=perfect"],
     "i2a-copy": [*IW, BOX, "algo.imagination=copy"],

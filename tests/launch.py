@@ -17,7 +17,8 @@ import pytest
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import find_checkpoints
 from rlx.cli.main import main
-from rlx.config.algos.base_config import PolicyGradientConfig
+from rlx.config.algos.base_config import Suits
+from rlx.config.algos.policy_gradient_config import PolicyGradientConfig
 from rlx.config.compose import Composer
 from rlx.store.record import read_metrics
 from rlx.store.runs import RunDir, new_meta
@@ -33,7 +34,7 @@ SETTINGS = [
 """A short run; the cadences share no divisor, so that every line of the record has its own reason."""
 
 POLICY_GRADIENT = [name for name, info in ALGORITHMS.items() if issubclass(info.config, PolicyGradientConfig)]
-GAME_PLAYING = [name for name, info in ALGORITHMS.items() if not info.config.plays_others]
+GAME_PLAYING = [name for name, info in ALGORITHMS.items() if info.config.suits == (Suits.games,)]
 
 OWN_VARIABLES = ("RLX_RUNS_DIR", "WANDB_API_KEY", "WANDB_MODE", "WANDB_DISABLED")
 

@@ -17,7 +17,10 @@ from torch import Tensor, nn
 from rlx import ops
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import _plain
-from rlx.config.algos.base_config import A2CConfig, Activation, Baseline, Objective, PPOConfig, ReinforceConfig
+from rlx.config.algos.a2c_config import A2CConfig
+from rlx.config.algos.policy_gradient_config import Activation
+from rlx.config.algos.ppo_config import Objective, PPOConfig
+from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.errors import NonFiniteError
 from rlx.rng import GlobalRNG
 from rlx.types import EnvSpec, Progress, Rollout

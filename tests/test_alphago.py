@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from launch import run_main
+from nested import settings_of
 
 from rlx.algos.alphago import AlphaGo, Phase
 from rlx.collect import Collector
-from rlx.config.algos.games_config import AlphaGoConfig, Part, ValueData
+from rlx.config.algos.alphago_config import AlphaGoConfig, Part, ValueData
 from rlx.envs.games.openspiel import Game
 from rlx.envs.games.selfplay import SelfPlayVectorEnv
 from rlx.errors import ConfigError, NonFiniteError
@@ -32,7 +33,7 @@ def make(game: Game | None = None, num_envs: int = 8, **settings: Any) -> tuple[
     torch.manual_seed(0)
     env = SelfPlayVectorEnv(game or Game("tic_tac_toe"), num_envs)
     spec = EnvSpec(id="x", observation_space=env.single_observation_space, action_space=env.single_action_space, game=env.game)
-    algo = AlphaGo(AlphaGoConfig(**{**TINY, **settings}), spec, num_envs, CPU)
+    algo = AlphaGo(settings_of(AlphaGoConfig, **{**TINY, **settings}), spec, num_envs, CPU)
     collector = Collector(env, algo, seed=0)
     collector.reset()
     return algo, collector
@@ -260,14 +261,14 @@ def test_the_value_part_takes_a_win_that_the_rules_decide() -> None:
 )
 def test_settings_that_mean_nothing_are_refused(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said.replace("+", r"\+")):
-        AlphaGoConfig(**settings)
+        settings_of(AlphaGoConfig, **settings)
 
 
 def test_a_run_is_trained_evaluated_and_taken_apart_from_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    words = " ".join(f"algo.{k}={v}" for k, v in TINY.items())
+    words = " ".join(f"algo.{'search.' * (k == 'num_simulations')}{k}={v}" for k, v in TINY.items())
     settings = "env=tic_tac_toe recipe=null env.num_envs=16 loop.eval_every=0 log.wandb=disabled log.console=quiet"
     assert run_main(f"train algo=alphago {words} {settings} loop.total_env_steps=2000 --name go", monkeypatch) == 0
     capsys.readouterr()

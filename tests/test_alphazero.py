@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nested import settings_of
 
 from rlx.algos.alphazero import AlphaZero, outcomes_of_play
 from rlx.collect import Collector
-from rlx.config.algos.games_config import AlphaZeroConfig, Search
+from rlx.config.algos.alphazero_config import AlphaZeroConfig
+from rlx.config.algos.search_config import SearchRule
 from rlx.envs.games.openspiel import Game
 from rlx.envs.games.selfplay import SelfPlayVectorEnv
 from rlx.errors import ConfigError
@@ -25,7 +27,7 @@ TINY = {"num_blocks": 1, "num_channels": 8, "num_simulations": 4, "batch_size": 
 def make(num_envs: int = 8, game: Game | None = None, **settings: Any) -> tuple[AlphaZero, Collector]:
     env = SelfPlayVectorEnv(game or Game("tic_tac_toe"), num_envs)
     spec = EnvSpec(id="x", observation_space=env.single_observation_space, action_space=env.single_action_space, game=env.game)
-    algo = AlphaZero(AlphaZeroConfig(**{**TINY, **settings}), spec, num_envs, CPU)
+    algo = AlphaZero(settings_of(AlphaZeroConfig, **{**TINY, **settings}), spec, num_envs, CPU)
     collector = Collector(env, algo, seed=0)
     collector.reset()
     return algo, collector
@@ -79,7 +81,7 @@ def test_outcomes_are_for_whoever_moves() -> None:
 
 
 def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
-    algo, collector = make(8, search=Search.puct, full_search_fraction=0.3, num_cheap_simulations=2, replay_ratio=1e-9)
+    algo, collector = make(8, rule=SearchRule.puct, full_search_fraction=0.3, num_cheap_simulations=2, replay_ratio=1e-9)
     lines = run(algo, collector, 80)
     played = sum(line.get("game/length", 0.0) > 0 for line in lines)
     assert played > 5
@@ -88,7 +90,7 @@ def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
 
 
 def test_cheap_searches_play_without_noise_and_forced_visits() -> None:
-    algo, _ = make(64, search=Search.puct, full_search_fraction=0.5, num_cheap_simulations=32, num_simulations=33)
+    algo, _ = make(64, rule=SearchRule.puct, full_search_fraction=0.5, num_cheap_simulations=32, num_simulations=33)
     found, _, full = algo.search(np.full((64, 9), -1, dtype=np.int32), mode="train", rng=np.random.default_rng(0))
     plain, _, _ = algo.search(np.full((1, 9), -1, dtype=np.int32), mode="eval", rng=np.random.default_rng(0))
     prior, forced = found.trees.prior[:, :9], found.trees.forced
@@ -287,7 +289,7 @@ def test_a_random_move_that_the_search_would_have_played_spoils_nothing() -> Non
 def test_leaves_that_are_evaluated_together_cost_fewer_calls_of_the_network() -> None:
     calls = {}
     for leaves in (1, 8):
-        algo, _ = make(1, search=Search.puct, num_simulations=64, num_leaves=leaves)
+        algo, _ = make(1, rule=SearchRule.puct, num_simulations=64, num_leaves=leaves)
         asked: list[int] = []
         frozen = algo._frozen
         algo._frozen = lambda planes, frozen=frozen, asked=asked: (asked.append(len(planes)), frozen(planes))[1]  # type: ignore[assignment]

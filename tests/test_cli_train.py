@@ -263,7 +263,7 @@ def test_every_named_environment_trains_with_every_algorithm_for_it(env: str, al
     if env == "lunarlander":
         pytest.importorskip("Box2D")
     few = "env.num_envs=1 loop.total_env_steps=16 loop.eval_every=0 loop.checkpoint_every=0"
-    own = "algo.rollout_length=8" if algo in POLICY_GRADIENT else "algo.num_blocks=1 algo.num_channels=4 algo.num_simulations=4"
+    own = "algo.rollout_length=8" if algo in POLICY_GRADIENT else "algo.num_blocks=1 algo.num_channels=4 algo.search.num_simulations=4"
     rlx(f"train algo={algo} env={env} recipe=null {few} {own} log.wandb=disabled log.console=quiet --name lander")
     (line,) = lines(here / "runs" / "lander")
     assert line["env_steps"] == 16

@@ -15,7 +15,7 @@ from torch import Tensor
 from rlx.algos.ppo import PPO
 from rlx.checkpoint import _plain
 from rlx.collect import SEED_LIMIT, Collector, Episode, env_actions
-from rlx.config.algos.base_config import PPOConfig
+from rlx.config.algos.ppo_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import CheckpointError
 from rlx.rng import GlobalRNG

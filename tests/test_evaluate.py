@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rlx.algos.ppo import PPO
 from rlx.collect import SEED_LIMIT, Collector, Episode
-from rlx.config.algos.base_config import PPOConfig
+from rlx.config.algos.ppo_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, EvaluationError

@@ -12,6 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from launch import run_main
+from nested import settings_of
 
 from rlx import ops
 from rlx.algos.i2a import I2A
@@ -43,7 +44,7 @@ def spec_of(env: Any, **changes: Any) -> EnvSpec:
 
 def make(num_envs: int = 4, **settings: Any) -> tuple[I2A, Collector]:
     env = grid_env(num_envs)
-    algo = I2A(I2AConfig(**{**SMALL, **settings}), spec_of(env), num_envs, CPU)
+    algo = I2A(settings_of(I2AConfig, **{**SMALL, **settings}), spec_of(env), num_envs, CPU)
     collector = Collector(env, algo, seed=0)
     collector.reset()
     return algo, collector
@@ -263,7 +264,7 @@ def test_every_arm_learns_and_says_what_it_has(arm: Imagination) -> None:
 def test_ghosts_are_imagined_too() -> None:
     env = VectorEnvFactory(id="rlx/MiniPacman-v0")(4)
     for imagination in (Imagination.learned, Imagination.perfect):
-        config = I2AConfig(**{**SMALL, "imagination": imagination, "model_fraction": 0.0})
+        config = settings_of(I2AConfig, **{**SMALL, "imagination": imagination, "model_fraction": 0.0})
         algo = I2A(config, spec_of(env, id="rlx/MiniPacman-v0"), 4, CPU)
         collector = Collector(env, algo, seed=0)
         collector.reset()
@@ -349,9 +350,7 @@ def push_to_goal() -> torch.Tensor:
 def test_search_sees_a_solution_in_a_perfect_world_and_not_in_a_poor_one() -> None:
     chosen = {}
     for corrupt_prob in (0.0, 0.5):
-        algo, _ = make(
-            imagination=Imagination.perfect, decide=Decide.search, corrupt_prob=corrupt_prob, num_search_rollouts=8, rollout_depth=2
-        )
+        algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, corrupt_prob=corrupt_prob, num_rollouts=8, rollout_depth=2)
         assert algo.net.encoder is None
         with torch.no_grad():
             algo.net.value.weight.zero_()
@@ -364,7 +363,7 @@ def test_search_sees_a_solution_in_a_perfect_world_and_not_in_a_poor_one() -> No
 
 
 def test_a_searcher_is_trained_without_an_encoder_and_only_evaluations_search() -> None:
-    algo, collector = make(imagination=Imagination.perfect, decide=Decide.search, num_search_rollouts=1)
+    algo, collector = make(imagination=Imagination.perfect, decide=Decide.search, num_rollouts=1)
     metrics = run(algo, collector, 2)
     assert "imagination/policy_shift" not in metrics[-1]
     assert "imagined" not in act(algo, boards(2)).extras
@@ -418,7 +417,7 @@ def test_the_tree_of_a_state_depends_on_that_state_alone() -> None:
     ("settings", "each"),
     [
         ({}, 4 * 3),
-        ({"decide": Decide.search, "num_search_rollouts": 2}, 2 * 4 * 3),
+        ({"decide": Decide.search, "num_rollouts": 2}, 2 * 4 * 3),
         ({"decide": Decide.tree, "num_eval_simulations": 5}, 5),
     ],
 )
@@ -541,7 +540,7 @@ def test_worlds_that_are_no_grids_are_refused_with_what_to_type() -> None:
     for action_space in (spaces.Box(-1.0, 1.0, (1,)), spaces.Discrete(2)):
         spec = EnvSpec(id="CartPole-v1", observation_space=box, action_space=action_space)
         with pytest.raises(ConfigError, match=r"env=CartPole-v1 shows none.*try env=sokoban"):
-            I2A(I2AConfig(**SMALL), spec, 4, CPU)
+            I2A(settings_of(I2AConfig, **SMALL), spec, 4, CPU)
 
 
 @pytest.mark.parametrize(
@@ -553,7 +552,7 @@ def test_worlds_that_are_no_grids_are_refused_with_what_to_type() -> None:
         ("algo.imagination=off algo.decide=search", "algo.decide=search needs a world"),
         ("algo.imagination=off algo.rollout_depth=5", "rollout_depth"),
         ("algo.imagination=perfect algo.model_fraction=0.2", "model_fraction"),
-        ("algo.num_search_rollouts=3", "num_search_rollouts"),
+        ("algo.search.num_rollouts=3", "num_rollouts"),
         ("algo.num_minibatches=7 env.num_envs=8", "nearest that divide it"),
     ],
 )

@@ -80,7 +80,7 @@ RULES = {
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.transfer"),
     "rlx.envs": (*COMMON, "rlx.envs", "rlx.files"),
-    "rlx.config.algos": ("rlx.errors", "rlx.config.algos"),
+    "rlx.config.algos": ("rlx.errors", "rlx.config.algos", "rlx.config.setting"),
     "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track", "rlx.store.record"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),
     "rlx.collect": (*COMMON, "rlx.transfer"),

@@ -212,7 +212,8 @@ def test_the_figure_draws_what_was_measured():
 
 TINY = (
     "train algo=pets env=pendulum --name tiny log.wandb=disabled loop.total_env_steps=120 loop.eval_episodes=1 loop.checkpoint_every=60 "
-    "algo.hidden_sizes=[16,16] algo.num_candidates=10 algo.num_iterations=1 algo.horizon=6 algo.max_epochs=3 algo.initial_steps=100 "
+    "algo.hidden_sizes=[16,16] algo.planner.num_candidates=10 algo.planner.num_iterations=1 algo.planner.horizon=6 "
+    "algo.max_epochs=3 algo.initial_steps=100 "
     "algo.ensemble_size=3 recipe=null env.kwargs.max_episode_steps=30 env.num_envs=4"
 )
 

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from launch import run_main
+from nested import settings_of
 from torch import Tensor
 
 from rlx.algos.muzero import MuZero
 from rlx.build import env_spec
-from rlx.config.algos.games_config import Search
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
+from rlx.config.algos.search_config import SearchRule
 from rlx.config.schema import EnvConfig
 from rlx.envs.games.openspiel import Game
 from rlx.envs.registry import VectorEnvFactory
@@ -38,7 +39,7 @@ BOARD = EnvSpec(
 
 def muzero(spec: EnvSpec = POLE, num_envs: int = 2, **settings: Any) -> MuZero:
     small: dict[str, Any] = {"num_channels": 16, "num_simulations": 4, "batch_size": 8, "replay_start": 16, "replay_size": 500}
-    return MuZero(MuZeroConfig(**small | settings), spec, num_envs, CPU)
+    return MuZero(settings_of(MuZeroConfig, **small | settings), spec, num_envs, CPU)
 
 
 # The search
@@ -428,7 +429,7 @@ def test_convolutions_over_what_is_no_board_are_refused() -> None:
 @pytest.mark.parametrize(("settings", "message"), [
     ({"discount": 1.5}, "algo.discount must be within"), ({"td_steps": 0}, "algo.td_steps must be at least 1, or null"),
     ({"value_limit": -1.0}, "algo.value_limit must be above 0"), ({"num_bins": 1}, "algo.num_bins must be at least 2"),
-    ({"min_return_range": 0.0}, "algo.min_return_range must be above 0"),
+    ({"min_return_range": 0.0}, "algo.search.min_return_range must be above 0"),
     ({"replay_start": 4}, "algo.replay_start must be at least algo.batch_size=8"),
 ])  # fmt: skip
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:
@@ -447,8 +448,8 @@ def test_grid_worlds_are_seen_as_boards() -> None:
 
 
 def test_actions_are_legal_and_random_before_there_is_a_model() -> None:
-    for search_kind in Search:
-        algo = muzero(BOARD, num_envs=3, search=search_kind)
+    for search_rule in SearchRule:
+        algo = muzero(BOARD, num_envs=3, rule=search_rule)
         obs = torch.from_numpy(histories()).to(torch.int32)
         for mode in ("train", "eval"):
             action, _, extras = algo.act(obs, (), torch.zeros(len(obs), dtype=torch.bool), mode=mode)  # type: ignore[arg-type]

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from nested import settings_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlx.algos.pets import PETS
 from rlx.collect import Collector
-from rlx.config.algos.pets_config import PETSConfig, Planner, Propagation, RewardSource, TerminationSource, TrustRule
+from rlx.config.algos.pets_config import PETSConfig, PlannerKind, Propagation, RewardSource, TerminationSource, TrustRule
 from rlx.config.compose import Composer
 from rlx.envs.control.reward_functions import RULES
 from rlx.envs.registry import NATIVE
@@ -41,7 +42,7 @@ def pole_spec(env_id: str = "rlx/CartPoleContinuous-v0", **changes) -> EnvSpec:
 
 
 def make(num_envs: int = 2, env_id: str = "rlx/CartPoleContinuous-v0", **settings) -> tuple[PETS, Collector]:
-    algo = PETS(PETSConfig(**{**SMALL, **settings}), pole_spec(env_id), num_envs, CPU)
+    algo = PETS(settings_of(PETSConfig, **{**SMALL, **settings}), pole_spec(env_id), num_envs, CPU)
     collector = Collector(NATIVE[env_id](num_envs), algo, seed=0)
     collector.reset()
     return algo, collector
@@ -152,8 +153,8 @@ class Launches(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     ("settings", "most"),
-    [({}, 900), ({"planner": Planner.cem, "propagation": Propagation.ts_1}, 1100), ({"trust": TrustRule.truncate}, 1000),
-     ({"planner": Planner.mppi, "reward": RewardSource.learned}, 900)],
+    [({}, 900), ({"kind": PlannerKind.cem, "propagation": Propagation.ts_1}, 1100), ({"trust": TrustRule.truncate}, 1000),
+     ({"kind": PlannerKind.mppi, "reward": RewardSource.learned}, 900)],
 )  # fmt: skip
 def test_a_plan_asks_little_of_a_device_and_never_waits_for_it(settings, most):
     usual = {"horizon": 15, "num_iterations": 3, "max_epochs": 1, "num_candidates": 30}
@@ -178,10 +179,10 @@ def test_acting_leaves_the_algorithm_alone_and_explores_only_before_there_is_a_m
         run(algo, collector, 20)
 
 
-@pytest.mark.parametrize("planner", Planner)
+@pytest.mark.parametrize("planner", PlannerKind)
 @pytest.mark.parametrize("propagation", Propagation)
 def test_every_planner_works_with_every_propagation(planner, propagation):
-    algo, collector = make(planner=planner, propagation=propagation, num_particles=2)
+    algo, collector = make(kind=planner, propagation=propagation, num_particles=2)
     found = merged(run(algo, collector, 25))
     assert np.isfinite(list(found.values())).all()
 
@@ -256,11 +257,11 @@ def test_the_change_of_the_last_step_of_an_episode_is_to_where_it_ended():
 )
 def test_what_pets_cannot_plan_with_is_refused(settings, changes, message):
     with pytest.raises(ConfigError, match=message):
-        PETS(PETSConfig(**SMALL, **settings), pole_spec(**changes), 1, CPU)
+        PETS(settings_of(PETSConfig, **SMALL, **settings), pole_spec(**changes), 1, CPU)
 
 
 def test_what_is_learned_or_ignored_need_not_be_known():
-    config = PETSConfig(**SMALL, reward=RewardSource.learned, termination=TerminationSource.never)
+    config = settings_of(PETSConfig, **SMALL, reward=RewardSource.learned, termination=TerminationSource.never)
     algo = PETS(config, pole_spec(reward_fn=None, termination_fn=None), 1, CPU)
     assert algo.ensemble.num_outputs == 5
 
@@ -268,17 +269,17 @@ def test_what_is_learned_or_ignored_need_not_be_known():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("algo.num_candidates=1", "algo.num_candidates must be at least 2"),
-        ("algo.elite_fraction=0", r"algo.elite_fraction must be within \(0, 1\]"),
+        ("algo.planner.num_candidates=1", "algo.planner.num_candidates must be at least 2"),
+        ("algo.planner.elite_fraction=0", r"algo.planner.elite_fraction must be within \(0, 1\]"),
         ("algo.hidden_sizes=[]", "algo.hidden_sizes must be positive widths"),
         ("algo.holdout_fraction=1", r"algo.holdout_fraction must be within \[0, 1\)"),
         ("algo.replay_size=10", "algo.replay_size must be at least algo.initial_steps=200"),
-        ("algo.temperature=1", "planner=mppi"),
+        ("algo.planner.temperature=1", "planner.kind=mppi"),
         ("algo.trust_cost=1", "trust=disagreement"),
         ("algo.trust_limit=1", "trust=truncate"),
-        ("algo.planner=cem algo.noise_beta=1", "planner=icem"),
+        ("algo.planner.kind=cem algo.planner.noise_beta=1", "planner.kind=icem"),
         ("algo.propagation=mean algo.num_particles=2", "propagation=ts_inf"),
-        ("algo.holdout_fraction=0 algo.patience=2", "holdout_fraction above 0"),
+        ("algo.holdout_fraction=0 algo.patience=2", "holdout_fraction is above 0"),
     ],
 )
 def test_settings_that_are_wrong_or_unused_are_refused(line, message):
@@ -286,7 +287,9 @@ def test_settings_that_are_wrong_or_unused_are_refused(line, message):
         Composer().compose(["algo=pets", "env=pendulum", *line.split()])
 
 
-@pytest.mark.parametrize("line", ["algo.planner=mppi algo.temperature=1", "algo.trust=truncate algo.trust_limit=1", "algo.planner=cem"])
+@pytest.mark.parametrize(
+    "line", ["algo.planner.kind=mppi algo.planner.temperature=1", "algo.trust=truncate algo.trust_limit=1", "algo.planner.kind=cem"]
+)
 def test_settings_that_are_used_are_not(line):
     assert Composer().compose(["algo=pets", "env=pendulum", *line.split()]).config.algo.name == "pets"
 

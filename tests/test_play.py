@@ -23,7 +23,7 @@ from rlx.render.board import draw, move_names
 from rlx.stats.elo import fit, rate
 
 Command = Callable[[str], tuple[int, str, str]]
-TINY = "algo.num_blocks=1 algo.num_channels=4 algo.num_simulations=8 env.num_envs=2 loop.total_env_steps=4 loop.eval_every=0"
+TINY = "algo.num_blocks=1 algo.num_channels=4 algo.search.num_simulations=8 env.num_envs=2 loop.total_env_steps=4 loop.eval_every=0"
 
 
 def player(name: str) -> KnownPlayer:

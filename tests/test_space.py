@@ -141,19 +141,19 @@ def test_a_swept_setting_is_left_out_where_it_has_no_effect_and_makes_no_duplica
         {"algo.ensemble_size": 5, "algo.trust": "none"},
         {"algo.ensemble_size": 5, "algo.trust": "disagreement"},
     ]
-    words = ["algo=pets", "env=cartpole_continuous", "algo.planner=cem,mppi", "algo.temperature=0.1,0.3"]
+    words = ["algo=pets", "env=cartpole_continuous", "algo.planner.kind=cem,mppi", "algo.planner.temperature=0.1,0.3"]
     assert [point.values for point, _ in compose_grid(expand(words), COMPOSER)] == [
-        {"algo.planner": "cem"},
-        {"algo.planner": "mppi", "algo.temperature": 0.1},
-        {"algo.planner": "mppi", "algo.temperature": 0.3},
+        {"algo.planner.kind": "cem"},
+        {"algo.planner.kind": "mppi", "algo.planner.temperature": 0.1},
+        {"algo.planner.kind": "mppi", "algo.planner.temperature": 0.3},
     ]
     again = compose_grid([point for point, _ in pairs], COMPOSER)  # as a sweep on disk is
     assert again == pairs
 
 
 def test_a_swept_setting_without_effect_anywhere_is_refused() -> None:
-    words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.planner=cem", "algo.temperature=0.1,0.3"]
-    with pytest.raises(ConfigError, match=r"algo\.temperature has no effect unless algo\.planner=mppi"):
+    words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.planner.kind=cem", "algo.planner.temperature=0.1,0.3"]
+    with pytest.raises(ConfigError, match=r"algo\.planner\.temperature has no effect unless algo\.planner\.kind=mppi"):
         compose_grid(expand(words), COMPOSER)
 
 

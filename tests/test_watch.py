@@ -169,7 +169,7 @@ def test_an_agent_of_phase_one_has_nothing_to_show() -> None:
 
 
 def test_a_search_shows_what_it_promises() -> None:
-    algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, num_search_rollouts=2)
+    algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, num_rollouts=2)
     torch.manual_seed(0)
     told = explain(algo, boards(3))
     torch.manual_seed(0)
@@ -359,7 +359,7 @@ def test_a_mistake_is_one_line(words: str, said: str, inside: Path, run_command:
 
 
 def test_a_game_is_for_rlx_play(here: Path, run_command: Command) -> None:
-    tiny = "algo.num_blocks=1 algo.num_channels=4 algo.num_simulations=8 env.num_envs=2 loop.total_env_steps=4 loop.eval_every=0"
+    tiny = "algo.num_blocks=1 algo.num_channels=4 algo.search.num_simulations=8 env.num_envs=2 loop.total_env_steps=4 loop.eval_every=0"
     assert run_command(f"train algo=alphazero env=tic_tac_toe recipe=null {tiny} log.wandb=disabled log.console=quiet --name three")[0] == 0
     code, _, err = run_command("watch three")
     assert code == 2

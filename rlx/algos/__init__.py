@@ -6,11 +6,15 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from rlx.config.algos.base_config import A2CConfig, AlgoConfig, PPOConfig, ReinforceConfig
-from rlx.config.algos.games_config import AlphaGoConfig, AlphaZeroConfig
+from rlx.config.algos.a2c_config import A2CConfig
+from rlx.config.algos.alphago_config import AlphaGoConfig
+from rlx.config.algos.alphazero_config import AlphaZeroConfig
+from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.algos.i2a_config import I2AConfig
 from rlx.config.algos.muzero_config import MuZeroConfig
 from rlx.config.algos.pets_config import PETSConfig
+from rlx.config.algos.ppo_config import PPOConfig
+from rlx.config.algos.reinforce_config import ReinforceConfig
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.config.algos.base_config import A2CConfig
+from rlx.config.algos.a2c_config import A2CConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam

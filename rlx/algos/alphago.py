@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlx.config.algos.games_config import AlphaGoConfig, Part, ValueData
+from rlx.config.algos.alphago_config import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward
@@ -238,8 +238,8 @@ class AlphaGo:
         model = RulesModel(self.game, states, self._prior_and_value)
         if mix > 0.0:
             model = RolloutModel(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
-        simulations = config.num_eval_simulations or config.num_simulations
-        found = search(model, SearchConfig(simulations=simulations, c_init=config.c_puct, leaves=config.num_leaves), rng)
+        simulations = config.search.num_eval_simulations or config.search.num_simulations
+        found = search(model, SearchConfig(simulations=simulations, c_init=config.search.c_puct, leaves=config.search.num_leaves), rng)
         return found, model, np.ones(len(histories), dtype=bool)
 
     def _prior_and_value(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlx.config.algos.games_config import AlphaZeroConfig, Search
+from rlx.config.algos.alphazero_config import AlphaZeroConfig
+from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward, squared_norm
@@ -123,19 +124,19 @@ class AlphaZero:
             The trees, the model that they were grown with, and where the search was a full one [B].
         """
         config = self.config
-        simulations = (config.num_eval_simulations if mode == "eval" else None) or config.num_simulations
+        simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
         model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen, known)
         full = np.ones(len(histories), dtype=bool)
-        if mode == "train" and config.search is Search.puct and config.full_search_fraction < 1.0:
-            full = rng.random(len(histories)) < config.full_search_fraction
-        budget = np.where(full, simulations, config.num_cheap_simulations)
-        explore = full if config.search is Search.puct else (histories >= 0).sum(axis=1) < config.exploration_plies
+        if mode == "train" and config.search.rule is SearchRule.puct and config.search.full_search_fraction < 1.0:
+            full = rng.random(len(histories)) < config.search.full_search_fraction
+        budget = np.where(full, simulations, config.search.num_cheap_simulations)
+        explore = full if config.search.rule is SearchRule.puct else (histories >= 0).sum(axis=1) < config.exploration_plies
         return search(model, self.search_config(mode), rng, simulations=budget, explore=explore), model, full
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config, explore = self.config, mode == "train"
-        settings = config.search_settings(explore=explore)
-        return SearchConfig(**settings, forced=config.forced_playouts if explore else 0.0, prove=config.prove)
+        settings = config.search.arguments(explore=explore)
+        return SearchConfig(**settings, forced=config.search.forced_playouts if explore else 0.0, prove=config.search.prove)
 
     def _explore(
         self, found: SearchResult, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator
@@ -146,7 +147,7 @@ class AlphaZero:
             The moves [B], and where they are not what the search would have played [B].
         """
         config, action, early = self.config, best, ply < self.config.exploration_plies
-        if config.search is Search.puct:
+        if config.search.rule is SearchRule.puct:
             visits = found.visits(self.game.num_actions)
             drawn = np.array([rng.choice(len(v), p=v / v.sum()) for v in visits])
             action = np.where(early, drawn, action)

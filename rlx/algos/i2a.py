@@ -198,13 +198,13 @@ class I2A:
         assert self.world is not None
         config, num_actions = self.config, self.grid.num_actions
         if self._decide is Decide.tree:
-            search = SearchConfig(simulations=config.num_eval_simulations, track_bounds=True, q_range=1.0)
+            search = SearchConfig(simulations=config.search.num_eval_simulations, track_bounds=True, q_range=1.0)
             return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth if lines else 0,
                                discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
         assert self.net.rollout_policy is not None
-        starts = planes.repeat_interleave(config.num_search_rollouts, 0)
+        starts = planes.repeat_interleave(config.search.num_rollouts, 0)
         rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)
-        return weigh_rollouts(*rolled, self._model_free, num_actions=num_actions, num_rollouts=config.num_search_rollouts,
+        return weigh_rollouts(*rolled, self._model_free, num_actions=num_actions, num_rollouts=config.search.num_rollouts,
                               discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
 
     def _model_free(self, planes: Tensor) -> tuple[Tensor, Tensor]:

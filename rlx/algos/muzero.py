@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from rlx.config.algos.games_config import Search
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
+from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net
 from rlx.nn.finite import FiniteWatch
@@ -154,15 +154,15 @@ class MuZero:
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config = self.config
-        simulations = (config.num_eval_simulations if mode == "eval" else None) or config.num_simulations
-        settings = config.search_settings(explore=mode == "train")
+        simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
+        settings = config.search.arguments(explore=mode == "train")
         return SearchConfig(
-            **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.min_return_range
+            **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.search.min_return_range
         )
 
     def _worth(self, found: SearchResult) -> Tensor:
         """What the roots [B] are worth to whoever acts there."""
-        value = found.improved_value() if self.config.search is Search.gumbel else found.value()
+        value = found.improved_value() if self.config.search.rule is SearchRule.gumbel else found.value()
         return torch.from_numpy(value.astype(np.float32))
 
     def _look(self, obs: Tensor) -> _Seen:
@@ -187,7 +187,7 @@ class MuZero:
         if self._steps == 0:
             chances = seen.legal / seen.legal.sum(axis=1, keepdims=True)
             return np.array([rng.choice(self.num_actions, p=p) for p in chances])
-        if self.config.search is Search.puct:
+        if self.config.search.rule is SearchRule.puct:
             visits = found.visits(self.num_actions)
             drawn = np.array([rng.choice(self.num_actions, p=v / v.sum()) for v in visits])
             early = self._exploring(obs)
@@ -202,7 +202,7 @@ class MuZero:
         metrics: dict[str, Tensor | float] = {
             "search/root_value": extras["root_value"].mean(),
             "search/depth": extras["depth"].mean(),
-            **_timing(extras["spent"], len(rollout.reward) * self.config.num_simulations),
+            **_timing(extras["spent"], len(rollout.reward) * self.config.search.num_simulations),
             **self._compare_with_promises(rollout, expected),
         }
         self._reanalyse()

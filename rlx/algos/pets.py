@@ -57,11 +57,12 @@ class PETS:
             "reward": (torch.float32, scalar), "is_last": (torch.bool, scalar), "holdout": (torch.bool, scalar),
             "counts": (torch.uint8, (config.ensemble_size,)),
         }, device)  # fmt: skip
-        self.windows = ReturnWindows(config.horizon, num_envs)
+        self.windows = ReturnWindows(config.planner.horizon, num_envs)
+        p = config.planner
         self._planner = PlannerConfig(
-            method=config.planner.value, population=config.num_candidates, iterations=config.num_iterations, elites=config.num_elites,
-            momentum=config.momentum, init_std=config.init_std, noise_beta=config.noise_beta, population_decay=config.population_decay,
-            keep_elites=config.keep_elites, temperature=config.temperature,
+            method=p.kind.value, population=p.num_candidates, iterations=p.num_iterations, elites=p.num_elites, momentum=p.momentum,
+            init_std=p.init_std, noise_beta=p.noise_beta, population_decay=p.population_decay, keep_elites=p.keep_elites,
+            temperature=p.temperature,
         )  # fmt: skip
         self._trust = Trust(
             cost=config.trust_cost if config.trust is TrustRule.disagreement else 0.0,
@@ -97,7 +98,7 @@ class PETS:
     # Acting
 
     def initial_carry(self, batch_size: int) -> dict[str, Tensor]:
-        return no_memory(batch_size, self.config.horizon, len(self._half), self._planner, self.device)._asdict()
+        return no_memory(batch_size, self.config.planner.horizon, len(self._half), self._planner, self.device)._asdict()
 
     @torch.no_grad()
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
@@ -149,7 +150,7 @@ class PETS:
         return self._obs_scale if (self._obs_scale > 0.0).any() else None
 
     def prediction_horizon(self) -> int:
-        return self.config.horizon
+        return self.config.planner.horizon
 
     def _nothing_planned(self, memory: Memory, mode: Mode) -> Plan:
         """Before there is a model: random actions, and in evaluations those in the middle."""

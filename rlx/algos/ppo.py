@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.config.algos.base_config import Objective, PPOConfig
+from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.config.algos.base_config import Baseline, ReinforceConfig
+from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam

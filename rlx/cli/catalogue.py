@@ -84,7 +84,7 @@ def _print_key(console: Console, columns: tuple[int, int], row: KeyRow, *, descr
         line.append(", unused", style="dim")
     console.print(line, soft_wrap=True)
     if describe and row.doc:
-        doc = row.doc + (f" Unused unless algo.{row.unused_unless}." if row.unused_unless else "")
+        doc = row.doc + (f" Unused unless {row.unused_unless}." if row.unused_unless else "")
         console.print(Padding(Text(doc, style="dim"), (0, 0, 0, 4), expand=False))
 
 

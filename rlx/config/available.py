@@ -45,7 +45,12 @@ class EnvironmentRow:
 def algorithms() -> list[AlgorithmRow]:
     """Every algorithm."""
     return [
-        AlgorithmRow(name=name, summary=info.summary, suits=info.config.suits, settings=len(key_docs(name, group="algo")))
+        AlgorithmRow(
+            name=name,
+            summary=info.summary,
+            suits=", ".join(kind.value for kind in info.config.suits),
+            settings=len(key_docs(name, group="algo")),
+        )
         for name, info in ALGORITHMS.items()
     ]
 

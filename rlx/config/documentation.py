@@ -14,6 +14,7 @@ from typing import Any
 from rlx.algos import ALGORITHMS
 from rlx.config import schema
 from rlx.config.compose import Composed, leaf_keys
+from rlx.config.setting import in_words, rules_of, unused
 
 
 def key_docs(algo: str, *, group: str | None = None) -> dict[str, str]:
@@ -23,16 +24,29 @@ def key_docs(algo: str, *, group: str | None = None) -> dict[str, str]:
         algo: the algorithm whose settings are meant.
         group: return the keys of this group only.
     """
+    sections = {"algo": ALGORITHMS[algo].config(), "env": schema.EnvConfig(), "loop": schema.LoopConfig(),
+                "log": schema.LogConfig(), "runtime": schema.RuntimeConfig()}  # fmt: skip
     docs: dict[str, str] = {}
-    classes = {"algo": ALGORITHMS[algo].config, "env": schema.EnvConfig, "loop": schema.LoopConfig,
-               "log": schema.LogConfig, "runtime": schema.RuntimeConfig, "": schema.RunConfig}  # fmt: skip
-    for name, class_ in classes.items():
-        if group not in (None, name):
-            continue
-        written = field_docs(class_)
-        prefix = f"{name}." if name else ""
-        docs |= {f"{prefix}{f.name}": written.get(f.name, "") for f in dataclasses.fields(class_) if prefix or f.name not in classes}
+    for name, section in sections.items():
+        docs |= _docs_of(section, f"{name}.") if group in (None, name) else {}
+    docs |= {"seed": field_docs(schema.RunConfig)["seed"]} if group in (None, "") else {}
     return {key: doc for key, doc in docs.items() if key not in ("algo.name", "env.id")}
+
+
+def _docs_of(owner: Any, prefix: str) -> dict[str, str]:
+    """What the settings of a dataclass and of those nested in it mean, each with its range and when it is used."""
+    docs: dict[str, str] = {}
+    written = field_docs(type(owner))
+    for field in dataclasses.fields(owner):
+        key, value = f"{prefix}{field.name}", getattr(owner, field.name)
+        if dataclasses.is_dataclass(value):
+            docs |= _docs_of(value, f"{key}.")
+            continue
+        rules = rules_of(field)
+        allowed, used_if = in_words(rules), " and ".join(rules.used_if)
+        parts = [written.get(field.name, ""), allowed and f"{allowed[0].upper()}{allowed[1:]}.", used_if and f"Used if {used_if}."]
+        docs[key] = " ".join(filter(None, parts))
+    return docs
 
 
 def field_docs(class_: type) -> dict[str, str]:
@@ -63,16 +77,15 @@ class KeyRow:
     source: str
     """What set it: default, recipe, experiment, the command, …"""
     unused_unless: str | None
-    """The setting under which the key would have an effect, if it has none; None if it has."""
+    """What the key needs to have an effect, if it has none; None if it has."""
     doc: str
     """What it means; "" for keys that users name themselves, such as env.kwargs.size."""
 
 
 def key_rows(composed: Composed) -> list[KeyRow]:
     """Every key of a configuration, in the order of the schema."""
-    algo = composed.config.algo
-    unused, docs = {f"algo.{key}": setting for key, setting in algo.unused_keys().items()}, key_docs(algo.name)
+    conditions, docs = unused(composed.config), key_docs(composed.config.algo.name)
     return [
-        KeyRow(key=key, value=value, source=composed.sources.get(key, "default"), unused_unless=unused.get(key), doc=docs.get(key, ""))
+        KeyRow(key=key, value=value, source=composed.sources.get(key, "default"), unused_unless=conditions.get(key), doc=docs.get(key, ""))
         for key, value in leaf_keys(composed.config).items()
     ]

@@ -14,6 +14,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
 from rlx.config.schema import RESUMABLE, RunConfig
+from rlx.config.setting import unused
 from rlx.config.synonyms import as_typed, key_for
 from rlx.errors import ConfigError, NoEffectError
 
@@ -132,26 +133,11 @@ def check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
 
 
 def refuse_unused(config: RunConfig, keys: list[str]) -> None:
-    unused = config.algo.unused_keys()
+    """Raise a NoEffectError about the first of the keys that were set although they have no effect beside the others."""
+    conditions = unused(config)
     for key in keys:
-        name = key.removeprefix("algo.")
-        if key.startswith("algo.") and name in unused:
-            raise NoEffectError(f"{key} has no effect unless algo.{unused[name]}; set that too, or leave {key} out", key)
-    in_game = config.env.is_game
-    others = {
-        **{f"algo.{name}": (in_game, "env is a two-player game") for name in config.algo.used_in_games},
-        **{f"algo.{name}": (not in_game, "the environment is no two-player game") for name in config.algo.used_elsewhere},
-        "env.workers": (not in_game or config.env.workers == 0, "the environment is no two-player game"),
-        "env.native": (not in_game, "the environment is no two-player game"),
-        "env.rescale_actions": (not in_game, "the environment is no two-player game"),
-        "env.opponent": (in_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
-        "env.opening_plies": (in_game and config.loop.eval_every > 0, "env is a two-player game and loop.eval_every is above 0"),
-        "env.worker_timeout_s": (config.env.workers > 0, "env.workers is above 0"),
-        "loop.eval_episodes": (config.loop.eval_every > 0, "loop.eval_every is above 0"),
-    }
-    for key, (used, condition) in others.items():
-        if key in keys and not used:
-            raise NoEffectError(f"{key} has no effect unless {condition}; set that too, or leave it out", key)
+        if key in conditions:
+            raise NoEffectError(f"{key} has no effect unless {conditions[key]}; set that too, or leave {key} out", key)
 
 
 def is_resumable(key: str) -> bool:

@@ -12,7 +12,7 @@ _KEYS: dict[str, str] = {
     "lam": "algo.gae_lambda", "lambda": "algo.gae_lambda", "lambda_": "algo.gae_lambda", "gae": "algo.gae_lambda",
     "n_steps": "algo.rollout_length algo.td_steps", "num_steps": "algo.rollout_length", "rollout_steps": "algo.rollout_length",
     "rollout_fragment_length": "algo.rollout_length", "steps_per_epoch": "algo.rollout_length", "nsteps": "algo.rollout_length",
-    "horizon": "algo.horizon algo.rollout_length",
+    "horizon": "algo.planner.horizon algo.rollout_length",
     "n_epochs": "algo.num_epochs", "update_epochs": "algo.num_epochs", "num_sgd_iter": "algo.num_epochs", "noptepochs": "algo.num_epochs",
     "epochs": "algo.num_epochs algo.max_epochs", "ppo_epochs": "algo.num_epochs",
     "n_minibatches": "algo.num_minibatches", "nminibatches": "algo.num_minibatches",
@@ -34,8 +34,9 @@ _KEYS: dict[str, str] = {
     "activation_fn": "algo.activation", "fcnet_activation": "algo.activation",
     "buffer_size": "algo.replay_size algo.model_replay_size", "replay_buffer_size": "algo.replay_size algo.model_replay_size",
     "replay_capacity": "algo.replay_size algo.model_replay_size", "learning_starts": "algo.replay_start algo.initial_steps",
-    "num_mcts_sims": "algo.num_simulations", "n_simulations": "algo.num_simulations", "simulations": "algo.num_simulations",
-    "cpuct": "algo.c_puct", "ensemble": "algo.ensemble_size", "num_ensemble": "algo.ensemble_size",
+    "num_mcts_sims": "algo.search.num_simulations", "n_simulations": "algo.search.num_simulations",
+    "simulations": "algo.search.num_simulations",
+    "cpuct": "algo.search.c_puct", "ensemble": "algo.ensemble_size", "num_ensemble": "algo.ensemble_size",
     "total_timesteps": "loop.total_env_steps", "timesteps": "loop.total_env_steps", "num_timesteps": "loop.total_env_steps",
     "n_timesteps": "loop.total_env_steps", "num_env_steps": "loop.total_env_steps", "total_steps": "loop.total_env_steps",
     "max_steps": "loop.total_env_steps", "steps": "loop.total_env_steps", "env_steps": "loop.total_env_steps", "n": "loop.total_env_steps",
@@ -92,7 +93,8 @@ def key_for(word: str, keys: Collection[str]) -> str | None:
     if name in ("algo", "env", "seed", "recipe", "experiment"):
         return name
     meant = [key for key in _KEYS.get(name, "").split() if key in known or key.startswith("env.kwargs.")]
-    exact = [f"{section}.{name}" for section in ("algo", "loop", "env", "log", "runtime") if f"{section}.{name}" in known]
+    sections = ("algo", "algo.search", "algo.planner", "loop", "env", "log", "runtime")
+    exact = [f"{section}.{name}" for section in sections if f"{section}.{name}" in known]
     return next(iter([*exact, *meant]), None)
 
 

@@ -219,7 +219,7 @@ def evaluate_settings(
     check_ablation(ablation, algo=config.algo.name, run=run.reference)
     if simulations is not None:
         _check_simulations(config, simulations, ablation)
-        config.algo.num_eval_simulations = simulations
+        config.algo.search.num_eval_simulations = simulations
     if videos and config.env.is_game:
         raise ConfigError(f"--video: games have no pictures; rlx play {run.reference} shows them")
     if videos and len(settings) > 1:
@@ -295,7 +295,7 @@ def _check_simulations(config: RunConfig, simulations: int, ablation: Mapping[st
     """Raise a ConfigError where evaluations search no tree."""
     algo: Any = config.algo
     decide = ablation.get("decide", algo.decide.value if hasattr(algo, "decide") else "tree")
-    if not hasattr(algo, "num_eval_simulations"):
+    if not hasattr(getattr(algo, "search", None), "num_eval_simulations"):
         raise ConfigError(f"--simulations {simulations}: algo={algo.name} searches no tree; leave it out")
     if decide != "tree":
         raise ConfigError(f"--simulations {simulations}: algo={algo.name} searches no tree here; add --decide tree")

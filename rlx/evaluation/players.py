@@ -33,7 +33,7 @@ def load_run(
             f"{run.reference} is {config.algo.name} on {config.env.id}, which is no game; rlx eval {run.reference} evaluates it"
         )
     if simulations is not None:
-        config.algo.num_eval_simulations = simulations
+        config.algo.search.num_eval_simulations = simulations
     make_env = env_factory(config)
     assert isinstance(make_env, GameEnvFactory)
     algo: Any = load_policy(config, choose_checkpoint(run, checkpoint), make_env(1), device=torch.device("cpu"))
