@@ -55,9 +55,9 @@ def test_the_table_says_how_good_how_sure_how_fast_and_who_is_better(sweep: Swee
     sweep({0.001: [100, 200, 300, 400, 150], 0.01: [480, 490, 500, 495, 485]})
     out = said(run_command, "compare lr")
     slow, fast = (next(line.split() for line in out.splitlines() if line.startswith(f"learning_rate={r} ")) for r in ("0.001", "0.01"))
-    assert slow[1:5] == ["5", "230", "200", "216.7"]  # seeds, mean, median, IQM
+    assert slow[1:5] == ["5", "230.0", "200.0", "216.7"]  # seeds, mean, median, IQM
     assert slow[-1] == "245"  # optimality gap to 475
-    assert fast[1:4] == ["5", "490", "490"]
+    assert fast[1:4] == ["5", "490.0", "490.0"]
     assert fast[-1] == "0"
     assert "5 of 5" in out
     assert "0 of 5" in out
@@ -122,7 +122,7 @@ def test_csv_has_a_line_for_every_group_and_its_settings_in_columns(sweep: Sweep
 def test_latex_escapes_what_latex_would_take_for_its_own(sweep: Sweep, run_command: Command) -> None:
     sweep({0.001: [1, 2], 0.01: [3, 4]})
     out = said(run_command, "compare lr --latex")
-    assert "learning\\_rate=0.001 & 2 & 1.5 & 1.5 & 1.5 &" in out
+    assert "learning\\_rate=0.001 & 2 & 1.500 & 1.500 & 1.500 &" in out
     assert out.count("\\toprule") == out.count("\\bottomrule") == 1
 
 

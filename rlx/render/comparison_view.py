@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rlx.render.numbers import number
+from rlx.render.numbers import count, digits, number
 from rlx.render.tables import make_table
 from rlx.stats.comparison import Comparison, Row
 from rlx.stats.intervals import FEWEST
@@ -35,9 +35,8 @@ def print_comparison(console: Console, result: Comparison, *, extendable: str | 
     table = make_table("group", "seeds", "mean", "median", "IQM", f"{percent} interval", "gap")
     for row in result.rows:
         gap = "–" if row.optimality_gap is None else _number(row.optimality_gap)
-        table.add_row(
-            row.group, str(row.seeds), _number(row.mean), _number(row.median), _number(row.iqm), _interval(row.iqm_ci, row.seeds), gap
-        )
+        mean, median, iqm, low, high = digits(row.mean, row.median, row.iqm, *row.iqm_ci)
+        table.add_row(row.group, str(row.seeds), mean, median, iqm, _ends(row, low, high), gap)
     console.print(table)
     console.print()
     steps = "to threshold" if result.threshold is None else f"to {_number(result.threshold)}"
@@ -64,7 +63,7 @@ def _print_notes(console: Console, result: Comparison, extendable: str | None) -
     if result.target is not None:
         notes.append(f"gap: by how much runs miss {_number(result.target)} on average")
     if result.pairs:
-        notes.append(f"p: permutation test of P(better), Holm-corrected for {len(result.pairs)} pair{'s' if len(result.pairs) > 1 else ''}")
+        notes.append(f"p: permutation test of P(better), Holm-corrected for {count(len(result.pairs), 'pair')}")
     for note in [*notes, *result.notes]:
         console.print(note, style="dim", soft_wrap=True, highlight=False)
     short = [pair for pair in result.pairs if pair.verdict == "too few seeds"]
@@ -80,9 +79,15 @@ def _number(value: float) -> str:
     return "–" if not math.isfinite(value) else number(value)
 
 
-def _interval(ends: tuple[float, float], seeds: int | None = None) -> str:
-    none = "– (one seed)" if seeds == 1 else "–"
-    return f"{_number(ends[0])} to {_number(ends[1])}" if all(map(math.isfinite, ends)) else none
+def _ends(row: Row, low: str, high: str) -> str:
+    """The interval of a group's IQM, whose ends are written already."""
+    if all(map(math.isfinite, row.iqm_ci)):
+        return f"{low} to {high}"
+    return "– (one seed)" if row.seeds == 1 else "–"
+
+
+def _interval(ends: tuple[float, float]) -> str:
+    return f"{_number(ends[0])} to {_number(ends[1])}" if all(map(math.isfinite, ends)) else "–"
 
 
 def _steps(row: Row) -> str:
@@ -120,9 +125,9 @@ def comparison_latex(result: Comparison) -> str:
         "\\begin{tabular}{lrrrrr}\n\\toprule\ngroup & seeds & mean & median & IQM & interval \\\\\n\\midrule",
     ]
     for row in result.rows:
-        low, high = row.iqm_ci
-        interval = f"[{low:.4g}, {high:.4g}]" if math.isfinite(low) else "--"
-        lines.append(f"{_escape(row.group)} & {row.seeds} & {row.mean:.4g} & {row.median:.4g} & {row.iqm:.4g} & {interval} \\\\")
+        mean, median, iqm, low, high = digits(row.mean, row.median, row.iqm, *row.iqm_ci)
+        interval = f"[{low}, {high}]" if math.isfinite(row.iqm_ci[0]) else "--"
+        lines.append(f"{_escape(row.group)} & {row.seeds} & {mean} & {median} & {iqm} & {interval} \\\\")
     return "\n".join([*lines, "\\bottomrule\n\\end{tabular}\n"])
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them: short, with as many digits as tell them apart."""
+"""Numbers as people read them: `number` for one by itself, `digits` for several of one kind side by side."""
 
 from __future__ import annotations
 
@@ -27,4 +27,5 @@ def digits(*values: float) -> list[str]:
 
 
 def count(number: int, thing: str) -> str:
+    """1 run, 2 runs."""
     return f"{number} {thing}{'s' if number != 1 else ''}"

@@ -27,7 +27,7 @@ def print_sweep(console: Console, seen: Overview) -> None:
     states = ", ".join(f"{n} {status}" for status, n in seen.counts.items())
     console.print(states, style="dim")
     if seen.best is not None:
-        console.print(f"best so far {seen.best['value']:.4g} ({seen.objective}, {count(seen.best['seeds'], 'seed')}): "
+        console.print(f"best so far {number(seen.best['value'])} ({seen.objective}, {count(seen.best['seeds'], 'seed')}): "
                       f"{seen.best['point']}  {describe(seen.best['values'])}", style="green", soft_wrap=True, highlight=False)  # fmt: skip
     table = make_table("run", "settings", "status", "steps", seen.objective.rpartition("/")[2], "time")
     for row in seen.rows:

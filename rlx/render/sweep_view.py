@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rlx.render.numbers import count
+from rlx.render.numbers import count, number
 from rlx.render.tables import guarded
 from rlx.track.console import duration, is_live_terminal, say
 
@@ -75,7 +75,6 @@ class LiveView:
         self._live.stop()
 
     def render(self, drive: Drive) -> Panel:
-        from rlx.render.numbers import number
         from rlx.sweep.plan import describe
 
         width = min(110, self._console.width)
@@ -89,7 +88,7 @@ class LiveView:
                 slot.job.name,
                 describe(values),
                 f"{100 * slot.fraction:.0f} %" if seen else "",
-                "" if recent is None else f"{recent:.1f}",
+                "" if recent is None else number(recent),
                 f"{number(seen['env_steps'] / elapsed)}/s" if elapsed > 0 else "",
                 _phase(slot),
             )
@@ -103,7 +102,7 @@ class LiveView:
         best = drive.plan.best()
         lines: list[Text] = [head]
         if best is not None:
-            lines.append(Text(f"best so far {best[1]:.4g}   {best[0]}  {describe(best[2])}", style="green"))
+            lines.append(Text(f"best so far {number(best[1])}   {best[0]}  {describe(best[2])}", style="green"))
         bar = ProgressBar(total=max(1, total), completed=done + sum(slot.fraction for slot in drive.slots))
         return Panel(Group(*lines, Text(""), table, bar), title=self._name, title_align="left", width=width)
 
@@ -148,7 +147,7 @@ def print_end(root: Path, drive: Drive) -> None:
         say(f"  what they said: {drive.sweep.path / runs[0] / 'log.txt'}")
     best = plan.best()
     if best is not None:
-        say(f"best: {best[0]}  {drive.objective} {best[1]:.4g}  {describe(best[2])}")
+        say(f"best: {best[0]}  {drive.objective} {number(best[1])}  {describe(best[2])}")
     elsewhere = plan.finished_elsewhere()
     shared = f" ({done - elsewhere} here, {elsewhere} by others who share the study)" if elsewhere else ""
     if done == total:
