@@ -22,7 +22,7 @@ from rlx.collect import Collector
 from rlx.config.compose import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.control.reward_functions import rules_of
-from rlx.envs.edge import describe_space, leaves, original_space, stretch
+from rlx.envs.edge import describe_space, original_space, space_leaves, stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluator import Evaluator
@@ -162,7 +162,7 @@ def image_notes(spec: EnvSpec) -> list[str]:
     """A warning where images are flattened."""
     images = [
         " x ".join(map(str, space.shape))
-        for _, space in leaves(original_space(spec.observation_space))
+        for _, space in space_leaves(original_space(spec.observation_space))
         if isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and len(space.shape) in (2, 3) and space.high.max() > 1
         and math.prod(space.shape) >= _IMAGE
     ]  # fmt: skip

@@ -13,12 +13,14 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rlx.collect import env_actions, to_tensor
+from rlx.collect import env_actions
 from rlx.config.schema import RunConfig
 from rlx.envs.contract import BrokenContract, check_array
 from rlx.envs.edge import Observations, original_space, rescaled
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
+from rlx.transfer import send_arrays
+from rlx.tree_ops import leaves
 from rlx.types import Algorithm, EnvSpec, Mode, Tree
 
 Array = NDArray[Any]
@@ -90,14 +92,14 @@ class Policy:
         begins = np.full(len(array), carry is None)
         if is_first is not None and carry is not None:
             begins = np.asarray(is_first, dtype=bool).reshape(-1)
-        rows = {len(begins), *(len(leaf) for leaf in tree_leaves(carry))}
+        rows = {len(begins), *(len(leaf) for leaf in leaves(() if carry is None else carry))}
         if rows != {len(array)}:
             raise ConfigError(f"got {len(array)} observations with a carry or is_first of {max(rows - {len(array)})}; "
                               "pass the carry that was returned for the same environments")  # fmt: skip
         with torch.no_grad(), self._rng.in_use():
             if carry is None:
                 carry = self.algorithm.initial_carry(len(array))
-            seen, first = to_tensor(array, self.device), to_tensor(begins, self.device)
+            seen, first = send_arrays(self.device, array, begins)
             output = self.algorithm.act(seen, carry, first, mode=mode)
         action = self._to_env(self._clip(output.action))
         return (action if is_batch else action[0]), output.carry
@@ -173,20 +175,3 @@ def _at(value: Any, space: gymnasium.Space[Any], i: int) -> Any:
     if isinstance(space, spaces.Tuple):
         return tuple(_at(of_part, part, i) for of_part, part in zip(value, space.spaces, strict=True))
     return value[i]
-
-
-def tree_leaves(tree: Tree) -> list[torch.Tensor]:
-    """The tensors of a tree, in order."""
-    if isinstance(tree, torch.Tensor):
-        return [tree]
-    parts = tree.values() if isinstance(tree, dict) else tree or ()
-    return [leaf for part in parts for leaf in tree_leaves(part)]
-
-
-def tree_like(tree: Tree, leaves: list[torch.Tensor]) -> Tree:
-    """A tree of the same form with other tensors, which are taken off the front of `leaves`."""
-    if isinstance(tree, torch.Tensor):
-        return leaves.pop(0)
-    if isinstance(tree, dict):
-        return {key: tree_like(part, leaves) for key, part in tree.items()}
-    return type(tree)(tree_like(part, leaves) for part in tree)

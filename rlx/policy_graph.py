@@ -22,9 +22,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import rlx
-from rlx.envs.edge import describe_space, leaves, stretch
+from rlx.envs.edge import describe_space, space_leaves, stretch
 from rlx.errors import ConfigError
-from rlx.policy import Policy, tree_leaves, tree_like
+from rlx.policy import Policy
+from rlx.tree_ops import leaves, with_leaves
 from rlx.types import Exportable
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
@@ -51,7 +52,7 @@ class PolicyGraph(nn.Module):
                 "and a network alone would choose others; rlx.load gives the whole policy in Python"
             )
         self.module = policy.algorithm.policy_module()
-        self._parts = leaves(policy.observation_space)
+        self._parts = space_leaves(policy.observation_space)
         self._is_box = isinstance(policy.observation_space, spaces.Box)
         for path, part in self._parts:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
@@ -83,12 +84,12 @@ class PolicyGraph(nn.Module):
     @property
     def input_names(self) -> list[str]:
         obs = ["_".join(["obs", *_words(path)]) for path, _ in self._parts]
-        carry = [f"carry_{i}" for i in range(len(tree_leaves(self._carry)))]
+        carry = [f"carry_{i}" for i in range(len(leaves(self._carry)))]
         return [*obs, "is_first", *carry] if carry else obs
 
     @property
     def output_names(self) -> list[str]:
-        return ["action", *(f"next_carry_{i}" for i in range(len(tree_leaves(self._carry))))]
+        return ["action", *(f"next_carry_{i}" for i in range(len(leaves(self._carry))))]
 
     def examples(self) -> tuple[Tensor, ...]:
         """Inputs to trace with."""
@@ -98,15 +99,15 @@ class PolicyGraph(nn.Module):
             obs.append(torch.zeros((_BATCH, *(part.shape or ())), dtype=_torch_dtype(part)))
             if not isinstance(part, spaces.Box):
                 obs[-1] += torch.from_numpy(np.asarray(low)).to(obs[-1].dtype)
-        carry = tree_leaves(self._carry)
+        carry = leaves(self._carry)
         return (*obs, torch.ones(_BATCH, dtype=torch.bool), *carry) if carry else tuple(obs)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         obs, memory = self._encode(inputs[: self.num_obs]), inputs[self.num_obs :]
         is_first = memory[0] if memory else torch.zeros_like(obs.flatten(1)[:, 0], dtype=torch.bool)
-        carry = tree_like(self._carry, list(memory[1:])) if memory else self._carry
+        carry = with_leaves(self._carry, memory[1:]) if memory else self._carry
         action, carry = self.module(obs, carry, is_first)
-        return tuple(x.detach() for x in (self._to_env(action), *tree_leaves(carry)))
+        return tuple(x.detach() for x in (self._to_env(action), *leaves(carry)))
 
     def _encode(self, parts: tuple[Tensor, ...]) -> Tensor:
         """Observations as the policy's network takes them, [B, *]."""

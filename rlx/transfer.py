@@ -1,29 +1,42 @@
-"""Several tensors between host and device in one transfer: each one that a GPU waits for costs more than what it carries."""
+"""Trees of tensors between host and device in one transfer: waiting for a transfer costs more than the bytes that it carries."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
+
+from rlx.tree_ops import Tree, leaves, map_tree, with_leaves
 
 _ALIGN = 8
 """Bytes that every tensor in a transfer begins at a multiple of, so that it can be seen as its own type."""
 
 
-def send(device: torch.device, *tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of the CPU on the device, where they are contiguous; on the CPU the tensors themselves."""
+def send(device: torch.device, *trees: Tree) -> tuple[Any, ...]:
+    """Trees of tensors of the CPU on the device, where they are contiguous; on the CPU the trees themselves."""
     if device.type == "cpu":
-        return tensors
-    return _unpack(_pack(tensors).to(device), tensors)
+        return trees
+    tensors = tuple(leaves(trees))
+    found: tuple[Any, ...] = with_leaves(trees, _unpack(_pack(tensors).to(device), tensors))
+    return found
 
 
-def fetch(*tensors: Tensor) -> tuple[NDArray[Any], ...]:
-    """Tensors of one device as arrays."""
-    if tensors[0].device.type == "cpu":
-        return tuple(x.numpy() for x in tensors)
-    return tuple(x.numpy() for x in _unpack(_pack(tensors).cpu(), tensors))
+def send_arrays(device: torch.device, *trees: Tree) -> tuple[Any, ...]:
+    """Trees of NumPy arrays as tensors on the device; on the CPU they share the arrays' memory."""
+    tensors: tuple[Any, ...] = map_tree(torch.from_numpy, trees)
+    if device.type == "mps":  # has no double precision
+        return map_tree(lambda x: x.to(device, torch.float32 if x.dtype == torch.float64 else x.dtype), tensors)
+    return send(device, *tensors)
+
+
+def fetch(*trees: Tree) -> tuple[Any, ...]:
+    """Trees of tensors of one device as arrays."""
+    tensors = tuple(leaves(trees))
+    if tensors[0].device.type != "cpu":
+        tensors = _unpack(_pack(tensors).cpu(), tensors)
+    found: tuple[Any, ...] = with_leaves(trees, (x.numpy() for x in tensors))
+    return found
 
 
 def _size(tensor: Tensor) -> int:

@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-Tree = Any
-"""A tensor, or a tuple, list or dict of trees; `()` is the empty memory of a feed-forward policy."""
+from rlx.tree_ops import Tree, map_tree, pick
+
 State = dict[str, Any]
 """What `torch.load(weights_only=True)` can read back: tensors, numbers, strings, bytes, lists, tuples and dicts."""
 Metrics = Mapping[str, Tensor | float]
@@ -134,14 +134,14 @@ class EnvSpec:
 
 @dataclass(kw_only=True)
 class Rollout:
-    """T steps of B parallel envs, with the true successor of every step.
+    """T steps of B parallel envs, with the true successor of every step. Observations are trees of tensors.
 
     `all_obs[t + 1]` is what the policy saw next. Where an episode ended at t that is the first observation of the next
     episode, and the observation the step really led to is in `final_obs`; `next_obs` puts the two together. Storing them
     apart keeps images from costing double.
     """
 
-    all_obs: Tensor  # [T + 1, B, *]
+    all_obs: Tree  # [T + 1, B, *]
     action: Tensor  # [T, B, *], as the policy chose it, before clipping to the action space
     reward: Tensor  # [T, B] float32
     terminated: Tensor  # [T, B] bool: the successor is worth nothing
@@ -149,14 +149,14 @@ class Rollout:
     is_first: Tensor  # [T, B] bool: obs[t] begins an episode
     final_t: Tensor  # [E] long: where an episode ended
     final_b: Tensor  # [E] long
-    final_obs: Tensor  # [E, *]
+    final_obs: Tree  # [E, *]
     carry: Tree  # [B, *] the policy's memory before t = 0
     extras: dict[str, Tensor] = field(default_factory=dict)  # {name: [T, B, *]}
 
     @property
-    def obs(self) -> Tensor:
+    def obs(self) -> Tree:
         """[T, B, *] what the policy saw."""
-        return self.all_obs[:-1]
+        return pick(self.all_obs, slice(-1))
 
     @property
     def is_last(self) -> Tensor:
@@ -164,7 +164,7 @@ class Rollout:
         return self.terminated | self.truncated
 
     @property
-    def next_obs(self) -> Tensor:
+    def next_obs(self) -> Tree:
         """[T, B, *] the true successor of every step; never a reset observation."""
         return self.to_next(self.all_obs, self.final_obs)
 
@@ -172,11 +172,15 @@ class Rollout:
     def num_env_steps(self) -> int:
         return self.reward.numel()
 
-    def to_next(self, of_all_obs: Tensor, of_final_obs: Tensor) -> Tensor:
+    def to_next(self, of_all_obs: Tree, of_final_obs: Tree) -> Tree:
         """Arrange a function of `all_obs` [T + 1, B, *] and of `final_obs` [E, *] as one of `next_obs` [T, B, *]."""
-        out = of_all_obs[1:].clone()
-        out[self.final_t, self.final_b] = of_final_obs
-        return out
+
+        def arrange(every: Tensor, final: Tensor) -> Tensor:
+            out = every[1:].clone()
+            out[self.final_t, self.final_b] = final
+            return out
+
+        return map_tree(arrange, of_all_obs, of_final_obs)
 
 
 @dataclass(kw_only=True)
@@ -238,17 +242,20 @@ class World(Protocol):
 
 
 class VectorEnv(Protocol):
-    """B environments under Gymnasium's vector API with autoreset disabled; one that is `Stateful` too can be resumed exactly."""
+    """B environments under Gymnasium's vector API with autoreset disabled; one that is `Stateful` too can be resumed exactly.
+
+    Observations are trees of arrays: one array for a Box, a dict for a Dict, a tuple for a Tuple.
+    """
 
     num_envs: int
     single_observation_space: gymnasium.Space[Any]
     single_action_space: gymnasium.Space[Any]
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[Any], dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         """Begin an episode where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
         ...
 
-    def step(self, actions: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+    def step(self, actions: NDArray[Any]) -> tuple[Tree, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
         """(obs, reward, terminated, truncated, info), each [B, *]; obs is the true successor. Arrays may be reused by the next call."""
         ...
 
@@ -263,7 +270,7 @@ class Policy(Protocol):
 
     def initial_carry(self, batch_size: int) -> Tree: ...
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         """Actions for obs [B, *]; must not change the policy, zeroes carry where is_first, and explores only in mode "train"."""
         ...
 

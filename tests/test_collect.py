@@ -281,3 +281,40 @@ def test_an_inexact_collector_begins_new_episodes():
     assert heir.state_dict()["length"].tolist() == [2, 2, 2]
     old, _ = collector.collect(1)
     assert not torch.equal(rollout.obs[0], old.obs[0])
+
+
+class TreeEnv(ScriptedEnv):
+    """The scripted environment under a Dict space; every leaf lies in a buffer that is overwritten."""
+
+    single_observation_space = spaces.Dict({"place": ScriptedEnv.single_observation_space, "step": spaces.Tuple([spaces.Discrete(9)])})
+
+    def _observe(self) -> Any:
+        return {"place": super()._observe(), "step": (self.steps,)}
+
+
+class TreePolicy(CountingPolicy):
+    def act(self, obs: Any, carry: Tensor, is_first: Tensor, *, mode: str) -> PolicyOutput:
+        action, carry, extras = super().act(obs["place"], carry, is_first, mode=mode)
+        return PolicyOutput(action, carry, {"step": obs["step"], **extras})
+
+
+def test_observations_that_are_trees_are_collected_leaf_by_leaf():
+    collector, (flat, _) = Collector(TreeEnv(), TreePolicy(), seed=0), collect(4)
+    collector.reset()
+    rollout, _ = collector.collect(4)
+    for name in ("all_obs", "final_obs", "obs", "next_obs"):
+        assert torch.equal(getattr(rollout, name)["place"], getattr(flat, name)), name
+    assert rollout.obs["step"][0].T.tolist() == [[0, 1, 0, 1], [0, 1, 2, 0]]
+    assert rollout.next_obs["step"][0].T.tolist() == [[1, 2, 1, 2], [1, 2, 3, 1]], "never what a reset showed"
+    assert torch.equal(rollout.extras["step"][0], rollout.obs["step"][0])
+
+
+def test_a_saved_tree_of_observations_stands_still_while_the_collector_goes_on():
+    collector = Collector(TreeEnv(), TreePolicy(), seed=0, inexact="scripted")
+    collector.reset()
+    collector.collect(3)
+    state = collector.state_dict()
+    collector.collect(1)
+    saved = _plain(state)["obs"]
+    assert saved["place"].tolist() == [[11.0], [110.0]]
+    assert saved["step"][0].tolist() == [1, 0]

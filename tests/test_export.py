@@ -16,7 +16,7 @@ import torch
 from test_api import Odd, odd, trained  # noqa: F401  (odd is a fixture)
 
 import rlx
-from rlx.envs.edge import leaves
+from rlx.envs.edge import space_leaves
 from rlx.policy_graph import PolicyGraph, export_policy
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -26,7 +26,7 @@ NUM_OBS = 1000
 def observations(policy: rlx.Policy, scale: float = 2.0) -> Any:
     """A thousand of them, spread beyond what training saw."""
     space = policy.observation_space
-    if not leaves(space)[0][0]:
+    if not space_leaves(space)[0][0]:
         return (np.random.default_rng(0).normal(size=(NUM_OBS, *space.shape)) * scale).astype(space.dtype)  # type: ignore[misc]
     space.seed(0)
     sampled = [space.sample() for _ in range(NUM_OBS)]

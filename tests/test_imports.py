@@ -19,8 +19,8 @@ PACKAGE = Path(rlx.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {f"rlx.{p.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}".removesuffix(".__init__"): p for p in FILES}
 MAX_LINES = 450
-COMMON = ("rlx.types", "rlx.errors")
-"""The contracts and the errors: open to every package."""
+COMMON = ("rlx.types", "rlx.errors", "rlx.tree_ops")
+"""The contracts, the errors and trees of arrays: open to every package."""
 
 
 @functools.cache
@@ -87,7 +87,8 @@ RULES = {
     "rlx.transfer": COMMON,
     "rlx.replay": COMMON,
     "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.store", "rlx.files"),
-    "rlx.types": (),
+    "rlx.types": ("rlx.tree_ops",),
+    "rlx.tree_ops": (),
     "rlx.errors": (),
     "rlx.ops": (),
 }

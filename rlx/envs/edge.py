@@ -61,16 +61,16 @@ def describe_space(space: gymnasium.Space[Any]) -> str:
     if isinstance(space, spaces.Discrete):
         return f"Discrete({space.n})" if int(space.start) == 0 else f"Discrete({space.n}, start={space.start})"
     if isinstance(space, spaces.Dict | spaces.Tuple):
-        return f"{type(space).__name__}({', '.join(f'{path} {describe_space(part)}' for path, part in leaves(space))})"
+        return f"{type(space).__name__}({', '.join(f'{path} {describe_space(part)}' for path, part in space_leaves(space))})"
     return " ".join(str(space).split())
 
 
-def leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
+def space_leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
     """The spaces that a Dict or Tuple is made of, in the order in which gymnasium flattens them, each with its path such as ['image']."""
     if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in leaves(part, f"{path}[{key!r}]")]
+        return [leaf for key, part in space.spaces.items() for leaf in space_leaves(part, f"{path}[{key!r}]")]
     if isinstance(space, spaces.Tuple):
-        return [leaf for i, part in enumerate(space.spaces) for leaf in leaves(part, f"{path}[{i}]")]
+        return [leaf for i, part in enumerate(space.spaces) for leaf in space_leaves(part, f"{path}[{i}]")]
     return [(path, space)]
 
 
@@ -94,7 +94,7 @@ class Observations:
             self._shape, self._dtype = original.shape, original.dtype
             self._usual = {original.dtype} if self.space is original else set()
         else:
-            parts = leaves(original)
+            parts = space_leaves(original)
             vectors = [_vector_space(leaf, path, original, env_id) for path, leaf in parts]
             low, high = (np.concatenate([getattr(v, end).ravel() for v in vectors]).astype(np.float32) for end in ("low", "high"))
             self.space = SeenBox(low, high, np.float32, original)

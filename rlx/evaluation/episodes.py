@@ -13,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of, to_tensor
+from rlx.collect import SEED_LIMIT, Episode, env_actions, solved_of
+from rlx.transfer import send_arrays
+from rlx.tree_ops import Tree, map_tree, pick
 from rlx.types import Mode, Policy, VectorEnv
 
 MAX_PARALLEL = 64
@@ -34,7 +36,7 @@ class Begun(NamedTuple):
 
     envs: NDArray[np.int64]  # [n] which
     episode: NDArray[np.int64]  # [B] index of the episode that each environment plays; E or more: a surplus one, to be ignored
-    obs: NDArray[Any]  # [B, *] may be reused by the environment's next step
+    obs: Tree  # [B, *] may be reused by the environment's next step
 
 
 class Stepped(NamedTuple):
@@ -43,7 +45,7 @@ class Stepped(NamedTuple):
     episode: NDArray[np.int64]  # [B] as in `Begun`
     action: NDArray[Any]  # [B, *] as the environments took them
     extras: dict[str, Tensor]  # of the policy's output
-    obs: NDArray[Any]  # [B, *] the successor; may be reused by the environment's next step
+    obs: Tree  # [B, *] the successor; may be reused by the environment's next step
     reward: NDArray[Any]  # [B]
     terminated: NDArray[np.bool_]  # [B]
     truncated: NDArray[np.bool_]  # [B] by the environment
@@ -91,8 +93,9 @@ def play_steps(
     while ended < num_episodes:
         if should_stop():
             raise Stopped
+        seen, begins = send_arrays(policy.device, map_tree(np.array, obs), is_first)
         with torch.no_grad():
-            output = policy.act(to_tensor(np.array(obs), policy.device), carry, to_tensor(is_first, policy.device), mode=mode)
+            output = policy.act(seen, carry, begins, mode=mode)
         carry, action = output.carry, to_env(output.action)
         obs, reward, terminated, truncated, info = env.step(action)
         returns += reward
@@ -143,7 +146,7 @@ def run_episodes(
 class Recording(NamedTuple):
     """Observations and actions of an episode of L steps."""
 
-    obs: list[NDArray[Any]]  # [L + 1][*], the last of which is where it ended
+    obs: list[Tree]  # [L + 1][*], the last of which is where it ended
     action: list[NDArray[Any]]  # [L][*], as the environment took them
 
 
@@ -157,7 +160,7 @@ def record_episodes(
         for i in step.envs if isinstance(step, Begun) else range(env.num_envs):
             if step.episode[i] < len(seeds):
                 recording = recordings[step.episode[i]]
-                recording.obs.append(step.obs[i].copy())
+                recording.obs.append(map_tree(np.copy, pick(step.obs, i)))
                 if action is not None:
                     recording.action.append(action[i].copy())
     return recordings

@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlx.collect import Episode, to_tensor
+from rlx.collect import Episode
 from rlx.errors import EvaluationError, RlxError
 from rlx.evaluation.episodes import MAX_PARALLEL, Stopped, episode_seeds, never, run_episodes
 from rlx.rng import isolated_rng
 from rlx.stats.intervals import mean_interval, score_interval
+from rlx.transfer import send_arrays
 from rlx.types import Algorithm, VectorEnv
 
 
@@ -135,6 +136,7 @@ def optimal_moves(
             raise Stopped
         part = histories[begin : begin + batch_size]
         is_first = torch.from_numpy(part[:, 0] < 0).to(algo.device)
-        action, _, _ = algo.act(to_tensor(part, algo.device), algo.initial_carry(len(part)), is_first, mode="eval")
+        (seen,) = send_arrays(algo.device, part)
+        action, _, _ = algo.act(seen, algo.initial_carry(len(part)), is_first, mode="eval")
         right += int(optimal[np.arange(begin, begin + len(part)), action.cpu().numpy()].sum())
     return right / len(histories)

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rlx.collect import to_tensor
 from rlx.envs.games.openspiel import Game
 from rlx.envs.games.opponents import MakeOpponent, Opponent
 from rlx.planning.search import SearchResult
+from rlx.transfer import send_arrays
 from rlx.types import Mode, Policy
 
 
@@ -52,7 +52,8 @@ class RunPlayer:
     def move(self, histories: NDArray[np.int32], games: NDArray[np.int64]) -> list[int]:
         n, device = len(histories), self.algo.device
         is_first = torch.zeros(n, dtype=torch.bool, device=device)
-        action, _, _ = self.algo.act(to_tensor(histories, device), self.algo.initial_carry(n), is_first, mode="eval")
+        (obs,) = send_arrays(device, histories)
+        action, _, _ = self.algo.act(obs, self.algo.initial_carry(n), is_first, mode="eval")
         return [int(a) for a in action.tolist()]
 
 

@@ -170,7 +170,7 @@ class FrozenLatent:
     def represent(self, obs: Tensor) -> tuple[Tensor, Array, Array]:
         latent = self.net.represent(obs)
         logits, value = self.net.predict(latent)
-        return (latent, *fetch(logits, self.bins.decode(value)))  # type: ignore[return-value]
+        return (latent, *fetch(logits, self.bins.decode(value)))
 
     @torch.inference_mode()
     def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Array, Array, Array]:
