@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -17,13 +16,13 @@ from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluator import summarize
 from rlx.metrics import MetricBuffer
+from rlx.stats.aggregate import AGGREGATES
 from rlx.store.runs import RunDir
 from rlx.store.sweep_spec import Point, Search, Spec
 from rlx.store.sweeps import SweepDir
-from rlx.sweep.drive import AGGREGATES, iqm, last_value
 from rlx.sweep.executors.executor import Job, Result
 from rlx.sweep.executors.worker import work
-from rlx.sweep.plan import LOGGED, SearchPlan
+from rlx.sweep.plan import LOGGED, SearchPlan, last_value
 
 WORDS = (
     "algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=2", "algo.rollout_length=32", "algo.num_epochs=1",
@@ -216,10 +215,11 @@ def test_the_metrics_that_an_objective_is_checked_against_are_those_that_are_log
 
 @pytest.mark.parametrize(("how", "expected"), [("iqm", 4.5), ("mean", 13.625), ("median", 4.5), ("min", 1.0), ("max", 80.0)])
 def test_aggregates(how: str, expected: float) -> None:
-    aggregate: Callable[[list[float]], float] = AGGREGATES[how]
+    aggregate = AGGREGATES[how]
     assert aggregate([80.0, 1.0, 3.0, 4.0, 5.0, 6.0, 8.0, 2.0]) == pytest.approx(expected)
 
 
 def test_iqm_of_few_values_is_their_mean() -> None:
+    iqm = AGGREGATES["iqm"]
     assert iqm([1.0, 2.0, 6.0]) == 3.0
     assert iqm([0.0, 1.0, 2.0, 100.0]) == 1.5

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 _OBJECTIVE = "eval/return_iqm"
 _SEARCH, _WHERE, _AGAIN = "Search with Optuna", "Where runs are trained", "Going on"
 _EXECUTORS = ("local", "ray", "slurm")
-_AGGREGATES = ("iqm", "mean", "median", "min", "max")
 
 
 def sweep(
@@ -77,11 +76,12 @@ def sweep(
     from rlx.render.numbers import count
     from rlx.render.sweep_view import make_watcher, print_end
     from rlx.store.labels import Labels
+    from rlx.store.sweep_spec import AGGREGATES
     from rlx.sweep.launch import check_executor, run_sweep, to_resume, to_start
 
     check_choice("--executor", executor, _EXECUTORS)
     if aggregate is not None:
-        check_choice("--aggregate", aggregate, _AGGREGATES)
+        check_choice("--aggregate", aggregate, AGGREGATES)
     limits = ((jobs, "--jobs", 1, 10_000), (retries, "--retries", 0, 10_000), (stall_timeout, "--stall-timeout", 0, 1e9))
     for number, option, least, most in limits:
         if number is not None and not least <= number <= most:

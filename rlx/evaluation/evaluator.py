@@ -14,6 +14,7 @@ from rlx.collect import Episode
 from rlx.errors import EvaluationError, RlxError
 from rlx.evaluation.episodes import MAX_PARALLEL, Stopped, episode_seeds, never, run_episodes
 from rlx.rng import isolated_rng
+from rlx.stats.aggregate import iqm
 from rlx.stats.intervals import mean_interval, score_interval
 from rlx.transfer import send_arrays
 from rlx.types import Algorithm, VectorEnv
@@ -29,11 +30,10 @@ def summarize(episodes: list[Episode], *, game: bool = False) -> dict[str, float
     """
     returns = np.array([e.return_ for e in episodes], dtype=np.float64)
     low, high = np.array(score_interval((returns + 1.0) / 2.0)) * 2.0 - 1.0 if game else mean_interval([returns], resamples=2000)
-    cut = len(returns) // 4
     solved = [float(e.solved) for e in episodes if e.solved is not None]
     return {
         "eval/return_mean": float(returns.mean()),
-        "eval/return_iqm": float(np.sort(returns)[cut : len(returns) - cut].mean()),
+        "eval/return_iqm": float(iqm(returns)),
         "eval/return_std": float(returns.std(ddof=1)) if len(returns) > 1 else 0.0,
         **({"eval/return_ci_low": float(low), "eval/return_ci_high": float(high)} if math.isfinite(low) else {}),
         "eval/length_mean": float(np.mean([e.length for e in episodes])),

@@ -12,6 +12,8 @@ from rlx.store.layout import POINT
 from rlx.store.trust import sign
 
 FORMAT = 2
+AGGREGATES = ("iqm", "mean", "median", "min", "max")
+"""Ways to make one number of the seeds of a setting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,7 @@ def count(value: Any) -> int:
 def _check(spec: Spec) -> None:
     """Raise a ValueError or TypeError unless the types are those that are written."""
     texts = [spec.objective, spec.aggregate, *spec.swept, *([] if spec.config_dir is None else [spec.config_dir])]
-    if not spec.seeds or spec.direction not in ("maximize", "minimize") or spec.aggregate not in ("iqm", "mean", "median", "min", "max"):
+    if not spec.seeds or spec.direction not in ("maximize", "minimize") or spec.aggregate not in AGGREGATES:
         raise ValueError("spec")
     for each in (spec.swept, spec.seeds):
         if not isinstance(each, list):

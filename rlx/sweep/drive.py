@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from rlx.errors import ConfigError
 from rlx.store.ledger import Failure
 from rlx.store.runs import RunDir
 from rlx.store.sweeps import SweepDir
@@ -215,38 +214,3 @@ class Drive:
                         self._end(job, result)
         finally:
             self.executor.close()
-
-
-def last_value(run: RunDir, metric: str, at: int | None = None) -> float | None:
-    """The last value of a metric in a run's record, or the first at `at` env steps or later; None if there is none."""
-    values = [(line["env_steps"], float(line[metric])) for line in run.metrics() if isinstance(line.get(metric), int | float)]
-    if at is not None:
-        return next((value for steps, value in values if steps >= at), None)
-    return values[-1][1] if values else None
-
-
-def missing_metric(run: RunDir, metric: str) -> ConfigError:
-    """What to say if a run has ended and never logged the objective."""
-    from rlx.config.overrides import did_you_mean
-
-    logged = sorted({name for line in run.metrics() for name in line if "/" in name})
-    return ConfigError(f"--objective {metric}: {run.path} has ended and no line of it has that, and a sweep keeps its objective: "
-                       f"start it again under another --name; {did_you_mean(metric, logged)}")  # fmt: skip
-
-
-Aggregate = Callable[[list[float]], float]
-
-
-def iqm(values: list[float]) -> float:
-    """Interquartile mean: what is left when a quarter, rounded down, is cut off at either end (Agarwal et al. 2021)."""
-    cut = len(values) // 4
-    middle = sorted(values)[cut : len(values) - cut]
-    return sum(middle) / len(middle)
-
-
-def _median(values: list[float]) -> float:
-    ordered, half = sorted(values), len(values) // 2
-    return ordered[half] if len(values) % 2 else (ordered[half - 1] + ordered[half]) / 2
-
-
-AGGREGATES: dict[str, Aggregate] = {"iqm": iqm, "mean": lambda v: sum(v) / len(v), "median": _median, "min": min, "max": max}

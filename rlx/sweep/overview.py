@@ -12,7 +12,6 @@ from rlx.store.ledger import History
 from rlx.store.rows import total_env_steps
 from rlx.store.sweep_spec import Spec
 from rlx.store.sweeps import SweepDir
-from rlx.sweep.drive import AGGREGATES
 from rlx.track.heartbeat import read_heartbeat
 
 
@@ -92,6 +91,8 @@ def _row(sweep: SweepDir, spec: Spec, history: History, key: str, seed: int) -> 
 
 def _best(spec: Spec, history: History, rows: list[SweepRunRow]) -> dict[str, Any] | None:
     """The best setting whose runs are all finished, by the aggregate over its seeds."""
+    from rlx.stats.aggregate import AGGREGATES  # imports numpy, which other lists do without
+
     scores: dict[str, float] = {}
     for key in history.points:
         mine = [row for row in rows if row.run.rpartition("-s")[0] == key]

@@ -12,10 +12,10 @@ from rlx.config.overrides import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.envs.grids.grid_settings import WORLDS
 from rlx.errors import ConfigError
+from rlx.stats.aggregate import AGGREGATES
 from rlx.store.runs import RunDir
 from rlx.store.sweep_spec import Point, Spec
 from rlx.store.sweeps import SweepDir
-from rlx.sweep.drive import AGGREGATES, last_value, missing_metric
 from rlx.sweep.executors.executor import Job, Result
 
 RUNG_FACTOR = 3
@@ -318,6 +318,21 @@ class SearchPlan:
 
     def values_of(self, job: Job) -> dict[str, Any]:
         return self._open[job.name][0].point.values if job.name in self._open else {}
+
+
+def last_value(run: RunDir, metric: str, at: int | None = None) -> float | None:
+    """The last value of a metric in a run's record, or the first at `at` env steps or later; None if there is none."""
+    values = [(line["env_steps"], float(line[metric])) for line in run.metrics() if isinstance(line.get(metric), int | float)]
+    if at is not None:
+        return next((value for steps, value in values if steps >= at), None)
+    return values[-1][1] if values else None
+
+
+def missing_metric(run: RunDir, metric: str) -> ConfigError:
+    """What to say if a run has ended and never logged the objective."""
+    logged = sorted({name for line in run.metrics() for name in line if "/" in name})
+    return ConfigError(f"--objective {metric}: {run.path} has ended and no line of it has that, and a sweep keeps its objective: "
+                       f"start it again under another --name; {did_you_mean(metric, logged)}")  # fmt: skip
 
 
 def describe(values: dict[str, Any]) -> str:
