@@ -36,6 +36,7 @@ from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.policy import Policy, only_trainer
 from rlx.rng import GlobalRNG, isolated_rng
+from rlx.store.labels import Labels
 from rlx.store.runs import RunDir
 
 
@@ -136,8 +137,11 @@ def train(
     overrides: Sequence[str],
     *,
     name: str | None = None,
+    from_: str | Path | Run | None = None,
     auto_resume: bool = False,
     config_dir: str | Path | None = None,
+    notes: str | None = None,
+    tags: Sequence[str] = (),
     trust: bool = False,
     quiet: bool = True,
 ) -> Run:
@@ -148,8 +152,12 @@ def train(
     Args:
         overrides: settings as on the command line: `["algo=ppo", "env=cartpole", "algo.learning_rate=3e-4"]`.
         name: of the run's directory; the default says algo, env, seed and time.
+        from_: another run whose networks and normalisers this one starts from: its name or path, with `@best` or `@ENV_STEPS` for a
+            checkpoint that is not the latest, or a `Run`.
         auto_resume: continue the run of this name if there is one, which must have the same settings but for those a resume may change.
         config_dir: a directory with YAML groups of your own.
+        notes: what to remember of the run; `rlx show` prints it, W&B has it.
+        tags: labels to find the run by.
         trust: with auto_resume, see `load`.
         quiet: print nothing but warnings; False shows what log.console says.
 
@@ -161,14 +169,15 @@ def train(
         RlxError: what else ends training; the run can be resumed from its last checkpoint.
         KeyboardInterrupt: after a Ctrl-C, when everything is saved.
     """
-    words = _words(overrides)
+    words, labels = _words(overrides), Labels.given(notes, list(tags))
     with only_trainer(), _torch_as_it_was():
         composed = start.compose(words, None if config_dir is None else Path(config_dir))
         chosen = start.default_name(composed, timed=not auto_resume) if name is None else name
-        begun = start.to_auto_resume(composed, chosen, trust=trust) if auto_resume else None
+        reference = str(from_.path if isinstance(from_, Run) else from_) if from_ is not None else None
+        begun = start.to_auto_resume(composed, chosen, trust=trust, labels=labels, source=reference) if auto_resume else None
         if begun is None:
-            start.check_new(composed, chosen)
-            begun = start.create(composed, chosen)
+            checked = start.check_new(composed, chosen, source=start.find_source(reference) if reference is not None else None)
+            begun = start.create(composed, chosen, checked, labels)
         return _train(begun, ["rlx.train", *words], quiet=quiet)
 
 

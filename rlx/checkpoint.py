@@ -89,6 +89,10 @@ class Checkpoint:
         except Exception as error:
             raise CheckpointError(f"{self.path / name} is not plain data and was not loaded: {type(error).__name__}") from error
 
+    def read_algorithm(self) -> State:
+        """The state of the algorithm; raises as `read` does."""
+        return self.read(_ALGO)
+
     def verify(self) -> None:
         """Raise a CheckpointError unless every file has the manifest's digest; loads nothing."""
         for name in (_ALGO, _RUN):
@@ -302,8 +306,8 @@ class Checkpointer:
         if os.path.lexists(target):
             return
         files = {
-            _ALGO: _serialize(state["algo"].state_dict()),
-            _RUN: _serialize({name: part.state_dict() for name, part in state.items() if name != "algo"}),
+            _ALGO: serialize(state["algo"].state_dict()),
+            _RUN: serialize({name: part.state_dict() for name, part in state.items() if name != "algo"}),
         }
         manifest = {
             "format": FORMAT,
@@ -407,7 +411,8 @@ class Checkpointer:
                 shutil.rmtree(checkpoint.path, ignore_errors=True)
 
 
-def _serialize(state: State) -> bytes:
+def serialize(state: State) -> bytes:
+    """A state as torch saves it, without what cannot be read back as data."""
     import torch
 
     buffer = io.BytesIO()

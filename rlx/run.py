@@ -16,6 +16,7 @@ from rlx.config.override_types import Override
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
 from rlx.files import open_to_append
+from rlx.finetune import load_initial
 from rlx.signals import SignalHandler
 from rlx.store.layout import LOG
 from rlx.store.provenance import save_uncommitted
@@ -83,6 +84,7 @@ def train(
             parts = build(config, run.checkpoints, device, inexact=inexact)
             ending["spaces"] = parts.checkpointer.spaces  # as in the checkpoints, where a resume compares them
             with contextlib.closing(parts):
+                load_initial(run, parts.algo)
                 title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
                 console = console or make_console(config.log.console.value, title)
                 with contextlib.closing(console):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ from rlx.store.runs import RunDir, new_meta
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
     from rlx.config.schema import RunConfig
+    from rlx.finetune import Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,18 @@ class Start:
     """Whether nothing is left to train: the run is finished and its budget is what it was."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """What the checks of a new run found."""
+
+    warnings: list[str]
+    """About its environment."""
+    meta: dict[str, Any] = field(default_factory=dict)
+    """For meta.json: where its weights are from, if it starts from some."""
+    files: dict[str, bytes] = field(default_factory=dict)
+    """For its directory."""
+
+
 def default_name(composed: Composed, *, timed: bool) -> str:
     """<algo>-<env>-s<seed>-<time>; without the time where the same command must find the run again."""
     env = re.sub(r"[^A-Za-z0-9._+-]", "-", str(composed.choices["env"]))
@@ -41,25 +56,32 @@ def default_name(composed: Composed, *, timed: bool) -> str:
     return f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3] if timed else name
 
 
-def check_new(composed: Composed, name: str, *, may_exist: bool = False) -> list[str]:
-    """Check everything about a new run that can be checked before there is a directory; returns warnings about its environment.
+def check_new(composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None) -> Checked:
+    """Check everything about a new run that can be checked before there is a directory.
+
+    Args:
+        composed: its settings.
+        name: of its directory.
+        may_exist: whether a run of this name is no error.
+        source: the weights that it starts from.
 
     Raises:
         ConfigError: if the name is taken or cannot be one, W&B is to be online without a login, the device is missing, the environment
-            cannot be made, or the algorithm cannot train on it.
+            cannot be made, the algorithm cannot train on it, or its networks do not fit those of `source`.
     """
     if may_exist:
         RunDir.check_name(name)
     else:
         RunDir.check_new(runs_directory(), name)
-    notes = check_parts(composed.config)
+    checked = check_parts(composed.config, source)
     check_login(composed.config)
-    return notes
+    return checked
 
 
-def create(composed: Composed, name: str, labels: Labels = NO_LABELS) -> Start:
+def create(composed: Composed, name: str, checked: Checked, labels: Labels = NO_LABELS) -> Start:
     """Make the directory of a new run, after `check_new`."""
-    run = RunDir.create(runs_directory(), name, composed.config, new_meta(composed, labels))
+    meta = new_meta(composed, labels) | checked.meta
+    run = RunDir.create(runs_directory(), name, composed.config, meta, files=checked.files)
     return Start(run=run, config=composed.config)
 
 
@@ -83,10 +105,15 @@ def to_resume(reference: str, arguments: list[str], *, trust: bool) -> Start:
     return start
 
 
-def to_auto_resume(composed: Composed, name: str, *, trust: bool, labels: Labels = NO_LABELS) -> Start | None:
+def to_auto_resume(composed: Composed, name: str, *, trust: bool, labels: Labels = NO_LABELS, source: str | None = None) -> Start | None:
     """How to continue the run of this name under the settings composed; None if there is no such run yet.
 
-    Notes and tags that are given replace those of the run.
+    Args:
+        composed: the settings.
+        name: of the run.
+        trust: see `RunDir.config`.
+        labels: notes and tags; those that are given replace those of the run.
+        source: what the run starts from, as it was typed.
 
     Raises:
         ConfigError: if the run of this name was started with other settings than those that a resume may change.
@@ -99,8 +126,12 @@ def to_auto_resume(composed: Composed, name: str, *, trust: bool, labels: Labels
     saved, wanted = map(leaf_keys, (run.config(trust=trust), composed.config))
     changed = [k for k in {**saved, **wanted} if saved.get(k) != wanted.get(k)]
     fixed = [k for k in changed if not is_resumable(k)]
-    if fixed:
-        differences = ", ".join(f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed)
+    before = run.meta().get("from")
+    began_from = before.get("reference") if isinstance(before, dict) else None
+    if fixed or began_from != source:
+        told = [f"{k} is {saved.get(k)} there and {wanted.get(k)} here" for k in fixed]
+        told += [f"--from is {began_from} there and {source} here"] if began_from != source else []
+        differences = ", ".join(told)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
     overrides = [Override(k, str(wanted.get(k))) for k in changed]
     start = Start(run=run, config=composed.config, overrides=overrides, is_finished=not changed and run.status == "finished")
@@ -120,28 +151,41 @@ def check_login(config: RunConfig) -> None:
         check("online")
 
 
-def check_parts(config: RunConfig) -> list[str]:
-    """Warnings about a run's environment.
+def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
+    """Build the environment and the algorithm of a run once, to see that they can be built.
 
     Raises:
-        ConfigError: if the device is missing, the environment cannot be made, or the algorithm cannot train on it.
+        ConfigError: if the device is missing, the environment cannot be made, the algorithm cannot train on it, or its networks do not fit
+            those of `source`.
     """
     import gymnasium
 
-    from rlx.build import build_algorithm, env_factory, env_spec, image_notes, resolve_device
+    from rlx.build import build_algorithm, env_factory, env_spec, image_notes, resolve_device, spaces_in_words
     from rlx.envs.registry import GameEnvFactory
+    from rlx.finetune import FILE, check_fits
 
     device = resolve_device(config)
     factory = env_factory(config)
     env: Any = factory(1) if isinstance(factory, GameEnvFactory) else factory.single()
     try:
-        spec = env_spec(config.env, env)
+        spec, spaces = env_spec(config.env, env), spaces_in_words(env)
     finally:
         env.close()
     if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
-    build_algorithm(config, spec, device)
-    return image_notes(spec)
+    algo = build_algorithm(config, spec, device)
+    if source is None:
+        return Checked(warnings=image_notes(spec))
+    check_fits(source, algo, name=config.algo.name, spaces=spaces)
+    data, origin = source.file(algo)
+    return Checked(warnings=image_notes(spec), meta={"from": origin}, files={FILE: data})
+
+
+def find_source(reference: str, *, warn: Callable[[str], None] = warnings.warn) -> Source:
+    """The weights that RUN or RUN@CHECKPOINT names, to start another run from; see `rlx.finetune.find_source`."""
+    from rlx import finetune
+
+    return finetune.find_source(reference, warn=warn)
 
 
 def compose(arguments: list[str], config_dir: Path | None = None) -> Composed:

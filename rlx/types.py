@@ -346,3 +346,11 @@ class Exportable(Protocol):
     def policy_module(self) -> torch.nn.Module:
         """forward(obs [B, *], carry, is_first [B]) -> (action [B, *], carry): what `act` does in mode "eval", in operations of torch."""
         ...
+
+
+@runtime_checkable
+class Finetunable(Protocol):
+    """An algorithm that can start from the networks of another run (`rlx train --from`)."""
+
+    weight_parts: tuple[str, ...]
+    """Entries of its state that are networks or normalisers, e.g. "net" or "reward_scaler/_extra_state"; the first one is needed."""

@@ -21,6 +21,8 @@ from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progres
 class A2C:
     """Advantage actor-critic for discrete and continuous actions."""
 
+    weight_parts = ("net",)
+
     def __init__(self, config: A2CConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length

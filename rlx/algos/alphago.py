@@ -50,6 +50,8 @@ class _Played(NamedTuple):
 class AlphaGo:
     """Supervised learning, policy gradient and a value network, in this order; then search."""
 
+    weight_parts = ("nets",)
+
     def __init__(self, config: AlphaGoConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         if spec.game is None:
             raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")

@@ -39,6 +39,8 @@ class _Ply(NamedTuple):
 class AlphaZero:
     """Self-play with tree search."""
 
+    weight_parts = ("net",)
+
     def __init__(self, config: AlphaZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         if spec.game is None:
             raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")

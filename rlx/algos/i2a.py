@@ -59,7 +59,7 @@ class I2A:
 
     def __init__(self, config: I2AConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
-        self.rollout_length = config.rollout_length
+        self.rollout_length, self.weight_parts = config.rollout_length, ("net", "model")
         self.grid = grid = _grid(spec)
         # Rewards are seen in units of the largest event's: the encoder reads them, and values of ten would take over the clipped gradient.
         self._reward_scale = 1.0 / max(float(abs(grid.event_reward).max()), 1e-8)

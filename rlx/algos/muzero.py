@@ -63,7 +63,7 @@ class MuZero:
 
     def __init__(self, config: MuZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device, self.game = config, device, spec.game
-        self.rollout_length = 1
+        self.rollout_length, self.weight_parts = 1, ("net",)
         shape, self.num_actions = _shapes(config, spec)
         self._shape = shape
         in_game = self.game is not None

@@ -23,6 +23,8 @@ from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progres
 class PPO:
     """Proximal policy optimisation for discrete and continuous actions."""
 
+    weight_parts = ("net", "reward_scaler/_extra_state")
+
     def __init__(self, config: PPOConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length

@@ -27,6 +27,8 @@ class Reinforce:
     value is taken, and after every gradient step all that has come since: that of an update is `unabsorbed` rows.
     """
 
+    weight_parts = ("net",)
+
     def __init__(self, config: ReinforceConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length

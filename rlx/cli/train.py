@@ -25,6 +25,10 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, check and print the configuration; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
     auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on where the run of this name is, if there is one.")] = False,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="RUN[@CHECKPOINT]", help="Start from the networks of another run.", autocompletion=complete_runs),
+    ] = None,
     notes: Notes = None,
     tags: Tags = None,
     trust: Trust = False,
@@ -42,6 +46,8 @@ def train(
 
       rlx train algo=ppo env=my_module:MyEnv-v0 --dry-run
 
+      rlx train algo=ppo env=walker2d algo.learning_rate=1e-4 --from walker@best --name tuned
+
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
     from rlx import start
@@ -50,20 +56,24 @@ def train(
 
     composed, labels = start.compose(overrides or [], config_dir), Labels.given(notes, tags)
     run_name = start.default_name(composed, timed=not auto_resume) if name is None else name
-    if auto_resume and not dry_run and (again := start.to_auto_resume(composed, run_name, trust=trust, labels=labels)) is not None:
+    again = start.to_auto_resume(composed, run_name, trust=trust, labels=labels, source=from_) if auto_resume and not dry_run else None
+    if again is not None:
         if again.is_finished:
             say(f"{again.run.path} is finished; the same command with a larger loop.total_env_steps trains on")
         else:
             _say_resuming(again)
             _train(again)
         return
-    warnings = start.check_new(composed, run_name, may_exist=auto_resume)
+    source = start.find_source(from_, warn=lambda text: echo(f"warning: {text}", err=True)) if from_ is not None else None
+    checked = start.check_new(composed, run_name, may_exist=auto_resume, source=source)
     if dry_run:
-        _print_plan(composed, warnings)
+        _print_plan(composed, checked.warnings)
         return
-    begun = start.create(composed, run_name, labels)
+    begun = start.create(composed, run_name, checked, labels)
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
     say(f"{begun.run.path}: {composed.config.algo.name} on {composed.config.env.id}, seed {composed.config.seed}{recipe}")
+    if source is not None:
+        say(f"starts from {source.origin['run']} at {source.origin['env_steps']:,} env steps: {', '.join(checked.meta['from']['parts'])}")
     _train(begun)
 
 

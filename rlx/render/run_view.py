@@ -74,6 +74,9 @@ def _print_head(console: Console, details: RunDetails) -> None:
     console.print(Text(f"{details.run}   ", style="bold").append(details.status, style=_STATUS_STYLE.get(details.status, "")))
     console.print(f"{meta.get('algo', '?')} on {meta.get('env_id', meta.get('env', '?'))}, seed {meta.get('seed', '?')}, "
                   f"recipe {meta.get('recipe') or 'none'}", soft_wrap=True)  # fmt: skip
+    if isinstance(began := meta.get("from"), dict):
+        console.print(Text(printable(f"started from the weights of {began.get('run')} at {began.get('env_steps')} env steps "
+                                     f"(SHA-256 {str(began.get('checkpoint_sha256'))[:12]})")), soft_wrap=True)  # fmt: skip
     done, total = details.env_steps, details.total_env_steps
     steps = "no line of metrics yet" if done is None else f"{done:,} of {_count(total)} env steps"
     console.print(steps + (f" in {duration(elapsed)}" if isinstance(elapsed, int | float) else ""))

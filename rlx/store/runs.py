@@ -65,15 +65,15 @@ class RunDir:
         return self.path / "metrics.jsonl"
 
     @classmethod
-    def create(cls, root: Path, name: str, config: RunConfig, meta: dict[str, Any]) -> RunDir:
-        """Make the directory of a new run.
+    def create(cls, root: Path, name: str, config: RunConfig, meta: dict[str, Any], *, files: dict[str, bytes] | None = None) -> RunDir:
+        """Make the directory of a new run, with other files too.
 
         Raises:
             ConfigError: if the name cannot be a directory or is taken.
             StorageError: if the directory cannot be made.
         """
         content = _new_content(name, config, meta, signed=True)
-        return cls(cls.make(root, name, {"config.yaml": content["config"].encode(), "meta.json": _as_json(content)}))
+        return cls(cls.make(root, name, {"config.yaml": content["config"].encode(), "meta.json": _as_json(content), **(files or {})}))
 
     @staticmethod
     def check_name(name: str) -> None:

@@ -25,7 +25,7 @@ def wandb_notes(meta: dict[str, Any]) -> str | None:
 
 def wandb_config(config: RunConfig, meta: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a run's copies in W&B: the settings, and the run's recipe and commit."""
-    return {**dataclasses.asdict(config), **{key: meta[key] for key in ("recipe", "commit") if meta.get(key)}}
+    return {**dataclasses.asdict(config), **{key: meta[key] for key in ("recipe", "commit", "from") if meta.get(key)}}
 
 
 def wandb_group(config: RunConfig, meta: dict[str, Any], name: str) -> str:
