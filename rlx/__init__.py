@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlx import errors
-    from rlx.api import Policy, Run, load, resume, runs, train
+    from rlx.api import EvaluationResult, Policy, Run, evaluate, load, resume, runs, train
 
 __version__ = "0.1.0"
 
-__all__ = ["Policy", "Run", "__version__", "errors", "load", "resume", "runs", "train"]
+__all__ = ["EvaluationResult", "Policy", "Run", "__version__", "errors", "evaluate", "load", "resume", "runs", "train"]
 
 
 def __getattr__(name: str) -> Any:

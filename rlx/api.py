@@ -1,5 +1,6 @@
 """rlx from Python: train runs, load trained policies, evaluate them, list runs.
 
+    import gymnasium
     import rlx
 
     run = rlx.train(["algo=ppo", "env=cartpole", "loop.total_env_steps=200_000"], name="car")
@@ -12,6 +13,7 @@
         obs, reward, terminated, truncated, _ = env.step(action)
         if terminated or truncated:
             break
+    print(rlx.evaluate("car", episodes=20).return_mean)
 
 Runs are found in ./runs, or in $RLX_RUNS_DIR. What fails raises the errors of the command line, subclasses of `rlx.errors.RlxError`.
 Nothing here changes the caller's random generators or torch's settings.
@@ -20,8 +22,9 @@ Nothing here changes the caller's random generators or torch's settings.
 from __future__ import annotations
 
 import dataclasses
+import json
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,8 @@ from rlx.checkpoint import load_algorithm
 from rlx.config.compose import load_config, runs_directory
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
+from rlx.evaluation.evaluate import EvaluationResult, evaluate_run
+from rlx.evaluation.loading import choose_checkpoint
 from rlx.policy import Policy, only_trainer
 from rlx.rng import GlobalRNG, isolated_rng
 from rlx.store.labels import Labels
@@ -84,6 +89,10 @@ class Run:
         """Train on, see `resume`."""
         return resume(self.path, overrides, trust=trust, quiet=quiet)
 
+    def evaluate(self, **arguments: Any) -> EvaluationResult:
+        """Evaluate it, see `evaluate` for the arguments."""
+        return evaluate(self.path, **arguments)
+
     def __repr__(self) -> str:
         return f"<rlx run: {self.path}, {self.status}>"
 
@@ -109,8 +118,6 @@ def load(
         ConfigError: if there is no such run or device, or its environment cannot be made or is not trusted.
         CheckpointError: if there is no such checkpoint, or it is damaged or does not fit.
     """
-    from rlx.evaluation.loading import choose_checkpoint
-
     directory = _directory_of(run)
     config = directory.config(trust=trust)
     chosen = choose_checkpoint(directory, str(checkpoint))
@@ -196,6 +203,52 @@ def resume(run: str | Path | Run = "latest", overrides: Sequence[str] = (), *, t
     with only_trainer(), _torch_as_it_was():
         begun = start.to_resume(str(_directory_of(run).path), words, trust=trust)
         return _train(begun, ["rlx.resume", *words], quiet=quiet)
+
+
+def evaluate(
+    run: str | Path | Run = "latest",
+    *,
+    episodes: int = 100,
+    checkpoint: str | int = "latest",
+    stochastic: bool = False,
+    seed: int = 0,
+    env: Mapping[str, Any] | None = None,
+    opponent: str | None = None,
+    simulations: int | None = None,
+    ablation: Mapping[str, str] | None = None,
+    videos: int = 0,
+    trust: bool = False,
+) -> EvaluationResult:
+    """Evaluate a run in environments of its own, on the fixed episodes of `rlx eval`, which keeps the result with the run.
+
+    Args:
+        run: a run's name, its path, `latest`, or a `Run`.
+        episodes: how many to play.
+        checkpoint: `latest`, `best`, or the env steps of one.
+        stochastic: sample actions as in training, instead of taking the most likely one.
+        seed: draws other episodes than the usual ones.
+        env: arguments of the environment's constructor that are changed, e.g. `{"num_boxes": 2}`.
+        opponent: of a two-player game: random, one_ply, uct:N or solver; the default is that of training's evaluations.
+        simulations: of each tree search, for algorithms that search.
+        ablation: what an agent does without, e.g. `{"imagination": "shuffled"}`, see `rlx eval --help`.
+        videos: how many of the episodes are recorded, in the run's directory.
+        trust: see `load`.
+
+    Returns:
+        The mean return with its interval, the episodes, and whatever else the environment gives; `as_dict()` is what
+        `rlx eval --json` prints.
+
+    Raises:
+        ConfigError: if an argument does not fit the run.
+        CheckpointError: if there is no such checkpoint, or it is damaged.
+        EnvError: if the environment fails.
+    """
+    changes = [f"{name}={json.dumps(value)}" for name, value in (env or {}).items()]
+    with only_trainer(), _torch_as_it_was():
+        return evaluate_run(
+            _directory_of(run), episodes=episodes, checkpoint=str(checkpoint), stochastic=stochastic, seed=seed, env_settings=changes,
+            opponent=opponent, simulations=simulations, ablation=ablation, videos=videos, trust=trust,
+        )  # fmt: skip
 
 
 def runs() -> Any:

@@ -26,17 +26,17 @@ from rlx.types import Algorithm, EnvSpec, Mode, Tree
 Array = NDArray[Any]
 
 _TRAINING = threading.Lock()
-"""Held while this process trains: training draws from the global generators, which a second one would disturb."""
+"""Held while this process trains or evaluates: that draws from the global generators, which another thread would disturb."""
 _trainer: int | None = None
-"""The thread that trains."""
+"""The thread that does."""
 
 
 @contextmanager
 def only_trainer() -> Iterator[None]:
-    """Let one thread of the process train at a time. Raises a ConfigError if another one does."""
+    """Let one thread of the process train or evaluate at a time. Raises a ConfigError if another one does."""
     global _trainer
     if not _TRAINING.acquire(blocking=False):
-        raise ConfigError("this process already trains in another thread: wait for it, or start each training in a process of its own, "
+        raise ConfigError("another thread of this process trains or evaluates: wait for it, or use a process for each, "
                           "as `rlx sweep` does")  # fmt: skip
     _trainer = threading.get_ident()
     try:
@@ -86,7 +86,7 @@ class Policy:
             ConfigError: if the observation is not of `observation_space`, or carry or is_first are of another number of them.
         """
         if _trainer not in (None, threading.get_ident()):
-            raise ConfigError("another thread of this process is training, from whose random generators a policy would draw; "
+            raise ConfigError("another thread of this process trains or evaluates, from whose random generators a policy would draw; "
                               "act in another process, or after it")  # fmt: skip
         array, is_batch = self._read(obs)
         begins = np.full(len(array), carry is None)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import json
+import subprocess
+import sys
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -205,3 +210,30 @@ def test_runs_are_listed(here: Path) -> None:
     rows = rlx.runs()
     row = rows[0] if isinstance(rows, list) else rows.iloc[0]
     assert (row["run"], row["status"], row["algo"]) == ("x", "finished", "ppo")
+
+
+def test_an_evaluation_is_that_of_the_command(here: Path, run_command: Any) -> None:
+    run = trained("ppo", "native", "x")
+    torch.manual_seed(4)
+    before = torch.get_rng_state()
+    result = rlx.evaluate(run, episodes=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert json.loads(run_command("eval x --episodes 5 --json")[1]) == result.as_dict() == run.evaluate(episodes=5).as_dict()
+    with pytest.raises(rlx.errors.ConfigError, match="is no game; leave it out"):
+        rlx.evaluate(run, opponent="random")
+    trained("reinforce", "grid", "boxes")
+    assert {e.length for e in rlx.evaluate("boxes", episodes=3, env={"max_episode_steps": 7}).episodes} == {7}
+
+
+def test_the_documented_snippet_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    snippet = textwrap.dedent(str(importlib.import_module("rlx.api").__doc__).partition("list runs.\n\n")[2].partition("\n\nRuns are")[0])
+    small = ["loop.total_env_steps=2_000", *(f'"{word}"' for word in ("loop.eval_every=0", "log.wandb=disabled"))]
+    snippet = snippet.replace('"loop.total_env_steps=200_000"', f'"{small[0]}", {", ".join(small[1:])}')
+    exec(compile(snippet, "snippet", "exec"), {})
+    assert float(capsys.readouterr().out) > 0
+
+
+def test_importing_the_package_imports_no_torch(tmp_path: Path) -> None:
+    code = "import sys, rlx; assert 'load' in dir(rlx); assert rlx.errors.RlxError; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert (done.stdout, done.stderr) == ("False\n", "")
