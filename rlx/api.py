@@ -34,7 +34,7 @@ import torch
 from rlx import start
 from rlx.build import build_algorithm, env_factory, env_spec, resolve_device, spaces_in_words
 from rlx.checkpoint import load_algorithm
-from rlx.config.compose import load_config, runs_directory
+from rlx.config.saved import load_config
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluate import EvaluationResult, evaluate_run
@@ -42,6 +42,7 @@ from rlx.evaluation.loading import choose_checkpoint
 from rlx.policy import Policy, only_trainer
 from rlx.rng import GlobalRNG, isolated_rng
 from rlx.store.labels import Labels
+from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
-from rlx.config.compose import save_config
+from rlx.config.saved import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.control.reward_functions import rules_of
 from rlx.envs.edge import describe_space, original_space, space_leaves, stretch

@@ -111,7 +111,7 @@ def _accelerators() -> Iterator[Check]:
 def _storage() -> Iterator[Check]:
     import shutil
 
-    from rlx.config.compose import runs_directory
+    from rlx.store.layout import runs_directory
 
     root = runs_directory()
     place = next(p for p in (root.resolve(), *root.resolve().parents) if p.exists())

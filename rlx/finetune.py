@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from rlx.checkpoint import find_checkpoints, serialize
-from rlx.config.compose import runs_directory
 from rlx.errors import CheckpointError, ConfigError
 from rlx.evaluation.loading import choose_checkpoint
 from rlx.files import UnreadableError, read_file
+from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 from rlx.types import Algorithm, Finetunable, State
 

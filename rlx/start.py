@@ -11,12 +11,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlx.config.compose import apply_overrides, leaf_keys, runs_directory
+from rlx.config.compose import apply_overrides
 from rlx.config.override_types import Override, read_overrides
-from rlx.config.overrides import check_resumable, is_resumable
+from rlx.config.overrides import check_resumable
+from rlx.config.saved import leaf_keys
+from rlx.config.schema import is_resumable
 from rlx.errors import ConfigError
 from rlx.store.labels import NO_LABELS, Labels
-from rlx.store.layout import is_unborn
+from rlx.store.layout import is_unborn, runs_directory
 from rlx.store.runs import RunDir, new_meta
 
 if TYPE_CHECKING:

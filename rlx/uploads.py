@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from rlx.config.compose import load_config
+from rlx.config.saved import load_config
 from rlx.errors import ConfigError
 from rlx.store.layout import is_sweep
 from rlx.store.record import read_record

@@ -24,12 +24,13 @@ from typer.testing import CliRunner, Result
 from rlx import diagnostics
 from rlx.algos import ALGORITHMS
 from rlx.cli.main import app
-from rlx.config.compose import Composer, runs_directory
+from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
 from rlx.errors import ConfigError
 from rlx.extras import EXTRA_MODULES
 from rlx.render.braille import MARK, plot
 from rlx.render.numbers import digits, number
+from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 
 ANSI = re.compile(r"\x1b\[")
@@ -172,7 +173,7 @@ def test_every_setting_of_an_algorithm_has_its_sentence(algo: str) -> None:
 def test_docs_prefer_the_subclass_and_fall_back_to_the_base() -> None:
     docs = key_docs("reinforce")
     assert docs["algo.rollout_length"].startswith("Env steps per env after which episodes")
-    assert docs["algo.discount"] == "Per-step gamma in [0, 1]."
+    assert docs["algo.discount"] == "Per-step gamma. Within [0, 1]."
     assert "algo.name" not in docs
     assert "env.id" not in docs
 

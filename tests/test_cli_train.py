@@ -18,7 +18,8 @@ import torch
 import yaml
 from launch import GAME_PLAYING, POLICY_GRADIENT, run_main
 
-from rlx.config.compose import Composer, load_config
+from rlx.config.compose import Composer
+from rlx.config.saved import load_config
 from rlx.render.numbers import digits
 from rlx.store.runs import RunDir
 

@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from rlx.algos import ALGORITHMS
 from rlx.cli.main import app
-from rlx.config.compose import Composer, runs_directory
+from rlx.config.compose import Composer
+from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 
 

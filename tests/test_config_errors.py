@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlx.config.compose import Composer, runs_directory
+from rlx.config.compose import Composer
+from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 
 TINY = "recipe=null env.num_envs=2 algo.rollout_length=8 loop.total_env_steps=32 loop.eval_every=0 log.wandb=disabled log.console=quiet"

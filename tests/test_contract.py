@@ -16,7 +16,8 @@ from gymnasium import spaces
 
 from rlx.build import env_factory, env_spec
 from rlx.collect import env_actions
-from rlx.config.compose import Composer, load_config, save_config
+from rlx.config.compose import Composer
+from rlx.config.saved import load_config, save_config
 from rlx.config.schema import EnvConfig
 from rlx.envs.contract import BrokenContract
 from rlx.envs.edge import Edge, original_space, rescaled

@@ -19,7 +19,8 @@ import torch
 from launch import contents, finish, left_over, lines, run_main, saved_steps, start, wait_for
 
 from rlx.checkpoint import find_checkpoints
-from rlx.config.compose import Composer, load_config
+from rlx.config.compose import Composer
+from rlx.config.saved import load_config
 from rlx.errors import NonFiniteError, StorageError
 from rlx.run import train
 from rlx.store.record import Record, read_record

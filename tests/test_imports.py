@@ -210,7 +210,6 @@ def loaded(code: str, *names: str, cwd: Path) -> tuple[str, set[str]]:
         ("--help", "Start with:"),
         ("--version", rlx.__version__),
         ("train --help", "Train an algorithm on an environment"),
-        ("ls", "There are no runs"),
         ("config", "algo.learning_rate"),
         ("algos", "ppo"),
         ("train algo.learnin_rate=1", "did you mean algo.learning_rate?"),
@@ -229,6 +228,13 @@ def test_a_command_that_does_not_train_imports_neither_torch_nor_wandb(arguments
 def test_help_imports_no_hydra_either(tmp_path: Path) -> None:
     call = "sys.argv = ['rlx', '--help']; from rlx.cli.main import main; main()"
     assert loaded(call, "torch", "wandb", "hydra", "omegaconf", "gymnasium", "numpy", cwd=tmp_path)[1] == set()
+
+
+def test_a_list_of_runs_takes_neither_hydra_nor_numpy(tmp_path: Path) -> None:
+    call = "sys.argv = ['rlx', 'ls']; from rlx.cli.main import main; main()"
+    out, found = loaded(call, "torch", "hydra", "numpy", "gymnasium", cwd=tmp_path)
+    assert "There are no runs" in out
+    assert found == set()
 
 
 def test_environments_and_their_workers_leave_torch_out(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 from launch import lines, run_main
 
 from rlx.cli import main as cli
-from rlx.config.compose import load_config
+from rlx.config.saved import load_config
 from rlx.signals import SignalHandler, expect_requests
 from rlx.store.record import read_record
 from rlx.store.runs import RunDir
@@ -155,15 +155,6 @@ def test_output_that_cannot_be_written_stops_no_training_and_ends_a_listing_in_a
     assert (trained.returncode, trained.stderr) == (0, "")
     assert len(read_record(tmp_path / "runs" / "w" / "metrics.jsonl").good) == 2
     assert (listed.returncode, listed.stderr) == (6, "rlx: the output cannot be written (No space left on device)\n")
-
-
-@pytest.mark.parametrize("command", ["ls", "config --json"])  # written by rich, and by typer
-def test_output_that_nobody_reads_to_its_end_ends_a_command_as_sigpipe_does(command: str, tmp_path: Path) -> None:
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    ended = rlx(*command.split(), cwd=tmp_path, stdout=write_end)
-    os.close(write_end)
-    assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_what_a_terminal_cannot_show_is_replaced(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,7 +134,8 @@ class Translation:
 
     def __init__(self, args: list[str], options: dict[str, Any], *, takes_settings: bool, verb: str) -> None:
         from rlx.algos import ALGORITHMS
-        from rlx.config.compose import Composer, leaf_keys
+        from rlx.config.compose import Composer
+        from rlx.config.saved import leaf_keys
         from rlx.config.schema import RunConfig
 
         self._options, self._settings, self._verb = options, takes_settings, verb

@@ -40,7 +40,8 @@ def config(
       rlx config algo=ppo --json | jq '.values["algo.clip"]'
     """
     from rlx.config.compose import Composer
-    from rlx.config.documentation import key_rows, typed_value
+    from rlx.config.documentation import key_rows
+    from rlx.config.saved import typed_value
     from rlx.render.tables import terminal
 
     composed = Composer(config_dir).compose(overrides or [])
@@ -75,7 +76,7 @@ def _print_key(console: Console, columns: tuple[int, int], row: KeyRow, *, descr
     from rich.padding import Padding
     from rich.text import Text
 
-    from rlx.config.documentation import typed_value
+    from rlx.config.saved import typed_value
 
     line = Text(row.key.ljust(columns[0]), style="bold" if describe and row.doc else "")
     line.append(typed_value(row.value).ljust(columns[1]), style="dim" if row.unused_unless else "cyan")

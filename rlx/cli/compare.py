@@ -42,11 +42,11 @@ def compare(
 
       rlx compare lr --at 100000 --latex
     """
-    from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.render.comparison_view import comparison_csv, comparison_latex, finite, print_comparison
     from rlx.render.tables import terminal
     from rlx.stats.comparison import compare_runs
+    from rlx.store.layout import runs_directory
 
     if sum((as_json, as_csv, as_latex)) > 1:
         raise ConfigError("--json, --csv and --latex: choose one")

@@ -36,7 +36,7 @@ def complete_overrides(ctx: typer.Context, incomplete: str) -> list[Candidate]:
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     """Complete the name of a run, newest first; a path is left to the shell, and `rlx resume` may go without a name."""
-    from rlx.config.compose import runs_directory
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import list_runs
 
     runs = sorted((r for r in list_runs(runs_directory()) if _is_name(r.name)), key=lambda run: run.last_started, reverse=True)
@@ -50,7 +50,7 @@ def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
 
 def complete_sweeps(incomplete: str) -> list[Candidate]:
     """Complete the name of a sweep, newest first."""
-    from rlx.config.compose import runs_directory
+    from rlx.store.layout import runs_directory
 
     paths = [p for p in runs_directory().glob("*") if _is_name(p.name) and is_sweep(p)]
     newest = sorted(paths, key=lambda p: p.lstat().st_mtime, reverse=True)
@@ -65,8 +65,8 @@ def complete_runs_and_sweeps(ctx: typer.Context, incomplete: str) -> list[Candid
 def complete_checkpoints(ctx: typer.Context, incomplete: str) -> list[Candidate]:
     """Complete --checkpoint: best, latest, and the env steps of those that the run named before has."""
     from rlx.checkpoint import best_checkpoint, find_checkpoints
-    from rlx.config.compose import runs_directory
     from rlx.errors import RlxError
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
     try:

@@ -60,10 +60,10 @@ def evaluate(
     """
     from rich.console import Console
 
-    from rlx.config.compose import runs_directory
     from rlx.evaluation.evaluate import evaluate_settings
     from rlx.render.evaluation_view import evaluation_lines, evaluation_table
     from rlx.render.tables import terminal
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
     opened = RunDir.open(runs_directory(), run)

@@ -45,7 +45,7 @@ def export(
 
       rlx export lander --format csv > lander.csv
     """
-    from rlx.config.compose import runs_directory
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
     opened = RunDir.open(runs_directory(), run)

@@ -46,11 +46,10 @@ def ls(
 
       rlx ls --json | jq -r 'select(.status == "killed") | .run'
     """
-    from rlx.config.compose import runs_directory
-    from rlx.config.overrides import check_choice
+    from rlx.config.choices import check_choice
     from rlx.render.run_view import print_rows
-    from rlx.render.sweep_overview import print_sweeps
     from rlx.render.tables import terminal
+    from rlx.store.layout import runs_directory
     from rlx.store.rows import SORTS, STATUSES, run_rows, select
     from rlx.store.sweeps import list_sweeps
 
@@ -78,6 +77,8 @@ def ls(
     if rows:
         print_rows(console, rows)
     if sweeps:
+        from rlx.render.sweep_overview import print_sweeps  # imports numpy
+
         console.print()
         print_sweeps(console, sweeps)
     if rows and console.is_terminal:
@@ -111,10 +112,10 @@ def show(
 
       rlx show lander --json | jq '.checkpoints[] | select(.best)'
     """
-    from rlx.config.compose import runs_directory
     from rlx.render.run_view import print_run, print_title
     from rlx.render.tables import terminal
     from rlx.store.details import run_details
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
     opened = RunDir.open(runs_directory(), run)

@@ -32,11 +32,11 @@ def model(
 
       rlx model pole --checkpoint best --json | jq .spearman
     """
-    from rlx.config.compose import runs_directory
     from rlx.evaluation.model_quality import evaluate_model
     from rlx.render import figures
     from rlx.render.model_view import print_model_evaluation
     from rlx.render.tables import terminal
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
     figures.check_format(out)

@@ -35,12 +35,12 @@ def plot(
 
       rlx plot car lander --metric episode/return_mean_100 --x wall_time
     """
-    from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.render import figures
     from rlx.render.run_plots import X, plot_runs
     from rlx.render.tables import terminal
     from rlx.render.terminal_figures import print_curves, print_slices
+    from rlx.store.layout import runs_directory
 
     for path in out or []:
         figures.check_format(path)

@@ -29,9 +29,9 @@ def rm(
 
       rlx rm lr --yes
     """
-    from rlx.config.compose import runs_directory
     from rlx.errors import ConfigError
     from rlx.render.numbers import count, number
+    from rlx.store.layout import runs_directory
     from rlx.store.removal import find_removals, remove
 
     found = find_removals(runs_directory(), runs)

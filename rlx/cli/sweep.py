@@ -70,12 +70,12 @@ def sweep(
 
       rlx sweep --resume latest --seeds 10
     """
-    from rlx.config.compose import runs_directory
-    from rlx.config.overrides import check_choice
+    from rlx.config.choices import check_choice
     from rlx.errors import ConfigError, SweepError
     from rlx.render.numbers import count
     from rlx.render.sweep_view import make_watcher, print_end
     from rlx.store.labels import Labels
+    from rlx.store.layout import runs_directory
     from rlx.store.sweep_spec import AGGREGATES
     from rlx.sweep.launch import check_executor, run_sweep, to_resume, to_start
 

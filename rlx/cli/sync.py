@@ -28,8 +28,8 @@ def sync(
 
       rlx sync lander --project landing
     """
-    from rlx.config.compose import runs_directory
     from rlx.render.numbers import count
+    from rlx.store.layout import runs_directory
     from rlx.uploads import runs_to_upload, upload_run
 
     for opened in runs_to_upload(runs_directory(), run):

@@ -134,7 +134,7 @@ def _train(start: Start, *, inexact: bool = False) -> None:
 
 
 def _print_plan(composed: Composed, notes: list[str]) -> None:
-    from rlx.config.compose import save_config
+    from rlx.config.saved import save_config
 
     echo(f"# recipe: {composed.choices['recipe'] or 'none'}; nothing was trained")
     for text in notes:

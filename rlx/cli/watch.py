@@ -49,11 +49,11 @@ def watch(
 
       rlx watch boxes --png decision.png --steps 8
     """
-    from rlx.config.compose import runs_directory
     from rlx.evaluation.watching import watch_run
     from rlx.render.tables import terminal
     from rlx.render.watch_files import check_paths, save_film, save_picture
     from rlx.render.watch_view import show
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
     from rlx.track.console import is_live_terminal
 

@@ -16,9 +16,9 @@ import yaml
 
 from rlx.algos import ALGORITHMS
 from rlx.config.compose import Composer
-from rlx.config.documentation import key_docs, typed_value
-from rlx.config.overrides import is_resumable
-from rlx.config.schema import RunConfig
+from rlx.config.documentation import key_docs
+from rlx.config.saved import typed_value
+from rlx.config.schema import RunConfig, is_resumable
 
 Candidate = tuple[str, str]
 """A word, and what it means."""

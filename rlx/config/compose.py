@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import difflib
 import functools
-import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,23 +28,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from rlx.algos import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
+from rlx.config.choices import did_you_mean
 from rlx.config.explain import explain
-from rlx.config.overrides import (
-    check_key,
-    did_you_mean,
-    group_value,
-    hydra_argument,
-    in_full,
-    parse_overrides,
-    refuse_twice,
-    refuse_unused,
-    short_names,
-)
-from rlx.config.plain import LIMIT, parse_plain
+from rlx.config.overrides import check_key, group_value, hydra_argument, in_full, parse_overrides, refuse_twice, refuse_unused, short_names
+from rlx.config.plain import parse_plain
+from rlx.config.saved import flatten, leaf_keys, to_run_config
 from rlx.config.schema import RunConfig
 from rlx.config.whole_numbers import accept_whole_floats
 from rlx.errors import ConfigError
-from rlx.files import UnreadableError, read_file
 from rlx.store.trust import refuse_module
 
 GROUPS = ("algo", "env", "recipe", "experiment")
@@ -303,43 +293,12 @@ class Composer:
             content = _read_yaml(path)
             nested = content if group in ("recipe", "experiment") else {group: content}
             shown = f"conf/{group}/{path.name}" if path.is_relative_to(conf_dir()) else str(path)
-            sources |= {k: shown for k in _flatten(nested) if k in keys}
+            sources |= {k: shown for k in flatten(nested) if k in keys}
         for root in self.directories[::-1]:
-            sources |= {k: "conf/config.yaml" for k in _flatten(_read_yaml(root / "config.yaml")) if k in keys}
+            sources |= {k: "conf/config.yaml" for k in flatten(_read_yaml(root / "config.yaml")) if k in keys}
         if env_id is not None:
             sources["env.id"] = "command line"
         return sources | {k: "command line" for o in values for k in keys if k == o.key_or_group or k.startswith(o.key_or_group + ".")}
-
-
-def to_run_config(config: DictConfig) -> RunConfig:
-    """A typed RunConfig; the rules of the schema are checked on the way.
-
-    Raises:
-        ConfigError: if a value breaks a rule.
-    """
-    try:
-        typed: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(explain(error)) from error
-    if typed.algo is None or typed.algo.name not in ALGORITHMS or not isinstance(typed.algo, ALGORITHMS[typed.algo.name].config):
-        raise ConfigError(f"algo.name={getattr(typed.algo, 'name', None)} cannot be set: choose the algorithm with algo=NAME")
-    return typed
-
-
-def leaf_keys(config: RunConfig | DictConfig) -> dict[str, Any]:
-    """Dotted names of all values, enums by name; env.kwargs counts as one of them and as its members."""
-    tree = config if isinstance(config, DictConfig) else OmegaConf.structured(config)
-    return _flatten(OmegaConf.to_container(tree, resolve=False, enum_to_str=True))  # type: ignore[arg-type]
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -357,58 +316,6 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
-def save_config(config: RunConfig) -> str:
-    """The configuration as YAML that `load_config` reads back; enums by name."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def load_config(path: Path) -> RunConfig:
-    """Read a run's config.yaml as data: no resolvers, no unknown keys, no code.
-
-    Raises:
-        ConfigError: if it is missing, is not plain data, or does not fit this version's schema.
-    """
-    return parse_config(read_config_text(path), path)
-
-
-def read_config_text(path: Path) -> str:
-    """The text of a run's config.yaml. Raises a ConfigError if it cannot be read."""
-    try:
-        return read_file(path, limit=LIMIT).decode()
-    except UnreadableError as error:
-        raise ConfigError(f"{path} cannot be read (it {error.reason}): is it a run directory? `rlx ls` lists them") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not readable YAML: {error.reason}") from error
-
-
-def parse_config(text: str, path: object) -> RunConfig:
-    """A configuration from the text of a config.yaml. Raises as `load_config` does, naming `path`."""
-    content = parse_plain(text, path)
-    algo = content.get("algo")
-    name = algo.get("name") if isinstance(algo, dict) else None
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        raise ConfigError(f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(ALGORITHMS)})")
-    if isinstance(env := content.get("env"), dict):
-        env.setdefault("rescale_actions", False)  # runs from before there was a choice were trained so
-    try:
-        base = OmegaConf.structured(RunConfig)
-        base.algo = OmegaConf.structured(ALGORITHMS[name].config)
-        merged = OmegaConf.merge(base, content)
-    except (OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
-        raise ConfigError(f"{path} does not fit this version's settings: {explain(error)}") from error
-    assert isinstance(merged, DictConfig)
-    try:
-        return to_run_config(merged)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-
-
-def differences(mine: RunConfig, theirs: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Every key in which two configurations differ, with its values."""
-    a, b = leaf_keys(mine), leaf_keys(theirs)
-    return {key: (a.get(key), b.get(key)) for key in {**a, **b} if a.get(key) != b.get(key)}
-
-
 def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
     """A saved configuration with overrides of what may change on resume.
 
@@ -424,8 +331,3 @@ def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
         except OmegaConfBaseException as error:
             raise ConfigError(explain(error)) from error
     return to_run_config(tree)
-
-
-def runs_directory() -> Path:
-    """Where runs are kept: $RLX_RUNS_DIR, or runs/ in the current directory."""
-    return Path(os.environ.get("RLX_RUNS_DIR") or "runs").expanduser()

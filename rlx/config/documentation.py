@@ -6,14 +6,13 @@ import ast
 import dataclasses
 import inspect
 import itertools
-import json
 import textwrap
-from enum import Enum
 from typing import Any
 
 from rlx.algos import ALGORITHMS
 from rlx.config import schema
-from rlx.config.compose import Composed, leaf_keys
+from rlx.config.compose import Composed
+from rlx.config.saved import leaf_keys
 from rlx.config.setting import in_words, rules_of, unused
 
 
@@ -59,13 +58,6 @@ def field_docs(class_: type) -> dict[str, str]:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                     docs[name] = " ".join(text.split())
     return docs
-
-
-def typed_value(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, Enum):
-        return value.name
-    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

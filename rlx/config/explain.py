@@ -9,7 +9,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from rlx.config.overrides import did_you_mean
+from rlx.config.choices import did_you_mean
 from rlx.config.whole_numbers import not_whole
 from rlx.errors import ConfigError
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hydra.core.override_parser.types import Override as HydraOverride
-
-from rlx.config.overrides import parse_overrides
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override as HydraOverride
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Override:
     @functools.cached_property
     def parsed(self) -> HydraOverride:
         """What Hydra reads. Raises a ConfigError if it cannot be read."""
+        from rlx.config.overrides import parse_overrides  # imports Hydra, which a list of sweeps does without
+
         return parse_overrides([str(self)], allow_sweeps=True)[0]
 
     @property
@@ -35,6 +37,8 @@ class Override:
 
 def read_overrides(arguments: Iterable[str], *, allow_sweeps: bool = True) -> list[Override]:
     """Parse KEY=VALUE arguments. Raises the ConfigErrors of `parse_overrides`."""
+    from rlx.config.overrides import parse_overrides
+
     found = []
     for parsed in parse_overrides(list(arguments), allow_sweeps=allow_sweeps):
         override = Override(parsed.key_or_group, parsed.get_value_string())

@@ -6,14 +6,13 @@ import dataclasses
 import difflib
 import re
 import textwrap
-from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from rlx.config.schema import RESUMABLE, RunConfig
+from rlx.config.schema import RunConfig, is_resumable
 from rlx.config.setting import unused
 from rlx.config.synonyms import as_typed, key_for
 from rlx.errors import ConfigError, NoEffectError
@@ -140,11 +139,6 @@ def refuse_unused(config: RunConfig, keys: list[str]) -> None:
             raise NoEffectError(f"{key} has no effect unless {conditions[key]}; set that too, or leave {key} out", key)
 
 
-def is_resumable(key: str) -> bool:
-    """Whether a resumed run may change a key."""
-    return any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE)
-
-
 def check_resumable(arguments: list[str], path: str) -> None:
     """Raise a ConfigError naming the first override that a resumed run may not change."""
     for override in parse_overrides(arguments):
@@ -154,15 +148,3 @@ def check_resumable(arguments: list[str], path: str) -> None:
                 f"{key} cannot be changed when {path} is resumed: only loop.* (budget and cadences), log.* and runtime.device can; "
                 f"start a new run with `rlx train … {override.input_line}`"
             )
-
-
-def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:
-    """Advice: the nearest option, or all of them."""
-    near = difflib.get_close_matches(word, options, n=1, cutoff=0.65)
-    return f"did you mean {key}{near[0]}?" if near else f"expected one of {', '.join(options)}"
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raise a ConfigError that names the nearest choice unless a value is one of them."""
-    if value not in choices:
-        raise ConfigError(f"{option} {value}: {did_you_mean(value, list(choices))}")

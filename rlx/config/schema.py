@@ -168,3 +168,8 @@ class RunConfig:
 
 RESUMABLE = ("loop", "log", "runtime.device")
 """What a resumed run may change: budget, cadences, logging and device. Anything else would make it another run."""
+
+
+def is_resumable(key: str) -> bool:
+    """Whether a resumed run may change a key."""
+    return any(key == allowed or key.startswith(allowed + ".") for allowed in RESUMABLE)

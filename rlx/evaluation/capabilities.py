@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from rlx.algos import ALGORITHMS
-from rlx.config.overrides import check_choice
+from rlx.config.choices import check_choice
 from rlx.errors import ConfigError
 from rlx.types import Ablatable, Algorithm, Mode
 

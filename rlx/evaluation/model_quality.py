@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlx.build import env_factory
-from rlx.config.overrides import check_choice
+from rlx.config.choices import check_choice
 from rlx.errors import ConfigError
 from rlx.evaluation.capabilities import algorithms_with, has
 from rlx.evaluation.episodes import MAX_PARALLEL, Recording, episode_seeds, never, record_episodes

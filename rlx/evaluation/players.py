@@ -20,10 +20,10 @@ def load_run(
     import torch
 
     from rlx.build import env_factory
-    from rlx.config.compose import runs_directory
     from rlx.envs.registry import GameEnvFactory
     from rlx.errors import ConfigError
     from rlx.evaluation.loading import choose_checkpoint, load_policy
+    from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
     run = RunDir.open(runs_directory(), name)

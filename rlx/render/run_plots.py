@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlx.config.overrides import check_choice
+from rlx.config.choices import check_choice
 from rlx.errors import ConfigError
 from rlx.render import figures
 from rlx.render.figures import Trial

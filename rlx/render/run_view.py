@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from rlx.config.documentation import typed_value
+from rlx.config.saved import typed_value
 from rlx.render.braille import plot
 from rlx.render.numbers import number
 from rlx.render.tables import make_table

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.config.compose import leaf_keys, load_config
-from rlx.config.overrides import did_you_mean
+from rlx.config.choices import did_you_mean
+from rlx.config.saved import leaf_keys, load_config
 from rlx.errors import ConfigError
 from rlx.store.layout import is_sweep
 from rlx.store.layout import members as run_directories

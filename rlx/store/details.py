@@ -9,7 +9,7 @@ from typing import Any
 
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpoint, best_checkpoint, read_manifest
-from rlx.config.compose import leaf_keys, load_config
+from rlx.config.saved import leaf_keys, load_config
 from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError
 from rlx.files import is_directory, is_temporary

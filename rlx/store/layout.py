@@ -23,6 +23,11 @@ MEMBER = re.compile(r"\d{3,9}-s\d{1,19}", re.ASCII)
 """Names of the runs of a sweep."""
 
 
+def runs_directory() -> Path:
+    """Where runs are kept: $RLX_RUNS_DIR, or runs/ in the current directory."""
+    return Path(os.environ.get("RLX_RUNS_DIR") or "runs").expanduser()
+
+
 def is_run(path: Path) -> bool:
     """Whether a directory is a run; what it holds may still be unreadable."""
     return any(os.path.lexists(path / name) for name in ("meta.json", "config.yaml"))

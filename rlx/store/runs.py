@@ -14,12 +14,11 @@ import time
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlx.checkpoint import find_checkpoints
-from rlx.config.compose import Composed, differences, parse_config, read_config_text, runs_directory, save_config
-from rlx.config.overrides import is_resumable
-from rlx.config.schema import RunConfig
+from rlx.config.saved import differences, parse_config, read_config_text, save_config
+from rlx.config.schema import RunConfig, is_resumable
 from rlx.errors import ConfigError, StorageError
 from rlx.files import (
     UnreadableError,
@@ -29,12 +28,16 @@ from rlx.files import (
     replace_durably,
 )
 from rlx.store.labels import NO_LABELS, Labels
-from rlx.store.layout import is_run, is_sweep, is_unborn
+from rlx.store.layout import is_run, is_sweep, is_unborn, runs_directory
 from rlx.store.lock import is_locked, locked
 from rlx.store.provenance import commit
 from rlx.store.record import read_metrics
 from rlx.store.times import now
 from rlx.store.trust import is_signed, origins, refuse_module, sign
+
+if TYPE_CHECKING:
+    from rlx.config.compose import Composed
+
 
 _VERSIONS = ("rlx", "torch", "numpy", "gymnasium", "mujoco", "box2d", "ale-py")
 

@@ -9,11 +9,10 @@ import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlx.config.compose import Composed, differences, save_config
-from rlx.config.overrides import is_resumable
-from rlx.config.schema import RunConfig
+from rlx.config.saved import differences, save_config
+from rlx.config.schema import RunConfig, is_resumable
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, is_directory, read_json, replace_durably
 from rlx.store.labels import NO_LABELS, Labels
@@ -24,6 +23,9 @@ from rlx.store.runs import RunDir, new_meta
 from rlx.store.sweep_spec import FORMAT, Point, Search, Spec, as_texts, read_points, read_spec, write_spec
 from rlx.store.times import now
 from rlx.store.trust import is_signed, origins, sign, why_unsigned
+
+if TYPE_CHECKING:
+    from rlx.config.compose import Composed
 
 
 class SweepDir:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from rlx.config.compose import Composed
-from rlx.config.overrides import did_you_mean
+from rlx.config.choices import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.envs.grids.grid_settings import WORLDS
 from rlx.errors import ConfigError
@@ -17,6 +16,10 @@ from rlx.store.runs import RunDir
 from rlx.store.sweep_spec import Point, Spec
 from rlx.store.sweeps import SweepDir
 from rlx.sweep.executors.executor import Job, Result
+
+if TYPE_CHECKING:
+    from rlx.config.compose import Composed
+
 
 RUNG_FACTOR = 3
 """Every rung of a search trains this many times as long as the one before (Li et al. 2018, Hyperband's eta)."""

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlx.config.choices import check_choice
 from rlx.config.compose import GROUPS, Composed, Composer
 from rlx.config.override_types import Override, read_overrides
-from rlx.config.overrides import check_choice
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.store.layout import is_sweep

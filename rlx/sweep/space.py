@@ -20,9 +20,10 @@ from hydra.core.override_parser.types import ChoiceSweep, FloatRange, Glob, Inte
 from hydra.core.override_parser.types import Override as HydraOverride
 from hydra.errors import HydraException
 
+from rlx.config.choices import did_you_mean
 from rlx.config.compose import GROUPS, Composer
 from rlx.config.override_types import Override, read_overrides
-from rlx.config.overrides import check_key, did_you_mean
+from rlx.config.overrides import check_key
 from rlx.config.whole_numbers import whole
 from rlx.errors import ConfigError
 from rlx.store.sweep_spec import Point, as_texts

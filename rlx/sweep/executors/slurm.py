@@ -347,7 +347,7 @@ def parse_options(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: for a key that is unknown or a value of the wrong type.
     """
-    from rlx.config.overrides import did_you_mean
+    from rlx.config.choices import did_you_mean
 
     options: dict[str, Any] = {}
     for word in words:
