@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 import numpy as np
 import torch
+from gymnasium.vector.utils import create_empty_array
 from torch import Tensor
 
 from rlx.algos import ALGORITHMS
@@ -28,6 +29,7 @@ from rlx.errors import ConfigError
 from rlx.evaluation.evaluator import Evaluator
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
+from rlx.tree_ops import leaves
 from rlx.types import Algorithm, EnvSpec, RewardFn, VectorEnv
 
 if TYPE_CHECKING:
@@ -106,7 +108,7 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     if env.is_game:
         return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
     make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s,
-                                rescale_actions=env.rescale_actions)  # fmt: skip
+                                rescale_actions=env.rescale_actions, flatten=not config.algo.takes_trees)  # fmt: skip
     if not make_env.is_native and env.num_envs > MOST_OBJECTS:
         raise ConfigError(f"env.num_envs must be at most {MOST_OBJECTS:,}, got {env.num_envs}: each {env.id} is an object of its own")
     return make_env
@@ -160,6 +162,8 @@ def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
 
 def image_notes(spec: EnvSpec) -> list[str]:
     """A warning where images are flattened."""
+    if not isinstance(spec.observation_space, gymnasium.spaces.Box):
+        return []
     images = [
         " x ".join(map(str, space.shape))
         for _, space in space_leaves(original_space(spec.observation_space))
@@ -193,8 +197,8 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
         algo: Algorithm = ALGORITHMS[config.algo.name].load()(config.algo, spec, config.env.num_envs, device)
     steps = algo.rollout_length * config.env.num_envs
-    itemsize = getattr(spec.observation_space.dtype, "itemsize", 8)
-    size = 2 * steps * (16 + itemsize * math.prod(spec.observation_space.shape or (1,)))  # observations and their successors
+    arrays = leaves(create_empty_array(spec.observation_space, 1))
+    size = 2 * steps * (16 + sum(array.nbytes for array in arrays))  # observations and their successors
     check_fits(size, f"a rollout of {algo.rollout_length:,} steps of env.num_envs={config.env.num_envs}")
     return algo
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from rlx.collect import env_actions
 from rlx.config.schema import RunConfig
 from rlx.envs.contract import BrokenContract, check_array
-from rlx.envs.edge import Observations, original_space, rescaled
+from rlx.envs.edge import observations, original_space, rescaled
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
 from rlx.transfer import send_arrays
-from rlx.tree_ops import leaves
+from rlx.tree_ops import batch_size, leaves, map_tree
 from rlx.types import Algorithm, EnvSpec, Mode, Tree
 
 Array = NDArray[Any]
@@ -88,18 +88,19 @@ class Policy:
         if _trainer not in (None, threading.get_ident()):
             raise ConfigError("another thread of this process trains or evaluates, from whose random generators a policy would draw; "
                               "act in another process, or after it")  # fmt: skip
-        array, is_batch = self._read(obs)
-        begins = np.full(len(array), carry is None)
+        tree, is_batch = self._read(obs)
+        num = batch_size(tree)
+        begins = np.full(num, carry is None)
         if is_first is not None and carry is not None:
             begins = np.asarray(is_first, dtype=bool).reshape(-1)
         rows = {len(begins), *(len(leaf) for leaf in leaves(() if carry is None else carry))}
-        if rows != {len(array)}:
-            raise ConfigError(f"got {len(array)} observations with a carry or is_first of {max(rows - {len(array)})}; "
+        if rows != {num}:
+            raise ConfigError(f"got {num} observations with a carry or is_first of {max(rows - {num})}; "
                               "pass the carry that was returned for the same environments")  # fmt: skip
         with torch.no_grad(), self._rng.in_use():
             if carry is None:
-                carry = self.algorithm.initial_carry(len(array))
-            seen, first = send_arrays(self.device, array, begins)
+                carry = self.algorithm.initial_carry(num)
+            seen, first = send_arrays(self.device, tree, begins)
             output = self.algorithm.act(seen, carry, first, mode=mode)
         action = self._to_env(self._clip(output.action))
         return (action if is_batch else action[0]), output.carry
@@ -120,7 +121,7 @@ class Policy:
 
 
 class ObservationReader:
-    """Turns observations as an environment returns them, one or many stacked, into the array that a policy sees.
+    """Turns observations as an environment returns them, one or many stacked, into the array, or the tree of arrays, that a policy sees.
 
     Args:
         space: what the policy sees.
@@ -129,9 +130,9 @@ class ObservationReader:
 
     def __init__(self, space: gymnasium.Space[Any], env_id: str) -> None:
         self._original = original_space(space)
-        self._encode = Observations(self._original, env_id)
+        self._encode = observations(self._original, env_id, flatten=isinstance(space, spaces.Box))
 
-    def __call__(self, value: Any) -> tuple[Array, bool]:
+    def __call__(self, value: Any) -> tuple[Tree, bool]:
         """The observations [B, *], and whether several were given; B is 1 where it was one.
 
         Raises:
@@ -140,11 +141,14 @@ class ObservationReader:
         try:
             size = _num_stacked(value, self._original, "the observation")
             if size is None:
-                return self._encode(value)[None], False
+                return map_tree(lambda leaf: leaf[None], self._encode(value)), False
             if not isinstance(self._original, spaces.Box):
-                return np.stack([self._encode(_at(value, self._original, i)) for i in range(size)]), True
+                rows = [self._encode(_at(value, self._original, i)) for i in range(size)]
+                return map_tree(lambda *parts: np.stack(parts), *rows), True
             array = check_array(value, (size, *self._original.shape), self._original.dtype, "the observation")
-            return array.astype(self._encode.space.dtype).reshape(size, *self._encode.space.shape), True
+            seen = self._encode.space
+            assert isinstance(seen, spaces.Box)
+            return array.astype(seen.dtype).reshape(size, *seen.shape), True
         except BrokenContract as error:
             raise ConfigError(f"policy.act: {error}; policy.observation_space is {self._original}") from error
 

@@ -31,6 +31,14 @@ def leaves(tree: Tree) -> list[Any]:
     return [tree]
 
 
+def named_leaves(tree: Tree, path: str = "") -> list[tuple[str, Any]]:
+    """The arrays of a tree, each with its path such as `['camera'][0]`; the path of a single array is empty."""
+    if not isinstance(tree, dict | tuple | list):
+        return [(path, tree)]
+    parts = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return [leaf for key, value in parts for leaf in named_leaves(value, f"{path}[{key!r}]")]
+
+
 def with_leaves(tree: Tree, new: Iterable[Any]) -> Tree:
     """A tree of the same structure whose leaves are `new`, in the order of `leaves`."""
     at = iter(new)

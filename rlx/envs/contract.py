@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.errors import EnvError, NonFiniteError, RlxError, user_line
+from rlx.tree_ops import Tree, named_leaves
 
 Array = NDArray[Any]
 
@@ -165,15 +166,16 @@ def _advice(call: str, error: BaseException) -> str:
     return ""
 
 
-def non_finite(name: str, index: int, where: str, obs: Array, reward: Any, action: Any) -> RlxError:
+def non_finite(name: str, index: int, where: str, obs: Tree, reward: Any, action: Any) -> RlxError:
     """What to raise for an observation or a reward that is not finite, under an action that may be the cause; None after a reset."""
     if action is not None and not np.isfinite(action).all():
         value, place = first_non_finite(np.asarray(action))
         return NonFiniteError(f"the policy gave environment {index} ({name}) an action with {value}{place} in {where}: training diverged "
                               "before, try a smaller algo.learning_rate")  # fmt: skip
-    if np.isfinite(obs).all():
-        found = f"a reward that is {first_non_finite(np.asarray(reward))[0]}"
-    else:
-        value, place = first_non_finite(obs)
-        found = f"an observation with {value}{place}"
+    found = f"a reward that is {first_non_finite(np.asarray(reward))[0]}" if not np.isfinite(reward) else ""
+    for path, leaf in named_leaves(obs):
+        if not np.isfinite(leaf).all():
+            value, place = first_non_finite(leaf)
+            found = f"an observation with {value}{path and f' in {path}'}{place}"
+            break
     return EnvError(f"environment {index} ({name}) gave {found} in {where}: repair or clip it in the environment")

@@ -1,6 +1,7 @@
-"""Where foreign environments meet rlx: what they return is checked, observations become a Box, and actions come from [-1, 1].
+"""Where foreign environments meet rlx: what they return is checked, observations become Boxes, and actions come from [-1, 1].
 
-Both spaces that rlx sees are `gymnasium.spaces.Box` or Discrete; where they are not the environment's own, `original` is.
+An observation is one Box, or a Dict or Tuple of Boxes for an algorithm that takes its parts. Where a space is not the environment's own,
+its `original` is.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from rlx.envs.contract import (
     keeps_values,
 )
 from rlx.errors import ConfigError
+from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
 Encode = Callable[[Any, str], Array]
@@ -45,6 +47,22 @@ class SeenBox(spaces.Box):
 
     def __init__(self, low: Array, high: Array, dtype: Any, original: gymnasium.Space[Any]) -> None:
         super().__init__(low, high, dtype=dtype)
+        self.original = original
+
+
+class SeenDict(spaces.Dict):
+    """A Dict of Boxes as rlx sees it, with the space that the environment has."""
+
+    def __init__(self, parts: dict[str, gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
+        super().__init__(parts)
+        self.original = original
+
+
+class SeenTuple(spaces.Tuple):
+    """The same for a Tuple."""
+
+    def __init__(self, parts: list[gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
+        super().__init__(parts)
         self.original = original
 
 
@@ -80,13 +98,21 @@ class Observations:
     A Box stays what it is, but that a scalar becomes a vector of one and numbers that torch lacks become float32. All else becomes a
     vector of float32: one-hot where it is Discrete or MultiDiscrete, bytes of an image in [0, 1].
 
+    Args:
+        original: the space.
+        env_id: name of the environment in errors.
+        path: of the space, where it is a part of `whole`.
+        whole: the environment's space.
+
     Raises:
         ConfigError: if a part of the space has no such form.
         BrokenContract: when called with what is not in the space.
     """
 
-    def __init__(self, original: gymnasium.Space[Any], env_id: str) -> None:
-        self._original = original
+    def __init__(
+        self, original: gymnasium.Space[Any], env_id: str, *, path: str = "", whole: gymnasium.Space[Any] | None = None
+    ) -> None:  # fmt: skip
+        self._original, self._what = original, f"its observation{path}"
         self.notes: list[str] = []
         self._compared = 0
         if isinstance(original, spaces.Box):
@@ -95,17 +121,18 @@ class Observations:
             self._usual = {original.dtype} if self.space is original else set()
         else:
             parts = space_leaves(original)
-            vectors = [_vector_space(leaf, path, original, env_id) for path, leaf in parts]
+            vectors = [_vector_space(leaf, path + inner, whole or original, env_id) for inner, leaf in parts]
             low, high = (np.concatenate([getattr(v, end).ravel() for v in vectors]).astype(np.float32) for end in ("low", "high"))
             self.space = SeenBox(low, high, np.float32, original)
             self._encoders = [_encoder(leaf) for _, leaf in parts]
         if self.space.shape and 0 in self.space.shape:
-            raise ConfigError(f"env={env_id} has observation space {original}, which is empty: an agent needs something to see")
+            part = f"of which {path}" if path else "which"
+            raise ConfigError(f"env={env_id} has observation space {whole or original}, {part} is empty: an agent needs something to see")
 
     def __call__(self, value: Any) -> Array:
         if not isinstance(self._original, spaces.Box):
             found: list[Array] = []
-            self._encode(value, self._original, "", found)
+            _walk(value, self._original, self._what, lambda leaf, what: found.append(self._encoders[len(found)](leaf, what)))
             return np.concatenate(found)
         if value.__class__ is not np.ndarray or value.dtype not in self._usual or value.shape != self._shape:
             value = self._check(value)
@@ -114,7 +141,7 @@ class Observations:
         return value
 
     def _check(self, value: Any) -> Array:
-        array = check_array(value, self._shape, self._dtype, "its observation")
+        array = check_array(value, self._shape, self._dtype, self._what)
         if self.space is not self._original:
             return array.astype(self.space.dtype).reshape(self.space.shape)
         if keeps_values(array.dtype, self._dtype):
@@ -130,23 +157,61 @@ class Observations:
             at = tuple(np.argwhere(below | above)[0].tolist())
             bounds = f"{self.space.low[at]:g} to {self.space.high[at]:g}"
             self.notes.append(
-                f"its observation has {value[at]:g} at index {at[0] if len(at) == 1 else at}, outside the space's bounds {bounds}"
+                f"{self._what} has {value[at]:g} at index {at[0] if len(at) == 1 else at}, outside the space's bounds {bounds}"
             )
 
-    def _encode(self, value: Any, space: gymnasium.Space[Any], path: str, found: list[Array]) -> None:
-        """Append the vectors of all leaves."""
+
+class ObservationTree:
+    """Turns what an environment with a Dict or Tuple space observes into a tree of arrays, one for each part; see `Observations`.
+
+    Args:
+        original: the space.
+        env_id: name of the environment in errors.
+    """
+
+    def __init__(self, original: spaces.Dict | spaces.Tuple, env_id: str) -> None:
+        self._original = original
+        self._parts = {path: Observations(leaf, env_id, path=path, whole=original) for path, leaf in space_leaves(original)}
+        self.space = self._seen(original, "")
+
+    def _seen(self, space: gymnasium.Space[Any], path: str) -> gymnasium.Space[Any]:
         if isinstance(space, spaces.Dict):
-            _check_keys(value, space, f"its observation{path}")
-            for key, part in space.spaces.items():
-                self._encode(value[key], part, f"{path}[{key!r}]", found)
-        elif isinstance(space, spaces.Tuple):
-            if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
-                given = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
-                raise BrokenContract(f"its observation{path} is {given}, the space says a tuple of {len(space.spaces)}")
-            for i, part in enumerate(space.spaces):
-                self._encode(value[i], part, f"{path}[{i}]", found)
-        else:
-            found.append(self._encoders[len(found)](value, f"its observation{path}"))
+            return SeenDict({key: self._seen(part, f"{path}[{key!r}]") for key, part in space.spaces.items()}, space)
+        if isinstance(space, spaces.Tuple):
+            return SeenTuple([self._seen(part, f"{path}[{i}]") for i, part in enumerate(space.spaces)], space)
+        return self._parts[path].space
+
+    @property
+    def notes(self) -> list[str]:
+        return [note for part in self._parts.values() for note in part.notes][:1]
+
+    def __call__(self, value: Any) -> Tree:
+        parts = iter(self._parts.values())
+        return _walk(value, self._original, "its observation", lambda leaf, _: next(parts)(leaf))
+
+
+def observations(original: gymnasium.Space[Any], env_id: str, *, flatten: bool) -> Observations | ObservationTree:
+    """How the observations of a space become one array (`flatten`), or a tree of arrays where it is a Dict or Tuple."""
+    if not flatten and isinstance(original, spaces.Dict | spaces.Tuple):
+        return ObservationTree(original, env_id)
+    return Observations(original, env_id)
+
+
+def _walk(value: Any, space: gymnasium.Space[Any], what: str, visit: Callable[[Any, str], Any]) -> Tree:
+    """Call `visit(leaf, what it is called in errors)` for the leaves of a value of a space, in order; returns the tree of its results.
+
+    Raises:
+        BrokenContract: if the value does not have the structure of the space.
+    """
+    if isinstance(space, spaces.Dict):
+        _check_keys(value, space, what)
+        return {key: _walk(value[key], part, f"{what}[{key!r}]", visit) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+            given = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+            raise BrokenContract(f"{what} is {given}, the space says a tuple of {len(space.spaces)}")
+        return tuple(_walk(value[i], part, f"{what}[{i}]", visit) for i, part in enumerate(space.spaces))
+    return visit(value, what)
 
 
 def _check_keys(value: Any, space: spaces.Dict, what: str) -> None:
@@ -242,16 +307,17 @@ class Edge(gymnasium.Env[Any, Any]):
         env: any environment that gymnasium makes.
         env_id: its name in errors.
         rescale_actions: bring bounded actions to [-1, 1].
+        flatten: make a Dict or Tuple observation one vector, instead of a tree of arrays.
 
     Raises:
-        ConfigError: if it has no spaces, or observations that cannot be flattened.
+        ConfigError: if it has no spaces, or observations that cannot be encoded.
         BrokenContract: from reset and step.
     """
 
-    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, *, rescale_actions: bool) -> None:
+    def __init__(self, env: gymnasium.Env[Any, Any], env_id: str, *, rescale_actions: bool, flatten: bool = True) -> None:
         self.env = env
         self.spec, self.metadata, self.render_mode = env.spec, env.metadata, env.render_mode
-        self._observe = Observations(_space_of(env, "observation_space", env_id), env_id)
+        self._observe = observations(_space_of(env, "observation_space", env_id), env_id, flatten=flatten)
         self.observation_space = self._observe.space
         action_space = _space_of(env, "action_space", env_id)
         self.action_space, self._to_env = rescaled(action_space) if rescale_actions else (action_space, None)
@@ -265,10 +331,10 @@ class Edge(gymnasium.Env[Any, Any]):
         """What is odd about it and does no harm."""
         return self._observe.notes
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         return self._observe(check_reset(self.env.reset(seed=seed))), {}
 
-    def step(self, action: Any) -> tuple[Array, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Tree, Any, bool, bool, dict[str, Any]]:
         result: Any = self.env.step(action if self._to_env is None else self._to_env(action))
         obs, reward, terminated, truncated, info = result if result.__class__ is tuple and len(result) == 5 else check_step(result)
         if reward.__class__ not in _NUMBERS:

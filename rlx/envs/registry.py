@@ -74,23 +74,25 @@ class EnvFactory:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
         rescale_actions: bring bounded actions to [-1, 1].
+        flatten: see `Edge`.
         split: which levels the worlds that have any show (`splits`).
     """
 
     id: str
     kwargs: dict[str, Any] = field(default_factory=dict)
     rescale_actions: bool = False
+    flatten: bool = True
     split: Split = "evaluation"
 
     def __call__(self, **extra: Any) -> Edge:
-        """Make the environment, with `extra` before its own arguments; its observations are a Box.
+        """Make the environment, with `extra` before its own arguments; its observations are a Box, or trees of them unless `flatten`.
 
         Raises:
             ConfigError: if the id is unknown, its package is missing, or its settings or its spaces are refused.
         """
         env: gymnasium.Env[Any, Any] = _RebuildOnReset(self, extra) if self.id in REBUILT else self._make(extra)
         try:
-            return Edge(env, self.id, rescale_actions=self.rescale_actions)
+            return Edge(env, self.id, rescale_actions=self.rescale_actions, flatten=self.flatten)
         except BaseException:
             env.close()
             raise
@@ -235,6 +237,7 @@ class VectorEnvFactory:
         workers: worker processes to step in; 0 steps in this process.
         worker_timeout_s: seconds after which a worker that does not answer is given up.
         rescale_actions: bring bounded actions to [-1, 1], where those of rlx's own implementations are already.
+        flatten: see `Edge`.
 
     Raises:
         ConfigError: if a setting would have no effect.
@@ -246,6 +249,7 @@ class VectorEnvFactory:
     workers: int = 0
     worker_timeout_s: float = 60.0
     rescale_actions: bool = False
+    flatten: bool = True
 
     def __post_init__(self) -> None:
         if self.is_native and self.workers:
@@ -260,7 +264,7 @@ class VectorEnvFactory:
     @property
     def single(self) -> EnvFactory:
         """Builds one of them, as gymnasium has it."""
-        return EnvFactory(self.id, self.kwargs, self.rescale_actions)
+        return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten)
 
     def __call__(self, num_envs: int) -> VectorEnv:
         """B environments to evaluate in."""

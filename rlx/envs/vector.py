@@ -9,6 +9,7 @@ a HalfCheetah step, and because a snapshot needs the environments one by one.
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,11 +18,13 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from rlx.envs.contract import env_error, non_finite
 from rlx.envs.edge import original_space
 from rlx.errors import CheckpointError, ConfigError, RlxError
+from rlx.tree_ops import Tree, leaves, map_tree, pick, put
 
 Array = NDArray[Any]
 MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
@@ -41,11 +44,11 @@ class RestorableEnv(Protocol):
     single_observation_space: gymnasium.Space[Any]
     single_action_space: gymnasium.Space[Any]
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]: ...
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]: ...
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]: ...
+    def step(self, actions: Array) -> tuple[Tree, Array, Array, Array, dict[str, Any]]: ...
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay) -> tuple[Array, list[Array]]:
+    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay) -> tuple[Tree, list[Array]]:
         """Reset env i with seeds[i] and apply actions[i] [steps, *].
 
         Returns:
@@ -60,7 +63,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """B gymnasium environments stepped one after the other in this process.
 
     Args:
-        make: builds one environment; its observation space is a Box.
+        make: builds one environment; its observation space is a Box, or a Dict or Tuple of them.
         num_envs: B.
         first: number of the first one in errors, where these are a part of a larger batch.
 
@@ -85,15 +88,17 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         for i, env in enumerate(self.envs):
             ours = self.single_observation_space, self.single_action_space
             check_same_spaces(ours, (env.observation_space, env.action_space), first + i)
-        space = self.single_observation_space
-        self._obs = np.zeros((num_envs, *space.shape), dtype=space.dtype)  # type: ignore[misc]
-        self._reward = np.zeros(num_envs, dtype=np.float32)
-        self._terminated = np.zeros(num_envs, dtype=bool)
-        self._truncated = np.zeros(num_envs, dtype=bool)
-        self._checks_obs = self._obs.dtype.kind == "f"
+        obs = create_empty_array(self.single_observation_space, num_envs, fn=np.zeros)
+        self.write_to(obs, np.zeros(num_envs, np.float32), np.zeros(num_envs, bool), np.zeros(num_envs, bool))
         self._now, self._start, self._seeds = 0, [0] * num_envs, [0] * num_envs  # for errors: steps taken, when and how episodes began
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def write_to(self, obs: Tree, reward: Array, terminated: Array, truncated: Array) -> None:
+        """Put what the environments return into these arrays [B, *] from now on."""
+        self._obs, self._reward, self._terminated, self._truncated = obs, reward, terminated, truncated
+        self._floats = [leaf for leaf in leaves(obs) if leaf.dtype.kind == "f"]
+        self._set_obs = obs.__setitem__ if isinstance(obs, np.ndarray) else functools.partial(put, obs)
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env.
 
         The arrays returned here and by `step` are overwritten by the next call.
@@ -106,32 +111,34 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _begin(self, i: int, seed: int) -> None:
         self._seeds[i], self._start[i] = seed, self._now
         try:
-            self._obs[i], _ = self.envs[i].reset(seed=seed)
+            obs, _ = self.envs[i].reset(seed=seed)
+            self._set_obs(i, obs)
         except (Exception, SystemExit) as error:
             raise self._error(i, "reset", error) from error
-        if self._checks_obs and not np.isfinite(self._obs[i]).all():
-            raise non_finite(self._name(i), self._first + i, self._where(i, "reset"), self._obs[i], 0.0, None)
+        if not all(np.isfinite(leaf[i]).all() for leaf in self._floats):
+            raise non_finite(self._name(i), self._first + i, self._where(i, "reset"), pick(self._obs, i), 0.0, None)
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        obs, reward, terminated, truncated = self._obs, self._reward, self._terminated, self._truncated
+    def step(self, actions: Array) -> tuple[Tree, Array, Array, Array, dict[str, Any]]:
+        set_obs, reward, terminated, truncated = self._set_obs, self._reward, self._terminated, self._truncated
         self._now += 1
         i = 0
         try:
             for i, action in enumerate(actions.copy()):  # an env may keep its action or change it; the log must not change
-                obs[i], reward[i], terminated[i], truncated[i], _ = self.envs[i].step(action)
+                obs, reward[i], terminated[i], truncated[i], _ = self.envs[i].step(action)
+                set_obs(i, obs)
         except (Exception, SystemExit) as error:
             raise self._error(i, "step", error) from error
-        if not (np.isfinite(reward).all() and (not self._checks_obs or np.isfinite(obs).all())):
+        if not (np.isfinite(reward).all() and all(np.isfinite(leaf).all() for leaf in self._floats)):
             self._refuse_non_finite(actions)
-        return obs, reward, terminated, truncated, {}
+        return self._obs, reward, terminated, truncated, {}
 
     def _refuse_non_finite(self, actions: Array) -> None:
         for i in range(self.num_envs):
-            if not (np.isfinite(self._reward[i]) and np.isfinite(self._obs[i]).all()):
+            if not (np.isfinite(self._reward[i]) and all(np.isfinite(leaf[i]).all() for leaf in self._floats)):
                 where = self._where(i, "step")
-                raise non_finite(self._name(i), self._first + i, where, self._obs[i], self._reward[i], actions[i])
+                raise non_finite(self._name(i), self._first + i, where, pick(self._obs, i), self._reward[i], actions[i])
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Array, list[Array]]:
+    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Tree, list[Array]]:
         rewards = []
         for i, env in enumerate(self.envs):
             self._begin(i, int(seeds[i]))
@@ -139,7 +146,8 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             for t, action in enumerate(np.array(actions[i])):
                 self._start[i] = self._now - t - 1
                 try:
-                    self._obs[i], reward, terminated, truncated, _ = env.step(action)
+                    obs, reward, terminated, truncated, _ = env.step(action)
+                    self._set_obs(i, obs)
                 except (Exception, SystemExit) as error:
                     raise self._error(i, "replay", error) from error
                 earned.append(reward)
@@ -200,11 +208,11 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._now = 0
         self._actions: deque[Array] = deque()  # of steps [now - len, now)
         self._rewards: deque[Array] = deque()  # of the same
-        self._obs: Array = np.zeros(0)
+        self._obs: Tree = np.zeros(0)
         self.note: Callable[[str], None] = lambda _: None
         """Told about a replay that takes long."""
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
         self._seeds[mask] = np.asarray(seed, dtype=np.int64)[mask]
         self._start[mask] = self._now
@@ -214,7 +222,7 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._obs, info = self.env.reset(seed=seed, options=options)
         return self._obs, info
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Array) -> tuple[Tree, Array, Array, Array, dict[str, Any]]:
         self._actions.append(actions)
         self._now += 1
         result = self.env.step(actions)
@@ -230,7 +238,7 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             "seeds": self._seeds.tolist(),
             "actions": [log[len(log) - n :, i] for i, n in enumerate(lengths)],
             "rewards": [rewards[len(log) - n :, i] for i, n in enumerate(lengths)],
-            "obs": np.array(self._obs),
+            "obs": map_tree(np.array, self._obs),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -246,7 +254,7 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._obs, rewards = self.env.restore(self._seeds.tolist(), actions, _Announcement(int(lengths.sum()), self.note))
         saved = [np.asarray(r) for r in state["rewards"]] if "rewards" in state else rewards  # checkpoints once had none
         for i in range(self.num_envs):
-            found = _first_difference(rewards[i], saved[i], self._obs[i], np.asarray(state["obs"])[i])
+            found = _first_difference(rewards[i], saved[i], pick(self._obs, i), pick(state["obs"], i))
             if found is not None:
                 raise CheckpointError(
                     f"replaying the open episodes, environment {i} {found}: the environment's code, its version or this machine's "
@@ -267,7 +275,7 @@ def _by_step(logs: Sequence[Array], start: Array, now: int) -> deque[Array]:
     return deque(map(np.stack, rows))
 
 
-def _first_difference(rewards: Array, saved: Array, obs: Array, saved_obs: Array) -> str | None:
+def _first_difference(rewards: Array, saved: Array, obs: Tree, saved_obs: Tree) -> str | None:
     """How a replayed episode differs from the one that was saved, or None."""
     different = np.flatnonzero(rewards != saved[: len(rewards)])
     if len(different):
@@ -275,7 +283,7 @@ def _first_difference(rewards: Array, saved: Array, obs: Array, saved_obs: Array
         return f"gave the reward {rewards[t]:g} in step {t + 1} of its episode, where it had given {saved[t]:g}"
     if len(rewards) < len(saved):
         return f"ended its episode with step {len(rewards)}, where it had gone on"
-    if not np.array_equal(obs, saved_obs, equal_nan=True):
+    if not all(np.array_equal(a, np.asarray(b), equal_nan=True) for a, b in zip(leaves(obs), leaves(saved_obs), strict=True)):
         return f"did not come back to the observation it had been at after {len(saved)} steps"
     return None
 
@@ -328,10 +336,10 @@ def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[
 
 def _follow(env: GymVectorEnv, seed: int, actions: Array) -> list[tuple[Array, ...]]:
     """What an episode of one environment shows under actions [steps, 1, *]."""
-    trace: list[tuple[Array, ...]] = [(env.reset(seed=[seed])[0].copy(),)]
+    trace = [tuple(leaf.copy() for leaf in leaves(env.reset(seed=[seed])[0]))]
     for action in actions:
         obs, reward, terminated, truncated, _ = env.step(action)
-        trace.append((obs.copy(), reward.copy(), terminated.copy(), truncated.copy()))
+        trace.append(tuple(leaf.copy() for leaf in leaves((obs, reward, terminated, truncated))))
         if terminated[0] or truncated[0]:
             break
     return trace

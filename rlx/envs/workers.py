@@ -37,9 +37,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import create_empty_array
 
 from rlx.envs.vector import Array, GymVectorEnv, MakeEnv, OnReplay, check_same_spaces
 from rlx.errors import EnvError, RlxError
+from rlx.tree_ops import Tree, leaves, pick, with_leaves
 
 START_TIMEOUT_S = 60.0
 """A worker has at least this long to begin: importing from a cold network disk takes longer than any step."""
@@ -115,7 +117,7 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space, self.single_action_space = spaces
         self._step_all = dict.fromkeys(self._workers, _STEP)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Array, dict[str, Any]]:
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env.
 
         The arrays returned here and by `step` are overwritten by the next call.
@@ -126,13 +128,13 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._call({w: pickle.dumps(("reset", seeds[i], mask[i])) for w, i in shares.items() if mask[i].any()})
         return self._result[0], {}
 
-    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+    def step(self, actions: Array) -> tuple[Tree, Array, Array, Array, dict[str, Any]]:
         np.copyto(self._actions, actions, casting="same_kind")
         self._call(self._step_all)
         obs, reward, terminated, truncated = self._result
         return obs, reward, terminated, truncated, {}
 
-    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Array, list[Array]]:
+    def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Tree, list[Array]]:
         requests = {w: pickle.dumps(("restore", seeds[w.first : w.last], actions[w.first : w.last])) for w in self._workers}
         return self._result[0], list(itertools.chain.from_iterable(self._call(requests, on_replay=on_replay)))
 
@@ -250,15 +252,16 @@ def _anonymous_file() -> Any:
     return os.fdopen(os.memfd_create("rlx"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
-def _map(memory: int, spaces: Any, num_envs: int) -> list[Array]:
-    """The shared arrays [B, *]: actions, obs, reward, terminated, truncated; they keep the mapping alive."""
-    obs, action = spaces
-    per_env = (action.shape, action.dtype), (obs.shape, obs.dtype), ((), np.float32), ((), bool), ((), bool)
-    sizes = [num_envs * math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in per_env]
-    offsets = [0, *itertools.accumulate(-(-size // 64) * 64 for size in sizes)]
+def _map(memory: int, spaces: Any, num_envs: int) -> tuple[Array, Tree, Array, Array, Array]:
+    """The shared arrays [B, *]: actions, obs (a tree), reward, terminated, truncated; they keep the mapping alive."""
+    obs, action = (create_empty_array(space, num_envs) for space in spaces)
+    like = action, obs, np.empty(num_envs, np.float32), np.empty(num_envs, bool), np.empty(num_envs, bool)
+    offsets = [0, *itertools.accumulate(-(-leaf.nbytes // 64) * 64 for leaf in leaves(like))]
     os.ftruncate(memory, offsets[-1])
     mapped = mmap.mmap(memory, offsets[-1])
-    return [np.ndarray((num_envs, *shape), dtype, mapped, offset) for (shape, dtype), offset in zip(per_env, offsets, strict=False)]
+    shared = (np.ndarray(leaf.shape, leaf.dtype, mapped, offset) for leaf, offset in zip(leaves(like), offsets, strict=False))
+    arrays: tuple[Array, Tree, Array, Array, Array] = with_leaves(like, shared)
+    return arrays
 
 
 def serve(connection_fd: int, memory: int) -> None:
@@ -294,9 +297,9 @@ def _serve(connection: Connection, memory: int) -> None:
         spaces = chunk.single_observation_space, chunk.single_action_space
         connection.send(("done", spaces))
         connection.recv()  # the parent has made the memory large enough
-        actions, *result = (array[first:last] for array in _map(memory, spaces, num_envs))
+        actions, *result = pick(_map(memory, spaces, num_envs), slice(first, last))
         os.close(memory)
-        chunk._obs, chunk._reward, chunk._terminated, chunk._truncated = result  # it writes where the parent reads
+        chunk.write_to(*result)  # which the parent reads
         connection.send_bytes(_DONE)
         while True:
             command, *args = connection.recv()

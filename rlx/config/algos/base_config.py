@@ -32,6 +32,8 @@ class AlgoConfig:
 
     suits: ClassVar[tuple[Suits, ...]] = (Suits.discrete, Suits.continuous)
     """The environments that the algorithm is for."""
+    takes_trees: ClassVar[bool] = False
+    """Whether it takes a Dict or Tuple observation as a tree of arrays, instead of as one vector."""
 
     name: str = ""
     """Which algorithm these settings are for; set by algo=NAME."""
