@@ -87,11 +87,14 @@ RULES = {
     "rlx.transfer": COMMON,
     "rlx.replay": COMMON,
     "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.store", "rlx.files"),
+    "rlx.store": (*COMMON, "rlx.store", "rlx.config", "rlx.algos", "rlx.checkpoint", "rlx.files", "rlx.text"),
+    "rlx.render": (*COMMON, "rlx.render", "rlx.config", "rlx.envs", "rlx.evaluation", "rlx.files", "rlx.stats", "rlx.store", "rlx.sweep",
+                   "rlx.text", "rlx.track"),
     "rlx.types": ("rlx.tree_ops",),
     "rlx.tree_ops": (),
     "rlx.errors": (),
     "rlx.ops": (),
-}
+}  # fmt: skip
 """What of rlx a package may import; a package that does not exist yet is held to its rule when it does."""
 
 FOREIGN = {
