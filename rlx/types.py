@@ -354,3 +354,12 @@ class Finetunable(Protocol):
 
     weight_parts: tuple[str, ...]
     """Entries of its state that are networks or normalisers, e.g. "net" or "reward_scaler/_extra_state"; the first one is needed."""
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """An algorithm whose parts can act on their own (`rlx arena --parts`)."""
+
+    def parts(self) -> Mapping[str, Policy]:
+        """The parts by name."""
+        ...

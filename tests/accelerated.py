@@ -16,7 +16,6 @@ from unittest import mock
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from rlx import loop
 from rlx.build import build, build_algorithm, env_factory, env_spec, setup_torch
@@ -26,7 +25,7 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import episode_seeds, run_episodes
-from rlx.types import Ablatable, PredictsObservations
+from rlx.types import Ablatable, HasParts, PredictsObservations
 
 REAL = os.environ.get("RLX_TEST_DEVICE")
 CPU = torch.device("cpu")
@@ -292,13 +291,15 @@ def _check_use(name: str, root: Path) -> None:
 
 
 def _play(config: RunConfig, algo: Any) -> None:
-    from rlx.cli.play import _Table
+    from rlx.evaluation.game_session import GameSession
     from rlx.evaluation.match import RunPlayer, play_match
 
     game = env_factory(config).game  # type: ignore[union-attr]
-    for part in (algo.parts() if hasattr(algo, "parts") else {"": algo}).values():
+    for part in (algo.parts() if isinstance(algo, HasParts) else {"": algo}).values():
         play_match(game, RunPlayer("a", part), RunPlayer("b", algo), openings=1, opening_plies=1, seed=0)
-    _Table(Console(quiet=True), algo, game, "run", RunPlayer("other", algo), run_side=0, explain=True).play()
+    session = GameSession(game, algo, run_side=0)
+    while not session.is_over:
+        session.play(session.analyse().best)
 
 
 def _predict(config: RunConfig, algo: Any, env: Any) -> None:

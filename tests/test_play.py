@@ -18,7 +18,11 @@ from launch import TIMEOUT_S, default_signals, run_main
 
 from rlx.envs.games.openspiel import Game
 from rlx.envs.games.opponents import parse_opponent
+from rlx.errors import ConfigError
+from rlx.evaluation.game_session import GameSession
 from rlx.evaluation.match import KnownPlayer, play_match
+from rlx.evaluation.players import load_run
+from rlx.evaluation.tournament import rate_players
 from rlx.render.board import draw, move_names
 from rlx.stats.elo import fit, rate
 
@@ -127,16 +131,61 @@ def test_moves_have_names_of_their_own() -> None:
     assert move_names(go, go.new_state())[25] == "pass"
 
 
+# From Python
+
+
+def test_a_game_is_played_and_analysed_from_python(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    algo, game, name = load_run("three", simulations=30)
+    session = GameSession(game, algo, run_side=1)
+    assert (name, session.is_over, session.is_runs_turn, session.undo()) == ("three", False, False, False)
+    for action in (0, 3, 1, 4):
+        session.play(action)
+    found = session.analyse()
+    assert (found.best, found.line, found.value) == (2, [2], 1.0), "it wins"
+    moves = {move.action: move for move in found.moves}
+    assert moves.keys() == {2, 5, 6, 7, 8}
+    assert (moves[2].proven, moves[2].value) == (1.0, 1.0)
+    assert sum(move.visits for move in found.moves) <= found.visits
+    assert next(branch for branch in found.tree if branch.action == 2).children == [], "the game ends there"
+    session.play(2)
+    assert (session.is_over, session.outcome) == (True, -1.0)
+    assert session.undo()
+    assert session.history == [0, 3, 1, 4]
+    assert capsys.readouterr() == ("", "")
+
+
+def test_players_are_rated_from_python() -> None:
+    found = rate_players(Game("tic_tac_toe"), [player("random"), player("solver"), player("one_ply")], openings=6)
+    assert [row.player for row in found.standings] == ["solver", "one_ply", "random"]
+    assert (found.anchor, found.standings[2].elo, found.standings[0].losses) == ("random", 0.0, 0)
+    assert [row.wins + row.draws + row.losses for row in found.standings] == [24, 24, 24]
+    with pytest.raises(ConfigError, match="random is named twice"):
+        rate_players(Game("tic_tac_toe"), [player("random"), player("random")], openings=1)
+
+
 # The commands
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a hardly trained run of connect four, and one of tic-tac-toe."""
+    directory = tmp_path_factory.mktemp("games")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.delenv("RLX_RUNS_DIR", raising=False)
+        for name, env in (("four", "connect_four"), ("three", "tic_tac_toe")):
+            words = f"train algo=alphazero env={env} recipe=null {TINY} log.wandb=disabled log.console=quiet --name {name}"
+            assert run_main(words, patch) == 0
+    return directory
+
+
 @pytest.fixture
-def runs(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A run that knows next to nothing of connect four, and one of tic-tac-toe."""
-    for name, env in (("four", "connect_four"), ("three", "tic_tac_toe")):
-        words = f"train algo=alphazero env={env} recipe=null {TINY} log.wandb=disabled log.console=quiet --name {name}"
-        assert run_main(words, monkeypatch) == 0
-    return here / "runs"
+def runs(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Their runs directory, in the current one."""
+    monkeypatch.chdir(trained)
+    monkeypatch.delenv("RLX_RUNS_DIR", raising=False)
+    return trained / "runs"
 
 
 def test_arena_rates_runs_and_opponents(runs: Path, run_command: Command) -> None:

@@ -8,6 +8,7 @@ rollouts instead of people; the rollout policy is linear in the board's cells in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ from rlx.planning.adapters.game_rules import RulesModel
 from rlx.planning.adapters.playouts import LinearPolicy, RolloutModel, sample_legal
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Metrics, Mode, Policy, PolicyOutput, Progress, Rollout, State, Tree
 
 _SUPERVISED = -1
 """Who moves: the supervised policy, the current one (`_CURRENT`), or a member of the pool, from 0."""
@@ -400,7 +401,7 @@ class AlphaGo:
 
     # Parts of the player, to be compared
 
-    def parts(self) -> dict[str, AlphaGoPart]:
+    def parts(self) -> Mapping[str, Policy]:
         """Every part as a player of its own, and the search with each kind of leaf (Silver et al. 2016, figure 4b)."""
         single = {part.value: AlphaGoPart(self, part, None) for part in Part if part is not Part.search}
         return single | {f"search_mix_{mix:g}": AlphaGoPart(self, Part.search, mix) for mix in (0.0, 0.5, 1.0)}

@@ -1,4 +1,4 @@
-"""Games between players: runs and the opponents that rlx knows."""
+"""Matches of two-player games: between runs, and against built-in opponents."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from rlx.envs.games.openspiel import Game
 from rlx.envs.games.opponents import MakeOpponent, Opponent
 from rlx.planning.search import SearchResult
 from rlx.transfer import send_arrays
-from rlx.types import Mode, Policy
+from rlx.types import HasParts, Mode, Policy
 
 
 class SearchingPlayer(Policy, Protocol):
     """An algorithm that plays games by search."""
 
     def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, *tuple[Any, ...]]:
-        """Search from the positions after the actions of each row [B, L]; what was searched comes first."""
+        """Search from the positions after the actions of each row [B, L]; the result comes first."""
         ...
 
 
 class Player(Protocol):
-    """Plays many games side by side."""
+    """A player of many games side by side."""
 
     name: str
 
@@ -57,8 +57,15 @@ class RunPlayer:
         return [int(a) for a in action.tolist()]
 
 
+def parts_of(player: Player) -> list[Player]:
+    """The parts of a run's algorithm, each as a player of its own; the player itself where there are none."""
+    if isinstance(player, RunPlayer) and isinstance(player.algo, HasParts):
+        return [RunPlayer(f"{player.name}:{name}", part) for name, part in player.algo.parts().items()]
+    return [player]
+
+
 class KnownPlayer:
-    """One of the opponents that have a name."""
+    """A built-in opponent."""
 
     def __init__(self, name: str, make: MakeOpponent) -> None:
         self.name, self._make = name, make

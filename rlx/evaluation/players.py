@@ -1,4 +1,4 @@
-"""Players by name, for `rlx play` and `rlx arena`: runs, and opponents such as uct:1000."""
+"""Players by name: runs, and opponents such as uct:1000."""
 
 from __future__ import annotations
 
@@ -64,11 +64,3 @@ def find_player(name: str, game: Game, *, simulations: int | None = None, key: s
     if str(own) != str(game):
         raise ConfigError(f"{key} {name} plays {own}, not {game}")
     return RunPlayer(reference, algo)
-
-
-def split(player: Player) -> list[Player]:
-    """The parts of a run that has several, each a player of its own; else the player."""
-    from rlx.evaluation.match import RunPlayer
-
-    parts = getattr(player.algo, "parts", None) if isinstance(player, RunPlayer) else None
-    return [player] if parts is None else [RunPlayer(f"{player.name}:{name}", part) for name, part in parts().items()]
