@@ -1,4 +1,4 @@
-"""Where the time goes. Everything that depends on the clock is logged under `time/` and nowhere else."""
+"""Time per phase of the loop. All metrics that depend on the clock are logged under `time/`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Clock:
             self.phase_s[phase] += time.perf_counter() - start
 
     def line(self, env_steps: int) -> dict[str, float]:
-        """What a line of training says of the time since the last one."""
+        """The `time/` metrics of a training line, since the last one."""
         elapsed, evaluate = self.elapsed_s, self.phase_s["evaluate"]
         line = {"time/elapsed_s": elapsed}
         if env_steps > self._logged_steps:
@@ -53,7 +53,7 @@ class Clock:
         return line
 
     def evaluation_line(self, env_steps: int) -> dict[str, float]:
-        """What the line of an evaluation says. Joined with the line of training of the same step, it overwrites nothing of it."""
+        """The `time/` metrics of an evaluation line; joined with the training line of the same step, it changes no value."""
         spent = self.phase_s["evaluate"] - self._logged["evaluate"]
         self._logged["evaluate"] = self.phase_s["evaluate"]
         reached = self._logged_elapsed if env_steps == self._logged_steps else max(self._logged_elapsed, self.elapsed_s - spent)

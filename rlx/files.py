@@ -1,4 +1,4 @@
-"""Files that others may have laid: opened without following links, read within limits, written so that a power cut leaves old or new.
+"""Files in untrusted directories: opened without following links, read within limits, replaced atomically.
 
 A run's directory may come from anywhere. A link in it must not lead a write to somebody's other files, a FIFO must not hang a
 reader, and a file must not be larger than what is expected of it. Paths down to a run are the user's own, and may have links in
@@ -25,7 +25,7 @@ from rlx.errors import StorageError
 JSON_LIMIT = 16 << 20
 """Bytes of a JSON file that is read whole: meta.json, sweep.json and manifests have some thousands."""
 _NUMBER_LIMIT = 40
-"""Digits of a whole number; float() refuses what has hundreds, and nobody counts so far."""
+"""Most digits of a whole number; float() refuses hundreds."""
 _TEMPORARY = re.compile(r"\.tmp-(\d{1,19})$")
 _CREATION_S = 60.0
 """Much longer than a directory with a few small files takes to make."""
@@ -61,7 +61,7 @@ def open_inside(path: Path, flags: int, *, root: Path | None = None) -> int:
                 raise UnreadableError(path, "is missing", missing=True) from error
             raise
     kind = _kind(os.fstat(descriptor).st_mode)
-    if kind and not (kind == "a device" and flags & os.O_APPEND):  # what is appended to /dev/full says what a full disk says
+    if kind and not (kind == "a device" and flags & os.O_APPEND):  # /dev/full stands for a full disk in tests
         os.close(descriptor)
         raise UnreadableError(path, f"is {kind}, and no file")
     os.set_blocking(descriptor, True)
@@ -94,7 +94,7 @@ def _parent(path: Path, root: Path | None) -> Iterator[tuple[int, str]]:
 
 
 def _kind_at(directory: int, name: str) -> str:
-    """What is at a name, in words; "" for a regular file, "missing" where there is nothing."""
+    """The kind of a directory entry: "" for a regular file, "missing" where there is none."""
     try:
         mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
     except OSError:
@@ -160,7 +160,7 @@ def read_json(path: Path, *, limit: int = JSON_LIMIT, root: Path | None = None) 
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
-    """One JSON object; numbers are finite, and keys stand in it once.
+    """One JSON object of finite numbers and distinct keys.
 
     Raises:
         ValueError: for anything else, such as nesting that exhausts the stack.
@@ -238,7 +238,7 @@ def replace_durably(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def open_to_append(path: Path, *, root: Path | None = None, readable: bool = False) -> IO[bytes]:
-    """A file to append to, made if it is missing. One that has other names too (hard links) is copied first: they keep what they have.
+    """A file to append to, made if it is missing. One that has other names too (hard links) is copied first: these keep their content.
 
     Raises:
         UnreadableError: if it is a link or no regular file.
@@ -335,12 +335,12 @@ def sync_directory(path: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a name is that of a file or directory that a process was writing."""
+    """Whether a name is that of a temporary file or directory."""
     return _TEMPORARY.search(name) is not None
 
 
 def clean_temporaries(directory: Path, *, of_anybody: bool = False) -> None:
-    """Remove what processes that have died were writing, or `of_anybody` where nobody but the holder of the run's lock writes."""
+    """Remove the temporary files of dead processes, or with `of_anybody` of all: the caller holds the run's lock."""
     if not is_directory(directory):
         return
     for path in directory.iterdir():
@@ -350,7 +350,7 @@ def clean_temporaries(directory: Path, *, of_anybody: bool = False) -> None:
 
 
 def _clean_creations(directory: Path) -> None:
-    """Remove runs and sweeps that were killed while they were made; another machine may be making one just now."""
+    """Remove directories of runs that a kill interrupted; recent ones are left, since another machine may be making them."""
     for path in directory.glob(".*.tmp-*"):
         owner = _TEMPORARY.search(path.name)
         with contextlib.suppress(OSError):

@@ -65,7 +65,7 @@ def never_pause(env_steps: int, line: Mapping[str, float]) -> bool:
 
 class Evaluate(Protocol):
     def __call__(self, algo: Algorithm, env_steps: int, /, *, should_stop: Callable[[], bool]) -> dict[str, float] | None:
-        """Measure the policy. `should_stop` is asked before every env step, and None comes back once it is true.
+        """Measure the policy; None if `should_stop`, which is called before every env step, returned True.
 
         Raises:
             EvaluationError: if the environment fails.

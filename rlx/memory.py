@@ -1,4 +1,4 @@
-"""How much memory there is, so that settings that cannot fit are refused instead of getting the process killed."""
+"""Free memory, to refuse settings that cannot fit before the system kills the process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _REFUSALS = ("can't allocate memory", "not enough memory", "out of memory", "siz
 
 
 def free_bytes() -> int | None:
-    """Memory that this process could still get, within what its cgroup allows; None where that cannot be found out."""
+    """Memory that this process could still get, within the limit of its cgroup; None if unknown."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -36,8 +36,8 @@ def check_fits(num_bytes: float, what: str) -> None:
 def within_memory(what: str, *, limited: bool = True) -> Iterator[None]:
     """Raise a ConfigError about `what` if the block asks for more memory than is free.
 
-    Linux promises memory that it does not have and kills whoever uses it, so that the block runs under a limit, unless it is not to
-    be `limited`: a GPU's driver maps more than it uses.
+    Linux overcommits memory and kills a process that uses it. So the block runs under a limit, unless `limited` is false: a GPU's driver
+    maps more than it uses.
     """
     free = free_bytes() if limited and sys.platform == "linux" else None
     with contextlib.ExitStack() as undo:

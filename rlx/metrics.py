@@ -1,4 +1,4 @@
-"""What happened since the last line was logged, and the last hundred episodes."""
+"""Metrics since the last logged line, the returns of the last hundred episodes, and the meaning of every metric."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from rlx.types import Metrics, State
 WINDOW = 100
 
 MEANINGS = {
-    "episode/return": "undiscounted return of the training episodes that ended since the last line, mean",
-    "episode/length": "their steps, mean",
-    "episode/count": "how many they were",
-    "episode/solve_rate": "share of them that was solved",
+    "episode/return": "mean undiscounted return of the training episodes that ended since the last line",
+    "episode/length": "mean length of these training episodes, steps",
+    "episode/count": "number of these training episodes",
+    "episode/solve_rate": "share of these training episodes that were solved",
     "episode/return_mean_100": "mean return of the last hundred training episodes",
-    "eval/return_mean": "undiscounted return of the evaluation's episodes, mean",
-    "eval/return_iqm": "mean of their middle half",
-    "eval/return_std": "their standard deviation",
-    "eval/return_ci_low": "lower end of the 95 % interval of their mean",
-    "eval/return_ci_high": "upper end of it",
-    "eval/length_mean": "their steps, mean",
-    "eval/solve_rate": "share of them that was solved",
-    "eval/cut_episodes": "how many of them were cut at loop.eval_max_steps",
-    "eval/optimal_moves": "share of labelled positions where the policy plays a move that a solver calls best",
-    "loss/policy": "what the optimiser lowers for the policy, each algorithm its own",
-    "loss/value": "what it lowers for the value, each algorithm its own",
-    "loss/reward": "what it lowers for the rewards of a latent model",
-    "loss/weights": "the penalty of the weights' squares",
-    "loss/model": "what it lowers for a model of the environment",
+    "eval/return_mean": "mean undiscounted return of the evaluation's episodes",
+    "eval/return_iqm": "interquartile mean of these returns",
+    "eval/return_std": "standard deviation of these returns",
+    "eval/return_ci_low": "lower end of the 95 % interval of the mean return",
+    "eval/return_ci_high": "upper end of that interval",
+    "eval/length_mean": "mean length of the evaluation's episodes, steps",
+    "eval/solve_rate": "share of the evaluation's episodes that were solved",
+    "eval/cut_episodes": "episodes that were cut at loop.eval_max_steps",
+    "eval/optimal_moves": "share of labelled positions where the policy chooses a move that is optimal by a solver",
+    "loss/policy": "loss of the policy, as each algorithm defines it",
+    "loss/value": "loss of the value, as each algorithm defines it",
+    "loss/reward": "loss of the rewards of a latent model",
+    "loss/weights": "sum of the squared weights, times its coefficient",
+    "loss/model": "loss of a model of the environment",
     "loss/distill": "cross-entropy of a rollout policy with the policy that it imitates",
     "loss/rollout_policy": "cross-entropy of a rollout policy with experts' moves",
     "loss/supervised": "cross-entropy of a policy with experts' moves",
@@ -44,61 +44,61 @@ MEANINGS = {
     "update/explained_variance": "share of the targets' variance that the values before the update explain",
     "update/learning_rate": "step size",
     "update/num_epochs": "passes over the data",
-    "update/num_gradient_steps": "gradient steps since the last line, their sum",
+    "update/num_gradient_steps": "sum of the gradient steps since the last line",
     "update/num_reanalysed": "old steps that were searched again so far",
-    "update/target_entropy": "entropy of the searches' policies, which the policy's cross-entropy cannot fall below",
-    "replay/size": "steps to train on again",
+    "update/target_entropy": "entropy of the searches' policies, a lower bound of the policy's cross-entropy",
+    "replay/size": "steps in the replay",
     "replay/repeated": "share of a batch whose positions had been trained on before",
     "game/length": "plies of a game",
-    "game/first_player_score": "score of who moves first, 1 for a win",
+    "game/first_player_score": "score of the player who moves first, 1 for a win",
     "game/draws": "share of games that were drawn",
     "search/depth": "mean length of a descent",
-    "search/root_value": "what searches think of the positions that they begin with",
+    "search/root_value": "mean value of the roots after the search",
     "search/duplicate_share": "share of leaves that had been evaluated before",
-    "search/network_calls_per_simulation": "calls of the network, over simulations",
-    "search/predicted_return": "values that searches found when they acted",
+    "search/network_calls_per_simulation": "calls of the network divided by simulations",
+    "search/predicted_return": "values of the roots when the agent acted",
     "search/realised_return": "discounted returns that followed",
-    "search/return_gap": "predicted less realised",
-    "latent/unrolled_error": "of a latent after imagined steps against that of what was then observed, in deviations of the latents",
-    "latent/reward_error": "mean difference of the rewards that were foreseen on the way and those that came",
-    "latent/value_error": "mean difference of the values of the two latents",
-    "model/changed_cell_accuracy": "share of the cells that changed that were foreseen",
+    "search/return_gap": "predicted minus realised discounted return",
+    "latent/unrolled_error": "distance of unrolled latents to those of the observations, in deviations of the latents",
+    "latent/reward_error": "mean absolute error of the predicted rewards on the way",
+    "latent/value_error": "mean absolute difference of the values of the two latents",
+    "model/changed_cell_accuracy": "share of the cells that changed that were predicted",
     "model/frame_accuracy_*": "share of frames that are exact after so many steps of the model",
     "model/event_f1": "F1 of the events that do not always happen",
     "model/event_f1_*": "F1 of one event",
-    "model/disagreement": "spread of what an ensemble's members predict along the chosen plans, in deviations of the observations",
-    "model/k_step_error": "error of what a model foresees five steps ahead, in deviations of the observations",
-    "model/holdout_nll": "negative log-likelihood of steps that no member of an ensemble is trained on",
-    "model/holdout_mse": "squared error there; always predicting the mean change has 1",
-    "model/known_reward_error": "mean difference of the reward function that is known and the environment's rewards",
-    "plan/predicted_return": "what plans promised for the steps that they were for",
-    "plan/realised_return": "the reward of those steps",
-    "plan/exploitation_gap": "predicted minus realised",
-    "plan/horizon": "steps of a plan that counted",
+    "model/disagreement": "spread of the members' predictions along the chosen plans, in deviations of the observations",
+    "model/k_step_error": "error of predictions five steps ahead, in deviations of the observations",
+    "model/holdout_nll": "negative log-likelihood of held-out steps",
+    "model/holdout_mse": "squared error of held-out steps; always predicting the mean change has 1",
+    "model/known_reward_error": "mean absolute difference of the known reward function and the environment's rewards",
+    "plan/predicted_return": "predicted return of plans, over their horizon",
+    "plan/realised_return": "sum of the rewards over that horizon",
+    "plan/exploitation_gap": "predicted minus realised return of plans",
+    "plan/horizon": "steps of a plan before it was cut",
     "imagination/in_use": "1 once the agent imagines",
     "imagination/policy_shift": "divergence of the policy with imagination from that without, nats",
-    "imagination/model_error": "share of cells that were imagined wrongly",
-    "imagination/shift_error_correlation": "correlation of the two above",
+    "imagination/model_error": "share of cells that were predicted wrongly in imagination",
+    "imagination/shift_error_correlation": "correlation of policy_shift and model_error",
     "train/phase": "number of the phase of a run that has several",
-    "supervised/new_game_accuracy": "share of experts' moves foreseen in games that were not trained on",
-    "value/new_game_mse": "squared error of the value in games that were not trained on",
-    "reinforce/score_against_supervised": "score of the policy against the one it began as",
-    "reinforce/score_against_pool": "score against its own past",
-    "reinforce/pool_size": "how many past policies there are",
-    "time/elapsed_s": "since the first env step, over resumes",
-    "time/steps_per_s": "env steps per second since the line before",
-    "time/*_s": "seconds of one phase of the loop, or of a fit, since the line before",
-    "time/plan_ms": "of planning, per env step",
+    "supervised/new_game_accuracy": "share of experts' moves predicted in held-out games",
+    "value/new_game_mse": "squared error of the value in held-out games",
+    "reinforce/score_against_supervised": "score of the policy against the one that it started from",
+    "reinforce/score_against_pool": "score of the policy against its own past versions",
+    "reinforce/pool_size": "number of past policies in the pool",
+    "time/elapsed_s": "seconds since the first env step, over resumes",
+    "time/steps_per_s": "env steps per second since the last line",
+    "time/*_s": "seconds of one phase of the loop, or of a fit, since the last line",
+    "time/plan_ms": "milliseconds of planning per env step",
     "time/search_network_share": "share of the searches' time in networks",
-    "time/search_tree_share": "share of it in trees",
-    "time/simulations_per_s": "of searches",
-    "time/evaluations_per_s": "positions that a network evaluated",
+    "time/search_tree_share": "share of the searches' time in trees",
+    "time/simulations_per_s": "simulations of searches per second",
+    "time/evaluations_per_s": "positions per second that a network evaluated",
 }
-"""What each metric means, in every algorithm: who measures something else gives it a name of its own. `*` stands for what varies."""
+"""The meaning of each metric, the same in every algorithm. `*` stands for any text."""
 
 
 class MetricBuffer:
-    """Collects episodes and the updates' metrics until they are flushed into one line."""
+    """Collects episodes and metrics of updates until they are flushed into one line."""
 
     def __init__(self) -> None:
         self._episodes: list[Episode] = []
@@ -118,7 +118,7 @@ class MetricBuffer:
         return sum(self._recent) / WINDOW if len(self._recent) == WINDOW else None
 
     def flush(self) -> dict[str, float]:
-        """Means over what was added since the last flush, as numbers; what is not defined is left out."""
+        """Means since the last flush, as numbers; values that are not finite are left out."""
         line: dict[str, float] = {}
         if self._episodes:
             n = len(self._episodes)

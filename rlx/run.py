@@ -1,4 +1,4 @@
-"""Starting, resuming and ending a run: everything around `loop.train` that has to do with its directory."""
+"""Train a run in its directory: lock, records, W&B, and how it ended, around `loop.train`."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def train(
         should_pause: at which line of the record to save and stop before the end.
 
     Raises:
-        RlxError: for what the user can mend; the run can be resumed from its last checkpoint.
+        RlxError: for errors that the user can fix; the run can be resumed from its last checkpoint.
     """
     if any(override.key == "loop.total_env_steps" for override in overrides):
         _check_budget(run, config)
@@ -153,7 +153,7 @@ def _train(
 
 @contextlib.contextmanager
 def _ending(run: RunDir) -> Iterator[dict[str, Any]]:
-    """Write down how the block ended, whichever way it does; the block says more through the dictionary it gets."""
+    """Record how the block ends, also by an exception; the block adds details to the dictionary."""
     ending: dict[str, Any] = {"status": "failed"}
     try:
         try:
@@ -173,7 +173,7 @@ def _ending(run: RunDir) -> Iterator[dict[str, Any]]:
 
 
 def _refuse(error: BaseException) -> None:
-    """Raise an RlxError in the place of an exception that is no bug of rlx."""
+    """Raise an RlxError instead of an exception that is not a bug of rlx."""
     found: RlxError
     if isinstance(error, SystemExit | KeyboardInterrupt):  # signals do not raise while a run trains, so this is the environment's
         line = f" in {line}" if (line := user_line(error)) else ""

@@ -12,7 +12,7 @@ import threading
 from types import FrameType, TracebackType
 
 _asked_to_save = False
-"""Whether SIGUSR1 came before anything could be saved."""
+"""Whether SIGUSR1 came before there was a `SignalHandler`."""
 
 
 def expect_requests() -> None:
@@ -31,7 +31,7 @@ class SignalHandler:
     Python lets only the main thread handle signals; in any other thread this handles none.
 
     Args:
-        announce: say on stderr what a first signal does.
+        announce: print on stderr what a first signal does.
     """
 
     def __init__(self, *, announce: bool = True) -> None:
@@ -82,7 +82,7 @@ class SignalHandler:
 
 
 def _say(descriptor: int, text: str) -> None:
-    """Write at once. If nobody can read it, as after a hangup, what comes later goes nowhere: an error would end training unsaved."""
+    """Write at once. After a hangup, redirect the descriptor to /dev/null: an error would end training unsaved."""
     try:
         os.write(descriptor, text.encode())
     except OSError:

@@ -6,7 +6,7 @@ import unicodedata
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    """The text with everything escaped that a terminal would obey instead of show: control and format characters, halves of pairs.
+    """The text with control characters, format characters and lone surrogates escaped, which a terminal would interpret.
 
     Args:
         keep: control characters that may stay, such as line ends.

@@ -199,7 +199,7 @@ def test_more_than_six_groups_are_compared_with_the_best(sweep: Sweep, run_comma
     result = json.loads(said(run_command, "compare lr --json"))
     assert [pair["a"] for pair in result["pairs"]] == ["learning_rate=1e-08"] * 7
     assert len(json.loads(said(run_command, "compare lr --json --all-pairs"))["pairs"]) == 28
-    assert "confirm it with fresh seeds" in said(run_command, "compare lr")
+    assert "confirm it with new seeds" in said(run_command, "compare lr")
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_a_run_that_hangs_is_seen_killed_and_goes_on(here: Path, run_command: Co
     (here / "trouble").write_text("once hang")
     code, out, _ = run_command(f"sweep {trouble} --seeds 1 --stall-timeout 3 --name hangs")
     assert code == 0
-    assert "no sign of life for 3 s in phase collect" in out
+    assert "no heartbeat for 3 s in phase collect" in out
     assert [run.status for run in sweep_of(here, "hangs").runs()] == ["finished"]
 
 

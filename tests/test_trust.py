@@ -176,7 +176,7 @@ def test_without_a_key_training_goes_on_and_the_message_says_why_nothing_is_know
     code, printed = rlx("eval mine")
     assert code == 2
     assert "say --trust" in printed
-    assert "rlx/key cannot be kept, so that rlx knows no run as yours" in printed
+    assert "rlx/key cannot be kept, so that rlx cannot tell which runs are yours" in printed
     assert rlx("eval mine --trust --episodes 2")[0] == 0
 
 

@@ -47,7 +47,7 @@ def sweep(
                                                     rich_help_panel=_WHERE)] = None,
     retries: Annotated[int, typer.Option(help="How often a run goes on from its checkpoint when its process dies or hangs.",
                                          rich_help_panel=_WHERE)] = 2,
-    stall_timeout: Annotated[float, typer.Option(help="Seconds without a sign of life after which a run counts as hung; 0 never.",
+    stall_timeout: Annotated[float, typer.Option(help="Seconds without a heartbeat after which a run counts as hung; 0 never.",
                                                  rich_help_panel=_WHERE)] = 1800.0,
     resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with, or latest; more --seeds or --trials extend it.",
                                                autocompletion=complete_sweeps, rich_help_panel=_AGAIN)] = None,

@@ -1,1 +1,1 @@
-"""What runs amount to: aggregates over seeds with their intervals, comparisons, figures."""
+"""Statistics of runs: aggregates over seeds with confidence intervals, comparisons, learning curves, ratings."""

@@ -23,7 +23,7 @@ Statistic = Callable[[Scores], Scores]
 """From scores [..., n] to a number for each of the leading dimensions."""
 
 _EXACT = 10_000
-"""Most permutations that are all looked at."""
+"""Up to so many permutations the test is exact."""
 
 
 def iqm(scores: Scores) -> Scores:
@@ -52,7 +52,7 @@ AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {
 
 
 def optimality_gap(scores: Scores, target: float) -> float:
-    """Mean amount by which scores miss a target; what is above it does not make up for what is below."""
+    """Mean of max(target - score, 0): scores above the target do not make up for those below."""
     return float(np.maximum(target - scores, 0.0).mean())
 
 
@@ -70,7 +70,7 @@ def _wins(a: Scores, b: Scores) -> Scores:
 def permutation_p(x: Strata, y: Strata) -> float:
     """Two-sided p-value of the probability of improvement under exchange of runs between x and y within each stratum (Fisher 1935).
 
-    Exact if there are at most 10,000 exchanges, else from 9,999 random ones, seeded. Ties need no correction.
+    Exact for at most 10,000 exchanges, else from 9,999 random ones. Ties need no correction.
     """
     observed = abs(probability_of_improvement(x, y) - 0.5)
     if permutations(x, y) <= _EXACT:
@@ -96,7 +96,7 @@ def _all_exchanges(a: Scores, b: Scores) -> Scores:
 
 
 def permutations(x: Strata, y: Strata) -> int:
-    """In how many ways runs can be exchanged."""
+    """The number of ways to exchange runs."""
     return math.prod(math.comb(len(a) + len(b), len(a)) for a, b in zip(x, y, strict=True))
 
 

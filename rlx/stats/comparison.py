@@ -1,4 +1,4 @@
-"""Groups of seeds side by side, and which of their differences can be believed."""
+"""Compare groups of runs: statistics of each, and tests of the differences between them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlx.stats.aggregate import Scores
 from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of, of_one_seed
 
 ALL_PAIRS_UP_TO = 6
-"""Most groups that are compared each with each, unless somebody asks for more; beyond, each is compared with the best."""
+"""Up to so many groups, all pairs are compared; beyond, each group is compared with the best."""
 
 
 @dataclass(kw_only=True)
@@ -82,7 +82,7 @@ class Comparison:
     sweep: str | None = None
     """The sweep that all runs are of."""
     notes: list[str] = field(default_factory=list)
-    """What was left out, and what to bear in mind."""
+    """Runs that were left out, and warnings."""
     resamples: int = intervals.RESAMPLES
     seed: int = intervals.SEED
 
@@ -165,7 +165,7 @@ def compare(
     if len(rows) > ALL_PAIRS_UP_TO and not all_pairs:
         notes.append(f"each group is compared with {listed[0][0]}, the best by IQM; --all-pairs compares each with each")
     if len(rows) > 3:
-        notes.append("the best of many is flattered by the seeds that chose it: confirm it with fresh seeds before you report it")
+        notes.append("the score of the best of many groups is biased upwards: confirm it with new seeds before you report it")
     return Comparison(metric=metric, rows=rows, pairs=pairs, confidence=confidence, minimize=minimize, target=target, threshold=threshold,
                       at=at, envs=envs, normalized=spans, all_pairs=all_pairs or len(rows) <= ALL_PAIRS_UP_TO, notes=notes)  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Learning curves of several seeds on one axis, and what they say of sample efficiency."""
+"""Learning curves of several seeds on one axis, and measures of sample efficiency."""
 
 from __future__ import annotations
 

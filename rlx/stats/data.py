@@ -24,7 +24,7 @@ Series = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _NO_DIFFERENCE = ("seed", "log.", "runtime.", "loop.log_every", "loop.eval_every", "loop.eval_episodes", "loop.checkpoint_every",
                   "loop.keep_checkpoints", "env.worker")  # fmt: skip
-"""Settings that make runs no different: where and how they are watched."""
+"""Settings that do not change what is learnt: where a run is trained, and how often it is logged and evaluated."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +118,7 @@ def _read(path: Path, name: str) -> RunData:
 
 
 def of_one_seed(runs: Sequence[RunData]) -> list[list[int]]:
-    """Positions of the runs that share their seed and environment: one draw of chance, however many settings or copies it was given."""
+    """Positions of the runs that share seed and environment: these are not independent, and count as one."""
     found: dict[tuple[int, Any], list[int]] = {}
     for i, run in enumerate(runs):
         found.setdefault((run.seed, run.settings.get("env")), []).append(i)
@@ -126,7 +126,7 @@ def of_one_seed(runs: Sequence[RunData]) -> list[list[int]]:
 
 
 def group(runs: list[RunData], by: list[str] | None = None) -> list[Group]:
-    """Put together what belongs together.
+    """Group runs.
 
     Args:
         by: the keys that tell groups apart. None: what a sweep swept, if all runs are of one; else every key in which runs differ,
@@ -143,7 +143,7 @@ def group(runs: list[RunData], by: list[str] | None = None) -> list[Group]:
         groups.setdefault(json.dumps(values, default=str), (values, []))[1].append(run)
     ordered = sorted(groups.values(), key=lambda item: [_order(v) for v in item[0].values()])
     own = [{key: value for key, value in values.items() if key in members[0].settings} for values, members in ordered]
-    lacking = f"without {' or '.join(key.rpartition('.')[2] for key in keys)}"  # the one group whose runs have none of several keys
+    lacking = f"without {' or '.join(key.rpartition('.')[2] for key in keys)}"  # the group whose runs have none of these keys
     labels = [label(values) if values or not keys else lacking for values in own]
     if len(set(labels)) < len(labels):
         labels = [label(values, digits=17) if values or not keys else lacking for values in own]
@@ -168,12 +168,12 @@ def _differing(runs: list[RunData], known: list[str]) -> list[str]:
         return list(keys)
     different = [key for key in known if len({json.dumps(run.settings.get(key), default=str) for run in runs}) > 1]
     different = [key for key in different if not key.startswith(_NO_DIFFERENCE)]
-    if "algo" in different:  # two algorithms have different keys and defaults: their names say it
+    if "algo" in different:  # algorithms have different keys and defaults, which their names stand for
         shared = [k for k in different if not k.startswith("algo.") or _differs_within(runs, k, "algo")]
         different = shared
     if not all(run.settings.get("experiment") for run in runs):
         different = [k for k in different if k != "experiment"]
-    if "experiment" in different:  # whose names say what differs
+    if "experiment" in different:  # the names stand for what differs
         different = [k for k in different if k == "experiment" or _differs_within(runs, k, "experiment")]
     if "env" in different:
         different = [
@@ -191,7 +191,7 @@ def _differs_within(runs: list[RunData], key: str, choice: str) -> bool:
 
 
 def _order(value: Any) -> tuple[int, float, str]:
-    """Numbers by size, then words."""
+    """Sort key: numbers by size, then texts."""
     if _is_number(value):
         return 0, float(value), ""
     return (2, 0.0, "") if value is None else (1, 0.0, str(value))
@@ -220,7 +220,7 @@ def metrics_of(runs: Iterable[RunData]) -> list[str]:
 
 
 def objective_of(root: Path, runs: list[RunData]) -> tuple[str, bool] | None:
-    """What the sweep that all runs are of is judged by, and whether less of it is better; None if there is none, or it was not logged."""
+    """The objective of the sweep that all runs are of, and whether it is minimised; None if there is none, or it was not logged."""
     names = {run.sweep for run in runs}
     content = SweepDir(root / str(names.pop())).content() if len(names) == 1 else {}
     objective = content.get("objective")

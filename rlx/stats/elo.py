@@ -48,7 +48,7 @@ def fit(scores: Array, *, iterations: int = 10_000) -> Array:
 
 
 def rate(results: dict[tuple[int, int], Array], players: int, *, anchor: int | None = None) -> Ratings:
-    """Ratings with 95 % intervals, NaN for players who met somebody in fewer than 5 openings.
+    """Ratings with 95 % intervals, NaN for players with fewer than 5 openings against one of the others.
 
     The variance of the ratings is that of the likelihood's maximum where its model of the spread is wrong (White 1982): an opening, of two
     games, counts as one observation. To the openings of each pair of players one that either wins is added in taking their variance, so

@@ -1,15 +1,15 @@
-"""Intervals that cover as often as they say, also for a handful of runs.
+"""Confidence intervals with nominal coverage, also for five runs.
 
-A percentile bootstrap of five runs calls 95 % what covers 0.83 of normal and 0.71 of skewed data. What is used instead, and how often it
-covers in simulations (docs/results, "Do the intervals cover?"), from 5 values on:
+A 95 % percentile bootstrap of five runs covers 0.83 for normal and 0.71 for skewed data. The intervals here (coverage in simulations:
+docs/results, "Do the intervals cover?") need at least 5 values:
 
 - a mean: the wider of Student's t and the studentised bootstrap, further into the long tail where values are skewed;
 - an interquartile mean: the bootstrap's percentiles, expanded for small samples;
 - a probability of improvement: the score interval of a Mann-Whitney statistic;
 - a share, such as levels solved: Wilson's.
 
-There is no interval, (nan, nan), from fewer than `FEWEST` values, nor for a mean of values that are all equal: what has not varied says
-nothing of how it varies. A share has one then, since what it can be is known. Every random number follows from SEED.
+There is no interval, (nan, nan), for fewer than `FEWEST` values, nor for the mean of equal values, whose variance cannot be estimated. A
+share of equal values has one, since its variance follows from the share. Random numbers are seeded with SEED.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ NONE: Interval = (math.nan, math.nan)
 SEED = 0
 RESAMPLES = 5000
 FEWEST = 5
-"""Values, in every stratum, from which there is an interval: with fewer none is both honest and narrow enough to say anything."""
+"""Fewest values in every stratum for an interval; with fewer, intervals of nominal coverage are too wide to be useful."""
 _CELLS = 4_000_000
 """Most numbers that are drawn at a time."""
 
 
 def mean_interval(strata: Strata, *, confidence: float = 0.95, resamples: int = RESAMPLES) -> Interval:
-    """Of the mean of all scores [n] of the strata.
+    """Interval of the mean of all scores of the strata.
 
     On either side the larger of Student's t, with Welch and Satterthwaite's degrees of freedom, and of the bootstrap of t (Efron 1979;
     Hall 1988), whose tails are those of the data. Deviation: where the skewness is g, the tail that it stretches is cut at less than the
@@ -89,7 +89,7 @@ def _ratios(indices: list[NDArray[np.int64]], deviations: Strata, share: Scores)
 def percentile_interval(
     strata: Strata, statistic: Callable[[Scores], Scores], *, confidence: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval:
-    """Of a robust statistic of all scores, such as their interquartile mean, from resamples within each stratum.
+    """Interval of a robust statistic of all scores, such as their interquartile mean, from resamples within each stratum.
 
     The bootstrap's percentiles, taken further out, as far as t with n - 1 degrees of freedom and the scale sqrt(n / (n - 1)) lie outside
     the normal distribution (Hesterberg 2015, https://doi.org/10.1080/00031305.2015.1089789, "expanded percentiles").
@@ -127,7 +127,7 @@ def _expanded(n: int, strata: int, confidence: float) -> list[float]:
 
 
 def improvement_interval(x: Strata, y: Strata, *, confidence: float = 0.95) -> Interval:
-    """Of the probability that a run of x is better than a run of y, averaged over strata.
+    """Interval of the probability that a run of x is better than a run of y, averaged over strata.
 
     The score interval of Newcombe (2006, https://doi.org/10.1002/sim.2324, method 5), which has a width also where all runs of one side
     are better. Deviation: its variance, that of sides which spread alike, is raised to what is estimated where they do not (Brunner and
@@ -160,7 +160,7 @@ def _improvement(a: Scores, b: Scores, z: float) -> tuple[float, float, float]:
 
 
 def share_interval(share: float, n: float, *, confidence: float = 0.95) -> Interval:
-    """Of a share of n trials: Wilson (1927), the shares from which this one is not too far away; n may be what the trials count for."""
+    """Wilson's (1927) score interval of a share of n trials; n may be an effective number."""
     z2 = NormalDist().inv_cdf((1.0 + confidence) / 2) ** 2
     centre = (share + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2 * (share * (1 - share) / n + z2 / (4 * n**2))) / (1 + z2 / n)
@@ -168,7 +168,7 @@ def share_interval(share: float, n: float, *, confidence: float = 0.95) -> Inter
 
 
 def score_interval(points: Scores, *, confidence: float = 0.95) -> Interval:
-    """Of the mean of points [n] between 0 and 1, such as a draw's half.
+    """Interval of the mean of points [n] between 0 and 1, where a draw is a half.
 
     Wilson's, for as many wins and losses as would have the variance of the points, to which one win and one loss are added so that equal
     points do not pass for certainty (Agresti and Coull 1998).

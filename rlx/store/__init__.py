@@ -1,1 +1,1 @@
-"""Directories of runs and sweeps: made, opened safely, trusted, locked, listed."""
+"""Directories of runs and sweeps: create, open safely, trust, lock, list, label, delete; the records in them."""

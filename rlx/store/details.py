@@ -1,4 +1,4 @@
-"""Everything that `rlx show` says of one run: its row, settings, checkpoints and last metrics. Imports no torch."""
+"""Everything that `rlx show` prints about one run: row, settings, checkpoints, evaluations and last metrics. Imports no torch."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class RunDetails(RunRow):
     """The newest value of every metric."""
     notes: str
     evaluations: list[dict[str, Any]]
-    """What `rlx eval` measured, oldest first."""
+    """Results of `rlx eval`, oldest first."""
 
 
 def run_details(run: RunDir) -> RunDetails:
@@ -103,7 +103,7 @@ def settings_changed(run: RunDir) -> dict[str, Any]:
 
 
 def checkpoint_rows(directory: Path) -> list[CheckpointRow]:
-    """What is in a run's checkpoints/, newest first; files of moderate size are compared with their digests."""
+    """One row for each entry of a run's checkpoints/, newest first. Files of moderate size are compared with their digests."""
     rows, whole = [], []
     there = directory.iterdir() if is_directory(directory) else ()
     for path in sorted((p for p in there if is_directory(p) and not is_temporary(p.name)), reverse=True):

@@ -18,7 +18,7 @@ _NUMBERS = ("return_mean", "return_std")
 
 @dataclass(frozen=True)
 class Evaluations:
-    """What an evaluations.jsonl holds."""
+    """The content of an evaluations.jsonl."""
 
     good: list[dict[str, Any]]
     """Results in the order in which they were written; each has `at`, `env_steps`, `episodes`, `return_mean` and `return_std`."""

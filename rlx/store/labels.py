@@ -1,4 +1,4 @@
-"""Notes and tags: what a user says of a run or sweep, to find it again. They are in meta.json and sweep.json, and in W&B."""
+"""Notes and tags that a user gives a run or sweep, to find it again. They are kept in meta.json and sweep.json, and sent to W&B."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Labels:
 
     @classmethod
     def given(cls, notes: str | None, tags: Sequence[str] | None) -> Labels:
-        """What a command line says.
+        """Labels from a command line.
 
         Args:
             notes: any text.
@@ -48,13 +48,13 @@ class Labels:
 
     @classmethod
     def of(cls, meta: dict[str, Any]) -> Labels:
-        """What meta.json or sweep.json has; anything of another type is left out."""
+        """The labels in meta.json or sweep.json; values of another type are left out."""
         notes, tags = meta.get("notes"), meta.get("tags")
         texts = [tag for tag in tags if isinstance(tag, str)] if isinstance(tags, list) else []
         return cls(notes=notes[:_LONGEST_NOTES] if isinstance(notes, str) else "", tags=tuple(texts[:_MOST_TAGS]))
 
     def as_meta(self) -> dict[str, Any]:
-        """The entries of meta.json; nothing where there is nothing to say."""
+        """The entries of meta.json; empty labels have none."""
         return ({"notes": self.notes} if self.notes else {}) | ({"tags": list(self.tags)} if self.tags else {})
 
 

@@ -16,7 +16,7 @@ _SAFE = ("core.fsmonitor=false", "core.hooksPath=/dev/null", "protocol.allow=nev
 
 
 def _git(*arguments: str, timeout_s: float) -> bytes | None:
-    """What git answers in the current directory; None if there is no git, no repository, or no answer in time."""
+    """Output of git in the current directory; None if there is no git, no repository, or no answer in time."""
     own = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     environment = own | {"GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0"}
     options = [word for setting in _SAFE for word in ("-c", setting)]
@@ -36,9 +36,9 @@ def commit() -> str | None:
 
 
 def uncommitted() -> bytes:
-    """The changes of tracked files since the commit, cut at a megabyte.
+    """The changes of tracked files since the commit, cut at a megabyte; empty for a repository with filters of its own.
 
-    A repository's own filters are programs that `git diff` would run, so that there is no answer where it has some.
+    `git diff` would run such filters, which are programs.
     """
     filters = _git("config", "--show-scope", "--includes", "--name-only", "--get-regexp", r"^filter\.", timeout_s=1.0) or b""
     if any(line.startswith((b"local", b"worktree")) for line in filters.splitlines()):

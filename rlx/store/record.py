@@ -20,7 +20,7 @@ from rlx.files import UnreadableError, open_inside, open_to_append, parse_json, 
 _LINE_LIMIT = 1 << 20
 """Bytes of a line; those that rlx writes have some hundreds."""
 _SUSPECT = re.compile(rb"\d{30}|[eE]\+?\d{3}|NaN|Infinity")
-"""What numbers have that are not finite, or too large to compute with; read with care, which costs time."""
+"""Matches lines that may have numbers that are not finite or too large; these lines go through the slower, strict parser."""
 
 
 class Record:
@@ -52,24 +52,24 @@ class Record:
             raise self._refused(error) from error
 
     def rewind(self, env_steps: int, *, evaluated: bool = True) -> str:
-        """Cut off what was written after env_steps; whoever goes on from there writes it again.
+        """Cut off the lines after env_steps; the resumed run writes them again.
 
-        Only the end is cut. A damaged line between good ones stays as it is, and readers skip it. Of damage behind the last good line,
-        half a line is what a killed process leaves; the rest goes into a file beside the record.
+        Only the end is cut. A damaged line between good ones stays, and readers skip it. After the last good line, half a line is
+        dropped, since a killed process leaves that; other damage is moved to a file beside the record.
 
         Args:
             env_steps: of the checkpoint that is resumed.
             evaluated: whether evaluations at env_steps are kept.
 
         Returns:
-            What a person should know of damage; "" if there is none.
+            A message about damage; "" if there is none.
 
         Raises:
             StorageError: if the record cannot be read or cut.
         """
         self.close()
         size = keep = 0
-        torn = False  # what is kept ends without a newline
+        torn = False  # the last line that is kept has no newline
         inside: list[int] = []  # numbers of damaged lines that are kept
         behind: list[tuple[int, bytes]] = []  # and those after the last line that is kept
         try:
@@ -113,7 +113,7 @@ class Record:
             raise self._refused(error) from error
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # it would try again to write what `write` has reported
+        with contextlib.suppress(OSError):  # closing repeats the failed write, which `write` has reported
             self._file.close()
 
     def _open(self) -> IO[bytes]:
@@ -123,7 +123,7 @@ class Record:
             raise StorageError(f"{_unfit(self.path, error)}; put it aside, or free some space, and `rlx resume` the run") from error
 
     def _check_there(self) -> None:
-        """Raise an OSError if the open file is no longer the one at the path: what is written to it would vanish."""
+        """Raise an OSError if the open file is no longer the one at the path: what is written to it would be lost."""
         if not os.path.samestat(os.lstat(self.path), os.fstat(self._file.fileno())):
             raise FileNotFoundError(errno.ENOENT, "another file is in its place", str(self.path))
 
@@ -144,11 +144,11 @@ def is_evaluation(line: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Lines:
-    """What a metrics.jsonl holds."""
+    """The content of a metrics.jsonl."""
 
     good: list[dict[str, Any]]
     damaged: list[int]
-    """Numbers, from 1, of the lines that cannot be read; half a line at the end, which is being written, is none."""
+    """Numbers, from 1, of the lines that cannot be read. Half a line at the end does not count: it is being written."""
 
     @property
     def problem(self) -> str:
@@ -191,7 +191,7 @@ def open_record(path: Path) -> IO[bytes]:
 
 
 def read_lines(file: IO[bytes]) -> Iterator[bytes]:
-    """The lines of a file; one that is longer than any that rlx writes comes in parts without an end."""
+    """The lines of a file. A line beyond `_LINE_LIMIT` comes in parts without a newline."""
     while raw := file.readline(_LINE_LIMIT):
         yield raw
 

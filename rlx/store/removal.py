@@ -1,4 +1,4 @@
-"""Deleting runs and sweeps: never one that is in use, never through a link, and never what is not rlx's own."""
+"""Deleting runs and sweeps. Refused: directories that are in use, links, and directories that may be no run."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_removals(root: Path, references: list[str]) -> list[Removal]:
 
 
 def remove(removal: Removal) -> None:
-    """Delete a run or sweep. It vanishes from the list in one step; a kill in the middle leaves a hidden directory, which is cleaned up.
+    """Delete a run or sweep. It is renamed first, so that no half of it is listed; the next new run cleans up after a kill.
 
     Raises:
         ConfigError: if it has come into use.

@@ -1,6 +1,6 @@
 """One row for each run in a directory, as `rlx ls` lists them: what it trains, how far it is, what it reached.
 
-A row is read without torch, and without reading a configuration. A damaged run has a row too, which says what cannot be read.
+A row is read without torch, and without reading a configuration. A damaged run has a row too, with the problem.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ class RunRow:
     last_eval: float | None = None
     best_eval: float | None = None
     age_s: float | None = None
-    """Seconds since the run ended or, if that is not known, last wrote a metric or started."""
+    """Seconds since the run ended; if no end is recorded, since its last metric or its start."""
     tags: tuple[str, ...] = ()
     problem: str | None = None
-    """What of the run cannot be read."""
+    """Which files cannot be read."""
 
 
 def _highest_first(name: str) -> Callable[[RunRow], float]:
@@ -90,7 +90,7 @@ def select(
 
 
 def _row_or_reason(run: RunDir, meta: dict[str, Any]) -> RunRow:
-    """The row of a run, or one that says why there is none, so that one bad directory does not hide the others."""
+    """The row of a run, or a row with the reason why it cannot be read, so that one bad directory does not hide the others."""
     try:
         return read_row(run, meta)
     except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError) as error:
@@ -118,7 +118,7 @@ def read_row(run: RunDir, meta: dict[str, Any] | None = None) -> RunRow:
 
 
 def _read_metrics(run: RunDir, row: RunRow) -> list[str]:
-    """Fill in what metrics.jsonl says, by searching its bytes: parsing every line would take ten times as long. Returns the problems."""
+    """Fill in the metrics by searching the bytes of metrics.jsonl: parsing every line takes ten times as long. Returns the problems."""
     try:
         data = read_file(run.metrics_path, limit=_RECORD_BYTES)
     except UnreadableError as error:
@@ -144,7 +144,7 @@ def _read_metrics(run: RunDir, row: RunRow) -> list[str]:
 
 
 def total_env_steps(directory: Path) -> int | None:
-    """The budget in a run's config.yaml, found without reading it as a configuration; None if it is missing or damaged."""
+    """The budget in a run's config.yaml, found without parsing the configuration; None if it is missing or damaged."""
     try:
         total = _TOTAL.search(read_file(directory / "config.yaml", limit=_CONFIG_BYTES).decode())
     except (UnreadableError, UnicodeDecodeError):

@@ -1,4 +1,4 @@
-"""A run's directory: config.yaml, meta.json, metrics.jsonl, checkpoints/. rlx owns its layout; torch is not needed to look into one."""
+"""A run's directory: config.yaml, meta.json, metrics.jsonl, checkpoints/. Looking into one needs no torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RunDir:
 
     @property
     def reference(self) -> str:
-        """What commands call the run by: its name, sweep/name within a sweep, or its path if it is elsewhere."""
+        """The run's name in commands: NAME, SWEEP/NAME, or its path if it is outside the runs directory."""
         path, root = self.path.resolve(), runs_directory().resolve()
         return str(path.relative_to(root)) if path.is_relative_to(root) else str(self.path)
 
@@ -100,18 +100,18 @@ class RunDir:
 
     @classmethod
     def make(cls, root: Path, name: str, files: dict[str, bytes]) -> Path:
-        """Make the directory of a new run, or of a sweep, whose names follow the same rules, whole or not at all.
+        """Make the directory of a new run or sweep, with its files, in one step. The names of both follow the same rules.
 
         Raises as `create` does.
         """
         cls.check_new(root, name)
         path = root / name
         try:
-            if path.is_dir():  # a kill of an older rlx came before its first file
+            if path.is_dir():  # a killed process left it empty
                 clean_temporaries(path)
             create_directory(path, files)
         except OSError as error:
-            cls.check_new(root, name)  # somebody may have been faster
+            cls.check_new(root, name)  # another process may have made it meanwhile
             advice = "free some space, or set RLX_RUNS_DIR to a directory you can write"
             raise StorageError(f"{path} cannot be made ({error.strerror}); {advice}") from error
         return path
@@ -145,7 +145,7 @@ class RunDir:
         """The run's configuration, read as data, to train or use the run by.
 
         Args:
-            trust: whether the user vouches for where the run comes from; runs that the user started here need nobody to.
+            trust: whether the user trusts the origin of the run; runs that the user started here need no trust.
 
         Raises:
             ConfigError: if it is not plain data, is not what was started, or needs code that the user has not said to trust.
@@ -163,7 +163,7 @@ class RunDir:
         return _digest(read_config_text(self.path / "config.yaml"))
 
     def config_of(self, digest: str) -> RunConfig:
-        """The run's configuration, if it is still the one that somebody has looked at, for a process that cannot ask the user.
+        """The run's configuration, if its digest is still the one given; for a process that cannot ask the user.
 
         Raises:
             ConfigError: if it is another one.
@@ -174,7 +174,7 @@ class RunDir:
         return parse_config(text, self.path / "config.yaml")
 
     def is_own(self) -> bool:
-        """Whether this user started the run, with the modules that are found here, and nobody has changed what was started."""
+        """Whether this user started the run, with modules from the same files as here, and it was not changed since."""
         meta = self.meta()
         try:
             config = parse_config(read_config_text(self.path / "config.yaml"), self.path)
@@ -183,7 +183,7 @@ class RunDir:
         return is_signed(_signed_part(meta), meta.get("signature")) and meta.get("modules") == origins([config.env.id])
 
     def changes(self) -> list[str]:
-        """What config.yaml says otherwise than what was started, setting by setting. Raises a ConfigError if it cannot be read."""
+        """Differences between config.yaml and what was started, one for each setting. Raises a ConfigError if it cannot be read."""
         text = read_config_text(self.path / "config.yaml")
         return self._changes(text, parse_config(text, self.path / "config.yaml"))
 
@@ -196,7 +196,7 @@ class RunDir:
             )
 
     def _changes(self, text: str, config: RunConfig) -> list[str]:
-        """Compared with meta.json, and with the newest checkpoint, which the run may have had other budgets and cadences at."""
+        """Differences to meta.json and to the newest checkpoint, whose budgets and cadences may differ."""
         meta = self.meta()
         started = [record for key in ("config", "config_before") if isinstance(record := meta.get(key), str)]
         changes: list[str] = []
@@ -213,16 +213,16 @@ class RunDir:
         return changes
 
     def restore_meta(self, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> None:
-        """Write the meta.json that a run was started with anew; what it said of the times that it was trained is lost."""
+        """Write a new meta.json in the place of a lost one; the list of segments is lost."""
         self.write_meta(_new_content(self.name, config, meta, signed=signed))
 
     def keep_record(self, config: RunConfig, *, changed: bool) -> str | None:
-        """Write down in meta.json what is trained from now on, and in config.yaml if it was changed; the run is locked by the caller.
+        """Write the configuration to meta.json and, if it was changed, to config.yaml; the run is locked by the caller.
 
-        A kill between the two leaves config.yaml as it was, which meta.json then still has.
+        meta.json also keeps the one before, since a kill between the two writes leaves the old config.yaml.
 
         Returns:
-            What the user should know, or None.
+            A warning, or None.
         """
         note = None
         try:
@@ -267,11 +267,11 @@ class RunDir:
 
     @property
     def segments(self) -> list[dict[str, Any]]:
-        """What is known of each time the run was started or resumed."""
+        """One entry for each time the run was started or resumed."""
         return segments_of(self.meta())
 
     def begin_segment(self, segment: dict[str, Any]) -> None:
-        """Record that training starts or goes on now."""
+        """Record that training starts or resumes now."""
         meta = self.meta()
         first = {"started": now(), "host": socket.gethostname(), "pid": os.getpid(), "status": "running", **segment}
         self.write_meta({**meta, "segments": [*self.segments, first]})
@@ -307,13 +307,13 @@ class RunDir:
 
 
 def segments_of(meta: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a meta.json says of each time the run was started or resumed."""
+    """The entries of a meta.json for each time the run was started or resumed."""
     segments = meta.get("segments")
     return [s for s in segments if isinstance(s, dict)] if isinstance(segments, list) else []
 
 
 def last_start(meta: dict[str, Any]) -> str:
-    """When the run was last started or resumed, or created, as meta.json has it; "" if it does not say."""
+    """When the run was last started or resumed, or created, by meta.json; "" if it has no time."""
     segments = segments_of(meta)
     return str(segments[-1].get("started", "")) if segments else str(meta.get("created", ""))
 
@@ -339,7 +339,7 @@ def _digest(text: str) -> str:
 
 
 def _signed_part(meta: dict[str, Any]) -> dict[str, Any]:
-    """What a signature of meta.json is of: what was started, and which files its modules are."""
+    """The part of meta.json that is signed: what was started, and the files of its modules."""
     return {key: meta.get(key) for key in ("name", "config", "config_before", "modules")}
 
 
@@ -348,7 +348,7 @@ def _as_json(content: dict[str, Any]) -> bytes:
 
 
 def new_meta(composed: Composed, labels: Labels = NO_LABELS) -> dict[str, Any]:
-    """What meta.json has from the start."""
+    """meta.json of a new run, but for the configuration."""
     return {**composed.choices, **labels.as_meta(), "algo": composed.config.algo.name, "env_id": composed.config.env.id,
             "seed": composed.config.seed, "commit": commit(), "wandb_id": secrets.token_hex(4)}  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep is. It is written when the sweep begins, signed, and checked when it is read."""
+"""sweep.json: the specification of a sweep. It is signed when it is written, and checked when it is read."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ AGGREGATES = ("iqm", "mean", "median", "min", "max")
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One setting of a sweep: what its runs share, whatever their seed."""
+    """One setting of a sweep; its runs differ in their seed only."""
 
     overrides: tuple[Override, ...]
     """Complete and single-valued, without the seed."""
@@ -50,10 +50,10 @@ class Search:
 
 @dataclass(kw_only=True)
 class Spec:
-    """What a sweep is. Two commands with the same spec are the same sweep."""
+    """The specification of a sweep. Two commands with equal specifications are the same sweep."""
 
     overrides: list[Override]
-    """What the command swept and set, without `seed`."""
+    """Everything that the command swept or set, but `seed`."""
     seeds: list[int]
     swept: list[str]
     """The keys that have several values."""
@@ -64,7 +64,7 @@ class Spec:
     search: Search | None = None
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for two commands to be the same sweep, as plain data."""
+        """The specification as plain data."""
         return asdict(self) | {"overrides": as_texts(self.overrides)}
 
 
@@ -81,7 +81,7 @@ def from_texts(content: dict[str, str]) -> list[Override]:
 
 
 def write_spec(content: dict[str, Any], spec: Spec, points: dict[str, Point], *, signed: bool) -> bytes:
-    """sweep.json: `content` with a spec and its points, signed with all that it says."""
+    """sweep.json: `content` with a spec and its points, and a signature of it all."""
     known = {key: {"overrides": as_texts(p.overrides), "values": p.values} for key, p in points.items()}
     content = content | spec.identity() | {"points": known}
     content.pop("signature", None)

@@ -34,7 +34,7 @@ class SweepDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.is_trusted = self.is_vouched_for = False
-        """Whether it is the user's own, or the user has vouched for it."""
+        """Whether the user started it, or has said --trust; whether the user has said --trust."""
 
     @property
     def name(self) -> str:
@@ -69,7 +69,7 @@ class SweepDir:
         return sweep
 
     def write(self, spec: Spec, points: dict[str, Point], labels: Labels = NO_LABELS) -> None:
-        """Replace sweep.json; a sweep that was not the user's own does not become that."""
+        """Replace sweep.json; it is signed only if it was."""
         content = {"format": FORMAT, "name": self.name, "created": now(), **self.content(), **labels.as_meta()}
         replace_durably(self.path / SPEC, write_spec(content, spec, points, signed=self.is_own()))
 
@@ -86,7 +86,7 @@ class SweepDir:
                 run.set_labels(labels)
 
     def is_own(self) -> bool:
-        """Whether this user started the sweep, with the modules that are found here, and nobody has changed what it is."""
+        """Whether this user started the sweep, with modules from the same files as here, and sweep.json was not changed."""
         content = dict(self.content())
         signature, modules = content.pop("signature", None), content.get("modules")
         if not is_signed(content, signature) or not isinstance(modules, dict):
@@ -94,10 +94,10 @@ class SweepDir:
         return origins(f"{module}:" for module in modules) == modules
 
     def trust(self, vouched_for: bool) -> None:
-        """Decide whether code that the sweep names may be run, before its words are composed.
+        """Decide whether code that the sweep names may be run, before its overrides are composed.
 
         Raises:
-            ConfigError: if it is another user's, nobody vouches for it, and it cannot be gone on with as data.
+            ConfigError: if it is not trusted and needs more than plain data.
         """
         self.is_vouched_for = vouched_for
         self.is_trusted = vouched_for or self.is_own()
@@ -118,7 +118,7 @@ class SweepDir:
         return any(is_signed(self._trial(key, content), e.get("signature")) for e in trials)
 
     def log_trial(self, key: str, number: int, point: Point) -> None:
-        """Append the overrides of a trial, which will be composed when the search goes on, with a signature."""
+        """Append a trial with its overrides, signed, since a resumed search composes them."""
         content = as_texts(point.overrides)
         self.log("trial", point=key, number=number, overrides=content, values=point.values, signature=sign(self._trial(key, content)))
 
@@ -156,12 +156,12 @@ class SweepDir:
             return {}
 
     def spec(self) -> Spec:
-        """What the sweep is. Raises a ConfigError if sweep.json cannot be used."""
+        """The specification. Raises a ConfigError if sweep.json cannot be used."""
         with self._readable() as content:
             return read_spec(content)
 
     def grid(self) -> dict[str, Point]:
-        """The points that were known when the sweep began: all of a grid, none of a search. Raises as `spec` does."""
+        """The points in sweep.json: all of a grid, none of a search. Raises as `spec` does."""
         with self._readable() as content:
             return read_points(content)
 
@@ -197,15 +197,15 @@ class SweepDir:
         if not is_directory(run.path):
             raise ConfigError(f"{run.path} is a link or a file, and no run of this sweep: remove it")
         if not os.path.lexists(run.path / "config.yaml") and not os.path.lexists(run.path / "meta.json"):
-            replace_durably(run.path / "config.yaml", save_config(config).encode())  # what is left of it is not thrown away
+            replace_durably(run.path / "config.yaml", save_config(config).encode())  # a killed run without both: its checkpoints are kept
         found = self._check_run(run, config)
         if not os.path.lexists(run.path / "meta.json"):
             run.restore_meta(found, meta, signed=self.is_trusted)
         return run
 
     def _check_run(self, run: RunDir, config: RunConfig) -> RunConfig:
-        """Raise a ConfigError if a run that is there is neither the user's own nor what the sweep asks for."""
-        found = run.config(trust=True)  # what it names is compared with what the sweep names
+        """Raise a ConfigError if a run on disk is neither the user's own nor the one of the sweep."""
+        found = run.config(trust=True)  # only compared with the sweep's
         changed = [f"{k} is {a} there and {b} in the sweep" for k, (a, b) in differences(found, config).items() if not is_resumable(k)]
         if changed and not run.is_own():
             raise ConfigError(f"{run.path} is not the run that {self.name} would start: {', '.join(changed)}; move it away")
@@ -218,7 +218,7 @@ class SweepDir:
         append_event(self.path / LEDGER, {"at": now(), "event": event, **details})
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened, in order."""
+        """The events of the ledger, in order."""
         return read_events(self.path / LEDGER)
 
     def history(self) -> History:

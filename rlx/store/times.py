@@ -17,4 +17,4 @@ def parse_time(value: Any) -> datetime | None:
     except (TypeError, ValueError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return at if 1 < at.year < 9999 else None  # beyond, other time zones have no time for it
+    return at if 1 < at.year < 9999 else None  # conversion to another time zone must not overflow

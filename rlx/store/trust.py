@@ -1,8 +1,8 @@
 """Whether a run or sweep was started by this user: what rlx starts is signed with a key that is kept outside of every run.
 
-A directory that was copied from another user, or changed by anybody, has no good signature. Its settings are data and can be used as
-such; code that it names (the module of an environment, a directory of configuration files) is run only with --trust.
-A signature also says from which files the modules came: another user's checkout with a module of the same name is another module.
+A directory that was copied from another user, or changed, has no valid signature. Its settings are used as data; code that it names
+(the module of an environment, a directory of configuration files) is run only with --trust. A signature also covers the files that the
+modules came from: another user's checkout with a module of the same name is another module.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def key_path() -> Path | None:
 
 
 def sign(content: Any) -> str | None:
-    """A signature of plain data; None where no key can be kept, and nothing can be told to be the user's own."""
+    """A signature of plain data; None where no key can be kept."""
     key = _read_key() or _make_key()
     return None if key is None else _mac(key, content)
 
@@ -50,8 +50,8 @@ def is_signed(content: Any, signature: object) -> bool:
 
 
 def why_unsigned() -> str:
-    """An addition to a message where nothing can be signed; "" where it can."""
-    return "" if _read_key() or _make_key() else f" ({key_path() or 'a key'} cannot be kept, so that rlx knows no run as yours)"
+    """An addition to a message where no key can be kept; "" where one can."""
+    return "" if _read_key() or _make_key() else f" ({key_path() or 'a key'} cannot be kept, so that rlx cannot tell which runs are yours)"
 
 
 def _mac(key: bytes, content: Any) -> str:
@@ -68,7 +68,7 @@ def _read_key() -> bytes | None:
 
 
 def _make_key() -> bytes | None:
-    """Make the key, unless another process is faster."""
+    """Make the key, unless another process has made it meanwhile."""
     path = key_path()
     if path is None:
         return None
@@ -98,7 +98,7 @@ def module_of(env_id: str) -> str | None:
 
 
 def refuse_module(env_id: str, path: Path) -> None:
-    """Raise a ConfigError if the environment of a run or sweep that is not known to be the user's own would import a module."""
+    """Raise a ConfigError if the environment of an untrusted run or sweep would import a module."""
     if module := module_of(env_id):
         raise ConfigError(
             f"{path} uses env={env_id}, which imports the module {module!r} and so runs its code; "
@@ -107,7 +107,7 @@ def refuse_module(env_id: str, path: Path) -> None:
 
 
 def origins(env_ids: Iterable[str]) -> dict[str, str | None]:
-    """For every module that environments name, the file that its package comes from here; finding out imports nothing."""
+    """The file of the package of every module that environments name, found without importing it."""
     return {module: _origin(module) for env_id in env_ids if (module := module_of(env_id))}
 
 

@@ -1,4 +1,4 @@
-"""What a run's copies in W&B are called, configured with and found by, from its configuration and meta.json."""
+"""Configuration, group, tags and notes of a run's copies in W&B, from its configuration and meta.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlx.store.labels import Labels
 
 
 def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:
-    """What a run's copies in W&B are found by."""
+    """Tags of a run's copies in W&B: algorithm, environment, sweep, and the user's own."""
     sweep = [f"sweep:{meta['sweep']}"] if meta.get("sweep") else []
     return [config.algo.name, config.env.id, *sweep, *Labels.of(meta).tags]
 

@@ -1,4 +1,4 @@
-"""Working through a sweep: jobs go to an executor while it has slots, what ends is written down, what dies or hangs is tried again."""
+"""Driving a sweep: hand jobs to an executor while it has slots, write results to the ledger, retry jobs that died or hung."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _SAVE_PATIENCE_S = 120.0
 
 
 class Plan(Protocol):
-    """Which jobs there are; a grid knows all at once, a search finds them as it goes."""
+    """Which jobs there are: all at once for a grid, one after the other for a search."""
 
     total_runs: int
-    """How many runs there will be, as far as is known."""
+    """How many runs there will be at the end."""
 
     def next(self) -> Job | None:
         """The next job to start; None if there is none now."""
         ...
 
     def ended(self, job: Job, result: Result) -> list[str]:
-        """Take in that a job finished, paused or failed for good; returns what a person should know of it."""
+        """Take in that a job finished, paused or failed for good; returns messages about it."""
         ...
 
     def finished_runs(self) -> int: ...
@@ -55,7 +55,7 @@ class Slot:
     job: Job
     started: float
     seen: dict[str, Any] = field(default_factory=dict)
-    """What its beacon said last."""
+    """Its last heartbeat."""
     changed: float = 0.0
     why_killed: str | None = None
 
@@ -88,7 +88,7 @@ class Drive:
         plan: what there is to do.
         executor: where it is done.
         retries: how often a job whose worker died or hung is tried again.
-        stall_s: seconds without a sign of life after which a job counts as hung; 0 never.
+        stall_s: seconds without a heartbeat after which a job counts as hung; 0 never.
         watcher: shown what happens.
     """
 
@@ -105,7 +105,7 @@ class Drive:
         self._done_before = plan.finished_runs()
 
     def run(self, signals: Stop) -> bool:
-        """Work until nothing is left or a stop is asked for; returns whether nothing is left."""
+        """Work until nothing is left or a stop is requested; returns whether nothing is left."""
         self.sweep.log("drive", executor=self.executor.description)
         try:
             while True:
@@ -175,7 +175,7 @@ class Drive:
                 self.watcher.note(text)
 
     def _say_in_run(self, job: Job, slot: Slot, error: str) -> None:
-        """A run whose worker died could not write down why."""
+        """Record why a run ended whose worker could not."""
         run = RunDir(self.sweep.path / job.name)
         if slot.why_killed and run.segments and run.status == "killed":
             with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ class Drive:
                 slot.changed = now
             if self._stall_s and now - slot.changed > self._stall_s and slot.why_killed is None:
                 phase = f" in phase {slot.seen['phase']}" if slot.seen else " before its first step"
-                slot.why_killed = f"no sign of life for {self._stall_s:.0f} s{phase}"
+                slot.why_killed = f"no heartbeat for {self._stall_s:.0f} s{phase}"
                 self.executor.kill(slot.job)
 
     def _stop_all(self) -> None:
@@ -202,7 +202,7 @@ class Drive:
             self.executor.stop(slot.job)
 
     def _let_go(self) -> None:
-        """However the drive ends, its runs save; only what does not answer is killed."""
+        """Stop the open runs, so that they save; kill those that do not end in time."""
         try:
             if self.slots:
                 self.stopping = True

@@ -46,14 +46,14 @@ class Ended:
 
 
 def to_start(
-    root: Path, words: list[str], *, seeds: str | None, name: str | None, config_dir: Path | None, objective: str | None, minimize: bool,
-    aggregate: str, search: dict[str, Any], trust: bool,
+    root: Path, arguments: list[str], *, seeds: str | None, name: str | None, config_dir: Path | None, objective: str | None,
+    minimize: bool, aggregate: str, search: dict[str, Any], trust: bool,
 ) -> Launch:  # fmt: skip
-    """A sweep from its KEY=VALUES words; if it was started before, it goes on.
+    """A sweep from its KEY=VALUES arguments. If it was started before, it is continued.
 
     Args:
         root: the directory of runs.
-        words: what is swept, and what is set.
+        arguments: what is swept, and what is set.
         seeds: how many seeds each setting gets, or which: "5", or "3,7,11".
         name: of its directory; None is a name that follows from what is swept.
         config_dir: a directory of the user's own YAML groups.
@@ -66,7 +66,7 @@ def to_start(
     Raises:
         ConfigError: for what cannot be swept, or if another sweep has the name.
     """
-    spec, prepared = prepare(words, seeds, name, config_dir, objective, minimize, aggregate, search)
+    spec, prepared = prepare(arguments, seeds, name, config_dir, objective, minimize, aggregate, search)
     found = find(root, prepared.name, spec)
     if found is not None:
         found.trust(trust)

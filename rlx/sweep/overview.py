@@ -91,16 +91,17 @@ def _row(sweep: SweepDir, spec: Spec, history: History, key: str, seed: int) -> 
 
 def _best(spec: Spec, history: History, rows: list[SweepRunRow]) -> dict[str, Any] | None:
     """The best setting whose runs are all finished, by the aggregate over its seeds."""
-    from rlx.stats.aggregate import AGGREGATES  # imports numpy, which other lists do without
-
-    scores: dict[str, float] = {}
+    reached: dict[str, list[float]] = {}
     for key in history.points:
         mine = [row for row in rows if row.run.rpartition("-s")[0] == key]
-        reached = [row.objective for row in mine if row.status == "finished" and row.objective is not None]
-        if len(reached) == len(spec.seeds):
-            scores[key] = AGGREGATES[spec.aggregate](reached)
-    if not scores:
+        values = [row.objective for row in mine if row.status == "finished" and row.objective is not None]
+        if len(values) == len(spec.seeds):
+            reached[key] = values
+    if not reached:
         return None
+    from rlx.stats.aggregate import AGGREGATES  # imports numpy, which other lists do without
+
+    scores = {key: AGGREGATES[spec.aggregate](values) for key, values in reached.items()}
     key = (max if spec.direction == "maximize" else min)(scores, key=scores.__getitem__)
     return {"point": key, "value": scores[key], "values": history.points[key].values, "seeds": len(spec.seeds)}
 

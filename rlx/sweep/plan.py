@@ -28,14 +28,14 @@ LOGGED = {
     "eval": ("return_mean", "return_iqm", "return_std", "length_mean"),
     "episode": ("return", "length", "count", "return_mean_100"),
 }
-"""The metrics of every run whatever it reaches, by their group; the ends of an interval are none of them, since it may not exist. Those of
+"""The metrics of every run whatever it reaches, by their group; without the ends of intervals, which may not exist. Those of
 other groups depend on the algorithm. Games may add eval/optimal_moves, grid worlds the solve_rate."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]
 
 
 class Study(Protocol):
-    """What a search needs of `rlx.sweep.study.Study`."""
+    """The part of `rlx.sweep.study.Study` that a search uses."""
 
     def ask(self) -> tuple[int, Point]: ...
     def again(self, number: int) -> Point: ...
@@ -53,7 +53,7 @@ def cores(config: RunConfig) -> int:
 
 
 class Scores:
-    """What the finished runs of a sweep reached, by point."""
+    """Objective of the finished runs of a sweep, by point and seed."""
 
     def __init__(self, sweep: SweepDir, spec: Spec, *, required: bool) -> None:
         self.sweep, self.spec, self._required = sweep, spec, required
@@ -61,10 +61,10 @@ class Scores:
         self._values: dict[str, dict[int, float]] = {}
 
     def add(self, point: str, seed: int) -> float | None:
-        """Read what a finished run reached.
+        """Read the objective of a finished run.
 
         Raises:
-            ConfigError: if it did not log the objective, which somebody asked for.
+            ConfigError: if it did not log the objective and must have.
         """
         run = self.sweep.run(point, seed)
         value = last_value(run, self.spec.objective)
@@ -75,13 +75,13 @@ class Scores:
         return value
 
     def best(self) -> tuple[str, float] | None:
-        """The best point that all seeds are known of."""
+        """The best of the points whose seeds are all finished."""
         whole = {p: self._aggregate(list(v.values())) for p, v in self._values.items() if len(v) == len(self.spec.seeds)}
         finite = {p: v for p, v in whole.items() if math.isfinite(v)}
         if not finite:
             return None
         choose = max if self.spec.direction == "maximize" else min
-        point = choose(sorted(finite), key=finite.__getitem__)  # of equal ones the first, whichever ended first
+        point = choose(sorted(finite), key=finite.__getitem__)  # of equal values, the first point
         return point, finite[point]
 
 
@@ -164,17 +164,15 @@ class _Trial:
     todo: list[int] = field(default_factory=list)
     open: int = 0
     values: dict[int, float] = field(default_factory=dict)
-    """What the seeds reached at this rung."""
+    """Objective at this rung, by seed."""
     error: str | None = None
 
 
 class SearchPlan:
     """Trials of a study: a point is trained with all its seeds to one rung, judged by their aggregate, and goes on or is pruned.
 
-    A trial that fails is one of the trials asked for: no other takes its place, and it can be tried again.
-
-    Pausing is exact (a paused run goes on from its checkpoint as if it had never stopped), so that a bad point costs the first rung of
-    every seed and nothing more.
+    A failed trial counts as one of the trials and is not replaced; it can be retried. Pausing is exact: a paused run continues from its
+    checkpoint as if it had never stopped. So a bad point costs the first rung of every seed and nothing more.
     """
 
     def __init__(
@@ -201,7 +199,7 @@ class SearchPlan:
         self._values = dict(history.values)
         self._points = dict(history.points)
         self._keys = {number: key for key, number in history.numbers.items()}
-        if self.search.storage is None:  # a kill between the study and the ledger; in a shared storage it may be another's
+        if self.search.storage is None:  # a kill came in between; in a shared storage it may be another process's trial
             for number in sorted(set(study.unfinished()) - set(self._keys)):
                 self._log_trial(number, study.again(number))
             history = sweep.history()
@@ -264,7 +262,7 @@ class SearchPlan:
         return self._climb(trial) if trial.open == 0 and not trial.todo else []
 
     def _climb(self, trial: _Trial) -> list[str]:
-        """Read what the seeds reached; once that is all of them, judge the point, and on to its next rung."""
+        """Read the objective of every seed; once all are there, judge the point and go to its next rung."""
         while True:
             at = self._steps(trial)
             trial.todo, trial.values = [], {}
@@ -332,14 +330,14 @@ def last_value(run: RunDir, metric: str, at: int | None = None) -> float | None:
 
 
 def missing_metric(run: RunDir, metric: str) -> ConfigError:
-    """What to say if a run has ended and never logged the objective."""
+    """The error for a run that has ended and never logged the objective."""
     logged = sorted({name for line in run.metrics() for name in line if "/" in name})
     return ConfigError(f"--objective {metric}: {run.path} has ended and no line of it has that, and a sweep keeps its objective: "
                        f"start it again under another --name; {did_you_mean(metric, logged)}")  # fmt: skip
 
 
 def describe(values: dict[str, Any]) -> str:
-    """Settings as a person would type them, with the last part of their names."""
+    """Settings as they are typed, with the last part of their keys."""
     return "  ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in values.items())
 
 
@@ -355,7 +353,7 @@ def rung_steps(total: int, num_rungs: int) -> list[int | None]:
 
 
 def check_objective(spec: Spec, config: RunConfig) -> None:
-    """Raise if no run of a configuration can log the objective, or none before the pruner has had its last look."""
+    """Raise a ConfigError if no run of a configuration can log the objective, or none before the pruner's last rung."""
     group, _, name = spec.objective.partition("/")
     evaluated = group == "eval"
     more = ["optimal_moves"] if config.env.is_game else ["solve_rate"] if config.env.id in WORLDS else []

@@ -19,8 +19,8 @@ def compose_all(points: list[Point], composer: Composer) -> list[Composed]:
 def compose_grid(points: list[Point], composer: Composer) -> list[tuple[Point, Composed]]:
     """Compose and check every point of a grid, without those of its swept settings that have no effect there.
 
-    Points that come to the same as another one by that are left out: the grid of ensembles of 1 and 5 with and without a trust in their
-    agreement has three settings.
+    Points that become equal to another one are left out: ensembles of 1 and 5 members, each with and without algo.trust, are three
+    settings, because one member cannot disagree.
 
     Raises:
         ConfigError: naming the first point that cannot be, and for a swept setting that has no effect anywhere.

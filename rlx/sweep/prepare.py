@@ -28,7 +28,7 @@ _MOST_RUNS = 1_000_000
 
 
 class Prepared:
-    """A sweep's points composed and checked; those of a search are checked at the ends of its ranges only."""
+    """A sweep with its points composed and checked; a search is checked at the ends of its ranges."""
 
     def __init__(self, spec: Spec, name: str, composer: Composer, *, required: bool, points: list[Point] | None = None) -> None:
         self.spec, self.name, self.composer, self.required = spec, name, composer, required
@@ -45,7 +45,7 @@ class Prepared:
             self.configs = [composed.config for _, composed in pairs]
 
     def check(self) -> None:
-        """Raise a ConfigError if what is asked of the sweep cannot come about."""
+        """Raise a ConfigError if no run can log the objective, or the grid has fewer points than trials."""
         if self.required:
             for config in self.configs:
                 check_objective(self.spec, config)
@@ -93,7 +93,7 @@ def prepare(
                 overrides = _with_space(overrides, composed.config.algo.name, composer)
         search = _search(options)
     if trials is None and seeds is None and len(seed_list) == 1 and not swept_keys(overrides):
-        composer.compose(list(map(str, overrides)))  # what is wrong with them comes first
+        composer.compose(list(map(str, overrides)))  # reports errors in them first
         several = "a key several values (algo.learning_rate=1e-3,1e-2), several seeds (--seeds 5), or a search (--trials 30)"
         raise ConfigError(f"nothing to sweep: give {several}")
     spec = Spec(
@@ -113,10 +113,10 @@ def prepare(
 
 
 def with_arms(arguments: list[str], composer: Composer) -> list[str]:
-    """The arguments, with the experiments that a file of arms lists in the place of its name; `+experiment=` is taken as Hydra writes it.
+    """The arguments, where an experiment that lists arms is replaced by its arms. Hydra's `+experiment=` is accepted.
 
     Raises:
-        ConfigError: if the file lists what is no experiment.
+        ConfigError: if one of the arms is no experiment.
     """
     found = []
     for argument in arguments:
@@ -128,7 +128,7 @@ def with_arms(arguments: list[str], composer: Composer) -> list[str]:
 
 
 def _with_space(overrides: list[Override], name: str, composer: Composer) -> list[Override]:
-    """The overrides, and those of a search space whose keys they do not have."""
+    """The overrides, and those of a search space for other keys."""
     mine = {override.key for override in overrides}
     added = [override for override in load_space(name, composer) if override.key not in mine]
     try:
@@ -189,7 +189,7 @@ def extend(spec: Spec, *, seeds: str | None, trials: int | None, name: str) -> S
 
 
 def default_name(spec: Spec, configs: Sequence[RunConfig]) -> str:
-    """What is swept, with a digest of everything, so that the same command finds its sweep again."""
+    """A name from what is swept and a digest of the specification, so that the same command finds its sweep again."""
     algos, envs = ("+".join(dict.fromkeys(names)) for names in ((c.algo.name for c in configs), (c.env.id for c in configs)))
     keys = "-".join(k.rpartition(".")[2] for k in spec.swept if k not in ("algo", "env"))
     digest = hashlib.sha256(json.dumps(spec.identity(), sort_keys=True).encode()).hexdigest()[:6]
@@ -220,7 +220,7 @@ def find(root: Path, name: str, spec: Spec) -> SweepDir | None:
 
 
 def _flat(spec: Spec) -> dict[str, str]:
-    """What tells a sweep from others: every key with its text."""
+    """The specification as key and text, to compare two sweeps."""
     identity = spec.identity()
     overrides, search = identity.pop("overrides"), identity.pop("search") or {}
     del identity["swept"]  # follows from the overrides

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 LOG_FROM = 100.0
-"""The factor between the ends of an interval from which its scale is logarithmic, unless a tag says otherwise."""
+"""From this factor between its ends on, an interval has a logarithmic scale, unless a tag chooses."""
 _MOST = 10_000
-"""More points than this are a slip of the keyboard."""
+"""Most points, values and seeds; more are taken for a typo."""
 
 
 Option = tuple[str, Any]
@@ -43,7 +43,7 @@ Option = tuple[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class _Swept:
-    """An override with everything that it may stand for."""
+    """An override with the values that it may stand for."""
 
     override: Override
     options: list[Option]
@@ -71,10 +71,10 @@ def _read(overrides: Sequence[Override], composer: Composer) -> list[_Swept]:
 
 
 def _options(override: Override, group_options: Callable[[str], list[str]]) -> list[Option]:
-    """What an override may stand for, repetitions dropped.
+    """The values that an override may stand for, repetitions dropped.
 
     Raises:
-        ConfigError: if that is nothing.
+        ConfigError: if there are none.
     """
     parsed = override.parsed
     if not override.is_sweep:
@@ -96,7 +96,7 @@ def _options(override: Override, group_options: Callable[[str], list[str]]) -> l
         if isinstance(value, RangeSweep) and isinstance(value.range(), FloatRange) and not value.shuffle:
             return _at_least_one([(repr(v), v) for v in _decimal_range(value)], override)
         texts = list(map(str, parsed.sweep_iterator(transformer=Transformer.encode)))
-        shuffled = bool(getattr(value, "shuffle", False))  # iterated twice, it would come in two orders
+        shuffled = bool(getattr(value, "shuffle", False))  # two iterations would give two orders
         values = None if shuffled else [_plain(v) for v in parsed.sweep_iterator(transformer=Transformer.identity)]
     except (HydraException, ValueError) as error:
         raise ConfigError(f"{override}: cannot be expanded ({str(error).splitlines()[0]})") from error
@@ -106,7 +106,7 @@ def _options(override: Override, group_options: Callable[[str], list[str]]) -> l
 
 
 def _decimal_range(value: RangeSweep) -> Iterator[float]:
-    """0.1, 0.2, 0.3 and not 0.30000000000000004, nor a stop that was missed by as little."""
+    """The range in decimal arithmetic: 0.1, 0.2, 0.3, and not 0.30000000000000004 or the stop."""
     return FloatRange(*(Decimal(f"{v:.12g}") for v in (value.start, value.stop, value.step)))
 
 
@@ -152,7 +152,7 @@ def seeds_of(overrides: Sequence[Override], seeds: str | None) -> tuple[list[Ove
         seeds: --seeds, how many of them (5) or which (3,7,11).
 
     Raises:
-        ConfigError: unless they are distinct whole numbers from 0, said in one way.
+        ConfigError: unless they are distinct whole numbers from 0, given in one of the two ways.
     """
     mine = next((override for override in overrides if override.key == "seed"), None)
     others = [override for override in overrides if override.key != "seed"]
@@ -189,7 +189,7 @@ def expand(overrides: Sequence[Override], composer: Composer) -> list[Point]:
     A key that only some of the chosen algorithms have applies to their points and is left out of the others.
 
     Raises:
-        ConfigError: for a key that none has, and for what cannot be listed.
+        ConfigError: for a key that no algorithm has, and for an interval.
     """
     read = _read(overrides, composer)
     for swept in read:
@@ -276,7 +276,7 @@ class _Range:
 
 
 class SearchSpace:
-    """What a search may try: groups first, then the keys that exist for them.
+    """The space of a search: groups first, then the keys that exist for them.
 
     Raises:
         ConfigError: for keys that do not exist, empty ranges, and scales that cannot be.
@@ -294,7 +294,7 @@ class SearchSpace:
         self._ranges = {s.key: found for s in self._read if (found := _range(s, union)) is not None}
 
     def suggest(self, trial: Trial) -> Point:
-        """The point that a trial stands for; asked again of the same trial, the same point."""
+        """The point of a trial; the same point when it is called again with the same trial."""
         chosen: dict[str, Option] = {}
         groups = [swept for swept in self._read if swept.is_group]
         for swept in groups:
@@ -315,7 +315,7 @@ class SearchSpace:
         return text, dict(swept.options)[text]
 
     def examples(self) -> list[Point]:
-        """Points that show whether the space is valid: for every choice of groups, each key at each end, or at each of its values."""
+        """Points to check the space with: for every choice of groups, each key at each end, or at each of its values."""
         points: dict[tuple[Override, ...], Point] = {}
         for choice in self._choices:
             keys = self._composer.keys(_groups(iter(choice)))
@@ -343,12 +343,12 @@ class SearchSpace:
                 for s in self._read if s.is_sweep]  # fmt: skip
 
     def fingerprint(self) -> dict[str, str]:
-        """What two studies must have in common: the searched keys with their ranges, and what is fixed."""
+        """The searched keys with their ranges, and the fixed keys; studies are joined only if these are equal."""
         searched = dict(line.split(": ", 1) for line in self.describe())
         return searched | {s.key: f"={s.options[0][0]}" for s in self._read if not s.is_sweep}
 
     def grid(self) -> list[dict[str, Any]]:
-        """Every combination, as what a trial is to be told: parameter and value.
+        """Every combination, as parameters and values of an Optuna trial.
 
         Raises:
             ConfigError: if anything is continuous.
@@ -365,7 +365,7 @@ class SearchSpace:
 
 
 def _range(swept: _Swept, keys: dict[str, Any]) -> _Range | None:
-    """The numbers that an interval or a range stands for; None for listed values."""
+    """The range of an interval or range; None for listed values."""
     value, line = swept.override.parsed.value(), swept.override
     if isinstance(value, ChoiceSweep):
         return None

@@ -1,8 +1,7 @@
-"""A search's memory and judgement: an Optuna study whose trials are points of a sweep.
+"""The Optuna study of a search: its trials are points of a sweep.
 
-Optuna's samplers begin their random numbers anew in every process, so that a study taken up again would repeat its first suggestions.
-Here every trial has a sampler of its own, seeded by the study's seed and the trial's number: a suggestion is a function of these and of
-the history.
+Optuna's samplers restart their random numbers in every process, so that a resumed study would repeat its first suggestions. Here every
+trial has its own sampler, seeded by the study's seed and the trial's number: a suggestion is a function of these and of the history.
 """
 
 from __future__ import annotations
@@ -53,9 +52,9 @@ class Study:
         space: what is searched.
         sampler, pruner: of SAMPLERS and PRUNERS.
         direction: maximize or minimize.
-        seed: what the suggestions follow from, beside the history.
-        num_rungs: looks of the pruner at a trial.
-        objective: what is judged; studies of different objectives are not joined.
+        seed: suggestions follow from it and from the history.
+        num_rungs: how often the pruner judges a trial.
+        objective: metric; studies of different objectives are not joined.
 
     Raises:
         ConfigError: if the storage cannot be used, or has a study of this name that is another search.
@@ -98,9 +97,9 @@ class Study:
             return trial.number, self._space.suggest(trial)
 
     def again(self, number: int) -> Point:
-        """The point of a trial that goes on: it was running when its process died, or it failed and is tried again.
+        """The point of a trial that is continued: it was running when its process died, or it failed and is retried.
 
-        What has failed is final for Optuna. The new attempt is a trial of its own there, and has the number of the first here.
+        A failed trial is final for Optuna. The retry is another trial in Optuna; here it keeps the number of the first.
         """
         with self._storage_errors(), _quiet():
             last = self._last_attempt(number)
@@ -117,7 +116,7 @@ class Study:
             return self._space.suggest(self._trial(number))
 
     def unfinished(self) -> list[int]:
-        """The trials that somebody began and nobody has told the end of."""
+        """The trials that are running in the storage."""
         with self._storage_errors():
             return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_first_attempt(t)]
 
@@ -126,7 +125,7 @@ class Study:
         with self._storage_errors(), _quiet():
             trial = self._trial(number)
             step = RUNG_FACTOR**rung
-            if step not in self._study._storage.get_trial(trial._trial_id).intermediate_values:  # after a kill, it may be told twice
+            if step not in self._study._storage.get_trial(trial._trial_id).intermediate_values:  # after a kill, it may be reported twice
                 trial.report(value, step)
             return trial.should_prune()
 
@@ -141,18 +140,18 @@ class Study:
         self._trials.pop(number, None)
 
     def claimed(self) -> int:
-        """How many trials anybody has begun, however they ended; further attempts at one are not counted."""
+        """How many trials were begun in the storage, by any process; retries are not counted."""
         with self._storage_errors():
             return sum(map(_is_first_attempt, self._study.get_trials(deepcopy=False)))
 
     def ended(self) -> set[int]:
-        """The trials, of anybody, that are complete or were pruned."""
+        """The trials of all processes that are complete or pruned."""
         with self._storage_errors():
             trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
             return {t.user_attrs.get(_FIRST_ATTEMPT, t.number) for t in trials}
 
     def best(self) -> tuple[int, float, dict[str, Any]] | None:
-        """Number, value and parameters of the best complete trial, of anybody."""
+        """Number, value and parameters of the best complete trial of all processes."""
         with self._storage_errors(), contextlib.suppress(ValueError):
             best = self._study.best_trial
             return best.user_attrs.get(_FIRST_ATTEMPT, best.number), float(best.value or 0.0), dict(best.params)
@@ -192,7 +191,7 @@ class Study:
 
     @contextlib.contextmanager
     def _storage_errors(self, *, opening: bool = False) -> Iterator[None]:
-        """What goes wrong with the storage, in a line."""
+        """Turn errors of the storage into one-line messages."""
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
         expected = "expected an Optuna storage URL such as sqlite:///study.db, or journal:PATH"
@@ -249,7 +248,7 @@ def _storage(url: str) -> BaseStorage:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Optuna warns that parts of it are experimental or old; whoever chose them knows."""
+    """Silence Optuna's warnings about experimental and deprecated parts."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         warnings.simplefilter("ignore", UserWarning)
@@ -272,7 +271,7 @@ MakeSampler = Callable[[int], BaseSampler]
 
 
 def _make_sampler(name: str, space: SearchSpace, seed: int) -> MakeSampler:
-    """What makes a trial's sampler from the trial's own seed."""
+    """A function from a trial's seed to its sampler."""
     samplers = optuna.samplers
     if name == "grid":
         order = np.random.default_rng(seed).permutation(len(points := space.grid()))
@@ -298,8 +297,8 @@ def _make_sampler(name: str, space: SearchSpace, seed: int) -> MakeSampler:
 def _good_trials(finished: int) -> int:
     """How many trials TPE models as the good ones: a quarter, at most 25.
 
-    Optuna's tenth is one to three of the 30 trials that a search of many seeds can afford: its prior decides then, and where several
-    reach the highest return, they count as bad but for the first.
+    Optuna's default of a tenth is one to three of the 30 trials that a search with many seeds can afford. Then its prior decides, and of
+    several trials with the highest return all but the first count as bad.
     """
     return min(math.ceil(finished / 4), 25)
 
@@ -337,7 +336,7 @@ class _PerTrialSampler(BaseSampler):
 
 
 class _GridSampler(BaseSampler):
-    """The points of a grid in turn, by the trials there were before; what processes share needs no other memory."""
+    """The points of a grid in order. The position is the number of trials before, so that processes need to share nothing else."""
 
     def __init__(self, grid: list[dict[str, Any]]) -> None:
         self._grid = grid

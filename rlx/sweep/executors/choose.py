@@ -20,7 +20,7 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
     """The place that --executor names.
 
     Raises:
-        ConfigError: if it is not to be had here.
+        ConfigError: if it is not available here.
     """
     most = max(map(cores, configs))
     if where == "ray":
@@ -36,7 +36,7 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
 
 
 def asks_for_gpu(config: RunConfig) -> bool:
-    """Whether a run elsewhere is to be given a GPU. What auto means there is for the machine it runs on to say, so it asks for none.
+    """Whether a run on another machine asks for a GPU. auto asks for none: it is resolved on that machine.
 
     Raises:
         ConfigError: if it asks for one by number, which on another machine is another card.
@@ -63,7 +63,7 @@ def _gpus(configs: Sequence[RunConfig]) -> list[str]:
     import torch
 
     if any(":" in c.runtime.device for c in configs):
-        return []  # somebody has chosen
+        return []  # the user has chosen
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 

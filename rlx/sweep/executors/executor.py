@@ -1,4 +1,4 @@
-"""What a sweep asks of the place where its runs are worked on: this machine, a Ray cluster, or SLURM."""
+"""The interface of executors, which train the runs of a sweep: on this machine, a Ray cluster, or SLURM."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rlx.store.layout import LOG
 
 
 def open_log(run: Path) -> int:
-    """A descriptor to append to a run's log; it leads nowhere where the log is a link, or cannot be written: training goes on.
+    """A descriptor to append to a run's log; that of /dev/null where the log is a link or cannot be written, so that training goes on.
 
     Raises:
         IsADirectoryError: if a directory has its name.
@@ -29,12 +29,12 @@ def open_log(run: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One stretch of one run, as plain data that can travel to where it is worked on."""
+    """One stretch of one run, as plain data that can be sent to a worker."""
 
     run: str
     """Absolute path of the run's directory."""
     config: str | None = None
-    """SHA-256 of the config.yaml that the sweep has looked at; None for runs that are trained only if they are the user's own, or data."""
+    """SHA-256 of the config.yaml that the sweep has checked; None: the worker decides by the run's signature."""
     attempt: int = 1
     cores: int = 1
     """CPU cores that it keeps busy."""
@@ -59,7 +59,7 @@ class Result:
     """How a job ended."""
 
     status: Literal["finished", "paused", "stopped", "failed", "lost"]
-    """failed: the run ended with an error, and would again. lost: whoever worked on it died or hung."""
+    """failed: the run ended with an error, and would again. lost: its worker died or hung."""
     error: str | None = None
     exit_code: int = 0
 
@@ -70,7 +70,7 @@ class Executor(Protocol):
     slots: int
     """How many jobs it works on at once."""
     description: str
-    """Where that is, in a few words for a person."""
+    """A short text for the user."""
 
     def start(self, job: Job) -> None:
         """Begin a job; called only while fewer than `slots` are open."""
@@ -81,7 +81,7 @@ class Executor(Protocol):
         ...
 
     def waiting(self, job: Job) -> bool:
-        """Whether an open job may still stand in a queue, where it shows no sign of life."""
+        """Whether an open job may still be queued, and so has no heartbeat."""
         ...
 
     def stop(self, job: Job) -> None:
@@ -93,5 +93,5 @@ class Executor(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go of everything; open jobs are killed."""
+        """Release everything; open jobs are killed."""
         ...

@@ -1,7 +1,7 @@
 """Runs of a sweep on this machine: a process for each, forked from a server that has imported torch once.
 
 A process of its own isolates a run (a crash ends nothing else, memory is given back); the fork makes it cheap, a hundredth of a second
-instead of the seconds that torch takes to import. The server imports and does nothing more, so that there are no threads to lose.
+instead of the seconds that torch takes to import. The server only imports, so that no threads are lost by the fork.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def warm_up() -> Any:
         os.environ.setdefault(variable, "1")  # a run sets torch's own threads itself
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(list(_PRELOAD))
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the server inherits: Ctrl-C while it imports is for the sweep alone
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by the server: Ctrl-C while it imports must stop only the sweep
     try:
         forkserver.ensure_running()
     finally:
@@ -151,14 +151,14 @@ def _slots(wanted: int | None, cores: int, gpus: int) -> int:
 
 def _cause(code: int) -> str:
     if code >= 0:
-        return f"its process ended with exit code {code} and no word"
+        return f"its process ended with exit code {code} and no result"
     name = signal.Signals(-code).name
     return f"its process was ended by {name}" + (", as the system does when memory runs out" if -code == signal.SIGKILL else "")
 
 
 def _child(job: Job, gpu: str | None, answer: connection.Connection) -> None:
     """The process of a job."""
-    os.setsid()  # Ctrl-C in the terminal goes to the sweep, which tells its runs
+    os.setsid()  # Ctrl-C in the terminal goes to the sweep, which stops its runs
     log = open_log(Path(job.run))
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -172,7 +172,7 @@ def _child(job: Job, gpu: str | None, answer: connection.Connection) -> None:
 
 
 def _follow_the_sweep() -> None:
-    """Save and stop if the sweep itself is killed: it can be resumed, and nobody else would know of this process."""
+    """Save and stop if the sweep is killed: nothing else would stop this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

@@ -1,6 +1,6 @@
 """Runs of a sweep as tasks of a Ray cluster, or of a Ray started for them on this machine.
 
-Ray's own retries are off: a run whose worker or node died is reported as lost; the sweep counts it and has it resumed by whoever is free.
+Ray's own retries are off: a run whose worker or node died is reported as lost; the sweep counts it and resumes it on a free worker.
 A worker process is kept for the next run, so torch is imported once per worker.
 """
 
@@ -26,7 +26,7 @@ from rlx.sweep.executors.local import available_cores
 _CONNECT_S = 3.0
 """How long a machine may take to accept a connection."""
 _ANSWER_S = 15.0
-"""How long what accepted it may take to prove that it is Ray; most of it is for importing ray on a busy machine."""
+"""Timeout of Ray's health check; most of it is for importing ray on a busy machine."""
 _VISIBLE_WITHIN_S = 10.0
 """How long a new directory may take to appear on another machine: network file systems cache what a directory holds."""
 _RECOUNT_EVERY_S = 2.0
@@ -175,7 +175,7 @@ def _connect(address: str | None) -> bool:
         raise ConfigError("--executor ray needs Ray, which is not installed: pip install 'rlx[ray]'") from None
     if ray.is_initialized():
         return False
-    ray._private.worker._worker_logs_enabled = False  # else every worker that dies puts a kilobyte on stdout; a sweep says it in a line
+    ray._private.worker._worker_logs_enabled = False  # else every dead worker prints a kilobyte; a sweep prints a line
     if address is None:
         ray.init("local", num_cpus=available_cores(), include_dashboard=False, **_QUIET)
         return True
@@ -228,7 +228,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _train(job: Job, directory: str) -> Result:
-    """What a Ray worker does with a job that was started from a directory."""
+    """Train a job in a Ray worker; modules of the directory that the sweep was started in can be imported."""
     run = Path(job.run)
     deadline = time.monotonic() + _VISIBLE_WITHIN_S
     while not run.is_dir():
@@ -250,7 +250,7 @@ def _train(job: Job, directory: str) -> Result:
 
 @contextlib.contextmanager
 def _output_to(file: int) -> Iterator[None]:
-    """Send what this process says to the end of a file, until the block ends: the next run has a file of its own."""
+    """Append the output of this process to a file during the block; the next run has another file."""
     saved = [os.dup(1), os.dup(2)]
     try:
         _divert(file, file)

@@ -29,16 +29,16 @@ _TYPES: dict[str, type] = {
     "gres": str, "constraint": str, "exclude": str, "nodelist": str, "mem_per_cpu": str, "mem_per_gpu": str, "signal_delay_s": int,
     "comment": str, "mail_type": str, "mail_user": str, "wckey": str, "setup": str,
 }  # fmt: skip
-"""What --slurm can set; `sbatch.KEY` sets any other option of sbatch."""
+"""Keys of --slurm; `sbatch.KEY` sets any other option of sbatch."""
 _GENERIC = ("timeout_min", "mem_gb", "cpus_per_task", "gpus_per_node")
-"""What submitit names without `slurm_`."""
+"""Keys that submitit has without `slurm_`."""
 _SBATCH = "sbatch."
 _SIGNAL = "SUBMITIT_PREEMPT_SIGNAL"
 _SLOTS = 100
 _TIMEOUT_MIN = 60
 """A short job is scheduled sooner, and one that needs longer is put back into the queue."""
 _SIGNAL_DELAY_S = 120
-"""How long before the end of its time a job is told: what a run may take to save."""
+"""How long before its time limit a job is signalled; a run saves within it."""
 _MAX_REQUEUES = 1000
 """submitit's own limit is 3, which would end long runs."""
 _LOOK_EVERY_S = {"slurm": 1.0, "local": 0.05}
@@ -89,7 +89,7 @@ class SlurmExecutor:
         if folder.is_symlink():
             raise ConfigError(f"{folder} is a link, which rlx does not follow in a sweep: remove it")
         self._name = folder.absolute().parent.name
-        self._folder = folder.absolute() / secrets.token_hex(6)  # results are pickles: no job's may have been laid there before
+        self._folder = folder.absolute() / secrets.token_hex(6)  # results are pickles: the folder must be new
         self._submitit, self._cluster = submitit, cluster
         self._new: list[Job] = []
         self._open: dict[Job, Any] = {}
@@ -149,7 +149,7 @@ class SlurmExecutor:
         self._open.clear()
 
     def waiting(self, job: Job) -> bool:
-        """Whether an open job stands in the queue, for the first time or again, as far as is known."""
+        """Whether an open job is queued, for the first time or again."""
         handle = self._open.get(job)
         return handle is None or self._states.get(handle.job_id) in ("PENDING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD")
 
@@ -191,7 +191,7 @@ class SlurmExecutor:
         return executor
 
     def parameters(self, job: Job) -> dict[str, Any]:
-        """What submitit is told of the machine that a job needs."""
+        """Parameters of submitit for the machine that a job needs."""
         given = dict(self._options)
         more = {"requeue": True, **given.pop(_SBATCH, {})}
         chosen: dict[str, Any] = {"timeout_min": _TIMEOUT_MIN, "cpus_per_task": job.cores, "signal_delay_s": _SIGNAL_DELAY_S, **given}
@@ -229,13 +229,13 @@ class SlurmExecutor:
             _run("scancel", "--signal=KILL", *ids)
             _run("scancel", *ids)
             for job in kill:
-                self._end(job, Result(status="lost"))  # whether or not SLURM ever says so
+                self._end(job, Result(status="lost"))  # SLURM may never report it
 
     def _look(self) -> None:
         """Find out which jobs have ended."""
         if not self._open:
             return
-        gone = self._gone()  # before the results are looked for: what ends in between has left one
+        gone = self._gone()  # before results are looked for: a job that ends in between has left one
         results = set(os.listdir(self._folder))  # opening a directory is what refreshes it on a network file system
         for job, handle in list(self._open.items()):
             if handle.paths.result_pickle.name in results:
@@ -265,7 +265,7 @@ class SlurmExecutor:
             return set()
         self._states = {words[0]: words[1] for line in answer.splitlines() if len(words := line.split()) >= 2}
         missing = {job for job, handle in self._open.items() if handle.job_id not in self._states}
-        gone, self._missing = missing & self._missing, missing  # twice in a row: its result may need a moment to be seen
+        gone, self._missing = missing & self._missing, missing  # missing twice in a row: a result may appear late
         return gone
 
     def _result(self, handle: Any) -> Result:
@@ -278,7 +278,7 @@ class SlurmExecutor:
         return result if isinstance(result, Result) else Result(status="failed", error=f"it returned {result!r}", exit_code=1)
 
     def _cause(self, handle: Any) -> str:
-        """Why a job ended without a result, as far as SLURM says it."""
+        """Why a job ended without a result, by SLURM's state."""
         state = str(handle.get_info(mode="force").get("State", "")) if self._cluster == "slurm" else ""
         ended = f"ended as {state}" if state else "ended without a result"
         log = f"; see {handle.paths.stdout}" if handle.paths.stdout.exists() else ""
@@ -286,7 +286,7 @@ class SlurmExecutor:
 
 
 class Task:
-    """What a job of the cluster does: work on its run; told to leave, save and get back into the queue."""
+    """The function of a cluster job: train its run; on preemption, save and requeue."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -313,7 +313,7 @@ class Task:
             raise _Leave
 
         signal.signal(number, preempt)
-        signal.signal(signal.SIGTERM, leave)  # until training begins; submitit's lets it pass, and then nobody would hear of it
+        signal.signal(signal.SIGTERM, leave)  # until training begins; submitit's handler ignores it
         try:
             result = work(self.job)
         except _Leave:
@@ -328,7 +328,7 @@ class Task:
         return result
 
     def checkpoint(self) -> Any:
-        """What is submitted again when the job is requeued: the same, as its run knows where it is."""
+        """The same task for the requeued job: the run resumes from its checkpoint."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -381,7 +381,7 @@ def _typed(word: str, kind: type, value: str) -> Any:
 
 
 def _preemption_signal() -> signal.Signals | None:
-    """What submitit has SLURM send to a job that must go; None if that cannot be, as runs listen to it for something else."""
+    """The signal that submitit has SLURM send before the end of a job; None if runs use it for something else."""
     number = getattr(signal, f"SIG{os.environ.get(_SIGNAL, 'USR2')}", None)
     return number if number not in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1) else None
 

@@ -1,4 +1,4 @@
-"""What a worker does with a job: train one run of a sweep, from wherever it is."""
+"""The worker's side of a job: train one run of a sweep, from its last checkpoint if there is one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlx.sweep.executors.executor import Job, Result
 from rlx.track.heartbeat import HeartbeatConsole
 
 _LOCK_PATIENCE_S = 60.0
-"""How long a run that another process holds is waited for: one that was told to stop is still saving."""
+"""How long to wait for a run that another process holds: after a request to stop it still saves."""
 
 
 def work(job: Job) -> Result:
@@ -36,7 +36,7 @@ def work(job: Job) -> Result:
             wandb=None if job.mirror else "disabled",
             should_pause=job.should_pause,
         )
-    except RlxError as error:  # whose traceback, if it is of the user's own code, the run has logged
+    except RlxError as error:  # the run has logged the traceback, if the user's code raised
         print(f"rlx: {error}", flush=True)
         return Result(status="failed", error=str(error), exit_code=error.exit_code)
     except Exception as error:
