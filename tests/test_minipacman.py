@@ -52,7 +52,7 @@ def board(player: Cell, *, food: Any = (), pills: Any = (), ghosts: Any = (), po
 def starting(env: GridVectorEnv, planes: np.ndarray) -> GridVectorEnv:
     """Let every board of an environment look like planes [B, 12, H, W]."""
     env.reset(seed=np.arange(env.num_envs))
-    env._boards = env.rules.read(planes.copy(), env._boards["luck"])
+    env._boards = env.rules.read(planes.copy(), env._boards["rng_state"])
     assert np.array_equal(env.planes(), planes), "no board that there can be"
     return env
 
@@ -77,7 +77,7 @@ def random_boards(n: int, rng: np.random.Generator, task: str) -> np.ndarray:
     return np.stack(boards).reshape(n, 12, *WALLS.shape)
 
 
-class Luck:
+class SplitMix:
     """splitmix64 in whole numbers of any size."""
 
     def __init__(self, state: int) -> None:
@@ -100,12 +100,12 @@ class Luck:
 class Reference:
     """The rules on sets of cells."""
 
-    def __init__(self, planes: np.ndarray, luck: int, task: str) -> None:
+    def __init__(self, planes: np.ndarray, rng_state: int, task: str) -> None:
         cells = [{(int(r), int(c)) for r, c in np.argwhere(plane)} for plane in planes]
         self.food, self.pills, (self.player,) = cells[1], cells[2], cells[3]
         self.ghosts = sorted((*cell, heading) for heading in range(4) for cell in cells[4 + heading])
         self.power, self.clock, self.level = (len(cells[i]) for i in (9, 10, 11))
-        self.task, self.luck = TASKS[task], Luck(luck)
+        self.task, self.rng_state = TASKS[task], SplitMix(rng_state)
 
     def planes(self) -> np.ndarray:
         return board(
@@ -129,7 +129,7 @@ class Reference:
             self.pills, self.power = self.pills - {self.player}, 20
             happened.add("power_pill")
         for i in range(len(self.ghosts)):
-            if self.ghosts[i][:2] != self.player and self.luck.happens((0.5 + 0.1 * (self.level - 1)) / (2 if self.power else 1)):
+            if self.ghosts[i][:2] != self.player and self.rng_state.happens((0.5 + 0.1 * (self.level - 1)) / (2 if self.power else 1)):
                 heading = self.way(*self.ghosts[i])
                 moved = (*neighbour(self.ghosts[i][:2], heading), heading)
                 if moved not in self.ghosts:
@@ -147,8 +147,8 @@ class Reference:
     def way(self, r: int, c: int, heading: int) -> int:
         back = {UP: DOWN, DOWN: UP, LEFT: RIGHT, RIGHT: LEFT}[heading]
         ways = [way for way in range(4) if neighbour((r, c), way) != (r, c) and way != back]
-        if len(ways) > 1 and not self.power and self.luck.happens(0.05):
-            return ways[self.luck.below(len(ways))]
+        if len(ways) > 1 and not self.power and self.rng_state.happens(0.05):
+            return ways[self.rng_state.below(len(ways))]
         if len(ways) == 1:
             return ways[0]
         away = np.array([self.player[0] - r, self.player[1] - c]) * (-1 if self.power else 1)
@@ -156,14 +156,14 @@ class Reference:
 
     def begin_level(self) -> None:
         self.level, self.power, self.clock, self.food = self.level + 1, 0, 0, set(FREE)
-        self.player = FREE[self.luck.below(len(FREE))]
+        self.player = FREE[self.rng_state.below(len(FREE))]
         self.pills, self.ghosts = set(), []
         while len(self.pills) < 2:
-            self.pills |= {FREE[self.luck.below(len(FREE))]} - {self.player}
+            self.pills |= {FREE[self.rng_state.below(len(FREE))]} - {self.player}
         while len(self.ghosts) < min(1 + (self.level - 1) // 2, 8):
-            r, c = FREE[self.luck.below(len(FREE))]
+            r, c = FREE[self.rng_state.below(len(FREE))]
             if max(abs(r - self.player[0]), abs(c - self.player[1])) >= 5 and (r, c) not in [ghost[:2] for ghost in self.ghosts]:
-                self.ghosts.append((r, c, self.luck.below(4)))
+                self.ghosts.append((r, c, self.rng_state.below(4)))
         self.ghosts.sort()
 
 
@@ -193,7 +193,7 @@ def test_the_maze_is_one_place_without_dead_ends():
 def test_the_kernel_equals_the_reference_move_by_move(task):
     rng, n = np.random.default_rng(0), 200
     env = starting(make(n, task=task), random_boards(n, rng, task))
-    references = [Reference(p, int(luck), task) for p, luck in zip(env.planes(), env._boards["luck"], strict=True)]
+    references = [Reference(p, int(rng_state), task) for p, rng_state in zip(env.planes(), env._boards["rng_state"], strict=True)]
     seen = np.zeros(6, dtype=int)
     for _ in range(50):
         actions = rng.integers(5, size=n)
@@ -210,10 +210,10 @@ def test_the_kernel_equals_the_reference_move_by_move(task):
         if terminated.any():
             fresh = planes.copy()
             fresh[terminated] = random_boards(int(terminated.sum()), rng, task)
-            luck = env._boards["luck"]
-            env._boards = env.rules.read(fresh.copy(), luck)
+            rng_state = env._boards["rng_state"]
+            env._boards = env.rules.read(fresh.copy(), rng_state)
             for i in np.flatnonzero(terminated):
-                references[i] = Reference(fresh[i], int(luck[i]), task)
+                references[i] = Reference(fresh[i], int(rng_state[i]), task)
     assert seen.min() > 10, dict(zip((*env.rules.events, "level"), seen, strict=True))
 
 
@@ -337,12 +337,12 @@ def test_the_perfect_model_is_the_environment_with_the_same_luck(task):
     starting(env, random_boards(n, rng, task))
     planes = env.planes().copy()
     for _ in range(60):
-        actions, luck = rng.integers(5, size=n), env._boards["luck"].copy()
+        actions, rng_state = rng.integers(5, size=n), env._boards["rng_state"].copy()
         after, reward, terminated, _, info = env.step(actions)
-        boards = grid.read(planes.copy(), luck)
+        boards = grid.read(planes.copy(), rng_state)
         events, end = grid.move(boards, actions)
         assert np.array_equal(boards["planes"], after)
-        assert np.array_equal(boards["luck"], env._boards["luck"])
+        assert np.array_equal(boards["rng_state"], env._boards["rng_state"])
         assert np.array_equal(events, info["events"])
         assert np.array_equal(end, terminated)
         assert np.array_equal(grid.events_of(planes, actions, after, terminated), events)
@@ -356,7 +356,7 @@ def test_the_perfect_model_is_the_environment_with_the_same_luck(task):
         planes = after.copy()
         if terminated.any():
             planes[terminated] = random_boards(int(terminated.sum()), rng, task)
-            env._boards = grid.read(planes.copy(), env._boards["luck"])
+            env._boards = grid.read(planes.copy(), env._boards["rng_state"])
 
 
 def test_the_model_survives_what_is_no_board():

@@ -26,13 +26,11 @@ def evaluate(
     ] = None,
     imagination: Annotated[
         str | None,
-        typer.Option(help="Agents that imagine: what to read, to see how much they rely on it: on, off, shuffled, copy or perfect."),
+        typer.Option(help="Ablation of imagination (algo=i2a): on, off, shuffled, copy or perfect."),
     ] = None,
     decide: Annotated[
         str | None,
-        typer.Option(
-            help="Agents that imagine: what chooses actions: the network, or a search or a tree in the world that they imagine in."
-        ),
+        typer.Option(help="What chooses actions (algo=i2a): network, or search or tree with the model that it imagines with."),
     ] = None,
     env_settings: Annotated[
         list[str] | None,

@@ -21,11 +21,11 @@ def watch(
     ] = False,
     imagination: Annotated[
         str | None,
-        typer.Option(help="Agents that imagine: what to read, as in rlx eval: on, off, shuffled, copy or perfect."),
+        typer.Option(help="Ablation of imagination, as in rlx eval: on, off, shuffled, copy or perfect."),
     ] = None,
     decide: Annotated[
         str | None,
-        typer.Option(help="Agents that imagine: what chooses actions, as in rlx eval: network, search or tree."),
+        typer.Option(help="What chooses actions, as in rlx eval: network, search or tree."),
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="best, latest, or the env steps of one.", autocompletion=complete_checkpoints)] = "latest",
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
@@ -33,10 +33,10 @@ def watch(
     png: Annotated[Path | None, typer.Option(help="Write one decision here as a picture instead: the first, or number --steps.")] = None,
     trust: Trust = False,
 ) -> None:
-    """Watch an agent play sokoban or minipacman, with the rollouts that it imagines of each action and the rewards predicted in them.
+    """Watch an agent play sokoban or minipacman, with the imagined rollout of each action and its predicted rewards.
 
-    policy is the probability of an action, without what it would be if nothing imagined were read. saliency is how much of the policy
-    hangs on an action's rollout: the divergence KL(policy || policy with that rollout's encoding replaced by zeros), as a share of the
+    policy is the probability of an action, and without is what it would be without imagination. saliency is how much the policy
+    depends on an action's rollout: the divergence KL(policy || policy with that rollout's encoding replaced by zeros), as a share of the
     sum over actions.
 
     Examples:

@@ -23,10 +23,10 @@ from rlx.types import Algorithm, VectorEnv
 def summarize(episodes: list[Episode], *, game: bool = False) -> dict[str, float]:
     """Mean, interquartile mean, standard deviation and 95 % interval (of the mean) of the undiscounted returns.
 
-    There is no interval where there cannot be an honest one: of fewer than five episodes, or of returns that are all equal.
+    There is no interval for fewer than five episodes, or if all returns are equal.
 
     Args:
-        game: returns are a win's 1, a draw's 0 and a loss's -1, whose bounds are known.
+        game: returns are 1 for a win, 0 for a draw and -1 for a loss, so that an interval for bounded scores applies.
     """
     returns = np.array([e.return_ for e in episodes], dtype=np.float64)
     low, high = np.array(score_interval((returns + 1.0) / 2.0)) * 2.0 - 1.0 if game else mean_interval([returns], resamples=2000)
@@ -67,18 +67,18 @@ class Evaluator:
         max_steps: int = 0,
     ) -> None:
         self._make_env, self._num_envs, self._max_steps = make_env, min(num_episodes, MAX_PARALLEL), max_steps
-        self._env: VectorEnv | None = None  # made for the first evaluation, which may never come: some simulators exist only once
+        self._env: VectorEnv | None = None  # made for the first evaluation only: some simulators allow one instance
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
         self._probe, self._paired = probe, paired
 
     def __call__(self, algo: Algorithm, env_steps: int, *, should_stop: Callable[[], bool] = never) -> dict[str, float] | None:
-        """Metrics `eval/*` of the policy; None if it was told to stop.
+        """Metrics `eval/*` of the policy; None if `should_stop` returned True.
 
         Args:
             algo: the policy.
-            env_steps: how far it is; what random numbers are drawn from, beside the seed.
-            should_stop: asked before every env step.
+            env_steps: of training so far; with the seed they seed the random generators.
+            should_stop: is asked before every env step.
 
         Raises:
             EvaluationError: if an environment fails, or gives numbers that are not finite.
@@ -128,7 +128,7 @@ def optimal_moves(
     """Share of positions (actions so far [P, L]) in which the policy chooses a move of perfect play [P, A].
 
     Raises:
-        Stopped: once should_stop, which is asked before every batch, says so.
+        Stopped: when `should_stop`, which is asked before every batch, returns True.
     """
     right = 0
     for begin in range(0, len(histories), batch_size):

@@ -32,7 +32,7 @@ class ModelError:
     error_by_start: Array  # [S] over all steps ahead and features
 
     def coverage(self, level: float) -> Array:
-        """[H, D] share of the starts from which the truth lay within the central interval of a level."""
+        """[H, D] share of the starts from which the observation lay within the central interval of a level."""
         return covered(self.rank, level).mean(axis=1)
 
     @property
@@ -66,17 +66,17 @@ def root_mean_square(x: Array, axis: tuple[int, ...]) -> Array:
 
 
 def predictive_rank(samples: Array, true: Array) -> Array:
-    """Place of the truth [...] among samples [M, ...], within (0, 1): the share of them that lie below, ties counting half.
+    """Rank of the observation [...] among samples [M, ...], in (0, 1): the share of samples below it, ties counting half.
 
-    Where the samples are drawn as the truth is, it is uniform (probability integral transform; Gneiting et al. 2007,
-    https://doi.org/10.1111/j.1467-9868.2007.00587.x). Never 0 or 1, because the truth may be the most extreme by chance.
+    It is uniform where the samples have the observation's distribution (probability integral transform; Gneiting et al. 2007,
+    https://doi.org/10.1111/j.1467-9868.2007.00587.x). Never 0 or 1, because the observation may be the most extreme by chance.
     """
     below = (samples < true).sum(axis=0) + 0.5 * (samples == true).sum(axis=0)
     return np.asarray((below + 0.5) / (len(samples) + 1))
 
 
 def covered(rank: Array, level: float) -> NDArray[np.bool_]:
-    """Whether the truth lay within the central interval that holds a share `level` of the samples."""
+    """Whether the observation lay within the central interval that holds a share `level` of the samples."""
     return np.asarray(np.abs(rank - 0.5) <= 0.5 * level + 1e-9)
 
 

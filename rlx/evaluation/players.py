@@ -55,7 +55,7 @@ def find_player(name: str, game: Game, *, simulations: int | None = None, key: s
     except ConfigError:
         pass
     else:
-        make_opponent(game, 0)  # who cannot play it says so before the match
+        make_opponent(game, 0)  # raises before the match if it cannot play this game
         return KnownPlayer(name, make_opponent)
     try:
         algo, own, reference = load_run(name, simulations=simulations, trust=trust)

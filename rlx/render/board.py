@@ -1,4 +1,4 @@
-"""Boards in the terminal: what a position looks like, and what its moves are called."""
+"""Boards of games in the terminal, and the names of moves."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 _STONES = (("●", "bold yellow"), ("○", "bold cyan"))
 _PLACEMENT = ("tic_tac_toe", "othello", "hex", "go")
-"""Games whose moves are cells, counted row by row."""
+"""Games whose moves are cells, numbered row by row."""
 
 
 def move_names(game: Game, state: GameState) -> dict[int, str]:
-    """The legal moves by what a person calls them: a column, a cell such as b3, or OpenSpiel's word."""
+    """The names of the legal moves: a column, a cell such as b3, or OpenSpiel's name."""
     return {int(a): move_name(game, state, int(a)) for a in state.legal_actions()}
 
 
@@ -35,7 +35,7 @@ def move_name(game: Game, state: GameState, action: int) -> str:
 
 
 def row_name(game: Game, row: int) -> str:
-    """Rows are counted from the top, but from the bottom in go and breakthrough, as their players do."""
+    """Rows are numbered from the top, but from the bottom in go and breakthrough, as is usual there."""
     height = game.planes_shape[1]
     return str(height - row if game.name == "breakthrough" else row + 1)
 
@@ -73,8 +73,8 @@ def draw(game: Game, state: GameState, last: int | None = None) -> Text:
 
 
 def _stones(game: Game, state: GameState) -> np.ndarray:
-    """Whose stone is on each cell [H, W]: 0, 1, or -1."""
-    if state.is_terminal():  # has no planes: they are those of the position before, and the last move
+    """The player index of the stone on each cell [H, W], or -1."""
+    if state.is_terminal():  # has no planes of its own: take the position before and add the last move
         history = state.history()
         before = game.state_of(history[:-1])
         stones = _stones(game, before)

@@ -1,4 +1,4 @@
-"""A picture of one decision: the board, and beside it what an agent that imagines sees of each action."""
+"""A picture of one decision: the board, and beside it the imagined rollout of each action."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _MARGIN, _GAP = 24, 14
 _HEAD = 56
 """Pixels above the boards."""
 _LABEL = 210
-"""Pixels across for what is said of an action."""
+"""Width in pixels of the bars of an action."""
 _BAR = 90
 _LINE = 19
 _STATUS = 140
-"""Pixels below the board for what is said of it."""
+"""Height in pixels of the status below the board."""
 _LETTER = 10
 """Pixels of a letter of the title, on average at most."""
 _SQUARE = 11
@@ -36,7 +36,7 @@ _COLOURS = {"policy": "#0072B2", "without": "#56B4E9", "saliency": "#CC79A7"}
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is drawn; all scenes of one film have boards of one size and as many frames."""
+    """The content of a picture; all scenes of one film have boards of one size and the same number of frames."""
 
     title: str
     board: NDArray[np.uint8]  # [h, w, 3]
@@ -45,7 +45,7 @@ class Scene:
     actions: tuple[str, ...]
     chosen: int | None
     shares: dict[str, NDArray[Any]]
-    """By name what is between 0 and 1 of each action [A], drawn as bars: policy, without, saliency."""
+    """Values from 0 to 1 of each action [A] by name, drawn as bars: policy, without, saliency."""
     q_value: NDArray[Any] | None  # [A]
     frames: NDArray[np.uint8] | None  # [A, D, h, w, 3]
     reward: NDArray[Any] | None  # [A, D]
@@ -53,7 +53,7 @@ class Scene:
     frame_size: tuple[int, int]
     """Height and width in pixels of a frame, also where there is none."""
     legend: list[tuple[str, NDArray[np.uint8]]]
-    """What the colours [3] of cells mean."""
+    """The meaning of each colour [3] of a cell."""
 
 
 def paint(scene: Scene) -> NDArray[np.uint8]:
@@ -91,10 +91,10 @@ def paint(scene: Scene) -> NDArray[np.uint8]:
 
 
 def _spread(names: list[str], width: int) -> list[tuple[int, int]]:
-    """Where in the legend each name stands: pixels from the left, and the line."""
+    """The position of each name in the legend: pixels from the left, and the line."""
     places, x, line = list[tuple[int, int]](), 0, 0
     for name in names:
-        needed = _SQUARE + 5 + 7 * len(name)  # no letter of this size is wider on average
+        needed = _SQUARE + 5 + 7 * len(name)  # letters of this size are narrower on average
         if x + needed > width and x:
             x, line = 0, line + 1
         places.append((x, line))

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 _BAR = 8
 _LABEL = 9 + _BAR + 6
-"""Columns of what is said of an action."""
+"""Columns of the bars of an action."""
 _LEAST_LINES = 4
-"""Lines of what is said of an action."""
+"""Lines of the bars of an action."""
 _STATUS = 26
-"""Columns of what is said of the board."""
+"""Columns of the board's status."""
 _SPACE = 2
 """Columns between any two things."""
 
@@ -86,7 +86,7 @@ def find_room(grid: Grid, depth: int, width: int, height: int, *, colour: bool) 
 
 
 def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
-    """Everything there is to see."""
+    """The whole view of a moment."""
     from rlx.render.tables import make_table
 
     head = Text(f"{moment.when}   {title}", style="bold", no_wrap=True, overflow="ellipsis")
@@ -101,8 +101,8 @@ def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
 
 
 def status(moment: Moment, grid: Grid) -> list[str]:
-    """What is said below the board, a line each."""
-    said = grid.ansi(moment.planes).splitlines()[grid.planes_shape[1] :]  # what a world says below its board
+    """The lines of status below the board."""
+    said = grid.ansi(moment.planes).splitlines()[grid.planes_shape[1] :]  # the world's own status
     lines = ", ".join(said).split(", ") if said else []
     if moment.reward is not None:
         lines.append(f"reward {moment.reward:+.1f}")
@@ -120,7 +120,7 @@ def status(moment: Moment, grid: Grid) -> list[str]:
 
 
 def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
-    """A row for each action: what is said of it, and its rollout."""
+    """A row for each action: its bars and its rollout."""
     explanation = moment.explanation
     assert explanation is not None
     table = Table.grid(padding=(0, _SPACE, 0, 0))
@@ -161,7 +161,7 @@ def _bar(share: float) -> str:
 
 
 def _window(player: NDArray[np.uint8], room: Room) -> tuple[slice, slice]:
-    """The part of a board [H, W] around the player that there is room for."""
+    """The part of a board [H, W] around the player that fits the room."""
     found = np.argwhere(player > 0)
     centre = found[0] if len(found) else np.array(player.shape) // 2
     starts = [
@@ -191,7 +191,7 @@ def _wide(kinds: NDArray[np.intp], grid: Grid) -> Text:
 
 
 def _halves(kinds: NDArray[np.intp], grid: Grid) -> Text:
-    """Two rows of cells in a line: the upper half of a character in one colour, what is behind it in the other."""
+    """Two rows of cells in a line: the upper half of a character in the foreground colour, the lower one in the background colour."""
     lines = []
     for upper, lower in zip(kinds[::2], [*kinds[1::2], None][: len(kinds[::2])], strict=True):
         line = Text()

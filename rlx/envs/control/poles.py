@@ -30,7 +30,7 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What is asked of the pole; a state is (x, x velocity, theta, theta velocity) [4, B], theta 0 when it is upright."""
+    """A task; a state is (x, x velocity, theta, theta velocity) [4, B], theta 0 when it is upright."""
 
     first: Callable[[Array], Array]  # four numbers in [0, 1) [4, E] to an initial state [4, E]
     move: Callable[[Array, Array], None]  # changes the state under a force [B]
@@ -42,7 +42,7 @@ class Task:
 
 
 def _euler(state: Array, force: Array) -> None:
-    """CartPole-v1's: positions move with the velocities of before."""
+    """Explicit Euler, as CartPole-v1: positions use the old velocities."""
     x_acc, theta_acc = accelerations(state[2], state[3], force)
     state[0] += DT * state[1]
     state[1] += DT * x_acc
@@ -51,7 +51,7 @@ def _euler(state: Array, force: Array) -> None:
 
 
 def _two_symplectic_steps(state: Array, force: Array) -> None:
-    """Positions move with the velocities of after: Euler's method would let a hanging pole swing itself up."""
+    """Semi-implicit Euler: positions use the new velocities. With explicit Euler a hanging pole gains energy and swings up."""
     force = 2.0 * force
     for _ in range(2):
         x_acc, theta_acc = accelerations(state[2], state[3], force)
@@ -129,7 +129,7 @@ class PoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 
 class PoleEnv(gymnasium.Env[Any, Any]):
-    """One pole, as gymnasium makes it; its TimeLimit cuts the episodes."""
+    """One pole, for `gymnasium.make`, whose TimeLimit truncates the episodes."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1.0 / DT)}  # noqa: RUF012  (the API's own class attribute)
 
@@ -169,7 +169,7 @@ def draw(x: float, theta: float) -> NDArray[np.uint8]:
     frame = np.full((_HEIGHT, _WIDTH, 3), 255.0)
 
     def paint(distance: Array, colour: tuple[int, int, int]) -> None:
-        """Fill where the distance [H, W], in metres, is below 0; half a pixel beside it is mixed."""
+        """Fill where the distance [H, W], in metres, is below 0, with anti-aliased edges."""
         cover = np.broadcast_to(np.clip(0.5 - distance * _PIXELS_PER_M, 0.0, 1.0), frame.shape[:2])
         inside = cover > 0.0
         frame[inside] += cover[inside, None] * (colour - frame[inside])
@@ -192,7 +192,7 @@ TASKS = {"rlx/CartPoleContinuous-v0": BALANCE, "rlx/CartPoleSwingUp-v0": SWING_U
 
 
 def register() -> None:
-    """Tell gymnasium about the poles, so that `gymnasium.make` knows them like any other environment."""
+    """Register the poles with gymnasium, so that `gymnasium.make` finds them."""
     for env_id, task in TASKS.items():
         if env_id not in gymnasium.registry:
             gymnasium.register(env_id, entry_point=PoleEnv, kwargs={"task": task}, max_episode_steps=MAX_STEPS)  # type: ignore[arg-type]

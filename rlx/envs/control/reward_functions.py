@@ -1,9 +1,9 @@
-"""Rewards and ends of episodes that are known functions of what is observed, for algorithms that plan with a model.
+"""Rewards and terminations that are known functions of the observation, for algorithms that plan with a model.
 
-They are functions of torch tensors whose last dimension is that of the space and whose others broadcast. Nothing here imports torch, which
-worker processes do without: tensors bring their own methods. `tests/test_rules.py` compares each with its environment.
+They take torch tensors whose last dimension is that of the space; the others broadcast. Nothing here imports torch, because worker
+processes do not need it: only methods of tensors are used. `tests/test_rules.py` compares each function with its environment.
 
-A module that registers an environment of its own can declare its rules too:
+A module that registers an environment can declare its rules too:
 `rlx.envs.control.reward_functions.RULES["MyEnv-v0"] = Rules(…)`.
 """
 
@@ -17,12 +17,12 @@ from rlx.envs.control.cartpole import THETA_LIMIT, X_LIMIT
 from rlx.envs.control.poles import LENGTH
 
 if TYPE_CHECKING:
-    from rlx.types import RewardFn, Tensor, TerminationFn  # torch lives there
+    from rlx.types import RewardFn, Tensor, TerminationFn  # which imports torch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rules:
-    """What is known of an environment."""
+    """The known reward and termination of an environment."""
 
     reward: RewardFn | None = None
     reward_unknown: str = "nobody has declared it"
@@ -30,7 +30,7 @@ class Rules:
     termination: TerminationFn | None = None
     never_terminates: bool = False
     harmless: frozenset[str] = frozenset()
-    """Arguments of the constructor that change neither."""
+    """Constructor arguments that change neither reward nor termination."""
 
 
 def _cosine_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def _cosine_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
 
 
 def _one(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-    return next_obs[..., 0] * 0.0 + 1.0  # and not a number where the state is none
+    return next_obs[..., 0] * 0.0 + 1.0  # NaN where the state is NaN
 
 
 def _pole_fell(next_obs: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _mountain_car_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tenso
 
 
 def _inverted_pendulum_fell(next_obs: Tensor) -> Tensor:
-    return ~(next_obs[..., 1].abs() <= 0.2)  # also where it is not a number
+    return ~(next_obs[..., 1].abs() <= 0.2)  # also where it is NaN
 
 
 def _inverted_pendulum_reward(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ RULES: dict[str, Rules] = {
 
 
 def rules_of(env_id: str, kwargs: Mapping[str, Any]) -> Rules:
-    """What is known of an environment under these arguments."""
+    """The rules of an environment under these constructor arguments."""
     rules = RULES.get(env_id.rpartition(":")[2], Rules())
     changed = sorted(kwargs.keys() - rules.harmless - {"max_episode_steps"})
     if not changed:

@@ -37,7 +37,7 @@ def read_levels(path: Path, *, size: int | None, num_boxes: int | None, setting:
         path: a file or a directory.
         size: height and width that the levels must have; None takes those of the first.
         num_boxes: boxes that the levels must have; None takes any number.
-        setting: that names the path, for messages.
+        setting: the setting that gave the path, for messages.
 
     Raises:
         ConfigError: with file and line of the first that is no level.
@@ -61,7 +61,7 @@ def read_levels(path: Path, *, size: int | None, num_boxes: int | None, setting:
 
 
 def _read(file: Path, setting: str) -> list[str]:
-    """The lines of a file; a run of a stranger's may name any, also one that has no end."""
+    """The lines of a file, read within limits because a foreign run may name any file."""
     try:
         real = Path(os.path.realpath(file))  # links to levels are the user's own
         return read_file(real, limit=LIMIT).decode("latin-1").splitlines()

@@ -1,4 +1,4 @@
-"""A grid world made from its settings: as a batch of boards, and as one environment of gymnasium's."""
+"""Makes grid worlds from their settings: a batch of boards, or one gymnasium environment."""
 
 from __future__ import annotations
 
@@ -17,13 +17,15 @@ if TYPE_CHECKING:
 
 
 def make_grid(settings: Settings, num_envs: int, *, split: Split = "all") -> GridVectorEnv:
-    """B boards of the world that the settings are of.
+    """B boards of a grid world.
 
     Args:
-        split: which levels they show: those for training, those for evaluation, or all.
+        settings: their class says which world.
+        num_envs: B.
+        split: levels for training, for evaluation, or all.
 
     Raises:
-        ConfigError: if files of levels cannot be read, or have none for the split.
+        ConfigError: if files of levels cannot be read, or have no level in the split.
     """
     grid: Grid
     if isinstance(settings, SokobanSettings):
@@ -35,13 +37,13 @@ def make_grid(settings: Settings, num_envs: int, *, split: Split = "all") -> Gri
 
 
 class GridEnv(gymnasium.Env[Any, Any]):
-    """One board, as gymnasium makes it; its TimeLimit cuts the episodes.
+    """One board, for `gymnasium.make`, whose TimeLimit truncates the episodes.
 
     Args:
         world: the id that the world is registered under.
         render_mode: "rgb_array", "ansi" or None.
         split: which levels it shows, see `rlx.envs.grids.splits`.
-        settings: those of the world, see `rlx.envs.grids.grid_settings`.
+        settings: of the world, see `rlx.envs.grids.grid_settings`.
     """
 
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 8}  # noqa: RUF012  (the API's own class attribute)

@@ -22,7 +22,7 @@ def _is_count(value: Any, low: int, high: int = 2**31) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What every grid world can be told."""
+    """Settings of every grid world."""
 
     max_episode_steps: int = 120
     """Env steps after which an episode is cut; at least 1."""
@@ -39,15 +39,15 @@ class SokobanSettings(Settings):
     levels: str | None = None
     """A file or a directory of levels in the Boxoban format; null generates a new level for every episode."""
     eval_levels: str | None = None
-    """The same for evaluations, which are then on all of these; null keeps one in five of all levels, from files or generated, for them."""
+    """The same for evaluations, which then use all of these; null reserves one in five of all levels for evaluations."""
     size: int | None = None
-    """Height and width with the outer walls, 5 to 50; null is 7, or whatever the levels of files have."""
+    """Height and width with the outer walls, 5 to 50; null is 7, or the size of the levels in the files."""
     num_boxes: int | None = None
-    """Boxes, as many as goals; null is 1, or whatever the levels of files have."""
+    """Boxes, as many as goals; null is 1, or the number in each level of the files."""
     pulls: int = 12
     """Pulls for each box by which a level is generated backwards from its solution, 1 to 1000: more make it harder."""
     min_distance: int = 1
-    """Cells that generated boxes lie from their goals at least, in the mean, where such a room can be found; more makes them harder."""
+    """Least mean distance in cells of generated boxes from their goals, where such a room can be found; more is harder."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +80,7 @@ TASKS = ("regular", "avoid", "hunt", "ambush", "rush")
 @dataclass(frozen=True, kw_only=True)
 class MiniPacmanSettings(Settings):
     task: str = "regular"
-    """regular, avoid, hunt, ambush or rush: what food, pills, ghosts and death are worth."""
+    """regular, avoid, hunt, ambush or rush: the rewards of food, pills, ghosts and death."""
     max_episode_steps: int = 3000
     """Env steps after which an episode is cut; at least 1."""
 
@@ -98,7 +98,7 @@ def settings_of(env_id: str, kwargs: Mapping[str, Any]) -> Settings:
     """The settings of a world.
 
     Raises:
-        ConfigError: naming those there are, or what one of them must be.
+        ConfigError: for an unknown setting, or a value that is out of range.
     """
     known = [field.name for field in dataclasses.fields(_SETTINGS[env_id])]
     for name in kwargs:
@@ -110,7 +110,7 @@ def settings_of(env_id: str, kwargs: Mapping[str, Any]) -> Settings:
 
 
 def register() -> None:
-    """Tell gymnasium about the worlds, so that `gymnasium.make` knows them like any other environment."""
+    """Register the worlds with gymnasium, so that `gymnasium.make` finds them."""
     import gymnasium
 
     for env_id, settings in _SETTINGS.items():

@@ -1,15 +1,15 @@
-"""Grid worlds: what they have in common as batches of environments, as perfect models and as pictures.
+"""The base of grid worlds: batches of environments, perfect models, and pictures.
 
-A `Grid` is the rules, on states that are arrays of n boards side by side. Batches (`GridVectorEnv`), the single environment of
+A `Grid` holds the rules, as functions of the arrays of n boards. Batches (`GridVectorEnv`), the single environment of
 gymnasium (`grid_env.GridEnv`) and the perfect model (`Grid.step`, see `rlx.types.GridWorld`) are the same rules on different states.
-What is observed, planes [C, H, W] of zeros and ones, holds all that the future depends on but random draws, so that a state can be read
-back from it.
+The observed planes [C, H, W] of zeros and ones determine the state but for the random generator, so that a state can be read back from
+them.
 """
 
 from __future__ import annotations
 
 import abc
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -17,9 +17,6 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from rlx.errors import CheckpointError
-
-if TYPE_CHECKING:
-    pass
 
 Array = NDArray[Any]
 Boards = dict[str, Array]
@@ -44,11 +41,11 @@ class Grid(abc.ABC):
     action_names: tuple[str, ...]
     player_plane: int
     fingerprint: str = ""
-    """Names what the episodes are made of where that is not in the settings, such as files of levels."""
+    """Identifies the data of the episodes that is not in the settings, such as files of levels."""
 
     @abc.abstractmethod
     def begin(self, seeds: Array) -> Boards:
-        """The beginnings of the episodes with these seeds [n]."""
+        """The first states of the episodes with these seeds [n]."""
 
     @abc.abstractmethod
     def move(self, boards: Boards, actions: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -59,8 +56,8 @@ class Grid(abc.ABC):
         """Planes [n, C, H, W], which may be the state's own."""
 
     @abc.abstractmethod
-    def read(self, planes: NDArray[np.uint8], luck: Array) -> Boards:
-        """The boards that look like planes [n, C, H, W], with the luck [n] int64 that they do not show."""
+    def read(self, planes: NDArray[np.uint8], rng_state: Array) -> Boards:
+        """The boards that planes [n, C, H, W] show, with the generator states [n] int64, which they do not show."""
 
     @abc.abstractmethod
     def events_of(self, planes: Array, action: Array, next_planes: Array, terminated: Array) -> NDArray[np.bool_]:
@@ -68,12 +65,12 @@ class Grid(abc.ABC):
 
     @abc.abstractmethod
     def kinds(self, planes: Array) -> NDArray[np.intp]:
-        """For every cell [n, H, W] the place of its kind in `glyphs` and `colours`."""
+        """The index in `glyphs` and `colours` of the kind of every cell [n, H, W]."""
 
     def step(self, planes: Array, action: Array, rng: np.random.Generator) -> tuple[NDArray[np.uint8], Array, Array]:
         """The perfect model: next planes [n, C, H, W], events [n, E] and terminated [n]; changes none of its arguments."""
-        luck = rng.integers(2**63, size=len(planes))
-        boards = self.read(as_bits(planes), luck)
+        rng_state = rng.integers(2**63, size=len(planes))
+        boards = self.read(as_bits(planes), rng_state)
         events, terminated = self.move(boards, np.asarray(action, dtype=np.int64))
         return self.observe(boards), events, terminated
 
@@ -91,7 +88,7 @@ class Grid(abc.ABC):
 
 
 def as_bits(planes: Array) -> NDArray[np.uint8]:
-    """A copy of planes as zeros and ones; what a learned model made up is rounded."""
+    """A copy of planes as zeros and ones; predictions of a learned model are rounded."""
     return planes.copy() if planes.dtype == np.uint8 else (planes >= 0.5).astype(np.uint8)
 
 
@@ -112,7 +109,7 @@ class GridVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def __init__(self, grid: Grid, num_envs: int, *, max_episode_steps: int, observation: str) -> None:
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
         self.rules, self.termination_solves = grid, grid.termination_solves
-        self.grid = grid if observation == "planes" else None  # a model of planes is of no use to those who see pictures
+        self.grid = grid if observation == "planes" else None  # a model of planes is of no use to a policy that sees pictures
         shape = grid.planes_shape if observation == "planes" else (grid.planes_shape[1] * TILE, grid.planes_shape[2] * TILE, 3)
         high = 1 if observation == "planes" else 255
         self.single_observation_space = gymnasium.spaces.Box(0, high, shape, np.uint8)
@@ -146,7 +143,7 @@ class GridVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._obs, reward, terminated, self._elapsed >= self.max_episode_steps, {"events": events}
 
     def planes(self) -> NDArray[np.uint8]:
-        """What the boards look like now as planes [B, C, H, W], whatever is observed."""
+        """The boards as planes [B, C, H, W], also where the observations are pictures."""
         return self.rules.observe(self._boards)
 
     def state_dict(self) -> dict[str, Any]:
@@ -157,12 +154,12 @@ class GridVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Go on where the state was taken.
 
         Raises:
-            CheckpointError: if the episodes of then were made of other levels.
+            CheckpointError: if the levels are not those that the state was taken with.
         """
         if state["fingerprint"] != self.rules.fingerprint:
             raise CheckpointError(
-                "the levels are not those that the run began with (from the files of env.kwargs.levels and eval_levels), so that it "
-                "would not go on as it would have: put them back, or let `rlx resume --inexact` begin new episodes"
+                "the levels in the files of env.kwargs.levels and eval_levels are not those that the run began with, so that it cannot be "
+                "resumed exactly: put the files back, or let `rlx resume --inexact` begin new episodes"
             )
         self._boards = {name: np.asarray(array).copy() for name, array in state["boards"].items()}
         self._elapsed = np.array(state["elapsed"], dtype=np.int64)

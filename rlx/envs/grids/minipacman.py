@@ -74,7 +74,7 @@ _NEXT = _neighbours()
 @dataclass(frozen=True)
 class Task:
     reward: tuple[float, float, float, float, float]
-    """Of a step, food, a pill, a ghost that is eaten, and the player's death."""
+    """Rewards of a step, food, a pill, an eaten ghost, and the player's death."""
     goal: int
     """What must be eaten to complete a level."""
     clock: int = 0
@@ -121,8 +121,8 @@ class MiniPacman(Grid):
     def observe(self, boards: Boards) -> NDArray[np.uint8]:
         return boards["planes"]
 
-    def read(self, planes: NDArray[np.uint8], luck: Array) -> Boards:
-        boards = _new_boards(planes, luck)
+    def read(self, planes: NDArray[np.uint8], rng_state: Array) -> Boards:
+        boards = _new_boards(planes, rng_state)
         _read(**boards)
         return boards
 
@@ -137,7 +137,7 @@ class MiniPacman(Grid):
         return np.column_stack([np.ones(len(planes), dtype=bool), events, np.asarray(terminated, dtype=bool)])
 
     def kinds(self, planes: Array) -> NDArray[np.intp]:
-        """Of what is in one cell the most important; steps of power are a bar in the upper wall."""
+        """The most important content of each cell; steps of power are a bar in the upper wall."""
         kinds = np.where(planes[:, WALLS_] > 0, 1, 0)
         for plane, kind in ((FOOD_, 2), (PILLS_, 3), (PLAYER_, 4)):
             kinds[planes[:, plane] > 0] = kind
@@ -153,48 +153,48 @@ class MiniPacman(Grid):
 
 
 _POWER, _CLOCK, _LEVEL, _FOOD_LEFT, _PILLS_LEFT, _NUM_GHOSTS = range(6)
-"""What is counted of a board."""
+"""Columns of the counters of a board."""
 
 
-def _new_boards(planes: NDArray[np.uint8], luck: Array) -> Boards:
-    """Boards on which nothing has been counted yet; the planes become part of them."""
+def _new_boards(planes: NDArray[np.uint8], rng_state: Array) -> Boards:
+    """Boards with counters at 0; the planes become part of them."""
     n = len(planes)
     return {
         "planes": planes,
-        "player": np.full(n, -1, dtype=np.int64),  # cell; -1 on what a learned model made up without one: there nothing moves
+        "player": np.full(n, -1, dtype=np.int64),  # cell; -1 on a predicted board without a player, where nothing moves
         "ghosts": np.zeros((n, MAX_GHOSTS, 2), dtype=np.int64),  # cell and heading of those there are, from above and left
         "counts": np.zeros((n, 6), dtype=np.int64),
-        "luck": luck,
+        "rng_state": rng_state,
     }
 
 
 @numba.njit(cache=True, nogil=True)
-def _begin(split, planes, player, ghosts, counts, luck):
+def _begin(split, planes, player, ghosts, counts, rng_state):
     for i in range(len(planes)):
-        _begin_level(i, 1, split, planes, player, ghosts, counts, luck)
+        _begin_level(i, 1, split, planes, player, ghosts, counts, rng_state)
 
 
 @numba.njit(cache=True, nogil=True)
-def _begin_level(i, level, split, planes, player, ghosts, counts, luck):
+def _begin_level(i, level, split, planes, player, ghosts, counts, rng_state):
     """Draw a level until it is in the split: 0 for any, 1 for those to train on, 2 for those to evaluate on."""
     while True:
-        key = _draw_level(i, level, planes, player, ghosts, counts, luck)
+        key = _draw_level(i, level, planes, player, ghosts, counts, rng_state)
         if split == 0 or (key % np.uint64(SHARE) == HELD_OUT) == (split == 2):
             return
 
 
 @numba.njit(cache=True, nogil=True)
-def _draw_level(i, level, planes, player, ghosts, counts, luck):
-    """Returns a number that tells the level: where player, pills and ghosts are, and where these head."""
+def _draw_level(i, level, planes, player, ghosts, counts, rng_state):
+    """Draw a level; returns its key, a hash of the cells of player, pills and ghosts and of the ghosts' headings."""
     cells = planes[i].reshape(len(planes[i]), _CELLS)
     cells[:] = 0
-    player[i] = _FREE[below(luck, i, len(_FREE))]
+    player[i] = _FREE[below(rng_state, i, len(_FREE))]
     key = mix(np.uint64(9 * _CELLS + player[i]))
     for cell in _FREE:
         cells[FOOD_, cell] = 1
     placed = 0
     while placed < NUM_PILLS:
-        cell = _FREE[below(luck, i, len(_FREE))]
+        cell = _FREE[below(rng_state, i, len(_FREE))]
         if cell != player[i] and not cells[PILLS_, cell]:
             cells[PILLS_, cell] = 1
             key += mix(np.uint64(cell))  # a sum, since pills have no order
@@ -202,13 +202,13 @@ def _draw_level(i, level, planes, player, ghosts, counts, luck):
     num_ghosts = min(1 + (level - 1) // 2, MAX_GHOSTS)
     placed = 0
     while placed < num_ghosts:
-        cell = _FREE[below(luck, i, len(_FREE))]
+        cell = _FREE[below(rng_state, i, len(_FREE))]
         away = max(abs(cell // _WIDTH - player[i] // _WIDTH), abs(cell % _WIDTH - player[i] % _WIDTH))
         taken = False
         for g in range(placed):
             taken |= ghosts[i, g, 0] == cell
         if away >= SAFE_DISTANCE and not taken:
-            ghosts[i, placed, 0], ghosts[i, placed, 1] = cell, below(luck, i, 4)
+            ghosts[i, placed, 0], ghosts[i, placed, 1] = cell, below(rng_state, i, 4)
             key += mix(np.uint64(_CELLS * (1 + ghosts[i, placed, 1]) + cell))
             placed += 1
     counts[i, _POWER], counts[i, _CLOCK], counts[i, _LEVEL] = 0, 0, min(level, _CELLS)
@@ -218,7 +218,7 @@ def _draw_level(i, level, planes, player, ghosts, counts, luck):
 
 
 def level_keys(boards: Boards) -> NDArray[np.uint64]:
-    """The numbers [n] that tell the levels that boards have just begun (`_draw_level`)."""
+    """The keys [n] of the levels that boards have just begun (`_draw_level`)."""
     keys = []
     for planes, player, ghosts, counts in zip(*(boards[name] for name in ("planes", "player", "ghosts", "counts")), strict=True):
         marks = [9 * _CELLS + player, *np.flatnonzero(planes[PILLS_])]
@@ -246,8 +246,8 @@ def _paint_ghosts(cells, ghosts, counts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _read(planes, player, ghosts, counts, luck):
-    """Find on planes [n, 12, H, W] what is counted of them, and make those of what can be no board one."""
+def _read(planes, player, ghosts, counts, rng_state):
+    """Read the counters from planes [n, 12, H, W], and repair planes that show no possible board."""
     for i in range(len(planes)):
         cells = planes[i].reshape(len(planes[i]), _CELLS)
         for cell in range(_CELLS):
@@ -285,7 +285,7 @@ def _complete(goal, clock, counts, ghosts):
 
 
 @numba.njit(cache=True, nogil=True)
-def _move(actions, goal, clock, split, planes, player, ghosts, counts, luck):
+def _move(actions, goal, clock, split, planes, player, ghosts, counts, rng_state):
     """One step of every board; returns events [n, 5] and where the player died [n]."""
     n = len(planes)
     events = np.zeros((n, 5), dtype=np.bool_)
@@ -295,14 +295,14 @@ def _move(actions, goal, clock, split, planes, player, ghosts, counts, luck):
         if player[i] < 0:
             continue
         if _is_complete(goal, clock, counts[i]):
-            _begin_level(i, counts[i, _LEVEL] + 1, split, planes, player, ghosts, counts, luck)
+            _begin_level(i, counts[i, _LEVEL] + 1, split, planes, player, ghosts, counts, rng_state)
             continue
         cells = planes[i].reshape(len(planes[i]), _CELLS)
         _pass_time(cells, counts[i], clock)
         _move_player(cells, i, actions[i], player, counts[i], events[i])
         for g in range(counts[i, _NUM_GHOSTS]):
             cells[GHOSTS_ : GHOSTS_ + 5, ghosts[i, g, 0]] = 0
-        met = _move_ghosts(i, player[i], ghosts[i], counts[i], luck)
+        met = _move_ghosts(i, player[i], ghosts[i], counts[i], rng_state)
         if met >= 0 and counts[i, _POWER] > 0:
             events[i, GHOST] = True
             counts[i, _NUM_GHOSTS] -= 1
@@ -345,7 +345,7 @@ def _move_player(cells, i, action, player, counts, events):
 
 
 @numba.njit(cache=True, nogil=True)
-def _move_ghosts(i, player, ghosts, counts, luck):
+def _move_ghosts(i, player, ghosts, counts, rng_state):
     """Move the ghosts in turn until one meets the player; returns which, or -1."""
     speed = 0.5 + 0.1 * (counts[_LEVEL] - 1)
     if counts[_POWER] > 0:
@@ -353,8 +353,8 @@ def _move_ghosts(i, player, ghosts, counts, luck):
     for g in range(counts[_NUM_GHOSTS]):
         if ghosts[g, 0] == player:  # which has come to it
             return g
-        if happens(luck, i, speed):
-            heading = _choose(i, ghosts[g, 0], ghosts[g, 1], player, counts[_POWER] > 0, luck)
+        if happens(rng_state, i, speed):
+            heading = _choose(i, ghosts[g, 0], ghosts[g, 1], player, counts[_POWER] > 0, rng_state)
             cell = _NEXT[ghosts[g, 0], heading]
             free = True
             for other in range(counts[_NUM_GHOSTS]):
@@ -367,7 +367,7 @@ def _move_ghosts(i, player, ghosts, counts, luck):
 
 
 @numba.njit(cache=True, nogil=True)
-def _choose(i, cell, heading, player, flees, luck):
+def _choose(i, cell, heading, player, flees, rng_state):
     """The heading that a ghost takes from a cell: on along a corridor, anywhere but back at a junction."""
     back = heading ^ 1  # up and down are 0 and 1, left and right 2 and 3
     ways = 0
@@ -375,8 +375,8 @@ def _choose(i, cell, heading, player, flees, luck):
         ways += _NEXT[cell, way] != cell and way != back
     if ways == 0:
         return back
-    anywhere = ways > 1 and not flees and happens(luck, i, 0.05)
-    at = below(luck, i, ways) if anywhere else 0
+    anywhere = ways > 1 and not flees and happens(rng_state, i, 0.05)
+    at = below(rng_state, i, ways) if anywhere else 0
     dr, dc = player // _WIDTH - cell // _WIDTH, player % _WIDTH - cell % _WIDTH
     chosen, best = back, -(10**6)
     for way in range(4):
@@ -397,7 +397,7 @@ def _choose(i, cell, heading, player, flees, luck):
 
 @numba.njit(cache=True, nogil=True)
 def _sort(ghosts, count):
-    """Into the order in which ghosts are read off planes, which is the one they move in."""
+    """Sort ghosts by cell and heading, the order in which they move and in which they are read from planes."""
     for g in range(1, count):
         cell, heading = ghosts[g, 0], ghosts[g, 1]
         at = g

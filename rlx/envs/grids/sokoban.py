@@ -34,7 +34,7 @@ class Sokoban(Grid):
     """The rules, and where levels come from.
 
     Args:
-        settings: see `worlds.SokobanSettings`.
+        settings: see `grid_settings.SokobanSettings`.
         split: which levels episodes begin with (`splits`).
 
     Raises:
@@ -79,7 +79,7 @@ class Sokoban(Grid):
     def observe(self, boards: Boards) -> NDArray[np.uint8]:
         return boards["planes"]
 
-    def read(self, planes: NDArray[np.uint8], luck: Array) -> Boards:
+    def read(self, planes: NDArray[np.uint8], rng_state: Array) -> Boards:
         return _boards(planes)
 
     def events_of(self, planes: Array, action: Array, next_planes: Array, terminated: Array) -> NDArray[np.bool_]:
@@ -132,7 +132,7 @@ def _levels_of(settings: SokobanSettings, split: Split) -> tuple[NDArray[np.uint
 
 
 def _boards(planes: NDArray[np.uint8]) -> Boards:
-    """A state that looks like planes [n, 4, H, W], which become part of it; without a player (-1) nothing will ever move."""
+    """The state that planes [n, 4, H, W] show, which become part of it; a board without a player (-1) never changes."""
     flat = planes[:, 3].reshape(len(planes), planes.shape[2] * planes.shape[3])
     return {"planes": planes, "player": np.where(flat.any(axis=1), flat.argmax(axis=1), -1)}
 
@@ -142,10 +142,10 @@ def _on_goals(planes: Array) -> Array:
 
 
 @numba.njit(cache=True, nogil=True)
-def _choose(luck, num_levels):
-    chosen = np.empty(len(luck), dtype=np.int64)
-    for i in range(len(luck)):
-        chosen[i] = below(luck, i, num_levels)
+def _choose(rng_state, num_levels):
+    chosen = np.empty(len(rng_state), dtype=np.int64)
+    for i in range(len(rng_state)):
+        chosen[i] = below(rng_state, i, num_levels)
     return chosen
 
 
@@ -163,7 +163,7 @@ def _move(planes, players, actions):
         dr = -1 if action == 0 else 1 if action == 1 else 0
         dc = -1 if action == 2 else 1 if action == 3 else 0
         r1, c1, r2, c2 = r + dr, c + dc, r + 2 * dr, c + 2 * dc
-        # Levels have walls around them; what a learned model makes up may have none.
+        # Levels have walls around them; predictions of a learned model may have none.
         if not (0 <= r1 < height and 0 <= c1 < width) or planes[i, 0, r1, c1]:
             continue
         if planes[i, 2, r1, c1]:

@@ -49,15 +49,15 @@ def generate(
     """A level and its solution for each seed [n].
 
     Args:
-        split: which levels may come; a level that may not is followed by another from the same seed.
-        without: keys (`splits.keys_of`) of further levels that may not come.
+        split: which levels are allowed; one that is not is replaced by the next from the same seed.
+        without: keys (`splits.keys_of`) of levels that are not allowed.
 
     Raises:
         EnvError: if no level was found for a seed.
     """
-    luck = streams(seeds)
-    levels = _found(luck, size, num_boxes, pulls, min_distance)
-    wrong = np.arange(len(luck) if split != "all" or without is not None else 0)
+    rng_state = streams(seeds)
+    levels = _found(rng_state, size, num_boxes, pulls, min_distance)
+    wrong = np.arange(len(rng_state) if split != "all" or without is not None else 0)
     for _ in range(_REDRAWS):
         keys = keys_of(levels.boards[wrong])
         refused = ~in_split(keys, split)
@@ -66,26 +66,26 @@ def generate(
         wrong = wrong[refused]
         if not len(wrong):
             return levels
-        part = luck[wrong]
+        part = rng_state[wrong]
         again = _found(part, size, num_boxes, pulls, min_distance)
         levels.boards[wrong], levels.pushes[wrong], levels.num_pushes[wrong] = again
-        luck[wrong] = part
+        rng_state[wrong] = part
     wanted = f"env.kwargs.size={size} env.kwargs.num_boxes={num_boxes} env.kwargs.pulls={pulls}"
     raise EnvError(f"too few Sokoban levels with {wanted} to evaluate on others than in training; use env.kwargs.size={max(7, size + 1)}")
 
 
-def _found(luck: Array, size: int, num_boxes: int, pulls: int, min_distance: int) -> Levels:
-    boards, pushes, num_pushes = _generate(luck, size, num_boxes, pulls, min_distance)
-    if len(luck) and not num_pushes.all():
+def _found(rng_state: Array, size: int, num_boxes: int, pulls: int, min_distance: int) -> Levels:
+    boards, pushes, num_pushes = _generate(rng_state, size, num_boxes, pulls, min_distance)
+    if len(rng_state) and not num_pushes.all():
         wanted = f"env.kwargs.size={size} env.kwargs.num_boxes={num_boxes}"
         raise EnvError(f"no Sokoban level with {wanted} was found in {_ATTEMPTS} attempts; use fewer boxes")
     return Levels(boards, pushes, num_pushes)
 
 
 @numba.njit(cache=True, nogil=True)
-def _generate(luck, size, num_boxes, pulls, min_distance):
-    """A level for each stream of luck [n]; no pushes where none was found."""
-    n, cells, most = len(luck), size * size, pulls * num_boxes
+def _generate(rng_state, size, num_boxes, pulls, min_distance):
+    """A level for each generator state [n]; no pushes where none was found."""
+    n, cells, most = len(rng_state), size * size, pulls * num_boxes
     boards = np.zeros((n, size, size), dtype=np.uint8)
     pushes = np.zeros((n, most, 2), dtype=np.int16)
     num_pushes = np.zeros(n, dtype=np.int64)
@@ -95,16 +95,16 @@ def _generate(luck, size, num_boxes, pulls, min_distance):
     for i in range(n):
         farthest = 0
         for _ in range(_ATTEMPTS):
-            floor = _carve(room, size, luck, i, queue)
+            floor = _carve(room, size, rng_state, i, queue)
             if floor < 2 * num_boxes + 2:
                 continue
             for k in range(num_boxes + 1):  # a shuffle as far as it is needed; the last is the player's cell
-                j = k + below(luck, i, floor - k)
+                j = k + below(rng_state, i, floor - k)
                 queue[k], queue[j] = queue[j], queue[k]
             for k in range(num_boxes):
                 homes[k] = queue[k]
             player = queue[num_boxes]
-            length, distance, player = _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reached, queue, pulled)
+            length, distance, player = _play_backwards(room, size, homes, boxes, best, player, pulls, rng_state, i, reached, queue, pulled)
             if distance > farthest:
                 farthest = distance
                 board = boards[i].reshape(-1)
@@ -120,17 +120,17 @@ def _generate(luck, size, num_boxes, pulls, min_distance):
 
 
 @numba.njit(cache=True, nogil=True)
-def _carve(room, size, luck, i, floor):
-    """Make the room [cells] a random one; returns how many cells of floor it has, which are listed in `floor`."""
+def _carve(room, size, rng_state, i, floor):
+    """Carve a random room [cells]; returns the number of floor cells, which are listed in `floor`."""
     room[:] = WALL
     inner = size - 2
-    r, c, direction = 1 + below(luck, i, inner), 1 + below(luck, i, inner), below(luck, i, 4)
+    r, c, direction = 1 + below(rng_state, i, inner), 1 + below(rng_state, i, inner), below(rng_state, i, 4)
     for _ in range(int(1.7 * 2 * size)):
-        if happens(luck, i, 0.35):
-            direction = below(luck, i, 4)
+        if happens(rng_state, i, 0.35):
+            direction = below(rng_state, i, 4)
         r = min(max(r + MOVES[direction][0], 1), inner)
         c = min(max(c + MOVES[direction][1], 1), inner)
-        mask = below(luck, i, len(_MASKS))
+        mask = below(rng_state, i, len(_MASKS))
         for k in range(9):
             y, x = r + k // 3 - 1, c + k % 3 - 1
             if _MASKS[mask, k] and 1 <= y <= inner and 1 <= x <= inner:
@@ -161,7 +161,7 @@ def _reach(room, size, player, reached, queue, visit):
 
 
 @numba.njit(cache=True, nogil=True)
-def _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reached, queue, pulled):
+def _play_backwards(room, size, homes, boxes, best, player, pulls, rng_state, i, reached, queue, pulled):
     """Pull boxes off their goals; returns the number of pulls to the best position, its distance and a cell for the player.
 
     The best position is left in the room, and `pulled` holds cell and action of each push that undoes a pull.
@@ -175,15 +175,15 @@ def _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reac
     length, score, farthest, start = 0, 0, 0, player
     for t in range(total):
         _reach(room, size, player, reached, queue, t)
-        # Half of the pulls go on as before: a box that is drawn anew each time hardly gets away from where it began.
+        # Half of the pulls repeat the one before: with a new random box each time, boxes stay near their goals.
         k, step = last, last_step
-        if last < 0 or happens(luck, i, 0.5) or not _can_pull(room, boxes[k], step, reached, t):
+        if last < 0 or happens(rng_state, i, 0.5) or not _can_pull(room, boxes[k], step, reached, t):
             count = 0
             for candidate in range(4 * num_boxes):
                 its_step = _step(candidate % 4, size)
                 if _can_pull(room, boxes[candidate // 4], its_step, reached, t):
                     count += 1
-                    if below(luck, i, count) == 0:
+                    if below(rng_state, i, count) == 0:
                         k, step = candidate // 4, its_step
             if count == 0:
                 break
@@ -207,7 +207,7 @@ def _play_backwards(room, size, homes, boxes, best, player, pulls, luck, i, reac
             room[boxes[k]] &= ~BOX
         for k in range(num_boxes):
             room[best[k]] |= BOX
-        start = queue[below(luck, i, _reach(room, size, start, reached, queue, total))]
+        start = queue[below(rng_state, i, _reach(room, size, start, reached, queue, total))]
     return length, farthest, start
 
 

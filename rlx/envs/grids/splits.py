@@ -1,8 +1,8 @@
-"""Which levels are for training and which for evaluation, so that no evaluation shows what was trained on.
+"""The split of levels into training and evaluation, so that no level is in both.
 
-A level is told by its walls, goals and boxes: turned, mirrored, or with the player elsewhere it is the same one, since what is learned on
-one of them serves for the others. A number that follows from these decides: one level in `SHARE` is for evaluation only, all others are for
-training only. So the split needs no list, is the same for every run, and new files of levels do not move the old ones.
+A level is identified by its walls, goals and boxes. Rotations, reflections and other cells for the player count as the same level. A hash
+decides: one level in `SHARE` is for evaluation only, all others are for training only. The split needs no list, is the same for every run,
+and does not change when files of levels are added.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Array = NDArray[Any]
 Split = Literal["all", "training", "evaluation"]
 SHARE = 5
 HELD_OUT = 1
-"""What is left of the numbers of levels for evaluation when divided by SHARE."""
+"""The remainder modulo SHARE of the keys of levels for evaluation."""
 _FNV = 0xCBF29CE484222325
 _WITHOUT_PLAYER = 7
 """The bits of walls, goals and boxes (`sokoban_levels`)."""
@@ -34,7 +34,7 @@ def in_split(keys: NDArray[np.uint64], split: Split) -> NDArray[np.bool_]:
 
 @numba.njit(cache=True, nogil=True)
 def keys_of(boards: Array) -> Array:
-    """A number uint64 for each of the boards [n, H, W], the same for those that are one level: of its images' hashes (FNV-1a) the least."""
+    """A uint64 for each of the boards [n, H, W], equal for equal levels: the least hash (FNV-1a) of its eight symmetric images."""
     n, height, width = boards.shape
     keys = np.empty(n, dtype=np.uint64)
     flat = np.empty(height * width, dtype=np.uint64)
