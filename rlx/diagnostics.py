@@ -93,7 +93,7 @@ def _accelerators() -> Iterator[Check]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            torch.ones(2, device=f"cuda:{index}").sum().item()  # a card that this build has no kernels for fails here
+            torch.ones(2, device=f"cuda:{index}").sum().item()  # fails if this build of torch has no kernels for the GPU
             memory = properties.total_memory / 2**30
             yield Check("gpu", "ok", f"runtime.device=cuda:{index} is {properties.name}, {memory:.0f} GiB, CUDA {torch.version.cuda}; "
                                      "auto takes it for 32 channels, or 512 units, and more")  # fmt: skip
@@ -159,7 +159,7 @@ def _measure(directory: Path) -> tuple[float, float, bool]:
         return time.perf_counter() - start
 
     sync_s = statistics.median(timed(f"small{i}", b"x" * 100) for i in range(5))
-    block = os.urandom(_BLOCK)  # what cannot be compressed away
+    block = os.urandom(_BLOCK)  # random, because the file system may compress
     bytes_per_s = _BLOCK / timed("large", block)
     with (directory / "small0").open("rb") as file:
         try:
@@ -206,7 +206,7 @@ def _tracking() -> Iterator[Check]:
 
 
 def _has_wandb_login() -> bool:
-    """Whether there are credentials where `wandb login` puts them; W&B's own test would start its service."""
+    """Whether there are credentials where `wandb login` writes them. W&B's own check would start its service."""
     import netrc
     from urllib.parse import urlsplit
 

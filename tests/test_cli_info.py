@@ -34,6 +34,7 @@ from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 
 ANSI = re.compile(r"\x1b\[")
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +164,13 @@ def test_a_command_whose_output_nobody_reads_ends_quietly_as_if_by_sigpipe(comma
     ended = subprocess.run([sys.executable, "-m", "rlx.cli.main", *command.split()], stdout=writer, stderr=subprocess.PIPE, cwd=tmp_path)
     os.close(writer)
     assert (ended.returncode, ended.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_of_a_command_has_help_and_every_command_an_example(name: str) -> None:
+    command = COMMANDS[name]
+    assert [p.name for p in command.params if p.name != "help" and not getattr(p, "help", None)] == []
+    assert f"rlx {name}" in str(command.help).partition("Examples:")[2]
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)

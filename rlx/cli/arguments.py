@@ -1,4 +1,4 @@
-"""The words after a verb, read as people write them: a mistake is answered on one line, with what to type instead."""
+"""Arguments of the command line, checked before typer sees them. A mistake is answered on one line with what to type instead."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _OPTIONS = {
     "run_name": "name", "exp_name": "name", "experiment_name": "name", "dry": "dry-run", "resume": "auto-resume", "m": "multirun",
     "direction": "minimize", "workers": "jobs",
 }  # fmt: skip
-"""What others call an option, and what it may be called here."""
+"""Options of other tools, and what they are called here."""
 _NUMBER = re.compile(r"-[\d.]")
 
 
 _MOST = {"--episodes": 1_000_000, "--simulations": 100_000, "--openings": 100_000, "--opening-plies": 1_000, "--horizon": 100_000,
          "--video": 10_000, "--steps": 1_000_000}  # fmt: skip
-"""What is more than this is a slip of the keyboard, and would be found out by running out of memory or time."""
+"""Upper limits of options. A larger number is a typing mistake, and would run out of memory or time."""
 
 
 def _number(name: str, text: str, option: Any) -> int | None:
-    """A whole number that an option is given, None if it takes something else.
+    """The whole number that an option is given; None if the option takes no number.
 
     Raises:
-        ConfigError: if it takes a number and this is none, or is absurd.
+        ConfigError: if the text is no such number, or one above the limit.
     """
     from rlx.config.whole_numbers import not_whole, whole
 
@@ -58,7 +58,7 @@ def _number(name: str, text: str, option: Any) -> int | None:
 
 
 class Verb(TyperCommand):
-    """A verb that takes 1e3 for a whole number, and answers words that it does not know with those that were probably meant."""
+    """A command that reads 1e3 as a whole number, and suggests a correction for an unknown word."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if ctx.resilient_parsing or {"-h", "--help"} & set(args):
@@ -66,23 +66,23 @@ class Verb(TyperCommand):
         try:
             return super().parse_args(ctx, self._read(args))
         except Exception as error:
-            if not hasattr(error, "format_message"):  # what typer says of a usage that cannot be
+            if not hasattr(error, "format_message"):  # one of typer's usage errors
                 raise
             raise ConfigError(f"{error.format_message().rstrip('.')}; `rlx {self.name} --help` shows how it is used") from error
 
     @property
     def takes_settings(self) -> bool:
-        """Whether KEY=VALUE words follow."""
+        """Whether the command takes KEY=VALUE words."""
         return any(param.name == "overrides" for param in self.params)
 
     def _options(self) -> dict[str, Any]:
         return {name: param for param in self.params if param.param_type_name == "option" for name in (*param.opts, *param.secondary_opts)}
 
     def _read(self, args: list[str]) -> list[str]:
-        """The words, with whole numbers written out.
+        """The arguments, with whole numbers written out.
 
         Raises:
-            ConfigError: for an option that there is not, and for a word that is no setting where only settings can be.
+            ConfigError: for an unknown option, and for a word that is no KEY=VALUE where only those can be.
         """
         options, read = self._options(), list(args)
         i = 0
@@ -106,13 +106,13 @@ class Verb(TyperCommand):
         return read
 
     def _instead(self, args: list[str]) -> str:
-        """The command that was probably meant, as a question; nothing if a word of it cannot be made out."""
+        """The command that was probably meant, as a question; "" if one of its words means nothing."""
         words = Translation(args, self._options(), takes_settings=self.takes_settings, verb=str(self.name)).words
         return f"did you mean `rlx {self.name} {shlex.join(words)}`?" if words else ""
 
 
 class Verbs(TyperGroup):
-    """The verbs, and what to type instead of one that there is not."""
+    """The group of all commands, which suggests a command for an unknown one."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         word = args[0]
@@ -130,7 +130,7 @@ class Verbs(TyperGroup):
 
 
 class Translation:
-    """What words that other tools would understand are here; `words` is empty if one of them is nothing."""
+    """Arguments as another tool takes them, translated into those of rlx. `words` is empty if one of them has no translation."""
 
     def __init__(self, args: list[str], options: dict[str, Any], *, takes_settings: bool, verb: str) -> None:
         from rlx.algos import ALGORITHMS
@@ -154,7 +154,7 @@ class Translation:
             self.words.append(found)
 
     def _next(self, rest: list[str]) -> str | None:
-        """The next word of the translation, or two with a space between them that become one; takes what it stands for off `rest`."""
+        """The next word of the translation. Removes from `rest` the one or two words that it translates."""
         from rlx.config.synonyms import as_typed, key_for
 
         word = rest.pop(0)
@@ -189,7 +189,7 @@ class Translation:
         return as_typed(name, value, key).partition(": ")[0]
 
     def _option(self, name: str) -> str | None:
-        """The option of the verb that is meant by a word that begins like one."""
+        """The option that a word with leading dashes means, or None."""
         from rlx.config.synonyms import key_for, plain_name
 
         if not name.startswith("-") or name in self._options:
@@ -203,7 +203,7 @@ class Translation:
         return None
 
     def _member(self, word: str) -> str | None:
-        """The group and its member that a word without `=` names."""
+        """GROUP=MEMBER for a word that is the name of a member, or None."""
         if word.lower() in self._algos:
             return f"algo={word.lower()}"
         if word.lower() in self._envs:

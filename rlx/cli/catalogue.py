@@ -1,4 +1,4 @@
-"""rlx config, rlx algos, rlx envs: what can be set and what there is."""
+"""rlx config, rlx algos, rlx envs: the settings, the algorithms and the environments."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def config(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="What differs from the defaults.", autocompletion=complete_overrides),
+        typer.Argument(metavar="KEY=VALUE", help="Settings that differ from the defaults.", autocompletion=complete_overrides),
     ] = None,
     describe: Annotated[bool, typer.Option("--describe", "-d", help="Also say what each key means.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
@@ -59,7 +59,7 @@ def config(
         titles["env"] += f" ({composed.config.env.id})"
     previous = None
     for row in rows:
-        if row.key in ("algo.name", "env.id"):  # in the titles, since this is not how they are set
+        if row.key in ("algo.name", "env.id"):  # shown in the titles: these keys are not set by themselves
             continue
         group = row.key.partition(".")[0]
         if group != previous:

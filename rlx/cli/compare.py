@@ -1,4 +1,4 @@
-"""rlx compare: which of several groups of seeds is better, and whether that can be known."""
+"""rlx compare: which of several groups of seeds is better, with intervals and tests."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP…", help="Runs and sweeps: names, paths, patterns such as 'lr/00*'.",
                                               autocompletion=complete_runs_and_sweeps)],
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. (default: what differs)")] = None,
-    metric: Annotated[str | None, typer.Option(help="What is compared: its last value in every run. "
+    metric: Annotated[str | None, typer.Option(help="The metric whose last value in every run is compared. "
                                                f"(default: the sweep's objective, or {_METRIC})")] = None,
     at: Annotated[int | None, typer.Option(help="Compare at this many env steps instead of at the end.")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Count env steps until the metric is there. (default: the target)")] = None,
-    target: Annotated[float | None, typer.Option(help="What the optimality gap is from. (default: gymnasium's threshold)")] = None,
+    threshold: Annotated[float | None, typer.Option(help="Count env steps until the metric is here. (default: the target)")] = None,
+    target: Annotated[float | None, typer.Option(help="Base of the optimality gap. (default: gymnasium's threshold)")] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Less is better.")] = False,
-    confidence: Annotated[float, typer.Option(help="Of intervals and verdicts.")] = 0.95,
-    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare each group with each, however many there are.")] = False,
+    confidence: Annotated[float, typer.Option(help="Confidence of intervals and verdicts.")] = 0.95,
+    all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare every pair of groups, however many there are.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV line for every group.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX table (booktabs).")] = False,
-    runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="The directory of runs. (default: $RLX_RUNS_DIR, or runs/ here)")] = None,
 ) -> None:  # fmt: skip
-    """Compare groups of seeds: how good, how sure, how fast; and pair by pair who is better, if that can be said.
+    """Compare groups of seeds: results with intervals, sample efficiency, and a test for every pair of groups.
 
     Examples:
 

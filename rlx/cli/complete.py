@@ -35,7 +35,7 @@ def complete_overrides(ctx: typer.Context, incomplete: str) -> list[Candidate]:
 
 
 def complete_runs(ctx: typer.Context, incomplete: str) -> list[Candidate]:
-    """Complete the name of a run, newest first; a path is left to the shell, and `rlx resume` may go without a name."""
+    """Complete the name of a run, newest first. The shell completes paths; `rlx resume` also takes KEY=VALUE words here."""
     from rlx.store.layout import runs_directory
     from rlx.store.runs import list_runs
 
@@ -63,7 +63,7 @@ def complete_runs_and_sweeps(ctx: typer.Context, incomplete: str) -> list[Candid
 
 
 def complete_checkpoints(ctx: typer.Context, incomplete: str) -> list[Candidate]:
-    """Complete --checkpoint: best, latest, and the env steps of those that the run named before has."""
+    """Complete --checkpoint: best, latest, and the env steps of the run's checkpoints."""
     from rlx.checkpoint import best_checkpoint, find_checkpoints
     from rlx.errors import RlxError
     from rlx.store.layout import runs_directory
@@ -88,18 +88,18 @@ def complete_envs(incomplete: str) -> list[Candidate]:
 
 
 def _in_place(incomplete: str, candidates_for: Callable[[str], list[Candidate]]) -> list[Candidate]:
-    """Candidates for the whole word under the cursor, less what the shell keeps of it."""
+    """Candidates for the whole word under the cursor, without the part that the shell keeps."""
     word, kept = _bash_word() or (incomplete, 0)
     return [(value[kept:], _short(doc)) for value, doc in candidates_for(word) if value.startswith(word)]
 
 
 def _short(doc: str) -> str:
-    """A meaning that stays on one line: Typer would wrap it at 80 columns, and fish take the rest for another candidate."""
+    """A description on one line: typer would wrap a longer one at 80 columns, and fish would read the rest as another candidate."""
     return printable(textwrap.shorten(doc, 72, placeholder=" …"))
 
 
 def _is_name(name: str) -> bool:
-    """Whether a directory's name is one that rlx gives; what the shell is told lands on its command line."""
+    """Whether a directory has a name that rlx gives. Others are not offered, because a candidate becomes part of a command."""
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name) is not None
 
 

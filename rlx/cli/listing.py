@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def ls(
-    runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="The directory of runs. (default: $RLX_RUNS_DIR, or runs/ here)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
     sweep: Annotated[
         str | None, typer.Option(help="List the runs of a sweep, by name, path or latest.", autocompletion=complete_sweeps)
@@ -32,9 +32,9 @@ def ls(
         str | None, typer.Option(help="Only runs that are running, finished, stopped, failed, killed, paused or new.")
     ] = None,
     tag: Annotated[str | None, typer.Option(help="Only runs with this tag.")] = None,
-    sort: Annotated[str, typer.Option(help="started, name, return, eval, best or steps.")] = "started",
+    sort: Annotated[str, typer.Option(help="Order: started, name, return, eval, best or steps.")] = "started",
 ) -> None:
-    """List the runs, the one started last at the top, and the sweeps; or the runs of a sweep.
+    """List runs, the one started last at the top, and sweeps; or the runs of one sweep.
 
     Examples:
 

@@ -32,7 +32,7 @@ app = typer.Typer(
 )
 
 _CLOSED_PIPE = 128 + signal.SIGPIPE
-"""The exit code of a command whose output is not read to its end, as a shell shows it of any program."""
+"""The exit code of a command whose reader closed the pipe: what a shell reports for a program that SIGPIPE ends."""
 
 app.command("train", cls=Verb)(train.train)
 app.command("resume", cls=Verb)(train.resume)
@@ -70,7 +70,7 @@ def _root(version: bool = typer.Option(False, "--version", callback=_version, is
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on stderr and an exit code, never a traceback.
+    """Run the command. A user's mistake is answered by one line on stderr and an exit code, without a traceback.
 
     Exit codes are those of `rlx.errors`. What is not foreseen is one line as well, and its traceback goes into a file; with RLX_DEBUG
     set it is printed.
@@ -116,7 +116,7 @@ def _end(message: str, code: int) -> NoReturn:
 
 
 def _prepare_streams() -> None:
-    """Let nothing that is printed raise for its characters, and no file that is opened be taken for a stream that was closed."""
+    """Replace characters that a stream cannot encode, and occupy the descriptors of closed streams, so that no file gets one of them."""
     while (null := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(null)
@@ -126,7 +126,7 @@ def _prepare_streams() -> None:
 
 
 def _is_foreign(ended: SystemExit) -> bool:
-    """Whether it was not typer that ended the command, but an environment, say, whose window somebody closed."""
+    """Whether code outside rlx and typer raised SystemExit, such as an environment whose window was closed."""
     trace = ended.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -135,7 +135,7 @@ def _is_foreign(ended: SystemExit) -> bool:
 
 
 def _is_broken_pipe(error: BaseException | None) -> bool:
-    """Whether an exception came of output that nobody reads any more, as in `rlx ls | head`; rich and typer raise SystemExit(1) then."""
+    """Whether a closed pipe caused an exception, as in `rlx ls | head`. rich and typer turn BrokenPipeError into SystemExit(1)."""
     while error is not None:
         if isinstance(error, BrokenPipeError):
             return True
@@ -144,7 +144,7 @@ def _is_broken_pipe(error: BaseException | None) -> bool:
 
 
 def _keep_trace(error: BaseException) -> str:
-    """Where the traceback of an error is: in the run's log, if it was of a run, or in a file of its own."""
+    """Keep the traceback of an error, and say where it is: in the run's log, or in a new file."""
     if os.environ.get("RLX_DEBUG"):
         traceback.print_exception(error)
         return "its traceback is above"
@@ -159,9 +159,9 @@ def _keep_trace(error: BaseException) -> str:
 
 
 def _flush(code: Any, *, trains: bool) -> Any:
-    """Write what is left in stdout's buffer, or let it go; returns the exit code: of a listing, that it was not written."""
+    """Flush stdout and return the exit code; output that cannot be written changes the code, except of a training."""
     try:
-        if sys.stdout is not None:  # as `rlx ls >&-` leaves it
+        if sys.stdout is not None:  # None after `rlx ls >&-`
             sys.stdout.flush()
     except (OSError, ValueError) as error:
         null = os.open(os.devnull, os.O_WRONLY)

@@ -11,7 +11,7 @@ import typer
 
 from rlx.text import printable
 
-Trust = Annotated[bool, typer.Option("--trust", help="Run the code that a run or sweep of somebody else names; your own need no word.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code that another user's run or sweep names. Your own need no --trust.")]
 
 Notes = Annotated[str | None, typer.Option("--notes", help="A text that is kept with the run, and in W&B.")]
 Tags = Annotated[

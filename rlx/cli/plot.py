@@ -1,4 +1,4 @@
-"""rlx plot: learning curves of runs and sweeps, and what a sweep says of its settings; in the terminal and as files."""
+"""rlx plot: learning curves of runs and sweeps, and the settings of a sweep against their results; in the terminal and as files."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ def plot(
     kind: Annotated[str, typer.Option(help="curves, slice (one panel per swept key) or parallel (coordinates).")] = "curves",
     metric: Annotated[str | None, typer.Option(help="What is drawn. (default: the sweep's objective, or evaluations or returns)")] = None,
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. (default: what differs)")] = None,
-    x: Annotated[str, typer.Option(help="env_steps or wall_time.")] = "env_steps",
+    x: Annotated[str, typer.Option(help="The x-axis: env_steps or wall_time.")] = "env_steps",
     statistic: Annotated[str, typer.Option(help="Over seeds: iqm or mean.")] = "iqm",
-    seeds: Annotated[bool, typer.Option("--seeds", help="Also draw every seed, thinly.")] = False,
+    seeds: Annotated[bool, typer.Option("--seeds", help="Also draw a thin curve for every seed.")] = False,
     threshold: Annotated[float | None, typer.Option(help="Draw a line at this height.")] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Less is better; for parallel coordinates.")] = False,
     out: Annotated[list[Path] | None, typer.Option(help="Write here: .png, .svg, .pdf; can be repeated. (default: plots/)")] = None,
     terminal_only: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal and write no file.")] = False,
-    runs_dir: Annotated[Path | None, typer.Option(help="Where to look; otherwise $RLX_RUNS_DIR, or runs/ here.")] = None,
+    runs_dir: Annotated[Path | None, typer.Option(help="The directory of runs. (default: $RLX_RUNS_DIR, or runs/ here)")] = None,
 ) -> None:  # fmt: skip
-    """Draw learning curves with their intervals over seeds, or what a sweep says of its settings.
+    """Draw learning curves with intervals over seeds, or the settings of a sweep against their results.
 
     Examples:
 

@@ -14,18 +14,18 @@ if TYPE_CHECKING:
     from rlx.sweep.prepare import Prepared
 
 _OBJECTIVE = "eval/return_iqm"
-_SEARCH, _WHERE, _AGAIN = "Search with Optuna", "Where runs are trained", "Going on"
+_SEARCH, _WHERE, _AGAIN = "Search with Optuna", "Where runs are trained", "Continue a sweep"
 _EXECUTORS = ("local", "ray", "slurm")
 
 
 def sweep(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUES", help="What is swept, and what is set.", autocompletion=complete_overrides),
+        typer.Argument(metavar="KEY=VALUES", help="Settings; several values, as 1e-4,1e-3, are swept.", autocompletion=complete_overrides),
     ] = None,
     seeds: Annotated[str | None, typer.Option(help="How many seeds each setting gets, or which: 5, or 3,7,11.")] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at once; the default fills the machine.")] = None,
-    name: Annotated[str | None, typer.Option(help="Directory of the sweep, runs/NAME; the default follows from what is swept.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time. (default: as many as the machine has cores for)")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the sweep, and of its directory in runs/. (default: what is swept)")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose and check every run and list them; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
     objective: Annotated[str | None, typer.Option(help=f"The metric whose last value judges a setting. (default: {_OBJECTIVE})")] = None,
@@ -35,30 +35,30 @@ def sweep(
     trials: Annotated[int | None, typer.Option(help="Search: how many settings to try.", rich_help_panel=_SEARCH)] = None,
     sampler: Annotated[str | None, typer.Option(help="tpe, random, grid, qmc, gp, cmaes. (default: tpe)", rich_help_panel=_SEARCH)] = None,
     pruner: Annotated[str | None, typer.Option(help="hyperband, halving, median or none. (default: none)", rich_help_panel=_SEARCH)] = None,
-    rungs: Annotated[int | None, typer.Option(help="Looks of the pruner at a setting, each after three times the steps of the one before. "
+    rungs: Annotated[int | None, typer.Option(help="How often the pruner judges a setting, each time after three times as many steps. "
                                               "(default: 3)", rich_help_panel=_SEARCH)] = None,
-    space: Annotated[str | None, typer.Option(help="Search space from conf/search/NAME.yaml, or a file; the default is the algorithm's, "
-                                              "if nothing is swept.", rich_help_panel=_SEARCH)] = None,
+    space: Annotated[str | None, typer.Option(help="Search space: NAME of conf/search/NAME.yaml, or a file. (default: the "
+                                              "algorithm's, if nothing is swept)", rich_help_panel=_SEARCH)] = None,
     storage: Annotated[str | None, typer.Option(help="Optuna storage URL that several machines share; the default is a file in the sweep.",
                                                 rich_help_panel=_SEARCH)] = None,
     executor: Annotated[str, typer.Option(help="local, ray or slurm.", rich_help_panel=_WHERE)] = "local",
     address: Annotated[str | None, typer.Option(help="Ray: address of a cluster, host:port or auto.", rich_help_panel=_WHERE)] = None,
     slurm: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="SLURM: partition=gpu, timeout_min=60, …; can be repeated.",
                                                     rich_help_panel=_WHERE)] = None,
-    retries: Annotated[int, typer.Option(help="How often a run goes on from its checkpoint when its process dies or hangs.",
+    retries: Annotated[int, typer.Option(help="How often a run is continued from its checkpoint when its process dies or hangs.",
                                          rich_help_panel=_WHERE)] = 2,
-    stall_timeout: Annotated[float, typer.Option(help="Seconds without a heartbeat after which a run counts as hung; 0 never.",
+    stall_timeout: Annotated[float, typer.Option(help="Seconds without a heartbeat after which a run counts as hung; 0 is never.",
                                                  rich_help_panel=_WHERE)] = 1800.0,
-    resume: Annotated[str | None, typer.Option(help="Name of a sweep to go on with, or latest; more --seeds or --trials extend it.",
+    resume: Annotated[str | None, typer.Option(help="Continue the sweep of this name, or latest; more --seeds or --trials extend it.",
                                                autocompletion=complete_sweeps, rich_help_panel=_AGAIN)] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Also try the failed runs again.", rich_help_panel=_AGAIN)] = False,
     notes: Notes = None,
     tags: Tags = None,
     trust: Trust = False,
 ) -> None:  # fmt: skip
-    """Train many runs: every combination of the values given, each with several seeds, or settings that a search proposes.
+    """Train many runs: every combination of the given values with several seeds, or the settings that a search proposes.
 
-    The same command again goes on where it was: finished runs are kept, others continue from their checkpoints.
+    The same command again continues the sweep: finished runs are kept, others continue from their checkpoints.
 
     Examples:
 
@@ -122,7 +122,7 @@ def sweep(
 
 
 def _print_points(prepared: Prepared) -> None:
-    """What would be trained."""
+    """Print which runs would be trained."""
     from rlx.render.numbers import count
     from rlx.render.tables import make_table, terminal
     from rlx.sweep.plan import describe

@@ -14,7 +14,7 @@ def sync(
     run: Annotated[
         str, typer.Argument(help="Name or path of a run or a sweep, or latest.", autocompletion=complete_runs_and_sweeps)
     ] = "latest",
-    project: Annotated[str | None, typer.Option(help="W&B project; the default is what the run was configured with.")] = None,
+    project: Annotated[str | None, typer.Option(help="W&B project. (default: that of the run's configuration)")] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Write a directory for `wandb sync` instead of uploading.")] = False,
 ) -> None:
     """Upload a run to Weights & Biases from its metrics.jsonl, or every run of a sweep.

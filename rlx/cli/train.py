@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from rlx.start import Start
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="What differs from the defaults.", autocompletion=complete_overrides)
+    list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that differ from the defaults.", autocompletion=complete_overrides)
 ]
 
 
 def train(
     overrides: Overrides = None,
-    name: Annotated[str | None, typer.Option(help="Directory of the run, runs/NAME; the default says algo, env, seed and time.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run, and of its directory in runs/. (default: algo, env, seed and time)")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, check and print the configuration; train nothing.")] = False,
     config_dir: Annotated[Path | None, typer.Option(help="A directory of your own YAML groups, searched before conf/.")] = None,
-    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Go on where the run of this name is, if there is one.")] = False,
+    auto_resume: Annotated[bool, typer.Option("--auto-resume", help="Continue the run of this name if it exists.")] = False,
     from_: Annotated[
         str | None,
         typer.Option("--from", metavar="RUN[@CHECKPOINT]", help="Start from the networks of another run.", autocompletion=complete_runs),
@@ -83,7 +85,7 @@ def resume(
     inexact: Annotated[bool, typer.Option("--inexact", help="Begin new episodes instead of replaying the open ones.")] = False,
     trust: Trust = False,
 ) -> None:
-    """Continue a run where its last checkpoint is, in its directory, exactly as if it had never stopped.
+    """Continue a run from its last checkpoint, exactly as if it had never stopped.
 
     Only loop.* (budget, cadences), log.* and runtime.device can be changed; the change is kept in meta.json.
 

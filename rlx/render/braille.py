@@ -1,4 +1,4 @@
-"""A curve in the terminal: braille dots, two by four of them to a character."""
+"""Curves in the terminal as braille characters of two by four dots."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def letter(number_: int) -> str:
 
 
 class _Frame:
-    """Axes around some points: where a point is in dots, and what stands around the drawing."""
+    """The axes around some points, and the position of a point in dots."""
 
     def __init__(self, points: Sequence[Point], width: int, height: int, x_label: str) -> None:
         self._x, self._y = (_spread([p[axis] for p in points]) for axis in (0, 1))
@@ -136,7 +136,7 @@ def _middle(span: Point) -> float:
 
 
 def _spread(values: list[float]) -> Point:
-    """Lowest and highest value, a little apart if they are equal."""
+    """Lowest and highest value, widened if they are equal."""
     low, high = min(values), max(values)
     if high - low <= 1e-12 * max(abs(low), abs(high)):
         room = abs(low) * 0.1 or 1.0

@@ -80,7 +80,7 @@ def _number(value: float) -> str:
 
 
 def _ends(row: Row, low: str, high: str) -> str:
-    """The interval of a group's IQM, whose ends are written already."""
+    """The interval of a group's IQM, from its ends as text; – if there is none."""
     if all(map(math.isfinite, row.iqm_ci)):
         return f"{low} to {high}"
     return "– (one seed)" if row.seeds == 1 else "–"
@@ -103,7 +103,7 @@ def _seconds(seconds: float | None) -> str:
 
 
 def comparison_csv(result: Comparison) -> str:
-    """A line for every group; keys that groups are told apart by have columns of their own."""
+    """One line for every group, with a column for each key that the groups differ in."""
     keys = list(result.rows[0].values)
     fields = ["seeds", "mean", "mean_ci_low", "mean_ci_high", "median", "iqm", "iqm_ci_low", "iqm_ci_high", "optimality_gap", "auc",
               "steps_to_threshold", "reached", "wall_s", "env_steps"]  # fmt: skip

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from rlx.errors import ConfigError, StorageError
 from rlx.evaluation.model_error import LEVELS, ModelError
 from rlx.files import make_directory
+from rlx.render.numbers import count
 from rlx.stats import curves
 from rlx.stats.aggregate import iqm, mean
 from rlx.stats.data import Group, Series, of_one_seed
@@ -25,11 +26,11 @@ from rlx.stats.intervals import FEWEST
 
 FORMATS = (".png", ".svg", ".pdf")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
-"""Okabe and Ito (2008): told apart also by the colour-blind; the yellow, which paper swallows, is darkened."""
+"""Colours of Okabe and Ito (2008), which colour-blind readers can tell apart; the yellow is darkened for print."""
 _DASHES = ("-", "--", "-.", ":")
 _PAPER = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 _LOG_FROM = 100.0
-"""Factor between the ends of an axis from which it is logarithmic."""
+"""An axis whose ends differ by at least this factor is logarithmic."""
 _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -47,7 +48,7 @@ _STYLE: Any = {
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One setting of a sweep with what its runs reached."""
+    """One setting of a sweep with the results of its runs."""
 
     values: dict[str, Any]
     scores: list[float]
@@ -60,7 +61,7 @@ class Trial:
 
 
 def trials(groups: Sequence[Group], metric: str) -> list[Trial]:
-    """What the groups of a sweep reached: the last value of the metric in every run."""
+    """The results of the groups of a sweep: the last value of the metric in every run."""
     found = []
     for g in groups:
         scores = [value for run in g.runs if (value := curves.value_at(run, metric)) is not None]
@@ -88,7 +89,7 @@ def draw_curves(
             color, dashes = COLORS[i % len(COLORS)], _DASHES[i // len(COLORS) % len(_DASHES)]
             steps, centre, low, high = curves.band(g.runs, metric, x, statistic, confidence)
             seeds = len(of_one_seed([run for run in g.runs if len(run.series(metric, x)[0])]))
-            name = f"{g.label} ({seeds} seed{'s' if seeds != 1 else ''})" if len(groups) > 1 or g.label != "all" else _several(seeds)
+            name = f"{g.label} ({count(seeds, 'seed')})" if len(groups) > 1 or g.label != "all" else count(seeds, "seed")
             axes.plot(steps / scale, centre, color=color, linestyle=dashes, marker=_marker(steps), linewidth=1.8, label=name, zorder=3)
             if seeds >= FEWEST and len(steps) == 1:
                 axes.vlines(steps / scale, low, high, color=color, linewidth=1.8)
@@ -129,16 +130,12 @@ def _draw_seeds(axes: Axes, series: list[Series], scale: float, color: str) -> N
 
 
 def _marker(steps: NDArray[np.float64]) -> str | None:
-    """One point is no line: it needs a dot to be seen."""
+    """The marker of a curve: a dot for a single point, which a line would not show."""
     return "o" if len(steps) == 1 else None
 
 
-def _several(seeds: int) -> str:
-    return f"{seeds} seed{'s' if seeds != 1 else ''}"
-
-
 def _unit(groups: Sequence[Group], metric: str, x: str) -> tuple[str, float]:
-    """The unit of time that the longest run reads well in."""
+    """The unit of time that suits the longest run, and its length in seconds."""
     if x == "env_steps":
         return "", 1.0
     longest = max((float(v[-1]) for g in groups for run in g.runs if len(v := run.series(metric, x)[0])), default=0.0)
@@ -159,7 +156,7 @@ def _is_number(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Scale:
-    """How the values of one key lie on an axis."""
+    """The axis of one key, and the positions of its values."""
 
     names: list[str] | None
     """Of the positions 0, 1, …; None for numbers."""
@@ -205,9 +202,9 @@ def draw_slices(found: Sequence[Trial], metric: str, *, statistic: str = "iqm") 
 
 
 def _unfinished(found: Sequence[Trial]) -> str:
-    """What grey means, where something is."""
+    """The meaning of grey for the legend; "" if nothing is grey."""
     number = sum(not t.complete for t in found)
-    return f"grey: {number} setting{'s' if number != 1 else ''} pruned, failed or not finished" if number else ""
+    return f"grey: {count(number, 'setting')} pruned, failed or not finished" if number else ""
 
 
 def _draw_slice(axes: Axes, found: Sequence[Trial], scale: Scale, statistic: str) -> None:
@@ -215,16 +212,16 @@ def _draw_slice(axes: Axes, found: Sequence[Trial], scale: Scale, statistic: str
     for trial, position in zip(found, scale.positions, strict=True):
         if trial.complete:
             pooled.setdefault(float(position), []).extend(trial.scores)
-        spread = 0.06 if scale.names is not None else 0.0  # names are places, where runs may stand side by side
+        spread = 0.06 if scale.names is not None else 0.0  # several runs of one name are drawn side by side
         offset = spread * (np.arange(len(trial.scores)) - (len(trial.scores) - 1) / 2)
         color = COLORS[0] if trial.complete else "#AAAAAA"
         axes.scatter(position + offset, trial.scores, s=18, color=color, alpha=0.55, linewidths=0, zorder=3)
     complete = sum(t.complete for t in found)
-    if len(pooled) < complete or complete <= 6:  # a line through many values that nothing repeats would only follow the noise
+    if len(pooled) < complete or complete <= 6:  # a line through many values without repetitions would follow the noise
         order = sorted(p for p, scores in pooled.items() if scores)
         reduce = iqm if statistic == "iqm" else mean
         aggregates = [float(reduce(np.array(pooled[p]))) for p in order]
-        joined = "-" if scale.names is None else "none"  # between names there is nothing
+        joined = "-" if scale.names is None else "none"  # no line between names
         axes.plot(order, aggregates, color=COLORS[1], marker="o", markersize=4, linestyle=joined, linewidth=1.5, zorder=4)
     if scale.log:
         axes.set_xscale("log")

@@ -1,4 +1,4 @@
-"""What a person sees while a sweep runs: a table of slots on a terminal, plain lines elsewhere; and what came of it."""
+"""A sweep while it runs, as a table on a terminal and as lines elsewhere, and its result."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def headline(name: str, drive: Drive, *, new: bool, space: list[str]) -> list[st
 
 
 def print_end(root: Path, drive: Drive) -> None:
-    """What came of it, and what to do next."""
+    """Print the result of a sweep, and what to type next."""
     from rlx.sweep.plan import describe
 
     plan, name = drive.plan, drive.sweep.name
@@ -144,7 +144,7 @@ def print_end(root: Path, drive: Drive) -> None:
     for error, runs in grouped(drive).items():
         shown = ", ".join(runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
         say(f"failed: {shown}: {error}")
-        say(f"  what they said: {drive.sweep.path / runs[0] / 'log.txt'}")
+        say(f"  their log: {drive.sweep.path / runs[0] / 'log.txt'}")
     best = plan.best()
     if best is not None:
         say(f"best: {best[0]}  {drive.objective} {number(best[1])}  {describe(best[2])}")
@@ -159,11 +159,11 @@ def print_end(root: Path, drive: Drive) -> None:
 
 
 _PLACE = re.compile(r"\b(environment|step|seed) \d+")
-"""What differs between the errors of seeds that failed for one reason."""
+"""Parts of an error message that differ between seeds that failed for the same reason."""
 
 
 def grouped(drive: Drive) -> dict[str, list[str]]:
-    """Failed runs by the error of the first of them, the commonest first; errors that differ only in environment, step and seed are one."""
+    """Failed runs by their error, the most frequent first. Errors that differ only in environment, step and seed count as the same."""
     groups: dict[str, list[tuple[str, str]]] = {}
     for failure in drive.failures.values():
         groups.setdefault(_PLACE.sub(r"\1", failure.error), []).append((failure.run, failure.error))

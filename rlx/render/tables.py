@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def terminal() -> Console:
-    """Standard output: as wide as the terminal, or as wide as it needs to be for a pipe, which gets no colour."""
+    """A console on standard output. For a pipe it has no colour and wraps no lines."""
     from rich.console import Console
 
     console = Console(highlight=False, markup=False, emoji=False)
@@ -18,7 +18,7 @@ def terminal() -> Console:
 
 
 def guarded(console: Console) -> Console:
-    """The console, which from now on shows control characters of what it prints instead of obeying them."""
+    """The console, which from now on escapes the control characters in what it prints."""
     from rich.console import ConsoleOptions, RenderableType, RenderHook, RenderResult
     from rich.measure import Measurement
     from rich.segment import Segment

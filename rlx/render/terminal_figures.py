@@ -54,7 +54,7 @@ def print_drawing(console: Console, drawn: list[list[tuple[float, float]]], name
 
 
 def print_slices(console: Console, found: Sequence[Trial], metric: str) -> None:
-    """A drawing of dots for every key; names stand for their places."""
+    """Draw the results against the values of each key, as dots. A value that is no number is drawn at its position in the legend."""
     from rlx.render.figures import scale_of
 
     for key in found[0].values:

@@ -22,7 +22,7 @@ class SweepRunRow:
     run: str
     values: dict[str, Any]
     status: str
-    """As for any run, and pending, pruned (its trial was given up) or failed (given up after an error)."""
+    """One of `store.rows.STATUSES`, or pending, or pruned (the pruner stopped its trial)."""
     env_steps: int | None = None
     fraction: float = 0.0
     objective: float | None = None
@@ -107,7 +107,7 @@ def _best(spec: Spec, history: History, rows: list[SweepRunRow]) -> dict[str, An
 
 
 def _left_s(sweep: SweepDir, rows: list[SweepRunRow], total: int) -> float | None:
-    """Seconds until a sweep that is being worked on ends, at the speed since it was last started."""
+    """Seconds until a sweep ends, at its speed since it was last started; None if no process drives it."""
     drives = [e["at"] for e in sweep.events() if e["event"] == "drive"]
     if not sweep.is_locked() or not drives:
         return None
