@@ -26,6 +26,7 @@ from rlx.store.times import now
 from rlx.store.wandb_settings import wandb_config, wandb_group, wandb_notes, wandb_tags
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
+from rlx.track.tensorboard import check_installed, make_tensorboard
 from rlx.track.wandb import make_mirror
 from rlx.types import Progress
 
@@ -67,6 +68,8 @@ def train(
     """
     if any(override.key == "loop.total_env_steps" for override in overrides):
         _check_budget(run, config)
+    if config.log.tensorboard:
+        check_installed()
     device = resolve_device(config)
     with run.lock(), SignalHandler() as signals:
         segment = len(run.segments)
@@ -131,7 +134,9 @@ def _train(
             segment=segment,
             note=console.note,
         )
-
+        mirrors = [mirror]
+        if config.log.tensorboard and (board := make_tensorboard(run.path, console.note)) is not None:
+            mirrors.append(board)
         exit_code = 1
         try:
             progress, finished = loop.train(
@@ -139,7 +144,7 @@ def _train(
                 parts.collector,
                 parts.evaluator,
                 config=config.loop,
-                logger=RunLogger(record, console, mirror, lambda text: _keep(run, text)),
+                logger=RunLogger(record, console, mirrors, lambda text: _keep(run, text)),
                 checkpointer=parts.checkpointer,
                 signals=signals,
                 should_pause=should_pause,
@@ -147,7 +152,8 @@ def _train(
             exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
         finally:
             parts.checkpointer.close()
-            mirror.close(exit_code=exit_code)
+            for mirror in mirrors:
+                mirror.close(exit_code=exit_code)
     return progress, finished
 
 

@@ -76,7 +76,7 @@ def check_new(composed: Composed, name: str, *, may_exist: bool = False, source:
     else:
         RunDir.check_new(runs_directory(), name)
     checked = check_parts(composed.config, source)
-    check_login(composed.config)
+    check_loggers(composed.config)
     return checked
 
 
@@ -103,7 +103,7 @@ def to_resume(reference: str, arguments: list[str], *, trust: bool) -> Start:
         is_finished=not arguments and run.status == "finished",
     )
     if not start.is_finished:
-        check_login(config)
+        check_loggers(config)
     return start
 
 
@@ -138,19 +138,23 @@ def to_auto_resume(composed: Composed, name: str, *, trust: bool, labels: Labels
     overrides = [Override(k, str(wanted.get(k))) for k in changed]
     start = Start(run=run, config=composed.config, overrides=overrides, is_finished=not changed and run.status == "finished")
     if not start.is_finished:
-        check_login(composed.config)
+        check_loggers(composed.config)
     if labels:
         with run.lock():
             run.set_labels(labels)
     return start
 
 
-def check_login(config: RunConfig) -> None:
-    """Raise a ConfigError if W&B is to be online and has no login."""
-    if config.log.wandb.value == "online":
-        from rlx.track.wandb import check_login as check
+def check_loggers(config: RunConfig) -> None:
+    """Raise a ConfigError if W&B is to be online and has no login, or TensorBoard is wanted and not installed."""
+    if config.log.tensorboard:
+        from rlx.track.tensorboard import check_installed
 
-        check("online")
+        check_installed()
+    if config.log.wandb.value == "online":
+        from rlx.track.wandb import check_login
+
+        check_login("online")
 
 
 def check_parts(config: RunConfig, source: Source | None = None) -> Checked:

@@ -99,6 +99,7 @@ RULES = {
 
 FOREIGN = {
     "wandb": ("rlx.track.wandb",),
+    "tensorboard": ("rlx.track.tensorboard",),
     "hydra": ("rlx.config", "rlx.sweep"),
     "omegaconf": ("rlx.config", "rlx.sweep"),
     "optuna": ("rlx.sweep",),

@@ -29,7 +29,7 @@ from rlx.run import train
 from rlx.store.record import Record, read_metrics
 from rlx.store.runs import RunDir, new_meta
 from rlx.track.console import QuietConsole
-from rlx.track.logger import NullMirror, RunLogger
+from rlx.track.logger import RunLogger
 
 
 def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
@@ -98,7 +98,7 @@ def train_part(run: RunDir, config: RunConfig, iterations: int | None, spoil: Ca
         parts.checkpointer.restore = restore_spoilt  # type: ignore[method-assign]
     with closing(Record(run.metrics_path)) as record, closing(parts):
         loop.train(
-            parts.algo, parts.collector, parts.evaluator, config=config.loop, logger=RunLogger(record, QuietConsole(), NullMirror()),
+            parts.algo, parts.collector, parts.evaluator, config=config.loop, logger=RunLogger(record, QuietConsole(), []),
             checkpointer=parts.checkpointer, signals=StopAfter(iterations),
         )  # fmt: skip
 

@@ -108,6 +108,10 @@ class LogConfig:
     """Mirror metrics to Weights & Biases: auto is online where a login exists, else offline; online without a login is refused."""
     wandb_project: str | None = None
     """W&B project; null is $WANDB_PROJECT, or else rlx."""
+    wandb_entity: str | None = None
+    """W&B user or team that the project belongs to; null is $WANDB_ENTITY, or else the login's default."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, into the run's tensorboard/; takes the extra `tensorboard`."""
     console: ConsoleMode = ConsoleMode.auto
     """What the terminal shows: auto is a live view on a terminal and plain lines elsewhere."""
 

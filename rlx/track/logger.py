@@ -1,8 +1,8 @@
-"""One logger for the loop, out of a record, a console and a mirror."""
+"""One logger for the loop, out of a record, a console and mirrors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -27,12 +27,19 @@ class Console(Protocol):
 class Mirror(Protocol):
     """A copy of the record elsewhere; never raises into the loop."""
 
+    def rewind(self, env_steps: int) -> None:
+        """Called once before the first line: the run goes on from env_steps, and the record was cut there."""
+        ...
+
     def write(self, line: Mapping[str, Any]) -> None: ...
 
     def close(self, *, exit_code: int) -> None: ...
 
 
 class NullMirror:
+    def rewind(self, env_steps: int) -> None:
+        pass
+
     def write(self, line: Mapping[str, Any]) -> None:
         pass
 
@@ -41,27 +48,30 @@ class NullMirror:
 
 
 class RunLogger:
-    """The loop's logger: the record first, then those who look at it."""
+    """The loop's logger: the record first, then its copies."""
 
     def __init__(
         self,
         record: Record,
         console: Console,
-        mirror: Mirror,
+        mirrors: Sequence[Mirror],
         keep_trace: Callable[[str], object] = lambda text: None,
     ) -> None:
-        self.record, self.console, self.mirror, self._keep_trace = record, console, mirror, keep_trace
+        self.record, self.console, self.mirrors, self._keep_trace = record, console, mirrors, keep_trace
 
     def write(self, line: Mapping[str, float], progress: Progress) -> None:
         full = {"env_steps": progress.env_steps, "iteration": progress.iteration, **line}
         self.record.write(full)
         self.console.line(full, progress)
-        self.mirror.write(full)
+        for mirror in self.mirrors:
+            mirror.write(full)
 
     def rewind(self, env_steps: int, *, evaluated: bool) -> None:
         damage = self.record.rewind(env_steps, evaluated=evaluated)
         if damage:
             self.console.note(f"warning: {damage}")
+        for mirror in self.mirrors:
+            mirror.rewind(env_steps)
 
     def note(self, text: str, *, trace: str = "") -> None:
         self.console.note(text)

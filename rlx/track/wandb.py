@@ -125,6 +125,9 @@ class WandbMirror:
         self._thread = threading.Thread(target=self._copy, args=(run,), name="rlx-wandb", daemon=True)
         self._thread.start()
 
+    def rewind(self, env_steps: int) -> None:
+        """W&B can take nothing back: it ignores what is written again."""
+
     def write(self, line: Mapping[str, Any]) -> None:
         if not self._ended:
             self._todo.put(line)
