@@ -20,14 +20,14 @@ from rlx.finetune import load_initial
 from rlx.signals import SignalHandler
 from rlx.store.layout import LOG
 from rlx.store.provenance import save_uncommitted
-from rlx.store.record import Record
+from rlx.store.record import Record, best_values
 from rlx.store.runs import RunDir
 from rlx.store.times import now
-from rlx.store.wandb_settings import wandb_config, wandb_group, wandb_notes, wandb_tags
+from rlx.store.wandb_settings import wandb_fields
 from rlx.track.console import make_console
 from rlx.track.logger import Console, RunLogger
 from rlx.track.tensorboard import check_installed, make_tensorboard
-from rlx.track.wandb import make_mirror
+from rlx.track.wandb import BEST_OF, make_mirror
 from rlx.types import Progress
 
 
@@ -120,20 +120,10 @@ def _train(
     if parts.collector.inexact:
         console.note(f"resume will not be exact: {parts.collector.inexact}")
     with contextlib.closing(Record(run.metrics_path)) as record:
-        sweep = meta.get("sweep")
         mirror = make_mirror(
-            wandb,
-            run_dir=run.path,
-            run_id=meta.get("wandb_id", run.name),
-            name=f"{sweep}/{run.name}" if sweep else run.name,
-            project=config.log.wandb_project,
-            config=wandb_config(config, meta),
-            tags=wandb_tags(config, meta),
-            notes=wandb_notes(meta),
-            group=wandb_group(config, meta, run.name),
-            segment=segment,
-            note=console.note,
-        )
+            wandb, run_dir=run.path, run_id=meta.get("wandb_id", run.name), segment=segment, note=console.note,
+            best=best_values(run.metrics_path, BEST_OF), **wandb_fields(config, meta, run.name),
+        )  # fmt: skip
         mirrors = [mirror]
         if config.log.tensorboard and (board := make_tensorboard(run.path, console.note)) is not None:
             mirrors.append(board)

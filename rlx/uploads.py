@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 from rlx.config.saved import load_config
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, SyncError
+from rlx.files import is_file
 from rlx.store.layout import is_sweep
 from rlx.store.record import read_record
 from rlx.store.runs import RunDir
 from rlx.store.sweeps import SweepDir
-from rlx.store.wandb_settings import wandb_config, wandb_group, wandb_notes, wandb_tags
-from rlx.track.wandb import upload
+from rlx.store.wandb_settings import wandb_fields
+from rlx.track.wandb import Description, is_online
+from rlx.track.wandb_upload import add_videos, upload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +60,33 @@ def upload_run(run: RunDir, *, project: str | None = None, offline: bool = False
         run: the run.
         project: a W&B project; None is the one that the run was configured with.
         offline: write a directory for `wandb sync` instead of uploading.
+
+    Videos of evaluations are copied too.
     """
     config = load_config(run.path / "config.yaml")  # only read: an env that names a module needs no trust here
     record, meta = read_record(run.metrics_path), run.meta()
-    sweep = meta.get("sweep")
-    name = f"{sweep}/{run.name}" if sweep else run.name
+    fields = wandb_fields(config, meta, run.name)
     where = upload(
         record.good,
         run_dir=run.path,
         run_id=f"{meta.get('wandb_id') or run.name}-{datetime.now():%Y%m%d-%H%M%S}",
-        group=wandb_group(config, meta, run.name),
-        name=name,
-        project=project or config.log.wandb_project,
-        config=wandb_config(config, meta),
-        tags=wandb_tags(config, meta),
-        notes=wandb_notes(meta),
+        videos=sorted(path for path in (run.path / "videos").glob("*.mp4") if is_file(path)),
         offline=offline,
+        **{**fields, "project": project or fields["project"]},
     )
-    return Upload(name=name, num_lines=len(record.good), where=str(where), problem=record.problem)
+    return Upload(name=fields["name"], num_lines=len(record.good), where=str(where), problem=record.problem)
+
+
+def upload_videos(run: RunDir, videos: Sequence[Path]) -> None:
+    """Add films to a run's W&B run, if it is mirrored online and there is a login; nothing is done otherwise.
+
+    Raises:
+        SyncError: if W&B has no such run or cannot be reached, or the run is being trained, which holds its W&B run.
+    """
+    config, meta = load_config(run.path / "config.yaml"), run.meta()
+    if not videos or not is_online(config.log.wandb.value):
+        return
+    fields = wandb_fields(config, meta, run.name)
+    if run.is_locked():
+        raise SyncError(f"W&B: {run.name} is being trained; `rlx sync {fields['name']}` uploads its videos afterwards")
+    add_videos(videos, Description(directory=run.path, id=str(meta.get("wandb_id") or run.name), **fields))

@@ -412,7 +412,7 @@ def test_broken_file_that_is_not_used_blocks_nothing_and_is_not_blamed(rlx: Rlx,
 
 
 def test_login_that_is_not_there_is_asked_for_before_anything_is_made(rlx: Rlx, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlx.track.wandb._why_no_login", lambda: "no login")
+    monkeypatch.setattr("rlx.track.wandb.why_no_login", lambda: "no login")
     says = "log.wandb=online: W&B has no login; run `wandb login` or set WANDB_API_KEY, or use log.wandb=auto or offline"
     assert_refused(rlx("train log.wandb=online"), says)
     assert list(here.iterdir()) == []

@@ -232,7 +232,7 @@ def ground(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr("rlx.cli.main.app", COMMAND)
     monkeypatch.setattr("rlx.sweep.executors.choose.make_executor", Here)
     monkeypatch.setattr("rlx.sweep.executors.local.warm_up", lambda: None)
-    monkeypatch.setattr("rlx.track.wandb.upload", lambda lines, **_: f"{len(list(lines))} uploaded")
+    monkeypatch.setattr("rlx.uploads.upload", lambda lines, **_: f"{len(list(lines))} uploaded")
     before = signal.signal(signal.SIGALRM, overdue)
     yield here
     signal.alarm(0)

@@ -98,7 +98,7 @@ RULES = {
 """What of rlx a package may import; a package that does not exist yet is held to its rule when it does."""
 
 FOREIGN = {
-    "wandb": ("rlx.track.wandb",),
+    "wandb": ("rlx.track.wandb", "rlx.track.wandb_upload"),
     "tensorboard": ("rlx.track.tensorboard",),
     "hydra": ("rlx.config", "rlx.sweep"),
     "omegaconf": ("rlx.config", "rlx.sweep"),

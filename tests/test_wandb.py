@@ -25,10 +25,11 @@ from rlx.config.schema import EnvConfig, RunConfig
 from rlx.errors import ConfigError, RlxError, SyncError
 from rlx.store.record import Record
 from rlx.store.runs import RunDir
-from rlx.store.wandb_settings import wandb_group
+from rlx.store.wandb_settings import wandb_fields, wandb_group
 from rlx.track import wandb as mirror_module
 from rlx.track.logger import Mirror, NullMirror
 from rlx.track.wandb import WandbMirror, make_mirror
+from rlx.uploads import upload_videos
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 LINES: list[dict[str, Any]] = [
@@ -47,7 +48,7 @@ def _no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / ".netrc"))
     yield
-    mirror_module._tear_down()
+    mirror_module.tear_down()
 
 
 @pytest.fixture
@@ -77,12 +78,30 @@ class _Server(BaseHTTPRequestHandler):
             bucket = {"id": "x", "name": variables["name"], "historyLineCount": 0, "config": "{}",
                       "project": {"id": "p", "name": variables["project"], "entity": {"id": "e", "name": "me"}}}  # fmt: skip
             data = {"upsertBucket": {"bucket": bucket, "inserted": True}}
+        if body.get("operationName") == "RunResumeStatus" and self.received["resumable"]:
+            lines = {
+                "historyLineCount": 4,
+                "eventsLineCount": 0,
+                "logLineCount": 0,
+                "historyTail": json.dumps([json.dumps({"_step": 300})]),
+            }
+            bucket = {
+                "id": "x",
+                "name": variables["name"],
+                "summaryMetrics": "{}",
+                "config": "{}",
+                "eventsTail": "[]",
+                "wandbConfig": '{"t": 1}',
+                **lines,
+            }
+            data = {"model": {"id": "p", "name": "rlx", "entity": {"id": "e", "name": "me"}, "bucket": bucket}}
         if body.get("operationName") == "CreateRunFiles":
             files = [{"name": f, "uploadUrl": f"http://{self.headers['Host']}/{f}"} for f in variables["files"]]
             data = {"createRunFiles": {"runID": "x", "uploadHeaders": [], "files": files}}
         self._answer({"data": data})
 
     def do_PUT(self) -> None:
+        self.received["files"].append(self.path)
         self.rfile.read(int(self.headers["Content-Length"]))
         self._answer({})
 
@@ -107,14 +126,14 @@ class _HttpServer(ThreadingHTTPServer):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A login, and a server; yields what the server received."""
-    received: dict[str, Any] = {"rows": [], "runs": []}
+    received: dict[str, Any] = {"rows": [], "runs": [], "files": [], "resumable": False}
     http = _HttpServer(("127.0.0.1", 0), type("Server", (_Server,), {"received": received}))
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{http.server_port}")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     yield received
-    mirror_module._tear_down()
+    mirror_module.tear_down()
     http.shutdown()
     http.server_close()
     thread.join()
@@ -169,6 +188,22 @@ def read_offline(directory: Path) -> tuple[dict[int, dict[str, Any]], Any, int |
         if record.HasField("exit"):
             exit_code = record.exit.exit_code
     return rows, run, exit_code
+
+
+def read_summary(directory: Path) -> dict[str, float]:
+    """What was put into the summary of a .wandb file, beside the last value of every metric."""
+    from wandb.proto import wandb_internal_pb2
+
+    (path,) = directory.glob("*.wandb")
+    found: dict[str, float] = {}
+    for data in leveldb_records(path.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        for item in record.summary.update:
+            key = item.key or ".".join(item.nested_key)
+            if key.startswith("best/"):
+                found[key] = json.loads(item.value_json)
+    return found
 
 
 def metrics_only(rows: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
@@ -233,7 +268,7 @@ def test_without_login_every_line_is_in_an_offline_run(tmp_path: Path, mode: str
 def test_what_the_environment_says_beats_defaults_and_not_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, project: str | None, expected: str
 ) -> None:
-    for name, value in {"PROJECT": "mine", "ENTITY": "me", "TAGS": "a, b", "NOTES": "why", "RUN_GROUP": "g"}.items():
+    for name, value in {"PROJECT": "mine", "ENTITY": "me", "TAGS": "a, b", "NOTES": "why", "RUN_GROUP": "g", "JOB_TYPE": "j"}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
     it = mirror_module.make_mirror("offline", run_dir=tmp_path, run_id="abcd1234", name="pole", project=project, config={}, tags=["ppo"],
                                    segment=0, note=print, group="ours")  # fmt: skip
@@ -241,6 +276,26 @@ def test_what_the_environment_says_beats_defaults_and_not_the_command_line(
     it.close(exit_code=0)
     run = read_offline(offline_directory(tmp_path))[1]
     assert (run.project, run.entity, list(run.tags), run.notes, run.run_group) == (expected, "me", ["ppo", "a", "b"], "why", "g")
+    assert run.job_type == "j"
+
+
+def test_entity_name_and_directory_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_NAME", "mine")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path / "elsewhere"))
+    config = Composer().compose(["log.wandb_entity=team"]).config
+    fields = wandb_fields(config, {}, "pole")
+    assert wandb_fields(config, {"sweep": "lr"}, "000-s0")["title"] == "lr/000-s0"
+    (tmp_path / "run").mkdir()
+    it = make_mirror(
+        "offline", run_dir=tmp_path / "run", run_id="abcd1234", segment=0, note=print, best={"eval/return_mean": 9.0}, **fields
+    )
+    write(it, [*LINES, {"env_steps": 400, "iteration": 4, "episode/return_mean_100": 5.0}])
+    it.close(exit_code=0)
+    assert not list((tmp_path / "run").iterdir())
+    _, run, _ = read_offline(offline_directory(tmp_path / "elsewhere"))
+    assert (run.entity, run.display_name, run.job_type) == ("team", "mine", "train")
+    summary = read_summary(offline_directory(tmp_path / "elsewhere"))
+    assert summary == {"best/eval/return_mean": 9.0, "best/episode/return_mean_100": 5.0}
 
 
 def test_seeds_of_one_setting_share_a_group_and_settings_do_not() -> None:
@@ -317,8 +372,8 @@ def test_dead_network_falls_back_to_offline_while_the_trainer_goes_on(
 ) -> None:
     monkeypatch.setattr(mirror_module, "_INIT_TIMEOUT_S", 1.0)
     notes: list[str] = []
-    begin, written = mirror_module._begin, threading.Event()
-    monkeypatch.setattr(mirror_module, "_begin", lambda *args, **kwargs: (written.wait(30), begin(*args, **kwargs))[1])
+    begin, written = mirror_module.begin, threading.Event()
+    monkeypatch.setattr(mirror_module, "begin", lambda *args, **kwargs: (written.wait(30), begin(*args, **kwargs))[1])
     it = mirror(tmp_path, notes)
     write(it)
     assert isinstance(it, WandbMirror)
@@ -371,7 +426,7 @@ def test_a_killed_wandb_core_ends_the_copying_with_one_note(tmp_path: Path) -> N
     notes: list[str] = []
     it = mirror(tmp_path, notes, "offline")
     it.write(LINES[0])
-    service = mirror_module._service()
+    service = mirror_module.service()
     assert service is not None
     service.kill()
     time.sleep(0.2)
@@ -409,8 +464,8 @@ def test_online_run_is_uploaded_and_named_by_its_address(tmp_path: Path, server:
 @pytest.mark.parametrize("where", ["WANDB_API_KEY", "netrc", "settings"])
 def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     (tmp_path / "home").mkdir()
-    assert mirror_module._why_no_login() == "no login"
-    mirror_module._tear_down()
+    assert mirror_module.why_no_login() == "no login"
+    mirror_module.tear_down()
     if where == "WANDB_API_KEY":
         monkeypatch.setenv(where, KEY)
     elif where == "netrc":
@@ -418,7 +473,7 @@ def test_login_is_found_where_wandb_looks(tmp_path: Path, monkeypatch: pytest.Mo
     elif where == "settings":
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
         (tmp_path / "settings").write_text(f"[default]\napi_key = {KEY}\n")
-    assert mirror_module._why_no_login() == ""
+    assert mirror_module.why_no_login() == ""
 
 
 def test_a_key_that_cannot_be_one_is_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -503,3 +558,33 @@ def test_sync_offline_writes_a_directory_for_wandb_sync(recorded: RunDir, capfd:
     rows, run, exit_code = read_offline(directory)
     assert metrics_only(rows) == ROWS
     assert (run.project, run.run_group, exit_code) == ("rlx", wandb_group(recorded.config(trust=True), recorded.meta(), "pole"), 0)
+
+
+@pytest.fixture
+def film(recorded: RunDir) -> Path:
+    path = recorded.path / "videos" / "300-0.mp4"
+    path.parent.mkdir()
+    path.write_bytes(b"not really a film")
+    return path
+
+
+def test_videos_are_added_to_the_run_that_a_run_was_mirrored_to(recorded: RunDir, film: Path, server: dict[str, Any]) -> None:
+    with pytest.raises(SyncError, match="`rlx sync pole` uploads the run with its videos"):
+        upload_videos(recorded, [film])
+    server["resumable"] = True
+    upload_videos(recorded, [film])
+    assert server["runs"][-1]["name"] == "abcd1234"
+    (row,) = [row for row in server["rows"] if "videos/300-0" in row]
+    assert row["_step"] > 300
+    assert any("/media/videos/" in path for path in server["files"])
+
+
+def test_without_a_login_videos_stay_where_they_are(recorded: RunDir, film: Path) -> None:
+    upload_videos(recorded, [film])
+    assert not (recorded.path / "wandb").exists()
+
+
+def test_sync_takes_videos_along(recorded: RunDir, film: Path, server: dict[str, Any]) -> None:
+    sync("pole")
+    assert any("videos/300-0" in row for row in server["rows"])
+    assert any("/media/videos/" in path for path in server["files"])

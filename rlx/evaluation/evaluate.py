@@ -16,7 +16,7 @@ from rlx.collect import Episode
 from rlx.config.schema import EnvConfig, RunConfig
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.registry import GameEnvFactory
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, SyncError
 from rlx.evaluation.capabilities import ablated, check_ablation
 from rlx.evaluation.episodes import MAX_PARALLEL, episode_seeds, never, run_episodes
 from rlx.evaluation.evaluator import optimal_moves, summarize
@@ -26,6 +26,7 @@ from rlx.stats.intervals import share_interval
 from rlx.store.evaluations import keep_evaluation
 from rlx.store.runs import RunDir
 from rlx.types import Mode, VectorEnv
+from rlx.uploads import upload_videos
 
 EVAL_STREAM = [0x5EED]
 """Seeds the episodes of `rlx eval`: the same for every run, and none of those that chose the best checkpoint."""
@@ -201,7 +202,7 @@ def evaluate_settings(
         opponent: of a two-player game; by default that of the run.
         simulations: of each tree search; by default those of the run's evaluations.
         ablation: choices of `Ablatable.ablate`.
-        videos: how many of the episodes are also recorded, in the run's directory.
+        videos: how many of the episodes are also recorded, in the run's directory, and in its W&B run if it has one online.
         trust: run the code that somebody else's run names.
         should_stop: is asked before every env step.
         progress: is told how far a recording is.
@@ -235,6 +236,10 @@ def evaluate_settings(
                            videos=videos, should_stop=should_stop, progress=progress)  # fmt: skip
         if problem := keep_evaluation(run.path, {**result.as_dict(), "seed": seed} | searched):
             warn(problem)
+        try:
+            upload_videos(run, result.videos)
+        except SyncError as error:  # they are in the run's directory
+            warn(str(error))
         yield result
 
 

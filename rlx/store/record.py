@@ -9,7 +9,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -178,6 +178,14 @@ def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
     """`read_metrics` one line at a time, for records that may be large."""
     with contextlib.suppress(OSError), open_record(path) as file:
         yield from (line for raw in read_lines(file) if (line := _parse(raw)) is not None)
+
+
+def best_values(path: Path, keys: Iterable[str]) -> dict[str, float]:
+    """The highest value of each key in a metrics.jsonl; a key that never occurs is left out."""
+    best: dict[str, float] = {}
+    for line in iterate_metrics(path):
+        best |= {k: v for k in keys if isinstance(v := line.get(k), int | float) and v > best.get(k, -math.inf)}
+    return best
 
 
 def _damaged(numbers: list[int]) -> str:

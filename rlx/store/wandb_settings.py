@@ -5,11 +5,26 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from typing import Any
 
 from rlx.config.schema import RunConfig
 from rlx.store.labels import Labels
+
+
+def wandb_fields(config: RunConfig, meta: dict[str, Any], run: str) -> dict[str, Any]:
+    """How every copy of a run in W&B is described: arguments of `make_mirror` and `upload`.
+
+    $WANDB_NAME is the title of a run by itself; the runs of a sweep are told apart by SWEEP/RUN.
+    """
+    sweep = meta.get("sweep")
+    name = f"{sweep}/{run}" if sweep else run
+    return {
+        "name": name, "title": name if sweep else os.environ.get("WANDB_NAME") or name, "group": wandb_group(config, meta, run),
+        "project": config.log.wandb_project, "entity": config.log.wandb_entity, "config": wandb_config(config, meta),
+        "tags": wandb_tags(config, meta), "notes": wandb_notes(meta),
+    }  # fmt: skip
 
 
 def wandb_tags(config: RunConfig, meta: dict[str, Any]) -> list[str]:

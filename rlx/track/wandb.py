@@ -8,7 +8,7 @@ What W&B cannot do: a step is written once. A run resumed from an earlier checkp
 up to the last step that W&B has seen are ignored. Offline nothing can be continued, so every segment is a W&B run of its own in
 the group of the first. `rlx sync` makes one clean W&B run of either.
 
-This is the only module that imports wandb, and only inside functions.
+This module and wandb_upload are the only ones that import wandb, and only inside functions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ import os
 import queue
 import subprocess
 import sys
-import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlx.errors import ConfigError, SyncError
+from rlx.errors import ConfigError
 from rlx.files import make_directory
 from rlx.track.logger import Mirror, NullMirror
 
@@ -39,13 +39,14 @@ _CLOSE_TIMEOUT_S = 10.0  # above _FINISH_TIMEOUT_S, after which W&B gives up by 
 _LAST_CHANCE_S = 3.0
 """How long the end of a short run waits for W&B to begin."""
 _FLUSH_S = 2.0  # what a killed trainer loses of the copy; W&B's own is 15
-_UPLOAD_TIMEOUT_S = 120.0
 _LOGIN_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+BEST_OF = ("eval/return_mean", "episode/return_mean_100")
+"""Metrics whose highest value is in W&B's summary too, as best/KEY."""
 _MAX_TAG = 64  # W&B refuses longer ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Description:
+class Description:
     """What W&B is told about a run."""
 
     directory: Path
@@ -56,6 +57,11 @@ class _Description:
     tags: list[str]
     notes: str | None = None
     group: str | None = None
+    entity: str | None = None
+    title: str | None = None
+    """What W&B calls it; None is its name."""
+    best: Mapping[str, float] = field(default_factory=dict)
+    """The highest values of `BEST_OF` before."""
 
 
 def make_mirror(
@@ -71,13 +77,16 @@ def make_mirror(
     note: Callable[[str], None],
     group: str | None = None,
     notes: str | None = None,
+    entity: str | None = None,
+    title: str | None = None,
+    best: Mapping[str, float] = MappingProxyType({}),
 ) -> Mirror:
     """The mirror for log.wandb. Asks nobody anything, and raises nothing that W&B does.
 
     Args:
         mode: auto, online, offline or disabled. auto follows $WANDB_MODE if it is set, else it is online where a login exists.
             Without a login, online is offline too.
-        run_dir: where W&B keeps its files, in wandb/.
+        run_dir: where W&B keeps its files, in wandb/; $WANDB_DIR beats it.
         run_id: the run's W&B id, the same in all of its segments.
         name: the run's name, here and there.
         project: W&B project; None is $WANDB_PROJECT, or else rlx.
@@ -87,22 +96,54 @@ def make_mirror(
         note: says one line to the user; called only within this function, `write` and `close`.
         group: what W&B shows the run together with, such as the other seeds of its setting; $WANDB_RUN_GROUP beats it.
         notes: text about the run.
+        entity: W&B user or team; None is $WANDB_ENTITY, or else the login's default.
+        title: what W&B calls the run; None is its name.
+        best: the highest values of `BEST_OF` in earlier segments.
     """
     mode = _mode_of_environment() if mode == "auto" else mode
     if mode == "disabled":
         return NullMirror()
     try:
-        why_not = "" if mode == "offline" else _why_no_login()
+        why_not = "" if mode == "offline" else why_no_login()
         if why_not:
             note(f"W&B: offline ({why_not}); `wandb login` and then `rlx sync {name}` uploads it")
-        make_directory(run_dir / "wandb")  # no link that leads W&B's files elsewhere
-        described = _Description(directory=run_dir, id=run_id, name=name, project=project, config=config, tags=tags, group=group,
-                                 notes=notes)  # fmt: skip
+        described = Description(directory=files_directory(run_dir), id=run_id, name=name, project=project, config=config, tags=tags,
+                                group=group, notes=notes, entity=entity, title=title, best=best)  # fmt: skip
         return WandbMirror(described, segment=segment, offline=mode == "offline" or bool(why_not), note=note)
     except Exception as error:
-        _tear_down()
-        note(f"W&B: off ({_reason(error)}); training goes on without it")
+        tear_down()
+        note(f"W&B: off ({reason(error)}); training goes on without it")
         return NullMirror()
+
+
+def files_directory(run_dir: Path) -> Path:
+    """Where W&B keeps files of a run, in wandb/: $WANDB_DIR, or the run's directory.
+
+    Raises:
+        OSError: if it cannot be made, or a link is in the place of a run's wandb/.
+    """
+    if elsewhere := os.environ.get("WANDB_DIR"):
+        directory = Path(elsewhere)
+        directory.mkdir(parents=True, exist_ok=True)
+        return directory
+    make_directory(run_dir / "wandb")  # no link that leads W&B's files elsewhere
+    return run_dir
+
+
+class BestSoFar:
+    """The highest values of `BEST_OF` as entries of W&B's summary, whose other entries are the last value of every key."""
+
+    def __init__(self, best: Mapping[str, float]) -> None:
+        self._best = dict(best)
+
+    def entries(self) -> dict[str, float]:
+        return {f"best/{key}": value for key, value in self._best.items()}
+
+    def update(self, line: Mapping[str, Any]) -> bool:
+        """Whether a line has a new best value."""
+        better = {key: line[key] for key in BEST_OF if key in line and line[key] > self._best.get(key, float("-inf"))}
+        self._best |= better
+        return bool(better)
 
 
 class WandbMirror:
@@ -115,7 +156,7 @@ class WandbMirror:
         Exception: whatever W&B raises when an offline run cannot be begun.
     """
 
-    def __init__(self, described: _Description, *, segment: int, offline: bool, note: Callable[[str], None]) -> None:
+    def __init__(self, described: Description, *, segment: int, offline: bool, note: Callable[[str], None]) -> None:
         self._described, self._segment, self._note = described, segment, note
         self._todo: queue.SimpleQueue[Mapping[str, Any] | int] = queue.SimpleQueue()  # an int ends it, as exit code
         self._news: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -140,7 +181,7 @@ class WandbMirror:
             self._thread.join(_CLOSE_TIMEOUT_S)
         if self._thread.is_alive():
             self._abandoned = True
-            _kill(_service())
+            kill(service())
             self._thread.join(1.0)
             self._news.put(f"W&B: no answer; nothing is lost, `rlx sync {self._described.name}` uploads the run")
         self._tell()
@@ -154,25 +195,28 @@ class WandbMirror:
         try:
             run = run or self._begin_online()
             self._begun.set()
+            best = BestSoFar(self._described.best)
             while not isinstance(item := self._todo.get(), int):
                 run.log(dict(item), step=item["env_steps"])
+                if best.update(item):
+                    run.summary.update(best.entries())
             run.finish(exit_code=item)
         except Exception as error:
             if not self._abandoned:
-                self._news.put(f"W&B: stopped ({_reason(error)}); nothing is lost, `rlx sync {self._described.name}` uploads the run")
+                self._news.put(f"W&B: stopped ({reason(error)}); nothing is lost, `rlx sync {self._described.name}` uploads the run")
         finally:
             self._ended = True
             self._begun.set()
-            _tear_down()
+            tear_down()
 
     def _begin_online(self) -> wandb.Run:
         try:
-            run = _begin(self._described, mode="online", resume="allow")
+            run = begin(self._described, mode="online", resume="allow")
         except Exception as error:
             if self._abandoned:
                 raise
-            _tear_down()  # or W&B says that the id is in use
-            self._news.put(f"W&B: offline ({_reason(error)}); `rlx sync {self._described.name}` uploads the run")
+            tear_down()  # or W&B says that the id is in use
+            self._news.put(f"W&B: offline ({reason(error)}); `rlx sync {self._described.name}` uploads the run")
             return self._begin_offline()
         self._news.put(f"W&B: {run.url}")
         return run
@@ -180,7 +224,7 @@ class WandbMirror:
     def _begin_offline(self) -> wandb.Run:
         first = self._described
         again = replace(first, id=f"{first.id}-r{self._segment}", group=first.group or first.id)
-        return _begin(first if self._segment == 0 else again, mode="offline")
+        return begin(first if self._segment == 0 else again, mode="offline")
 
 
 def mirrors(mode: str) -> bool:
@@ -190,11 +234,11 @@ def mirrors(mode: str) -> bool:
     if not any(os.environ.get(name) for name in _LOGIN_VARIABLES) and not any(map(os.path.exists, _login_files())):
         return False  # found out without W&B, which takes two seconds to say so
     try:
-        return not _why_no_login()
+        return not why_no_login()
     except Exception:  # the runs would not do better
         return False
     finally:
-        _tear_down()
+        tear_down()
 
 
 def why_offline(mode: str) -> str:
@@ -202,11 +246,17 @@ def why_offline(mode: str) -> str:
     if mode != "online" and (mode != "auto" or _mode_of_environment() != "online"):
         return ""
     try:
-        return _why_no_login()
+        return why_no_login()
     except Exception as error:
-        return _reason(error)
+        return reason(error)
     finally:
-        _tear_down()
+        tear_down()
+
+
+def is_online(mode: str) -> bool:
+    """Whether log.wandb=`mode` and the environment mean W&B's server, and there is a login for it; asks neither network nor user."""
+    mode = _mode_of_environment() if mode == "auto" else mode
+    return mode in ("auto", "online") and mirrors("auto") and not why_offline("online")
 
 
 def _login_files() -> list[str]:
@@ -216,75 +266,8 @@ def _login_files() -> list[str]:
     return [os.environ.get("NETRC") or str(home / ".netrc"), str(home / "_netrc"), str(settings), "wandb/settings"]
 
 
-def upload(
-    lines: Iterable[Mapping[str, Any]],
-    *,
-    run_dir: Path,
-    run_id: str,
-    group: str,
-    name: str,
-    project: str | None,
-    config: dict[str, Any],
-    tags: list[str],
-    notes: str | None = None,
-    offline: bool = False,
-) -> str:
-    """Make a W&B run of a whole record.
-
-    Args:
-        lines: the record; steps do not fall.
-        run_dir: where an offline run is written, in wandb/; an online one leaves nothing behind.
-        run_id: a W&B id that was never used.
-        group: the W&B id of the run that this is a copy of.
-        name, project, config, tags, notes: as for `make_mirror`.
-        offline: write a directory for `wandb sync` instead of uploading.
-
-    Returns:
-        The address of the W&B run, or the directory of the offline one.
-
-    Raises:
-        ConfigError: if there is no login to upload with, or no wandb.
-        SyncError: if W&B cannot be reached, within about 16 seconds, or fails.
-    """
-    try:
-        if not offline and (why := _why_no_login()):
-            _tear_down()
-            raise ConfigError(f"W&B has {why}: run `wandb login` first")
-        if offline:
-            make_directory(run_dir / "wandb")
-        with tempfile.TemporaryDirectory(prefix="rlx-sync-") as scratch, _ended_service():
-            described = _Description(
-                directory=run_dir if offline else Path(scratch),
-                id=run_id, name=name, project=project, config=config, tags=tags, group=group, notes=notes,
-            )  # fmt: skip
-            run = _begin(described, mode="offline" if offline else "online", finish_timeout=_UPLOAD_TIMEOUT_S, x_disable_stats=True)
-            for line in lines:
-                run.log(dict(line), step=line["env_steps"])
-            where = str(Path(run.dir).parent) if offline else str(run.url)
-            run.finish()
-            return where
-    except ConfigError:
-        raise
-    except ImportError as error:
-        raise ConfigError(f"W&B cannot be imported ({_reason(error)}); `pip install wandb` brings it") from error
-    except Exception as error:
-        raise SyncError(f"W&B: {_reason(error)}; the record is untouched, try again when W&B can be reached") from error
-
-
-@contextlib.contextmanager
-def _ended_service() -> Iterator[None]:
-    """End W&B's process after the block, at once if it is left by an exception: then there is nothing to wait for."""
-    try:
-        yield
-    except BaseException:
-        _kill(_service())
-        raise
-    finally:
-        _tear_down()
-
-
-def _begin(
-    described: _Description, *, mode: Literal["online", "offline"], resume: Literal["allow"] | None = None, **settings: Any
+def begin(
+    described: Description, *, mode: Literal["online", "offline"], resume: Literal["allow", "must"] | None = None, **settings: Any
 ) -> wandb.Run:
     """Begin a W&B run without a prompt, a word on the terminal, or a look at the user's code.
 
@@ -312,7 +295,9 @@ def _begin(
         mode=mode,
         id=described.id,
         group=os.environ.get("WANDB_RUN_GROUP") or described.group,
-        name=described.name,
+        name=described.title or described.name,
+        job_type=os.environ.get("WANDB_JOB_TYPE") or "train",
+        entity=described.entity or os.environ.get("WANDB_ENTITY") or None,
         project=described.project or os.environ.get("WANDB_PROJECT") or "rlx",
         dir=str(described.directory.resolve()),
         config=_plain(described.config),
@@ -336,19 +321,19 @@ def _set_up(mode: Literal["online", "offline"]) -> None:
         sys.exit, sys.excepthook = hooks  # W&B replaces both to learn the exit code, and would print every traceback twice
 
 
-def _tear_down() -> None:
+def tear_down() -> None:
     """End W&B's process, so that nothing waits for it when the interpreter exits."""
     wandb = sys.modules.get("wandb")
     if wandb is None:
         return
-    service = _service()
+    process = service()
     try:
         wandb.teardown()
     except Exception:  # it has crashed or hangs, which is why we are here
-        _kill(service)
+        kill(process)
 
 
-def _service() -> subprocess.Popen[bytes] | None:
+def service() -> subprocess.Popen[bytes] | None:
     """W&B's process. There is no public way to it, and none to end it before its own timeouts: the interpreter would not exit."""
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
@@ -359,13 +344,13 @@ def _service() -> subprocess.Popen[bytes] | None:
     return None
 
 
-def _kill(service: subprocess.Popen[bytes] | None) -> None:
+def kill(service: subprocess.Popen[bytes] | None) -> None:
     if service is not None:
         service.kill()
         service.wait()
 
 
-def _why_no_login() -> str:
+def why_no_login() -> str:
     """Why W&B has no credentials for its server, found out without asking the network or the user; "" if it has."""
     _set_up("online")
     import wandb
@@ -373,7 +358,7 @@ def _why_no_login() -> str:
     try:
         found = wandb.login(prompt=False, verify=False)
     except wandb.errors.AuthenticationError as error:
-        return f"no usable login, {_reason(error)}"
+        return f"no usable login, {reason(error)}"
     return "" if found else "no login"
 
 
@@ -404,7 +389,7 @@ def _plain(tree: Any) -> Any:
     return tree.name if isinstance(tree, Enum) else tree
 
 
-def _reason(error: BaseException) -> str:
+def reason(error: BaseException) -> str:
     """What went wrong, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
