@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from rlx.errors import NonFiniteError
-from rlx.models.ensemble import Ensemble, FitConfig, Fitted, bound_log_variance, fit, gaussian_nll, moments
+from rlx.models.ensemble import Ensemble, bound_log_variance, gaussian_nll, moments
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
+from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig, Fitted, fit
 from rlx.nn.optim import FlatAdam
+from rlx.types import Rollout
 
 FIT = FitConfig(learning_rate=3e-3, batch_size=64, max_epochs=60, patience=10, weight_decay=1e-4)
 
@@ -154,7 +156,7 @@ def test_held_out_rows_are_not_trained_on():
     x = torch.randn(400, 2)
     y = x[:, :1] * 0.5
     holdout = torch.arange(400) < 100
-    y[holdout] = 5.0 + torch.randn(100, 1)  # whoever learned these would not predict the others
+    y[holdout] = 5.0 + torch.randn(100, 1)  # a member that was trained on these would not predict the others
     ensemble = make(2, 1)
     before = [p.detach().clone() for p in ensemble.parameters()]
     fitted = train(ensemble, x, y, holdout=holdout, config=FitConfig(**{**FIT.__dict__, "patience": 3}))
@@ -189,6 +191,51 @@ def test_a_member_without_data_gets_all_of_them():
     fitted = fit(ensemble, optimizer, torch.randn(10, 4), torch.randn(10, 3), counts, torch.zeros(10, dtype=torch.bool), FIT)
     assert fitted.num_steps == 600  # ten a pass, however few the data
     assert torch.isfinite(predict(ensemble, torch.randn(3, 4))[0]).all()
+
+
+def steps(length: int, num_envs: int = 2) -> Rollout:
+    """A walk whose observation grows by half its action, and whose reward is twice the new observation."""
+    action = torch.rand(length, num_envs, 1) * 2 - 1
+    obs = torch.cat([torch.zeros(1, num_envs, 1), 0.5 * action.cumsum(0)])
+    never = torch.zeros(length, num_envs, dtype=torch.bool)
+    nothing = torch.zeros(0, dtype=torch.long)
+    return Rollout(
+        all_obs=obs, action=action, reward=2.0 * obs[1:, :, 0], terminated=never, truncated=never, is_first=never,
+        final_t=nothing, final_b=nothing, final_obs=torch.zeros(0, 1), carry=(),
+    )  # fmt: skip
+
+
+def learner(**settings) -> EnsembleLearner:
+    config = EnsembleConfig(**{
+        "num_members": 3, "hidden_sizes": [16], "learn_bounds": False, "predict_reward": True, "replay_size": 1000, "bootstrap": True,
+        "holdout_fraction": 0.1, **settings,
+    })  # fmt: skip
+    return EnsembleLearner(config, num_features=1, num_actions=1, num_envs=2, device=torch.device("cpu"))
+
+
+def test_an_ensemble_is_fitted_to_rollouts_without_an_algorithm():
+    fits, seen = learner(), steps(150)
+    fits.add(seen)
+    fitted = fits.fit(FitConfig(**{**FIT.__dict__, "batch_size": 32}))
+    assert fitted.holdout_mse < 0.05  # always predicting the mean has 1
+    torch.testing.assert_close(fits.obs_scale, seen.obs.flatten(0, 1).std(0, correction=0))
+    mean, _ = predict(fits.ensemble, torch.tensor([[0.5, 0.4]]))  # observation 0.5, action 0.4
+    assert mean.mean(0)[0].tolist() == pytest.approx([0.2, 1.4], abs=0.15)  # change of the observation, and reward
+
+
+def test_steps_since_the_last_fit_are_those_that_it_did_not_have():
+    fits, before, after = learner(), steps(20), steps(7)
+    fits.add(before)
+    fits.fit(FitConfig(**{**FIT.__dict__, "max_epochs": 1}))
+    fits.add(after)
+    (action,) = fits.since_last_fit("action")
+    torch.testing.assert_close(action, after.action)
+
+
+def test_without_bootstraps_every_member_has_every_row_once():
+    fits = learner(bootstrap=False)
+    fits.add(steps(5))
+    assert (fits.replay["counts"] == 1).all()
 
 
 # Imagination

@@ -76,7 +76,7 @@ def of_package(name: str) -> list[str]:
 RULES = {
     "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpoint", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
     "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.replay", "rlx.transfer", "rlx.config.algos"),
-    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.transfer"),
+    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.replay", "rlx.transfer"),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.transfer"),
     "rlx.envs": (*COMMON, "rlx.envs", "rlx.files"),

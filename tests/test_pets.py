@@ -206,7 +206,7 @@ def test_trust_changes_what_is_planned(settings):
 def test_a_learned_reward_comes_to_resemble_the_true_one():
     algo, collector = make(num_envs=8, env_id="rlx/CartPoleSwingUp-v0", reward=RewardSource.learned, max_epochs=30, initial_steps=1200)
     found = merged(run(algo, collector, 150))
-    assert algo.ensemble.num_outputs == 6
+    assert algo.learner.ensemble.num_outputs == 6
     assert found["model/holdout_mse"] < 0.5
     assert "model/known_reward_error" not in found
 
@@ -225,10 +225,10 @@ def test_observations_that_are_not_finite_stop_the_fit_and_change_no_weights(sam
     run(algo, collector, 19)
     rollout, _ = collector.collect(1)
     rollout.all_obs[0, 0, 2] = float("nan")
-    before, progress = copy.deepcopy(algo.ensemble.state_dict()), Progress(total_env_steps=1000, env_steps=40)
+    before, progress = copy.deepcopy(algo.learner.ensemble.state_dict()), Progress(total_env_steps=1000, env_steps=40)
     with pytest.raises(NonFiniteError, match="not finite"):
         algo.update(rollout, progress)
-    assert same(algo.ensemble.state_dict(), before)
+    assert same(algo.learner.ensemble.state_dict(), before)
 
 
 def test_the_change_of_the_last_step_of_an_episode_is_to_where_it_ended():
@@ -238,8 +238,8 @@ def test_the_change_of_the_last_step_of_an_episode_is_to_where_it_ended():
         rollout, _ = collector.collect(1)
         expected.append((rollout.next_obs - rollout.obs)[0])
         algo.update(rollout, Progress(total_env_steps=1000, env_steps=0))
-    assert algo.replay["is_last"].any()
-    torch.testing.assert_close(algo.replay["change"], torch.cat(expected), atol=1e-6, rtol=0.0)
+    assert algo.learner.replay["is_last"].any()
+    torch.testing.assert_close(algo.learner.replay["change"], torch.cat(expected), atol=1e-6, rtol=0.0)
 
 
 # Refusals
@@ -263,7 +263,7 @@ def test_what_pets_cannot_plan_with_is_refused(settings, changes, message):
 def test_what_is_learned_or_ignored_need_not_be_known():
     config = settings_of(PETSConfig, **SMALL, reward=RewardSource.learned, termination=TerminationSource.never)
     algo = PETS(config, pole_spec(reward_fn=None, termination_fn=None), 1, CPU)
-    assert algo.ensemble.num_outputs == 5
+    assert algo.learner.ensemble.num_outputs == 5
 
 
 @pytest.mark.parametrize(

@@ -196,7 +196,7 @@ def test_resume_without_one_piece_of_a_player_of_games_is_noticed(
         half.go_on(tmp_path, keep_fresh("algo", piece))
 
 
-@pytest.mark.parametrize("piece", ["ensemble", "optimizer", "replay", "windows", "obs_scale", "fits", "seen"])
+@pytest.mark.parametrize("piece", ["ensemble", "optimizer", "replay", "windows", "obs_scale", "num_fits", "num_fitted"])
 def test_resume_without_one_piece_of_a_planner_is_noticed(piece: str, halfway: Callable[..., Halfway], tmp_path: Path) -> None:
     half = halfway(*PETS)
     with pytest.raises((AssertionError, RuntimeError)):

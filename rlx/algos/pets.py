@@ -20,14 +20,12 @@ from torch import Tensor
 
 from rlx.config.algos.pets_config import PETSConfig, RewardSource, TerminationSource, TrustRule
 from rlx.errors import ConfigError
-from rlx.models.ensemble import Ensemble, FitConfig, fit, moments
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
+from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig
 from rlx.models.prediction import follow_mean, predict_observations
 from rlx.nn.graphs import Replayed
-from rlx.nn.optim import FlatAdam
 from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
 from rlx.planning.windows import ReturnWindows
-from rlx.replay import TransitionReplay
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Prediction, Progress, Rollout, State, Tree
 
 _LOOK_AHEAD = 5
@@ -45,18 +43,13 @@ class PETS:
         low, high = _bounds(spec)
         self._centre, self._half = ((torch.from_numpy(x).to(device)) for x in ((high + low) / 2.0, (high - low) / 2.0))
         self._reward_fn, self._termination_fn = _known_rules(config, spec)
-        num_features, num_actions = math.prod(spec.observation_space.shape or (1,)), len(low)
-        self.ensemble = Ensemble(
-            num_features + num_actions, num_features + (self._reward_fn is None),
+        settings = EnsembleConfig(
             num_members=config.ensemble_size, hidden_sizes=config.hidden_sizes, learn_bounds=config.learn_variance_bounds,
-        ).to(device)  # fmt: skip
-        self.optimizer = FlatAdam(self.ensemble, epsilon=1e-8, max_grad_norm=100.0)
-        vector, scalar = (num_features,), ()
-        self.replay = TransitionReplay(config.replay_size, num_envs, {
-            "obs": (torch.float32, vector), "action": (torch.float32, (num_actions,)), "change": (torch.float32, vector),
-            "reward": (torch.float32, scalar), "is_last": (torch.bool, scalar), "holdout": (torch.bool, scalar),
-            "counts": (torch.uint8, (config.ensemble_size,)),
-        }, device)  # fmt: skip
+            predict_reward=self._reward_fn is None, replay_size=config.replay_size, bootstrap=config.bootstrap,
+            holdout_fraction=config.holdout_fraction,
+        )  # fmt: skip
+        num_features = math.prod(spec.observation_space.shape or (1,))
+        self.learner = EnsembleLearner(settings, num_features=num_features, num_actions=len(low), num_envs=num_envs, device=device)
         self.windows = ReturnWindows(config.planner.horizon, num_envs)
         p = config.planner
         self._planner = PlannerConfig(
@@ -68,31 +61,16 @@ class PETS:
             cost=config.trust_cost if config.trust is TrustRule.disagreement else 0.0,
             limit=config.trust_limit if config.trust is TrustRule.truncate else math.inf,
         )
-        self._fits = 0
-        self._seen = 0  # rows that the last fit knew
-        self._obs_scale = torch.zeros(num_features, device=device)
         self._measured = self._model()
 
     # Saving
 
     def state_dict(self) -> State:
-        return {
-            "ensemble": self.ensemble.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "replay": self.replay.state_dict(),
-            "windows": self.windows.state_dict(),
-            "obs_scale": self._obs_scale.clone(),
-            "fits": self._fits,
-            "seen": self._seen,
-        }
+        return {**self.learner.state_dict(), "windows": self.windows.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        self.ensemble.load_state_dict(state["ensemble"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.replay.load_state_dict(state["replay"])
+        self.learner.load_state_dict(state)
         self.windows.load_state_dict(state["windows"])
-        self._obs_scale = state["obs_scale"].to(self.device, copy=True)
-        self._fits, self._seen = state["fits"], state["seen"]
         self._measured = self._model()
 
     # Acting
@@ -110,7 +88,7 @@ class PETS:
         begun = time.perf_counter()
         memory = Memory(**carry)
         memory = Memory(torch.where(is_first[:, None, None], 0.0, memory.mean), memory.elites, memory.known & ~is_first)
-        found = self.plan(obs.flatten(1).to(torch.float32), memory) if self._fits else self._nothing_planned(memory, mode)
+        found = self.plan(obs.flatten(1).to(torch.float32), memory) if self.learner.num_fits else self._nothing_planned(memory, mode)
         if self.device.type == "cuda":  # or this is how long it took to ask; the environment waits for the action anyway
             torch.cuda.synchronize(self.device)
         spent_s = time.perf_counter() - begun
@@ -120,7 +98,7 @@ class PETS:
             "horizon": found.horizon,
             "plan_s": torch.full((len(obs),), spent_s / len(obs), device=self.device),
         }
-        rest = found.rest() if self._fits else memory
+        rest = found.rest() if self.learner.num_fits else memory
         return PolicyOutput(self._to_action(found.mean[:, 0]), rest._asdict(), extras)
 
     def plan(self, obs: Tensor, memory: Memory) -> Plan:
@@ -130,7 +108,7 @@ class PETS:
     def _model(self) -> EnsembleModel:
         """The ensemble as it is now, as plans are judged by it; it also says how much the members disagree."""
         measured = EnsembleModel(
-            frozen=FrozenEnsemble(self.ensemble), obs_scale=self._obs_scale, propagation=self.config.propagation.value,
+            frozen=FrozenEnsemble(self.learner.ensemble), obs_scale=self.learner.obs_scale, propagation=self.config.propagation.value,
             particles=self.config.num_particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
         )  # fmt: skip
         planned = replace(measured, measure_disagreement=self._trust.needs_disagreement)
@@ -144,10 +122,11 @@ class PETS:
     # Predictions for `rlx model`
 
     def predict_observations(self, obs: Tensor, action: Tensor, *, min_samples: int) -> Prediction:
-        return predict_observations(self._measured, obs, action, particles=-(-min_samples // self.ensemble.num_members))
+        return predict_observations(self._measured, obs, action, particles=-(-min_samples // self.learner.ensemble.num_members))
 
     def observation_scale(self) -> Tensor | None:
-        return self._obs_scale if (self._obs_scale > 0.0).any() else None
+        scale = self.learner.obs_scale
+        return scale if (scale > 0.0).any() else None
 
     def prediction_horizon(self) -> int:
         return self.config.planner.horizon
@@ -168,12 +147,12 @@ class PETS:
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         metrics = self._compare_with_plans(rollout)
-        self._remember(rollout)
+        self.learner.add(rollout)
         now, before = progress.env_steps, progress.env_steps - rollout.num_env_steps
         every = self.config.fit_every
-        due = now >= self.config.initial_steps if self._fits == 0 else before // every != now // every
+        due = now >= self.config.initial_steps if self.learner.num_fits == 0 else before // every != now // every
         if due:
-            metrics |= self._judge_model() if self._fits else {}
+            metrics |= self._judge_model() if self.learner.num_fits else {}
             metrics |= self._fit(self.config.learning_rate_at(progress.fraction_before(rollout)))
         return metrics
 
@@ -202,24 +181,9 @@ class PETS:
             metrics["plan/exploitation_gap"] = (predicted - realised).mean()
         return metrics
 
-    def _remember(self, rollout: Rollout) -> None:
-        """Add steps to the replay, each with its place in the held-out data or in the members' bootstraps for good."""
-        config, obs, next_obs = self.config, rollout.obs.flatten(2), rollout.next_obs.flatten(2)
-        shape = rollout.reward.shape
-        counts = torch.ones(*shape, config.ensemble_size, device=self.device)
-        if config.bootstrap:
-            counts = torch.poisson(counts)
-        self.replay.add(
-            obs=obs, action=rollout.action, change=next_obs.to(torch.float64) - obs.to(torch.float64), reward=rollout.reward,
-            is_last=rollout.is_last, holdout=torch.rand(shape, device=self.device) < config.holdout_fraction, counts=counts,
-        )  # fmt: skip
-
     def _judge_model(self) -> dict[str, Tensor | float]:
-        """How well the model foresaw what came since the last fit, which it was not trained on."""
-        obs, action, change, reward, is_last = (
-            self.replay.newest(name, self.replay.added - self._seen).to(self.device)
-            for name in ("obs", "action", "change", "reward", "is_last")
-        )
+        """Errors of the model on the steps since the last fit, which it was not trained on."""
+        obs, action, change, reward, is_last = self.learner.since_last_fit("obs", "action", "change", "reward", "is_last")
         metrics: dict[str, Tensor | float] = {}
         if self._reward_fn is not None:
             metrics["model/known_reward_error"] = (self._reward_fn(obs, action, obs + change) - reward).abs().mean()
@@ -235,27 +199,18 @@ class PETS:
         steps_ahead = torch.stack([action[t + k, b] for k in range(_LOOK_AHEAD)])
         last = t + _LOOK_AHEAD - 1
         wrong = follow_mean(self._measured, obs[t, b], steps_ahead)[-1] - (obs[last, b] + change[last, b])
-        varies = self._obs_scale > 0.0
-        metrics["model/k_step_error"] = (wrong[:, varies] / self._obs_scale[varies]).square().mean().sqrt()
+        scale = self.learner.obs_scale
+        varies = scale > 0.0
+        metrics["model/k_step_error"] = (wrong[:, varies] / scale[varies]).square().mean().sqrt()
         return metrics
 
     def _fit(self, learning_rate: float) -> dict[str, Tensor | float]:
-        begun, config, replay = time.perf_counter(), self.config, self.replay
-        obs, action, target = (replay[name].to(self.device) for name in ("obs", "action", "change"))
-        if self._reward_fn is None:
-            target = torch.cat([target, replay["reward"].to(self.device)[:, None]], dim=1)
-        settings = FitConfig(
+        begun, config = time.perf_counter(), self.config
+        fitted = self.learner.fit(FitConfig(
             learning_rate=learning_rate, batch_size=config.batch_size, max_epochs=config.max_epochs, patience=config.patience,
             weight_decay=config.weight_decay,
-        )  # fmt: skip
-        fitted = fit(
-            self.ensemble, self.optimizer, torch.cat([obs, action], dim=1), target,
-            replay["counts"].to(self.device).long(), replay["holdout"].to(self.device), settings,
-        )  # fmt: skip
-        self._obs_scale = moments(obs)[1].to(torch.float32)
+        ))  # fmt: skip
         self._measured = self._model()
-        self._fits += 1
-        self._seen = replay.added
         return {
             "loss/model": fitted.loss,
             "model/holdout_nll": fitted.holdout_nll,
@@ -263,7 +218,7 @@ class PETS:
             "update/num_epochs": float(fitted.epochs),
             "update/num_gradient_steps": float(fitted.num_steps),
             "update/learning_rate": learning_rate,
-            "replay/size": float(replay.size),
+            "replay/size": float(self.learner.replay.size),
             "time/fit_s": time.perf_counter() - begun,
         }
 

@@ -1,24 +1,21 @@
-"""An ensemble of probabilistic networks that predict how observations change, fitted to bootstraps of what was seen.
+"""An ensemble of probabilistic networks that predict how observations change.
 
 Chua et al. 2018 (PETS), https://arxiv.org/abs/1805.12114, section 4: each of K members gives the mean and variance of a Gaussian over
 s' - s. Inputs are standardised as there; so are targets, which puts the variance's bounds and the weight decay on one scale for every
-environment. Deviations: SiLU is the paper's swish; training stops early on held-out data and each member keeps its best weights; the
-bounds of the variance are fixed unless `learn_bounds`, as in mbrl-lib, where "so far this works better".
+environment. Deviations: SiLU is the paper's swish; the bounds of the variance are fixed unless `learn_bounds`, as in mbrl-lib, where "so
+far this works better". `rlx.models.fit` fits an ensemble to data.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlx.errors import NonFiniteError
-from rlx.nn.optim import FlatAdam
 
 _CONSTANT = 1e-6
 """A feature is constant if its deviation is below this share of its size plus one: float32 has no more digits."""
@@ -122,123 +119,3 @@ class Ensemble(nn.Module):
         """Shrink the weights, decoupled from the gradient (Loshchilov and Hutter 2019)."""
         for weight in self.weights:
             weight.mul_(1.0 - amount)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to fit an ensemble."""
-
-    learning_rate: float
-    batch_size: int
-    max_epochs: int
-    patience: int  # epochs without progress on held-out data
-    weight_decay: float
-
-
-class Fitted(NamedTuple):
-    """How a fit went, as means over the members."""
-
-    loss: float  # of the last epoch
-    holdout_nll: float  # of the weights that were kept; NaN without held-out data
-    holdout_mse: float  # squared error, where always predicting the mean change has 1
-    epochs: int
-    num_steps: int
-
-
-_MIN_STEPS = 10
-"""Gradient steps of a pass, at least: with little data a pass would teach nothing, and patience would end at once."""
-_PROGRESS = 0.01
-"""Less of an improvement of the held-out log-likelihood is none."""
-
-
-def fit(
-    ensemble: Ensemble, optimizer: FlatAdam, inputs: Tensor, targets: Tensor, counts: Tensor, holdout: Tensor, config: FitConfig
-) -> Fitted:
-    """Go on fitting the ensemble to data, under new scales.
-
-    Args:
-        ensemble: is changed.
-        optimizer: of its parameters.
-        inputs: [N, I].
-        targets: [N, O].
-        counts: [N, K] how often each row is in each member's bootstrap.
-        holdout: [N] bool: rows that nobody is trained on.
-        config: how.
-    """
-    ensemble.standardise(inputs, targets)
-    x, y = ensemble.scale_inputs(inputs), ensemble.scale_targets(targets)
-    members = ensemble.num_members
-    held = (x[holdout].expand(members, -1, -1), y[holdout].expand(members, -1, -1)) if bool(holdout.any()) else None
-    rows = [torch.repeat_interleave(torch.arange(len(x), device=x.device), counts[:, k] * ~holdout) for k in range(members)]
-    if min(map(len, rows)) == 0:  # a handful of data may leave a member without any
-        rows = [torch.arange(len(x), device=x.device)] * members
-    length = max(*map(len, rows), _MIN_STEPS * config.batch_size)
-    best = _Best(ensemble, held)
-    num_steps, loss, epoch = 0, float("nan"), 0
-    for epoch in range(1, config.max_epochs + 1):
-        order = _shuffle(rows, length)
-        losses = []
-        for index in order.split(config.batch_size, dim=1):
-            with torch.enable_grad():
-                nll, _ = ensemble.losses(x[index], y[index])
-                total = nll.sum()
-                if ensemble.learn_bounds:
-                    total = total + 0.01 * (ensemble.high.sum() - ensemble.low.sum())
-                optimizer.zero_grad()
-                total.backward()
-            optimizer.step(total.detach(), config.learning_rate)
-            ensemble.decay(config.learning_rate * config.weight_decay)
-            losses.append(nll.detach().mean())
-        num_steps += len(losses)
-        loss = torch.stack(losses).mean().item()
-        optimizer.check()
-        if best.look(epoch) >= config.patience:
-            break
-    holdout_nll, holdout_mse = best.restore()
-    return Fitted(loss, holdout_nll, holdout_mse, epoch, num_steps)
-
-
-def _shuffle(rows: list[Tensor], length: int) -> Tensor:
-    """Each member's rows in an order of its own, again and again up to `length`, [K, length]."""
-    orders = [of_member[torch.randperm(len(of_member), device=of_member.device)] for of_member in rows]
-    return torch.stack([order.repeat(-(-length // len(order)))[:length] for order in orders])
-
-
-class _Best:
-    """Keeps, for every member, the weights with which it predicted held-out data best."""
-
-    def __init__(self, ensemble: Ensemble, held: tuple[Tensor, Tensor] | None) -> None:
-        self._ensemble, self._held = ensemble, held
-        self._parameters = [*ensemble.weights, *ensemble.biases]
-        self._kept = [p.detach().clone() for p in self._parameters]
-        self._nll, self._mse = self._measure()
-        self._last_progress = 0
-
-    @torch.no_grad()
-    def _measure(self) -> tuple[Tensor, Tensor]:
-        if self._held is None:
-            nothing = torch.full((self._ensemble.num_members,), torch.nan)
-            return nothing, nothing
-        return self._ensemble.losses(*self._held)
-
-    @torch.no_grad()
-    def look(self, epoch: int) -> int:
-        """Compare the weights after an epoch; returns for how many epochs nobody has made progress."""
-        if self._held is None:
-            return 0
-        nll, mse = self._measure()
-        better = nll < self._nll - _PROGRESS
-        if better.any():
-            self._last_progress = epoch
-            self._nll, self._mse = torch.where(better, nll, self._nll), torch.where(better, mse, self._mse)
-            for kept, now in zip(self._kept, self._parameters, strict=True):
-                kept[better] = now[better]
-        return epoch - self._last_progress
-
-    @torch.no_grad()
-    def restore(self) -> tuple[float, float]:
-        """Put the best weights back; returns their negative log-likelihood and squared error."""
-        if self._held is not None:
-            for kept, now in zip(self._kept, self._parameters, strict=True):
-                now.copy_(kept)
-        return self._nll.mean().item(), self._mse.mean().item()
