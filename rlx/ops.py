@@ -80,6 +80,26 @@ def returns_to_go(reward: Tensor, final_value: Tensor, is_last: Tensor, *, disco
     return reverse_scan(reward + discount * final_value * ends, discount * (1.0 - ends))
 
 
+def window_starts(is_last: Tensor, length: int, *, most: int) -> tuple[Tensor, Tensor]:
+    """Where windows of `length` steps begin that lie within one episode: at most `most`, spread evenly over time.
+
+    Args:
+        is_last: [T, B] bool: the episode ended with the step.
+        length: steps of a window.
+        most: windows.
+
+    Returns:
+        [n] long time and [n] long environment of the first steps.
+    """
+    num_starts = max(0, len(is_last) - length + 1)
+    ends = torch.zeros_like(is_last[:num_starts])
+    for k in range(length - 1):
+        ends |= is_last[k : k + num_starts]
+    t, b = (~ends).nonzero(as_tuple=True)
+    stride = max(1, -(-len(t) // most))
+    return t[::stride], b[::stride]
+
+
 def normalize(x: Tensor, *, epsilon: float = 1e-8) -> Tensor:
     """Shift and scale to zero mean and unit (biased) standard deviation; a constant becomes 0."""
     std, mean = torch.std_mean(x, correction=0)

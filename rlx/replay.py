@@ -13,6 +13,18 @@ from torch import Tensor
 from rlx.types import State
 
 
+def gradient_steps_owed(num_added: int, *, replay_ratio: float, batch_size: int, taken: int) -> int:
+    """Gradient steps to take now, so that on average each of `num_added` rows is in `replay_ratio` batches; at least 0.
+
+    Args:
+        num_added: rows that were ever added.
+        replay_ratio: batches that a row is in, on average.
+        batch_size: rows of a batch.
+        taken: gradient steps so far.
+    """
+    return max(0, int(num_added * replay_ratio / batch_size) - taken)
+
+
 class PositionReplay:
     """The newest positions of games, with what was searched and how the game ended.
 

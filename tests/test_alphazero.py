@@ -17,7 +17,7 @@ from rlx.envs.games.openspiel import Game
 from rlx.envs.games.selfplay import SelfPlayVectorEnv
 from rlx.errors import ConfigError
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, squared_norm
-from rlx.replay import PositionReplay
+from rlx.replay import PositionReplay, gradient_steps_owed
 from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")
@@ -313,3 +313,11 @@ def test_what_the_network_said_is_forgotten_when_it_learns() -> None:
     assert [not known for known in used[1:]] == [steps > 0 for steps in taken[:-1]]
     assert sum(steps > 0 for steps in taken) >= 2
     assert all(steps == 0 or steps >= 8 for steps in taken)
+
+
+def test_gradient_steps_owed_follow_the_rows_and_are_never_negative():
+    settings = {"replay_ratio": 4.0, "batch_size": 32}
+    assert gradient_steps_owed(100, **settings, taken=0) == 12  # 400 rows of batches, 12.5 batches
+    assert gradient_steps_owed(100, **settings, taken=12) == 0
+    assert gradient_steps_owed(108, **settings, taken=12) == 1
+    assert gradient_steps_owed(100, **settings, taken=20) == 0

@@ -262,3 +262,20 @@ def test_approximate_kl_is_never_negative_and_estimates_the_divergence():
     log_ratio = new.log_prob(x) - old.log_prob(x)
     assert all(ops.approximate_kl(r) >= 0 for r in log_ratio[:1000])
     assert ops.approximate_kl(log_ratio).item() == pytest.approx(0.3**2 / 2, rel=0.02)
+
+
+def test_windows_start_where_no_step_but_the_last_ends_an_episode():
+    is_last = torch.zeros(5, 2, dtype=torch.bool)
+    is_last[1, 0] = is_last[4, 1] = True
+    t, b = ops.window_starts(is_last, 3, most=10)
+    assert list(zip(t.tolist(), b.tolist(), strict=True)) == [(0, 1), (1, 1), (2, 0), (2, 1)]
+
+
+def test_windows_are_thinned_evenly_to_as_many_as_are_asked_for():
+    t, _ = ops.window_starts(torch.zeros(9, 1, dtype=torch.bool), 2, most=3)
+    assert t.tolist() == [0, 3, 6]
+
+
+def test_there_are_no_windows_longer_than_the_data():
+    t, b = ops.window_starts(torch.zeros(2, 3, dtype=torch.bool), 3, most=10)
+    assert len(t) == len(b) == 0

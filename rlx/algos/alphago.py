@@ -25,7 +25,7 @@ from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward
 from rlx.planning.adapters.game_rules import RulesModel
 from rlx.planning.adapters.playouts import LinearPolicy, RolloutModel, sample_legal
 from rlx.planning.search import SearchConfig, SearchResult, search
-from rlx.replay import PositionReplay, Symmetries
+from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
 from rlx.types import EnvSpec, Metrics, Mode, Policy, PolicyOutput, Progress, Rollout, State, Tree
 
 _SUPERVISED = -1
@@ -309,7 +309,8 @@ class AlphaGo:
         return {"value/new_game_mse": error}
 
     def _owed(self, name: str, replay: PositionReplay) -> int:
-        return max(0, int(replay.added * self.config.replay_ratio / self.config.batch_size) - self._steps[name])
+        config = self.config
+        return gradient_steps_owed(replay.added, replay_ratio=config.replay_ratio, batch_size=config.batch_size, taken=self._steps[name])
 
     def _supervised_steps(self, fraction: float) -> dict[str, Tensor | float]:
         owed = self._owed("supervised", self.expert_moves)

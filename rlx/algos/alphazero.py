@@ -22,7 +22,7 @@ from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward, squared_norm
 from rlx.planning.adapters.game_rules import Known, RulesModel
 from rlx.planning.search import SearchConfig, SearchResult, search
-from rlx.replay import PositionReplay, Symmetries
+from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -215,7 +215,8 @@ class AlphaZero:
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
         """Take the gradient steps that are owed."""
         config, replay = self.config, self.replay
-        owed = int((replay.added - config.replay_start) * config.replay_ratio / config.batch_size) - self._steps
+        num_added = replay.added - config.replay_start
+        owed = gradient_steps_owed(num_added, replay_ratio=config.replay_ratio, batch_size=config.batch_size, taken=self._steps)
         if owed < config.steps_per_update or replay.added < config.replay_start:
             return {}
         total: dict[str, Tensor] = {}

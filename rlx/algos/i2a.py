@@ -365,11 +365,7 @@ class I2A:
         outcome = self._outcome(rollout).unflatten(0, rollout.reward.shape)[t, b]
         seen = Transitions(self._planes(rollout.obs[t, b]), rollout.action[t, b], next_planes, outcome)
         metrics = judge(self.model, seen, self.grid.events)
-        num_starts = len(rollout.reward) - _LOOK_AHEAD + 1
-        if num_starts < 1:
-            return metrics
-        whole = ~torch.stack([rollout.is_last[k : k + num_starts] for k in range(_LOOK_AHEAD - 1)]).any(0)
-        t, b = (x[:: -(-len(x) // _MOST_JUDGED) or 1] for x in whole.nonzero(as_tuple=True))
+        t, b = ops.window_starts(rollout.is_last, _LOOK_AHEAD, most=_MOST_JUDGED)
         if not len(t):
             return metrics
         reached = self._planes(rollout.next_obs[t + _LOOK_AHEAD - 1, b])

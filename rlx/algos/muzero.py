@@ -28,7 +28,7 @@ from rlx.nn.resnet import adam, descend, squared_norm
 from rlx.ops import n_step_returns
 from rlx.planning.adapters.latent_tree import LatentModel
 from rlx.planning.search import SearchConfig, SearchResult, search
-from rlx.replay import SequenceReplay, Symmetries
+from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -268,7 +268,8 @@ class MuZero:
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
         """Take the gradient steps that are owed."""
         config, added = self.config, self.replay.rows.added
-        owed = int((added - config.replay_start) * config.replay_ratio / config.batch_size) - self._steps
+        num_added = added - config.replay_start
+        owed = gradient_steps_owed(num_added, replay_ratio=config.replay_ratio, batch_size=config.batch_size, taken=self._steps)
         if owed < config.steps_per_update or added < config.replay_start or self.replay.num_ready < config.batch_size:
             return {}
         total: dict[str, Tensor] = {}

@@ -24,6 +24,7 @@ from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
 from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig
 from rlx.models.prediction import follow_mean, predict_observations
 from rlx.nn.graphs import Replayed
+from rlx.ops import window_starts
 from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
 from rlx.planning.windows import ReturnWindows
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Prediction, Progress, Rollout, State, Tree
@@ -187,15 +188,9 @@ class PETS:
         metrics: dict[str, Tensor | float] = {}
         if self._reward_fn is not None:
             metrics["model/known_reward_error"] = (self._reward_fn(obs, action, obs + change) - reward).abs().mean()
-        steps = len(obs) - _LOOK_AHEAD + 1
-        if steps < 1:
-            return metrics
-        whole = ~torch.stack([is_last[k : k + steps] for k in range(_LOOK_AHEAD - 1)]).any(0)
-        t, b = whole.nonzero(as_tuple=True)
+        t, b = window_starts(is_last, _LOOK_AHEAD, most=_MAX_STARTS)
         if not len(t):
             return metrics
-        stride = -(-len(t) // _MAX_STARTS)
-        t, b = t[::stride], b[::stride]
         steps_ahead = torch.stack([action[t + k, b] for k in range(_LOOK_AHEAD)])
         last = t + _LOOK_AHEAD - 1
         wrong = follow_mean(self._measured, obs[t, b], steps_ahead)[-1] - (obs[last, b] + change[last, b])
