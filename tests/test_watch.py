@@ -168,7 +168,7 @@ def test_an_agent_of_phase_one_has_nothing_to_show() -> None:
     assert torch.equal(told.probs, algo.net(algo._planes(boards(2)), None)[0].softmax(-1))
 
 
-def test_a_search_shows_what_it_promises() -> None:
+def test_a_search_shows_the_value_of_every_action() -> None:
     algo, _ = make(imagination=Imagination.perfect, decide=Decide.search, num_rollouts=2)
     torch.manual_seed(0)
     told = explain(algo, boards(3))

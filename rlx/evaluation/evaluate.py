@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from rlx.build import env_factory, known_best
 from rlx.checkpoint import Checkpoint
 from rlx.collect import Episode
 from rlx.config.schema import EnvConfig, RunConfig
+from rlx.config.setting import all_fields, unused
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.registry import GameEnvFactory
 from rlx.errors import ConfigError, SyncError
@@ -30,6 +32,9 @@ from rlx.uploads import upload_videos
 
 EVAL_STREAM = [0x5EED]
 """Seeds the episodes of `rlx eval`: the same for every run, and none of those that chose the best checkpoint."""
+
+SIMULATIONS = "algo.search.num_eval_simulations"
+"""The setting that the argument `simulations` changes."""
 
 Ends = tuple[float, float] | None
 """A 95 % interval; None where there can be none."""
@@ -297,13 +302,15 @@ def changed_env(env: EnvConfig, changes: Sequence[str]) -> EnvConfig:
 
 
 def _check_simulations(config: RunConfig, simulations: int, ablation: Mapping[str, str]) -> None:
-    """Raise a ConfigError where evaluations search no tree."""
-    algo: Any = config.algo
-    decide = ablation.get("decide", algo.decide.value if hasattr(algo, "decide") else "tree")
-    if not hasattr(getattr(algo, "search", None), "num_eval_simulations"):
-        raise ConfigError(f"--simulations {simulations}: algo={algo.name} searches no tree; leave it out")
-    if decide != "tree":
-        raise ConfigError(f"--simulations {simulations}: algo={algo.name} searches no tree here; add --decide tree")
+    """Raise a ConfigError where the number of simulations has no effect on evaluations."""
+    if SIMULATIONS not in {key for key, _, _ in all_fields(config, "")}:
+        raise ConfigError(f"--simulations {simulations}: algo={config.algo.name} searches no tree; leave it out")
+    changed = copy.deepcopy(config)
+    for name, choice in ablation.items():
+        setattr(changed.algo, name, choice)
+    if needed := unused(changed).get(SIMULATIONS):
+        option = needed.removeprefix("algo.").replace("=", " ")
+        raise ConfigError(f"--simulations {simulations} has no effect unless {needed}; add --{option}, or leave it out")
 
 
 def _check_same_spaces(run: RunDir, before: VectorEnv, after: VectorEnv, changes: Sequence[str]) -> None:
