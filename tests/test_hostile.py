@@ -230,7 +230,7 @@ def ground(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", [*sys.path, str(here)])
     monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.setattr("rlx.cli.main.app", COMMAND)
-    monkeypatch.setattr("rlx.sweep.executors.choose.make_executor", Here)
+    monkeypatch.setattr("rlx.sweep.launch.make_executor", Here)
     monkeypatch.setattr("rlx.sweep.executors.local.warm_up", lambda: None)
     monkeypatch.setattr("rlx.uploads.upload", lambda lines, **_: f"{len(list(lines))} uploaded")
     before = signal.signal(signal.SIGALRM, overdue)
