@@ -384,7 +384,7 @@ def test_runs_that_were_to_be_online_and_cannot_are_a_line_of_the_sweep(
 ) -> None:
     from rlx.track import wandb
 
-    monkeypatch.setattr(wandb, "_why_no_login", lambda: "no login")
+    monkeypatch.setattr(wandb, "why_no_login", lambda: "no login")
     assert [wandb.why_offline(mode) for mode in ("online", "offline", "disabled")] == ["no login", "", ""]
     monkeypatch.setattr("rlx.sweep.launch.why_offline", lambda mode: "no login")
     said = f"W&B: runs are offline (no login); `wandb login` and then `rlx sync {swept.path.name}`"
