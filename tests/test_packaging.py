@@ -69,6 +69,7 @@ def test_the_wheel_holds_the_configuration_and_neither_tests_nor_runs(wheel: Pat
     assert {f"rlx/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")} <= names
     assert {str(p.relative_to(ROOT)) for p in (ROOT / "rlx").rglob("*.py")} <= names
     assert {name.split("/")[0] for name in names} == {"rlx", f"rlx-{rlx.__version__}.dist-info"}
+    assert "rlx/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
