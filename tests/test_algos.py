@@ -32,8 +32,11 @@ CONTINUOUS = EnvSpec(id="Continuous-v0", observation_space=OBSERVATION, action_s
 SPECS = pytest.mark.parametrize("spec", [DISCRETE, CONTINUOUS], ids=["discrete", "continuous"])
 
 
-def build(config: Any, spec: EnvSpec = DISCRETE, num_envs: int = 4) -> Any:
-    return ALGORITHMS[config.name].load()(config, spec, num_envs, CPU)
+def build(config: Any, spec: EnvSpec = DISCRETE, num_envs: int = 4, *, compiles: bool = True) -> Any:
+    """An algorithm; without `compiles`, all of its steps go through Python, where a test can watch them."""
+    algo = ALGORITHMS[config.name].load()(config, spec, num_envs, CPU)
+    algo.net.compiles = algo.net.compiles and compiles
+    return algo
 
 
 def make_rollout(
@@ -239,7 +242,7 @@ def test_learning_rate_anneals_from_its_start_to_nothing(name):
 @pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_the_normaliser_absorbs_the_first_rollout_before_learning_and_later_ones_after(name, monkeypatch):
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
-    algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings))
+    algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings), compiles=False)
     calls: list[str] = []
     for owner, call in [(algo.optimizer, "step"), (algo.net.encoder.normalizer, "update")]:
         original = getattr(owner, call)
@@ -258,7 +261,7 @@ def test_the_normaliser_absorbs_the_first_rollout_before_learning_and_later_ones
 @pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_what_the_first_update_has_learnt_is_what_acts_next(name, monkeypatch):
     settings = {"episodes_per_update": 1} if name == "reinforce" else {}
-    algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings), CONTINUOUS)
+    algo = build(ALGORITHMS[name].config(normalize_observation=True, **settings), CONTINUOUS, compiles=False)
     rollout = make_rollout(CONTINUOUS, end_prob=0.5)
     rollout.all_obs = 5.0 * rollout.all_obs + torch.tensor([0.0, 100.0, -3.0])  # raw observations would be far from their standard scores
     obs, original, learnt = rollout.obs.flatten(0, 1), algo.optimizer.step, []
@@ -377,7 +380,7 @@ def test_ppo_first_minibatch_has_a_ratio_of_one(spec, first):
 
 
 def test_ppo_takes_every_step_once_an_epoch(monkeypatch):
-    algo, rollout = build(PPOConfig(num_epochs=3, num_minibatches=4), CONTINUOUS), make_rollout(CONTINUOUS)
+    algo, rollout = build(PPOConfig(num_epochs=3, num_minibatches=4), CONTINUOUS, compiles=False), make_rollout(CONTINUOUS)
     seen: list[Tensor] = []
     original = algo.net.head.evaluate
     monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (seen.append(action), original(p, action))[1])
@@ -569,7 +572,7 @@ def test_reinforce_equals_a_plain_implementation_episode_by_episode(baseline, no
         discount=0.9,
         max_grad_norm=0.3,
     )
-    algo = build(config, CONTINUOUS)
+    algo = build(config, CONTINUOUS, compiles=False)
     naive, learnt = NaiveReinforce(algo, 4, config), []
     original = algo.net.head.evaluate
     monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (learnt.append(action), original(p, action))[1])
@@ -587,7 +590,7 @@ def test_reinforce_equals_a_plain_implementation_episode_by_episode(baseline, no
 
 
 def test_reinforce_learns_from_every_step_exactly_once_and_only_when_its_episode_is_complete(monkeypatch):
-    algo = build(ReinforceConfig(episodes_per_update=1), CONTINUOUS)
+    algo = build(ReinforceConfig(episodes_per_update=1), CONTINUOUS, compiles=False)
     learnt: list[float] = []
     original = algo.net.head.evaluate
     monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (learnt.extend(action[:, 0].tolist()), original(p, action))[1])

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from rlx.envs.edge import Observations, describe_space
 from rlx.envs.vector import _Announcement
 from rlx.nn.networks import Network
+from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -147,14 +148,16 @@ BOTH = spaces.Dict(image=IMAGE, speed=spaces.Box(-9.0, 9.0, (1,)))
     [(IMAGE, 1.0), (spaces.flatten_space(BOTH), 9.0), (Observations(BOTH, "x").space, 9.0), (spaces.Box(0, 9, (2,)), 9.0),
      (spaces.Box(0, 255, (4, 4), np.float32), 1.0), (spaces.Box(0, 1, (2, 3), np.uint8), 1.0)],
 )  # fmt: skip
-@pytest.mark.parametrize("numpy", [True, False])
-def test_bytes_are_brought_to_one_wherever_they_are(space: spaces.Box, greatest: float, numpy: bool) -> None:
+@pytest.mark.parametrize("compiled", [True, False])
+def test_bytes_are_brought_to_one_wherever_they_are(space: spaces.Box, greatest: float, compiled: bool) -> None:
     net = Network(EnvSpec(id="x", observation_space=space, action_space=spaces.Discrete(2)), hidden_sizes=[8], activation="tanh")
     obs = torch.from_numpy(space.high[None].copy())
     features = net.encoder.raw(obs)
     assert features.max() == pytest.approx(greatest)
     assert sorted({round(float(x), 5) for x in features[0]}) in ([1.0], [9.0], [1.0, 9.0])
-    net._acts_in_numpy = numpy
+    net.compiles = compiled
+    FlatAdam(net, max_grad_norm=1.0)  # kernels take parameters in one vector
+    assert (net.compiled is not None) == compiled
     shown = net.policy_params(features)
     assert net.act(obs, (), torch.ones(len(obs), dtype=torch.bool), "eval")[0] == shown.argmax(-1)
 

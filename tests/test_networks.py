@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -13,7 +14,12 @@ from test_algos import CONTINUOUS, DISCRETE, build, make_rollout, update
 from torch import Tensor, nn
 
 from rlx.algos import ALGORITHMS
-from rlx.nn import encoders
+from rlx.errors import NonFiniteError
+from rlx.nn import encoders, native
+from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
+from rlx.nn.networks import Network
+from rlx.nn.optim import FlatAdam
+from rlx.nn.policy_gradient import gradient_steps
 from rlx.types import EnvSpec, Rollout
 
 SMALL = {"reinforce": {"episodes_per_update": 1}, "ppo": {"num_epochs": 2}, "a2c": {}}
@@ -29,8 +35,8 @@ def test_training_through_autograd_equals_training_through_the_fast_path(name, s
     config = ALGORITHMS[name].config(hidden_sizes=[8, 8], **SMALL[name], **settings)
     fast, slow = build(config, spec), build(config, spec)
     slow.load_state_dict(copy.deepcopy(fast.state_dict()))
-    assert fast.net.by_hand
-    slow.net.by_hand = False
+    assert fast.net.compiled is not None
+    slow.net.compiles = slow.net.by_hand = False
     for _ in range(3):
         rollout = make_rollout(spec, end_prob=0.4)
         state = torch.get_rng_state()
@@ -85,3 +91,90 @@ def test_an_encoder_of_ones_own_is_trained_through_autograd(name, monkeypatch):
     loaded = build(algo.config, PLANES)
     loaded.load_state_dict(copy.deepcopy(algo.state_dict()))
     assert torch.equal(loaded.net.value(obs), algo.net.value(obs))
+
+
+def kernel_case(gaussian: bool, **network: Any) -> tuple[Network, FlatAdam, EnvSpec]:
+    spec = CONTINUOUS if gaussian else DISCRETE
+    net = Network(spec, **{"hidden_sizes": [8, 8], "activation": "tanh"} | network)
+    for p in net.parameters():
+        nn.init.normal_(p, std=p.shape[-1] ** -0.5)
+    return net, FlatAdam(net, max_grad_norm=1e9), spec
+
+
+NETWORKS: list[dict[str, Any]] = [
+    {"gaussian": gaussian, "hidden_sizes": sizes, "activation": activation, "shared": shared}
+    for gaussian in (False, True)
+    for sizes, activation, shared in [([], "tanh", False), ([7], "relu", True), ([8, 5], "tanh", True), ([9, 130, 3], "relu", False)]
+]
+LOSSES: list[dict[str, Any]] = [
+    {"objective": "log_prob"},
+    {"objective": "surrogate", "kl_coef": 0.7, "normalize_advantage": True},
+    {"objective": "clip", "value_clip": 0.1, "normalize_advantage": True},
+]
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 300])
+@pytest.mark.parametrize("settings", NETWORKS, ids=lambda s: "-".join(map(str, s.values())))
+def test_the_kernels_gradients_and_losses_equal_autograds(settings, num_rows):
+    for loss_settings in LOSSES:
+        net, optimizer, spec = kernel_case(**settings)
+        loss = PolicyGradientLoss(**{"value_coef": 0.6, "entropy_coef": 0.05, "normalize_advantage": False} | loss_settings)
+        inputs, action = torch.randn(num_rows, 3), torch.randint(2, (num_rows,)) if spec is DISCRETE else torch.randn(num_rows, 2)
+        params = net.policy_params(inputs).detach()
+        old_params = net.head.freeze(params + 0.1 * torch.randn_like(params))
+        old_log_prob = net.head.log_prob(params, action).detach() + 0.2 * torch.randn(num_rows)
+        if loss.objective == "log_prob":
+            old_log_prob.zero_()
+        batch = Batch(inputs, action, *torch.randn(3, num_rows), old_log_prob, old_params)
+        before, found = [p.detach().clone() for p in net.parameters()], []
+        for compiles in (True, False):
+            net.compiles, net.by_hand, net._home = compiles, False, 0
+            assert (net.compiled is not None) == compiles
+            for p, old in zip(net.parameters(), before, strict=True):
+                p.data.copy_(old)
+            steps = gradient_steps(net, optimizer, loss, batch, learning_rate=1e-3)
+            found.append((torch.from_numpy(optimizer.arrays()[0].copy()), *steps))
+        names = ("gradient", *Steps._fields)
+        for name, ours, theirs in zip(names, *found, strict=True):
+            size = max(1.0, theirs.abs().max().item())
+            torch.testing.assert_close(ours, theirs, atol=1e-4 * size, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("gaussian", [False, True])
+def test_the_kernels_repeat_their_steps_bit_for_bit(gaussian):
+    found = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        net, optimizer, _ = kernel_case(gaussian, hidden_sizes=[9, 7])
+        action = torch.randn(300, 2) if gaussian else torch.randint(2, (300,))
+        loss = PolicyGradientLoss(objective="clip", value_coef=0.5, entropy_coef=0.01, normalize_advantage=True)
+        batch = Batch(torch.randn(300, 3), action, *torch.randn(4, 300), None)
+        steps = gradient_steps(net, optimizer, loss, batch, learning_rate=1e-2, order=torch.randperm(300), num_minibatches=3)
+        found.append([*net.state_dict().values(), *optimizer.state_dict().values(), *steps])
+    assert all(torch.equal(torch.as_tensor(x), torch.as_tensor(y)) for x, y in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("column", ["inputs", "advantage", "target"])
+def test_the_kernels_refuse_what_is_not_finite_before_any_parameter_changes(column, bad):
+    net, optimizer, _ = kernel_case(False, activation="relu")
+    batch = Batch(torch.randn(40, 3), torch.randint(2, (40,)), *torch.randn(4, 40), None)
+    getattr(batch, column)[25] = bad  # in the second minibatch
+    loss = PolicyGradientLoss(objective="clip", value_coef=0.5, entropy_coef=0.01, normalize_advantage=False)
+    with pytest.raises(NonFiniteError, match=r"smaller algo\.learning_rate"):
+        gradient_steps(net, optimizer, loss, batch, learning_rate=1e-2, num_minibatches=2)
+    assert optimizer.num_steps == 1
+    assert all(p.isfinite().all() for p in net.parameters())
+
+
+def test_machine_code_is_kept_and_refused_if_it_is_damaged_or_others_could_have_written_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    file = native._cache_directory() / "kernels-x.o"
+    assert native._read(file) is None
+    native._write(file, b"code")
+    assert native._read(file) == b"code"
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    assert native._read(file) is None
+    native._write(file, b"code")
+    file.chmod(0o666)
+    assert native._read(file) is None

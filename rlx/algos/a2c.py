@@ -12,9 +12,10 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.nn.greedy import GreedyPolicy
+from rlx.nn.losses import Batch, PolicyGradientLoss
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
-from rlx.nn.policy_gradient import Batch, PolicyGradientLoss, gradient_steps
+from rlx.nn.policy_gradient import gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 

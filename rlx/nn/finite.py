@@ -28,7 +28,7 @@ class FiniteWatch:
             NonFiniteError: on a CPU, if its loss or norm is not finite.
         """
         if norm.device.type == "cpu":
-            _refuse(loss.item(), norm.item())
+            refuse_non_finite(loss.item(), norm.item())
             return
         self._waiting.append(torch.stack((loss.detach(), norm)))
         if len(self._waiting) >= _MOST_WAITING:
@@ -40,10 +40,11 @@ class FiniteWatch:
             return
         waiting, self._waiting = torch.stack(self._waiting).tolist(), []
         for loss, norm in waiting:
-            _refuse(loss, norm)
+            refuse_non_finite(loss, norm)
 
 
-def _refuse(loss: float, norm: float) -> None:
+def refuse_non_finite(loss: float, norm: float) -> None:
+    """Raise a NonFiniteError unless the loss of a gradient step and the norm of its gradient are finite."""
     if not (norm < float("inf") and abs(loss) < float("inf")):
         raise NonFiniteError(
             f"the loss is {loss} and its gradient has norm {norm}: training stopped before the optimiser step; "

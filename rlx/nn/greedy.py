@@ -22,5 +22,5 @@ class GreedyPolicy(nn.Module):
 
     def forward(self, obs: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
         """Observations [B, *], the memory and where episodes begin [B] to actions [B, *] and the next memory."""
-        action: Tensor = self.net.head.mode(self.net.policy_params(self.net.preprocess(obs)))
+        action: Tensor = self.net.head.mode(self.net(self.net.preprocess(obs))[0])
         return torch.atleast_1d(action), carry

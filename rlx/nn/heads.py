@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError
@@ -43,10 +42,6 @@ class CategoricalHead(nn.Module):
         """[B, D] to actions [B]."""
         # argmax(logits + Gumbel noise) is a sample; -log(Exp(1)) is Gumbel noise. Twice as fast as torch.multinomial.
         return (params - torch.empty_like(params).exponential_().log_()).argmax(-1)
-
-    def sample_numpy(self, params: NDArray[np.float32]) -> NDArray[np.int64]:
-        """`sample` under NumPy's global generator."""
-        return (params - np.log(np.random.standard_exponential(params.shape))).argmax(-1)
 
     def mode(self, params: Any) -> Any:
         """[B, D] to the most likely actions [B]; a tensor or an array."""
@@ -102,13 +97,6 @@ class GaussianHead(nn.Module):
     def sample(self, params: Tensor) -> Tensor:
         """[B, A] to actions [B, A]."""
         return torch.addcmul(params, torch.randn_like(params), self.log_std.exp())
-
-    def sample_numpy(self, params: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`sample` under NumPy's global generator."""
-        noise = np.random.standard_normal(params.shape).astype(np.float32)
-        noise *= np.exp(self.log_std.detach().numpy())
-        noise += params
-        return noise
 
     def mode(self, params: Any) -> Any:
         """[B, A] to the most likely actions [B, A]; a tensor or an array."""

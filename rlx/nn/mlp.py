@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 
@@ -54,6 +53,7 @@ class MLP(nn.Module):
             nn.init.orthogonal_(layer.weight, gain=output_gain if i == len(layers) else 2**0.5)
             nn.init.zeros_(layer.bias)
         self.layers = nn.ModuleList(layers)
+        self.linears = tuple(layers)  # the same, typed
         self._weights_and_biases = [(layer.weight, layer.bias) for layer in layers]
 
     @property
@@ -67,19 +67,6 @@ class MLP(nn.Module):
             if i > 0:
                 x = _activate(x, self.activation)
             x = nn.functional.linear(x, weight, bias)
-        return x
-
-    def numpy_layers(self) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Views of (weight [in, out], bias [out]) for `forward_numpy`; valid while the parameters stay where they are."""
-        return [(weight.detach().numpy().T, bias.detach().numpy()) for weight, bias in self._weights_and_biases]
-
-    def forward_numpy(self, x: NDArray[np.float32], layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> NDArray[np.float32]:
-        """`forward` in NumPy: a quarter of the overhead for a handful of rows, and it leaves the caches to the environment."""
-        for i, (weight, bias) in enumerate(layers):
-            if i > 0:
-                x = np.maximum(x, 0.0, out=x) if self.activation == "relu" else np.tanh(x, out=x)
-            x = x @ weight
-            x += bias
         return x
 
     @torch.no_grad()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.nn.encoders import FlatEncoder, make_encoder
@@ -17,8 +15,11 @@ from rlx.nn.memories import NoMemory
 from rlx.nn.mlp import MLP
 from rlx.types import EnvSpec, Explanation, Mode, Tree
 
+if TYPE_CHECKING:
+    from rlx.nn.compiled import CompiledNetwork
+
 _SMALL = 1 << 16
-"""Parameters up to which acting in NumPy is faster than in torch."""
+"""Parameters of the policy up to which the compiled kernels are used."""
 
 
 class Network(nn.Module):
@@ -60,10 +61,29 @@ class Network(nn.Module):
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
         self.by_hand = isinstance(self.encoder, FlatEncoder)
         """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks can."""
-        self._acts_in_numpy = self.by_hand and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        self.compiles = self.by_hand and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        """Whether compiled kernels are used where the parameters are on a CPU."""
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
         self._home = 0
-        self._numpy_layers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = []
+        self._compiled: CompiledNetwork | None = None
+
+    @property
+    def compiled(self) -> CompiledNetwork | None:
+        """The kernels for this network, or None where they do not apply: see `compiles`, and `FlatAdam` for the one vector they need."""
+        if self._home != self._first[0].data_ptr():  # the parameters have moved
+            self._home, self._compiled = self._first[0].data_ptr(), self._compile()
+        return self._compiled
+
+    def _compile(self) -> CompiledNetwork | None:
+        parameters = list(self.parameters())
+        if not self.compiles or any(p.device.type != "cpu" or p.dtype != torch.float32 for p in parameters):
+            return None
+        if len({p.untyped_storage().data_ptr() for p in parameters}) > 1:
+            return None
+        from rlx.nn.compiled import CompiledNetwork
+
+        assert isinstance(self.encoder, FlatEncoder)
+        return CompiledNetwork(self.encoder, self.head, self.policy, self.critic)
 
     def preprocess(self, obs: Tree) -> Tree:
         """Observations [N, *] to the network's inputs [N, *]: the part that has no weights, normalisation included."""
@@ -111,19 +131,23 @@ class Network(nn.Module):
 
     def policy_params(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
         """Inputs [N, *] to distribution parameters [N, D']."""
+        if not torch.is_grad_enabled() and (compiled := self.compiled):
+            return compiled.policy_params(inputs)
         out = self.policy(self.memory.unroll(self.encoder(inputs), carry, is_first))
         return out[:, :-1] if self.critic is None else out
 
     def value(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
         """Inputs [N, *] to values [N]."""
+        if not torch.is_grad_enabled() and (compiled := self.compiled):
+            return compiled.value(inputs)
         features = self.memory.unroll(self.encoder(inputs), carry, is_first)
         return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
 
     @torch.no_grad()
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
         """Observations [B, *] to actions [B, *], a sample in training and the mode in evaluation, and the next carry."""
-        if self._acts_in_numpy and obs.device.type == "cpu":
-            return torch.from_numpy(self._act_numpy(obs.numpy(), mode)), carry
+        if compiled := self.compiled:
+            return torch.from_numpy(compiled.act(obs.numpy(), mode)), carry
         features, carry = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
         params = self.policy(features)
         if self.critic is None:
@@ -142,19 +166,3 @@ class Network(nn.Module):
         out = self.policy(features)
         params, value = (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
         return Explanation(self.head.probs(params), None if value_scale is None else value_scale * value)
-
-    def _act_numpy(self, obs: NDArray[Any], mode: Mode) -> NDArray[Any]:
-        """`act` for small networks on a CPU, where torch's overhead per operation is most of the time of a step."""
-        encoder = self.encoder
-        assert isinstance(encoder, FlatEncoder)
-        if self._home != self._first[0].data_ptr():  # the parameters have moved since the views were taken
-            self._numpy_layers, self._home = self.policy.numpy_layers(), self._first[0].data_ptr()
-        x = obs.reshape(len(obs), -1).astype(np.float32)
-        if encoder.scale_numpy is not None:
-            x *= encoder.scale_numpy
-        if encoder.normalizer:
-            x = encoder.normalizer.forward_numpy(x)
-        params = self.policy.forward_numpy(x, self._numpy_layers)
-        if self.critic is None:
-            params = params[:, :-1]
-        return self.head.sample_numpy(params) if mode == "train" else self.head.mode(params)

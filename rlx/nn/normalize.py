@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.errors import NonFiniteError
@@ -79,10 +77,6 @@ class ObservationNormalizer(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] to [B, D] in [-clip, clip]."""
         return torch.addcmul(self.shift, features, self.scale).clamp_(-self.clip, self.clip)
-
-    def forward_numpy(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
-        """`forward` in NumPy."""
-        return (features * self.scale.numpy() + self.shift.numpy()).clip(-self.clip, self.clip)
 
     @property
     def is_new(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.nn.finite import FiniteWatch
@@ -28,9 +30,9 @@ class FlatAdam:
         self._parameters = torch.cat([p.detach().reshape(-1) for p in parameters])
         self._grad = torch.zeros_like(self._parameters)
         self._mean, self._square = torch.zeros_like(self._grad), torch.zeros_like(self._grad)
-        self._num_steps = 0
+        self.num_steps = 0
         self._finite = FiniteWatch()
-        self._epsilon, self._max_grad_norm = epsilon, max_grad_norm
+        self.epsilon, self.max_grad_norm = epsilon, max_grad_norm
         offset = 0
         for p in parameters:
             end = offset + p.numel()
@@ -53,16 +55,20 @@ class FlatAdam:
         self._finite.look(loss, norm)
         if norm.device.type != "cpu":
             exact = norm if norm.device.type == "mps" else norm.double()  # as the CPU divides
-            grad.mul_((self._max_grad_norm / exact).clamp(max=1.0).to(grad.dtype))
-        elif (norm_value := norm.item()) > self._max_grad_norm:
-            grad.mul_(self._max_grad_norm / norm_value)
-        self._num_steps += 1
+            grad.mul_((self.max_grad_norm / exact).clamp(max=1.0).to(grad.dtype))
+        elif (norm_value := norm.item()) > self.max_grad_norm:
+            grad.mul_(self.max_grad_norm / norm_value)
+        self.num_steps += 1
         self._mean.lerp_(grad, 1.0 - _BETA1)
         self._square.mul_(_BETA2).addcmul_(grad, grad, value=1.0 - _BETA2)
-        scale = (1.0 - _BETA2**self._num_steps) ** 0.5
-        denominator = self._square.sqrt().div_(scale).add_(self._epsilon)
-        self._parameters.addcdiv_(self._mean, denominator, value=-learning_rate / (1.0 - _BETA1**self._num_steps))
+        scale = (1.0 - _BETA2**self.num_steps) ** 0.5
+        denominator = self._square.sqrt().div_(scale).add_(self.epsilon)
+        self._parameters.addcdiv_(self._mean, denominator, value=-learning_rate / (1.0 - _BETA1**self.num_steps))
         return norm
+
+    def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+        """The gradient and Adam's two moments as views, on a CPU; who changes them counts its steps in `num_steps`."""
+        return self._grad.numpy(), self._mean.numpy(), self._square.numpy()
 
     def check(self) -> None:
         """Raise a NonFiniteError if a step since the last `check` was not finite; for the end of every update."""
@@ -70,9 +76,9 @@ class FlatAdam:
 
     def state_dict(self) -> State:
         self.check()
-        return {"mean": self._mean.clone(), "square": self._square.clone(), "num_steps": self._num_steps}
+        return {"mean": self._mean.clone(), "square": self._square.clone(), "num_steps": self.num_steps}
 
     def load_state_dict(self, state: State) -> None:
         self._mean.copy_(state["mean"])
         self._square.copy_(state["square"])
-        self._num_steps = state["num_steps"]
+        self.num_steps = state["num_steps"]

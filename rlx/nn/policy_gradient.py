@@ -2,56 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
 import torch
 from torch import Tensor
 
 from rlx import ops
+from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
-from rlx.types import Tree
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyGradientLoss:
-    """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the rows of a minibatch."""
-
-    objective: Literal["log_prob", "surrogate", "clip"]
-    """What is maximised for a row with advantage A and probability ratio r: A log p, r A, or min(r A, clip(r) A)."""
-    value_coef: float
-    entropy_coef: float
-    normalize_advantage: bool
-    """Shift and scale advantages to zero mean and unit deviation per minibatch."""
-    clip: float = 0.2
-    """Half-width of the interval of r; used by objective="clip"."""
-    kl_coef: float = 0.0
-    """Weight of KL(old || new), which is added to the policy loss; 0 leaves it out."""
-    value_clip: float | None = None
-    """Bound on how far a value may move from the old one; None does not bound it."""
-
-
-class Batch(NamedTuple):
-    """Rows to learn from, with what the behaviour policy and the old value function gave for them."""
-
-    inputs: Tree  # [N, *], see `Network.preprocess`
-    action: Tensor  # [N, *]
-    advantage: Tensor  # [N]
-    target: Tensor  # [N] of the value
-    old_value: Tensor  # [N]
-    old_log_prob: Tensor  # [N]; zeros for objective="log_prob"
-    old_params: Tensor | None  # [N, *], see `freeze` of the head; None without a KL penalty
-
-
-class Steps(NamedTuple):
-    """What S gradient steps report, each before its step."""
-
-    log_ratio: Tensor  # [N] log p - log p_old, in the order in which rows were visited
-    policy_loss: Tensor  # [S]
-    value_loss: Tensor  # [S]
-    entropy: Tensor  # [S]
-    grad_norm: Tensor  # [S] before clipping
 
 
 @torch.no_grad()
@@ -70,6 +27,8 @@ def gradient_steps(
     Raises:
         NonFiniteError: if a loss or a gradient is not finite; on an accelerator only by `optimizer.check`.
     """
+    if compiled := network.compiled:
+        return compiled.gradient_steps(optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=num_minibatches)
     chunks = ([None] * num_minibatches if x is None else (x if order is None else x[order]).chunk(num_minibatches) for x in batch)
     found = [_step(network, optimizer, loss, Batch(*minibatch), learning_rate) for minibatch in zip(*chunks, strict=True)]
     log_ratios, *columns = zip(*found, strict=True)

@@ -1,0 +1,153 @@
+"""A small network on a CPU through the kernels of `rlx.nn.kernels`: acting, values, and whole gradient steps in one call each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.nn.encoders import FlatEncoder
+from rlx.nn.finite import refuse_non_finite
+from rlx.nn.heads import CategoricalHead, GaussianHead
+from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
+from rlx.nn.mlp import MLP
+from rlx.nn.native import load_kernels
+from rlx.nn.optim import FlatAdam
+from rlx.types import Mode
+
+Array = NDArray[Any]
+_OBJECTIVES = {"clip": 0, "surrogate": 1, "log_prob": 2}  # as in `rlx.nn.kernels`
+_TILE = 128  # as in `rlx.nn.kernels`
+
+
+class CompiledNetwork:
+    """Views of a network's parameters for the kernels; valid while the parameters stay where they are.
+
+    All of them are views of one float32 vector on the CPU (see `FlatAdam`).
+
+    Args:
+        encoder: without weights; gives the normalisation.
+        head: of the action distribution.
+        policy: from inputs to the distribution's parameters and, without a critic, the value.
+        critic: from inputs to the value.
+    """
+
+    def __init__(self, encoder: FlatEncoder, head: CategoricalHead | GaussianHead, policy: MLP, critic: MLP | None) -> None:
+        linears = [layer for mlp in (policy, critic) if mlp for layer in mlp.linears]
+        self._kernels = load_kernels()
+        self._theta: Array = torch.empty(0).set_(linears[0].weight.untyped_storage()).numpy()
+        self._parameters = (self._theta.ctypes.data, self._theta.size)
+        rows = [(x.in_features, x.out_features, int(x.weight.storage_offset()), int(x.bias.storage_offset())) for x in linears]
+        self._layers = np.array(rows, dtype=np.int64)
+        self._num_policy = len(policy.linears)
+        self._is_gaussian = isinstance(head, GaussianHead)
+        self._log_std_at = int(head.log_std.storage_offset()) if isinstance(head, GaussianHead) else -1
+        self._num_actions = head.num_outputs
+        self._relu = policy.activation == "relu"
+        self._encoder = encoder
+        width = encoder.num_features
+        self._normalization: tuple[Array, Array, float] = (np.ones(width, np.float32), np.zeros(width, np.float32), np.inf)
+        if normalizer := encoder.normalizer:
+            self._normalization = normalizer.scale.numpy(), normalizer.shift.numpy(), normalizer.clip
+        self._widest = int(max(width, self._layers[:, 1].max()))
+        self._num_hidden = int(self._layers[:, 1].sum())
+        self._acting: dict[int, _Acting] = {}
+
+    def act(self, obs: Array, mode: Mode) -> Array:
+        """Observations [B, *] to actions [B, *], under NumPy's global generator."""
+        num_rows = len(obs)
+        if num_rows not in self._acting:
+            self._acting[num_rows] = _Acting(self, num_rows)
+        return self._acting[num_rows](obs, mode)
+
+    def policy_params(self, inputs: Tensor) -> Tensor:
+        """Inputs [N, D] to distribution parameters [N, D']."""
+        return self._forward(inputs, 0, self._num_policy)[:, : self._num_actions]
+
+    def value(self, inputs: Tensor) -> Tensor:
+        """Inputs [N, D] to values [N]."""
+        shared = self._num_policy == len(self._layers)
+        return self._forward(inputs, 0 if shared else self._num_policy, len(self._layers))[:, -1]
+
+    def _forward(self, inputs: Tensor, first: int, last: int) -> Tensor:
+        x, out = _array(inputs), np.empty((len(inputs), self._layers[last - 1, 1]), np.float32)
+        space = np.empty((2, len(inputs) * self._widest), np.float32)
+        self._kernels.forward(*self._parameters, self._layers.ctypes.data, first, last, self._relu, x.ctypes.data, len(x),
+                              space.ctypes.data, space.shape[1], out.ctypes.data)  # fmt: skip
+        return torch.from_numpy(out)
+
+    def gradient_steps(
+        self,
+        optimizer: FlatAdam,
+        loss: PolicyGradientLoss,
+        batch: Batch,
+        *,
+        learning_rate: float,
+        order: Tensor | None,
+        num_minibatches: int,
+    ) -> Steps:
+        """See `rlx.nn.policy_gradient.gradient_steps`."""
+        num_rows = len(batch.action)
+        batch_size = -(-num_rows // num_minibatches)
+        num_tiles = self._encoder.num_features + self._num_hidden + 2 * self._widest + 5
+        space = np.empty(num_tiles * _TILE + batch_size, np.float32)
+        log_ratios, stats = np.empty(num_rows, np.float32), np.empty((-(-num_rows // batch_size), 4))
+        index = batch.action.contiguous().numpy()
+        old_params = np.zeros((1, 1), np.float32) if batch.old_params is None else _array(batch.old_params)
+        columns = [_array(x) for x in (batch.inputs, batch.action, batch.old_log_prob, batch.old_value, batch.advantage, batch.target)]
+        inputs, action, old_log_prob, old_value, advantage, target = (x.ctypes.data for x in columns)
+        rows = np.arange(num_rows) if order is None else order.numpy()
+        taken = self._kernels.gradient_steps(
+            *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
+            len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._relu, inputs, num_rows, index.ctypes.data,
+            action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target, rows.ctypes.data, batch_size,
+            _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef,
+            -1.0 if loss.value_clip is None else loss.value_clip, loss.value_coef, loss.entropy_coef, learning_rate,
+            optimizer.max_grad_norm, optimizer.epsilon, space.ctypes.data, self._widest, self._num_hidden, log_ratios.ctypes.data,
+            stats.ctypes.data,
+        )  # fmt: skip
+        optimizer.num_steps += taken
+        if taken < len(stats):
+            policy_loss, value_loss, entropy, norm = stats[taken].tolist()
+            refuse_non_finite(policy_loss + loss.value_coef * value_loss - loss.entropy_coef * entropy, norm)
+        return Steps(torch.from_numpy(log_ratios), *torch.from_numpy(stats.T.astype(np.float32)))
+
+
+class _Acting:
+    """Acting for a fixed number of rows: buffers whose addresses are looked up once."""
+
+    def __init__(self, network: CompiledNetwork, num_rows: int) -> None:
+        num_actions, width = network._num_actions, network._encoder.num_features
+        self._is_gaussian, self._byte_scale = network._is_gaussian, network._encoder.scale_numpy
+        self._obs: Array = np.zeros((num_rows, width), np.float32)
+        self._noise: Array = np.zeros((num_rows, num_actions if network._is_gaussian else 1))
+        self._indices: Array = np.zeros(num_rows, np.int64)
+        self._actions: Array = np.zeros((num_rows, num_actions), np.float32)
+        space, params = np.zeros((2, num_rows * network._widest), np.float32), np.zeros((num_rows, num_actions + 1), np.float32)
+        scale, shift, bound = network._normalization
+        self._alive = (network, space, params)
+        self._act = network._kernels.act
+        settings = network._num_policy, num_actions, network._log_std_at, network._relu
+        normalization = scale.ctypes.data, shift.ctypes.data, bound
+        self._before = (*network._parameters, network._layers.ctypes.data, *settings, self._obs.ctypes.data, num_rows, *normalization,
+                        self._noise.ctypes.data)  # fmt: skip
+        self._after = (space.ctypes.data, space.shape[1], params.ctypes.data, self._indices.ctypes.data, self._actions.ctypes.data)
+
+    def __call__(self, obs: Array, mode: Mode) -> Array:
+        self._obs[:] = obs.reshape(self._obs.shape)
+        if self._byte_scale is not None:
+            self._obs *= self._byte_scale
+        samples = mode == "train"
+        if samples:
+            shape = self._noise.shape
+            self._noise[:] = np.random.standard_normal(shape) if self._is_gaussian else np.random.random_sample(shape)
+        self._act(*self._before, samples, *self._after)
+        return (self._actions if self._is_gaussian else self._indices).copy()
+
+
+def _array(tensor: Tensor) -> Array:
+    """A float32 array [*] in C order."""
+    return np.ascontiguousarray(tensor.numpy(), dtype=np.float32)

@@ -1,0 +1,219 @@
+"""What the kernels of `rlx.nn.kernels` are made of: views of memory, matrix products, activations, normalisation and Adam.
+
+Matrix products are blocks of 4 x 4 with contracted multiply-adds. The order of every sum is fixed when a kernel is compiled: results
+repeat bit for bit on one machine.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array, populate_array
+
+BETA1, BETA2 = 0.9, 0.999
+
+# Without numba's memory management and without exceptions, so that the machine code needs neither numba nor Python: see `rlx.nn.native`.
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+exact: Any = numba.njit(**_OPTIONS, fastmath={"contract"})
+"""For element-wise arithmetic: multiply-adds may be contracted, nothing is reordered."""
+reordered: Any = numba.njit(**_OPTIONS, fastmath={"contract", "reassoc", "nsz"})
+"""For sums, which are taken in the order that fits vector registers; not-a-numbers and infinities stay what they are."""
+
+
+_intrinsic: Any = intrinsic  # whose first argument callers do not give
+
+
+def _view(context, builder, signature, args):
+    """Lower `vector` and `matrix`: an array over the pointer args[0] at offset args[1] with the shape that follows."""
+    array_type, shape = signature.return_type, args[2:]
+    array = make_array(array_type)(context, builder)
+    itemsize = context.get_constant(types.intp, array_type.dtype.bitwidth // 8)
+    strides = [itemsize] if len(shape) == 1 else [builder.mul(shape[1], itemsize), itemsize]
+    data = builder.gep(args[0], [args[1]])
+    populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
+    return array._getvalue()
+
+
+@_intrinsic
+def vector(context, data, offset, size):
+    """The numbers behind a pointer, from an offset, as an array [size]. numba's carray needs its memory management."""
+    return types.Array(data.dtype, 1, "C")(data, types.int64, types.int64), _view
+
+
+@_intrinsic
+def matrix(context, data, offset, rows, columns):
+    """The numbers behind a pointer, from an offset, as an array [rows, columns]."""
+    return types.Array(data.dtype, 2, "C")(data, types.int64, types.int64, types.int64), _view
+
+
+@exact
+def add_product(w, at, row_stride, column_stride, rows, inner, x, y, spill, n):
+    """y[r, :n] += sum_k w[at + r * row_stride + k * column_stride] * x[k, :n] for all rows r; what pads a block goes to `spill`."""
+    zero = np.float32(0)
+    for r in range(0, rows, 4):
+        y0 = y[r]
+        y1 = y[r + 1] if r + 1 < rows else spill[1]
+        y2 = y[r + 2] if r + 2 < rows else spill[2]
+        y3 = y[r + 3] if r + 3 < rows else spill[3]
+        i0 = at + r * row_stride
+        i1 = at + min(r + 1, rows - 1) * row_stride
+        i2 = at + min(r + 2, rows - 1) * row_stride
+        i3 = at + min(r + 3, rows - 1) * row_stride
+        for k in range(0, inner, 4):
+            k1, k2, k3 = min(k + 1, inner - 1), min(k + 2, inner - 1), min(k + 3, inner - 1)
+            x0, x1, x2, x3 = x[k], x[k1], x[k2], x[k3]
+            c0, c1, c2, c3 = k * column_stride, k1 * column_stride, k2 * column_stride, k3 * column_stride
+            a00, a10, a20, a30 = w[i0 + c0], w[i1 + c0], w[i2 + c0], w[i3 + c0]
+            a01, a11, a21, a31 = w[i0 + c1], w[i1 + c1], w[i2 + c1], w[i3 + c1]
+            a02, a12, a22, a32 = w[i0 + c2], w[i1 + c2], w[i2 + c2], w[i3 + c2]
+            a03, a13, a23, a33 = w[i0 + c3], w[i1 + c3], w[i2 + c3], w[i3 + c3]
+            if k + 1 >= inner:
+                a01 = a11 = a21 = a31 = zero
+            if k + 2 >= inner:
+                a02 = a12 = a22 = a32 = zero
+            if k + 3 >= inner:
+                a03 = a13 = a23 = a33 = zero
+            for j in range(n):
+                b0, b1, b2, b3 = x0[j], x1[j], x2[j], x3[j]
+                y0[j] += a00 * b0 + a01 * b1 + a02 * b2 + a03 * b3
+                y1[j] += a10 * b0 + a11 * b1 + a12 * b2 + a13 * b3
+                y2[j] += a20 * b0 + a21 * b1 + a22 * b2 + a23 * b3
+                y3[j] += a30 * b0 + a31 * b1 + a32 * b2 + a33 * b3
+
+
+@reordered
+def add_inner_products(x, y, out, rows, columns, n):
+    """out[r * columns + c] += sum_j x[r, j] * y[c, j] for j < n."""
+    for r in range(0, rows, 4):
+        # The last row and column fill incomplete blocks; what they give there is not written.
+        x0, x1, x2, x3 = x[r], x[min(r + 1, rows - 1)], x[min(r + 2, rows - 1)], x[min(r + 3, rows - 1)]
+        for c in range(0, columns, 4):
+            y0, y1, y2, y3 = y[c], y[min(c + 1, columns - 1)], y[min(c + 2, columns - 1)], y[min(c + 3, columns - 1)]
+            s00 = s01 = s02 = s03 = s10 = s11 = s12 = s13 = np.float32(0)
+            s20 = s21 = s22 = s23 = s30 = s31 = s32 = s33 = np.float32(0)
+            for j in range(n):
+                a0, a1, a2, a3 = x0[j], x1[j], x2[j], x3[j]
+                b0, b1, b2, b3 = y0[j], y1[j], y2[j], y3[j]
+                s00 += a0 * b0
+                s01 += a0 * b1
+                s02 += a0 * b2
+                s03 += a0 * b3
+                s10 += a1 * b0
+                s11 += a1 * b1
+                s12 += a1 * b2
+                s13 += a1 * b3
+                s20 += a2 * b0
+                s21 += a2 * b1
+                s22 += a2 * b2
+                s23 += a2 * b3
+                s30 += a3 * b0
+                s31 += a3 * b1
+                s32 += a3 * b2
+                s33 += a3 * b3
+            left, i = columns - c, r * columns + c
+            _add_some(out, i, left, s00, s01, s02, s03)
+            if r + 1 < rows:
+                _add_some(out, i + columns, left, s10, s11, s12, s13)
+            if r + 2 < rows:
+                _add_some(out, i + 2 * columns, left, s20, s21, s22, s23)
+            if r + 3 < rows:
+                _add_some(out, i + 3 * columns, left, s30, s31, s32, s33)
+
+
+@exact
+def _add_some(out, i, count, s0, s1, s2, s3):
+    """Add the first `count` of four numbers to out[i:]."""
+    out[i] += s0
+    if count > 1:
+        out[i + 1] += s1
+    if count > 2:
+        out[i + 2] += s2
+    if count > 3:
+        out[i + 3] += s3
+
+
+@reordered
+def sum_of(x, n):
+    total = np.float32(0)
+    for j in range(n):
+        total += x[j]
+    return total
+
+
+@reordered
+def sum_of_squares(x):
+    total = np.float32(0)
+    for j in range(len(x)):
+        total += x[j] * x[j]
+    return total
+
+
+@exact
+def activate(x, rows, n, relu):
+    """Apply the activation to x[:rows, :n] in place; tanh as a quotient of polynomials, exact to 3e-7, to fill vector registers."""
+    for r in range(rows):
+        row = x[r]
+        if relu:
+            for j in range(n):
+                row[j] = row[j] if not row[j] <= np.float32(0) else np.float32(0)  # a NaN stays one
+        else:
+            for j in range(n):
+                v = row[j]
+                v = np.float32(7.9) if v > np.float32(7.9) else v
+                v = np.float32(-7.9) if v < np.float32(-7.9) else v
+                v2 = v * v
+                p = np.float32(-2.76076847742355e-16) * v2 + np.float32(2.00018790482477e-13)
+                p = p * v2 + np.float32(-8.60467152213735e-11)
+                p = p * v2 + np.float32(5.12229709037114e-08)
+                p = p * v2 + np.float32(1.48572235717979e-05)
+                p = p * v2 + np.float32(6.37261928875436e-04)
+                p = p * v2 + np.float32(4.89352455891786e-03)
+                q = np.float32(1.19825839466702e-06) * v2 + np.float32(1.18534705686654e-04)
+                q = q * v2 + np.float32(2.26843463243900e-03)
+                q = q * v2 + np.float32(4.89352518554385e-03)
+                row[j] = v * p / q
+
+
+@exact
+def activate_backward(d, y, rows, n, relu):
+    """Multiply gradients d[:rows, :n] by the activation's derivative, a function of its output y."""
+    for r in range(rows):
+        dr, yr = d[r], y[r]
+        if relu:
+            for j in range(n):
+                dr[j] = dr[j] if yr[j] > np.float32(0) else np.float32(0)
+        else:
+            for j in range(n):
+                dr[j] *= np.float32(1) - yr[j] * yr[j]
+
+
+@exact
+def normalize_rows(x):
+    """Shift and scale x [M] to mean 0 and (biased) standard deviation 1, in place."""
+    total = 0.0
+    for v in x:
+        total += v
+    mean = total / len(x)
+    total = 0.0
+    for v in x:
+        total += (v - mean) ** 2
+    std = math.sqrt(total / len(x))
+    for j in range(len(x)):
+        x[j] = (x[j] - mean) / (std + 1e-8)
+
+
+@exact
+def adam(theta, grad, mean, square, factor, step_size, scale, epsilon):
+    """One step of Adam on the gradient times `factor`; `scale` and `step_size` hold the corrections of the bias."""
+    b1, b2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
+    for i in range(len(theta)):
+        g = grad[i] * factor
+        m = mean[i] + b1 * (g - mean[i])
+        v = square[i] - b2 * square[i] + b2 * g * g
+        mean[i], square[i] = m, v
+        theta[i] -= step_size * m / (math.sqrt(v) / scale + epsilon)

@@ -1,0 +1,50 @@
+"""What a policy-gradient algorithm states: its loss and its data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from rlx.types import Tree
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyGradientLoss:
+    """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the rows of a minibatch."""
+
+    objective: Literal["log_prob", "surrogate", "clip"]
+    """What is maximised for a row with advantage A and probability ratio r: A log p, r A, or min(r A, clip(r) A)."""
+    value_coef: float
+    entropy_coef: float
+    normalize_advantage: bool
+    """Shift and scale advantages to zero mean and unit deviation per minibatch."""
+    clip: float = 0.2
+    """Half-width of the interval of r; used by objective="clip"."""
+    kl_coef: float = 0.0
+    """Weight of KL(old || new), which is added to the policy loss; 0 leaves it out."""
+    value_clip: float | None = None
+    """Bound on how far a value may move from the old one; None does not bound it."""
+
+
+class Batch(NamedTuple):
+    """Rows to learn from, with what the behaviour policy and the old value function gave for them."""
+
+    inputs: Tree  # [N, *], see `Network.preprocess`
+    action: Tensor  # [N, *]
+    advantage: Tensor  # [N]
+    target: Tensor  # [N] of the value
+    old_value: Tensor  # [N]
+    old_log_prob: Tensor  # [N]; zeros for objective="log_prob"
+    old_params: Tensor | None  # [N, *], see `freeze` of the head; None without a KL penalty
+
+
+class Steps(NamedTuple):
+    """What S gradient steps report, each before its step."""
+
+    log_ratio: Tensor  # [N] log p - log p_old, in the order in which rows were visited
+    policy_loss: Tensor  # [S]
+    value_loss: Tensor  # [S]
+    entropy: Tensor  # [S]
+    grad_norm: Tensor  # [S] before clipping
