@@ -17,7 +17,7 @@ import torch
 from gymnasium.vector.utils import create_empty_array
 from torch import Tensor
 
-from rlx.algos import ALGORITHMS
+from rlx import plugins
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.saved import save_config
@@ -195,7 +195,7 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     if device.type == "cpu":  # beside each weight its gradient and Adam's two moments
         check_fits(4 * 4 * config.algo.least_weights(), f"the networks of algo={config.algo.name}")
     with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
-        algo: Algorithm = ALGORITHMS[config.algo.name].load()(config.algo, spec, config.env.num_envs, device)
+        algo: Algorithm = plugins.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)
     steps = algo.rollout_length * config.env.num_envs
     arrays = leaves(create_empty_array(spec.observation_space, 1))
     size = 2 * steps * (16 + sum(array.nbytes for array in arrays))  # observations and their successors

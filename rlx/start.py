@@ -53,8 +53,7 @@ class Checked:
 
 def default_name(composed: Composed, *, timed: bool) -> str:
     """<algo>-<env>-s<seed>-<time>; without the time where the same command must find the run again."""
-    env = re.sub(r"[^A-Za-z0-9._+-]", "-", str(composed.choices["env"]))
-    name = f"{composed.config.algo.name}-{env}-s{composed.config.seed}"
+    name = re.sub(r"[^A-Za-z0-9._+-]", "-", f"{composed.config.algo.name}-{composed.choices['env']}-s{composed.config.seed}")
     return f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3] if timed else name
 
 

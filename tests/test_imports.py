@@ -79,7 +79,7 @@ RULES = {
     "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.replay", "rlx.transfer"),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.transfer"),
-    "rlx.envs": (*COMMON, "rlx.envs", "rlx.files"),
+    "rlx.envs": (*COMMON, "rlx.envs", "rlx.files", "rlx.user_code"),
     "rlx.config.algos": ("rlx.errors", "rlx.config.algos", "rlx.config.setting"),
     "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track", "rlx.store.record"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),
@@ -137,7 +137,7 @@ def test_no_algorithm_imports_another() -> None:
 
 
 def test_only_the_composition_root_and_the_commands_know_every_package() -> None:
-    knows_all = {m for m in MODULES if {"rlx.algos", "rlx.envs"} <= {".".join(n.split(".")[:2]) for n in own_imports(m)}}
+    knows_all = {m for m in MODULES if {"rlx.plugins", "rlx.envs"} <= {".".join(n.split(".")[:2]) for n in own_imports(m)}}
     assert {m for m in knows_all if not inside(m, ("rlx.cli", "rlx.config"))} == {"rlx.build"}
 
 

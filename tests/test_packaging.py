@@ -98,10 +98,6 @@ def test_every_extra_that_a_message_names_exists() -> None:
     assert {"mujoco", "box2d", "atari", "video", "dev"} <= extras
 
 
-def test_every_algorithm_has_its_file_and_every_file_its_algorithm() -> None:
-    assert {p.stem for p in (ROOT / "conf" / "algo").glob("*.yaml")} == set(ALGORITHMS)
-
-
 def test_every_recipe_is_for_an_algorithm_and_an_environment_that_there_are() -> None:
     envs = {p.stem for p in (ROOT / "conf" / "env").glob("*.yaml")}
     for path in (ROOT / "conf" / "recipe").glob("*.yaml"):

@@ -143,7 +143,7 @@ class Translation:
         self._experiments = Composer().options("experiment") if takes_settings else []
         self._algos = list(ALGORITHMS)
         algo = next((name for arg in args for name in ALGORITHMS if arg.lower().rpartition("=")[2] == name), "ppo")
-        self._keys = leaf_keys(RunConfig(algo=ALGORITHMS[algo].config()))
+        self._keys = leaf_keys(RunConfig.defaults(ALGORITHMS[algo].config()))
         self.words: list[str] = []
         rest = [arg for arg in args if arg]
         while rest:

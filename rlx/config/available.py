@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from rlx import plugins
 from rlx.algos import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
@@ -44,15 +45,15 @@ class EnvironmentRow:
 
 def algorithms() -> list[AlgorithmRow]:
     """Every algorithm."""
-    return [
-        AlgorithmRow(
-            name=name,
-            summary=info.summary,
-            suits=", ".join(kind.value for kind in info.config.suits),
-            settings=len(key_docs(name, group="algo")),
-        )
-        for name, info in ALGORITHMS.items()
-    ]
+    return [_row(name) for name in plugins.algorithm_names()]
+
+
+def _row(name: str) -> AlgorithmRow:
+    try:
+        suits = ", ".join(kind.value for kind in plugins.algorithm(name).config.suits)
+        return AlgorithmRow(name=name, summary=plugins.summary(name), suits=suits, settings=len(key_docs(name, group="algo")))
+    except ConfigError:
+        return AlgorithmRow(name=name, summary=plugins.summary(name), suits="", settings=0)
 
 
 def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:

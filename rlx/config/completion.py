@@ -14,11 +14,13 @@ from typing import Any
 
 import yaml
 
+from rlx import plugins
 from rlx.algos import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
 from rlx.config.saved import typed_value
 from rlx.config.schema import RunConfig, is_resumable
+from rlx.errors import ConfigError
 
 Candidate = tuple[str, str]
 """A word, and what it means."""
@@ -75,7 +77,7 @@ def override_candidates(word: str, given: list[str], config_dir: Path | None, *,
 def _keys(composer: Composer, given: list[str], *, resuming: bool) -> dict[str, _Key]:
     """Every key that can be set."""
     algo = _chosen_algo(composer, given)
-    config = RunConfig(algo=ALGORITHMS[algo].config())
+    config = RunConfig.defaults(plugins.algorithm(algo).config())
     keys = {} if resuming else {group: _Key(doc, is_group=True) for group, doc in _GROUPS.items()}
     for key, doc in key_docs(algo).items():
         if resuming and not is_resumable(key):
@@ -98,7 +100,7 @@ def _members(group: str, composer: Composer) -> list[Candidate]:
         ids = composer.env_ids()
         return [*ids.items(), *((id_, f"same as {name}") for name, id_ in ids.items() if id_ != name)]
     if group == "algo":
-        return [(name, ALGORITHMS[name].summary if name in ALGORITHMS else "") for name in composer.options("algo")]
+        return [(name, ALGORITHMS[name].summary if name in ALGORITHMS else "a plug-in") for name in composer.options("algo")]
     return [*((name, "") for name in composer.options(group)), ("null", "none")]
 
 
@@ -124,4 +126,12 @@ def _chosen_algo(composer: Composer, given: list[str]) -> str:
         if path and path.is_file():
             defaults: list[Any] = (yaml.safe_load(path.read_text()) or {}).get("defaults") or []
             found += [d.get("algo") or d.get("override /algo") for d in defaults if not isinstance(d, str)]
-    return next((name for name in found if name in ALGORITHMS), next(iter(ALGORITHMS)))
+    return next((name for name in found if name is not None and _is_usable(name)), next(iter(ALGORITHMS)))
+
+
+def _is_usable(name: str) -> bool:
+    """Whether an algorithm has this name, and can be imported if it is a plug-in."""
+    try:
+        return plugins.is_known(name) and bool(plugins.algorithm(name))
+    except ConfigError:
+        return False

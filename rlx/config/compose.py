@@ -26,6 +26,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlx import plugins
 from rlx.algos import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.choices import did_you_mean
@@ -81,7 +82,14 @@ def _register_schemas() -> None:
     store.store(name="run", group="schema", package="_global_", node=RunConfig)
     store.store(name=_GENERIC_ENV, group="env", node={})
     for name, info in ALGORITHMS.items():
-        store.store(name=name, group="schema/algo", node=info.config)
+        _register_algorithm(name, info.config)
+
+
+def _register_algorithm(name: str, config: type[AlgoConfig]) -> None:
+    """Make a settings' dataclass a member of the group `algo`, and what a file of the user's own in that group can begin with."""
+    store = ConfigStore.instance()
+    for group in ("algo", "schema/algo"):
+        store.store(name=name, group=group, node=config)
 
 
 @functools.cache
@@ -112,7 +120,8 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """Names that a group offers."""
-        return sorted({p.stem for d in self.directories for p in (d / group).glob("*.yaml")})
+        named = plugins.algorithm_names() if group == "algo" else []
+        return sorted({*named, *(p.stem for d in self.directories for p in (d / group).glob("*.yaml"))})
 
     def file(self, group: str, name: str) -> Path | None:
         """The YAML file of a group's member; the user's own comes first."""
@@ -141,7 +150,7 @@ class Composer:
                 ids[name] = str((_read_yaml(path) if path else {}).get("id", name))
             except ConfigError:  # a broken file of the user's own, which blocks only who uses it
                 ids[name] = name
-        return ids
+        return plugins.environments() | ids
 
     def compose(self, arguments: list[str]) -> Composed:
         """Compose and validate.
@@ -184,14 +193,18 @@ class Composer:
             if arms:
                 name = groups["experiment"]
                 raise ConfigError(f"experiment={name} is several, {', '.join(arms)}; train one, or all: rlx sweep experiment={name}")
+            algo = self._resolve_algo(groups)
             env_id = self._resolve_env(groups)
             words = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
             base, choices = self._load(words)
+            choices |= {"algo": algo} if algo is not None else {}
             keys = leaf_keys(base)
             recipe = groups["recipe"] if "recipe" in groups else f"{choices['algo']}_{choices['env']}"
             if recipe is not None and self.file("recipe", recipe):
                 base, _ = self._load([*words, f"recipe={recipe}"])
                 choices["recipe"] = recipe
+            if algo is not None:
+                base = self._with(base, [f"algo.name='{algo}'"])
             if env_id is not None:
                 choices["env"] = env_id
                 base = self._with(base, [f"env.id='{env_id}'"])
@@ -249,15 +262,31 @@ class Composer:
 
     def _check_option(self, group: str, name: str | None) -> None:
         options = self.options(group)
-        if name is not None and name not in options:
-            raise ConfigError(f"{group}={name}: no such {group}; {did_you_mean(name, options, key=f'{group}=')}")
+        if name is None or name in options:
+            return
+        if group == "algo" and ":" in name:
+            if self._stranger is not None:
+                refuse_module("algo", name, self._stranger)
+            return
+        raise ConfigError(f"{group}={name}: no such {group}; {did_you_mean(name, options, key=f'{group}=')}")
+
+    def _resolve_algo(self, groups: dict[str, str | None]) -> str | None:
+        """Register the algorithm of a plug-in under a name that Hydra can read; returns its own name, None for rlx's algorithms."""
+        name = groups.get("algo")
+        if name is None or name in ALGORITHMS or self.file("algo", name):
+            return None
+        groups["algo"] = member = re.sub(r"\W", "_", name)
+        _register_algorithm(member, plugins.algorithm(name).config)
+        return name
 
     def _resolve_env(self, groups: dict[str, str | None]) -> str | None:
         """Point `env` at a file; returns the id of an environment that has none."""
         env = groups.get("env")
         if env is None:
             return None
-        known = self.env_ids()
+        if env in (installed := plugins.environments()) and not self.file("env", env):
+            groups["env"] = env = installed[env]
+        known = {name: id_ for name, id_ in self.env_ids().items() if self.file("env", name)}
         if env not in known:
             env = groups["env"] = next((name for name, id_ in known.items() if id_ == env), env)
         if env in known:
@@ -271,7 +300,7 @@ class Composer:
         if near and not any(c in env for c in ":-/"):
             raise ConfigError(f"env={env}: no such environment; did you mean env={near[0]}?")
         if self._stranger is not None:
-            refuse_module(env, self._stranger)
+            refuse_module("env", env, self._stranger)
         from rlx.envs.registry import check_env_id  # imports gymnasium, which most commands can do without
 
         check_env_id(env)

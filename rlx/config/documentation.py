@@ -9,7 +9,7 @@ import itertools
 import textwrap
 from typing import Any
 
-from rlx.algos import ALGORITHMS
+from rlx import plugins
 from rlx.config import schema
 from rlx.config.compose import Composed
 from rlx.config.saved import leaf_keys
@@ -23,7 +23,7 @@ def key_docs(algo: str, *, group: str | None = None) -> dict[str, str]:
         algo: the algorithm whose settings are meant.
         group: return the keys of this group only.
     """
-    sections = {"algo": ALGORITHMS[algo].config(), "env": schema.EnvConfig(), "loop": schema.LoopConfig(),
+    sections = {"algo": plugins.algorithm(algo).config(), "env": schema.EnvConfig(), "loop": schema.LoopConfig(),
                 "log": schema.LogConfig(), "runtime": schema.RuntimeConfig()}  # fmt: skip
     docs: dict[str, str] = {}
     for name, section in sections.items():
@@ -52,7 +52,10 @@ def field_docs(class_: type) -> dict[str, str]:
     """The string below each field of a dataclass, inherited fields included."""
     docs: dict[str, str] = {}
     for base in reversed(class_.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        except (OSError, TypeError, SyntaxError):  # a class that was made by a program
+            continue
         for field, below in itertools.pairwise(body):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):

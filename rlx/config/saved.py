@@ -10,7 +10,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from rlx import plugins
 from rlx.algos import ALGORITHMS
+from rlx.config.algos.base_config import StoredConfig, stored_config
 from rlx.config.explain import explain
 from rlx.config.plain import LIMIT, parse_plain
 from rlx.config.schema import RunConfig
@@ -28,8 +30,10 @@ def to_run_config(config: DictConfig) -> RunConfig:
         typed: RunConfig = OmegaConf.to_object(config)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
-    if typed.algo is None or typed.algo.name not in ALGORITHMS or not isinstance(typed.algo, ALGORITHMS[typed.algo.name].config):
-        raise ConfigError(f"algo.name={getattr(typed.algo, 'name', None)} cannot be set: choose the algorithm with algo=NAME")
+    algo = typed.algo
+    known = algo is not None and plugins.is_known(algo.name)
+    if not isinstance(algo, StoredConfig) and not (known and isinstance(algo, plugins.algorithm(algo.name).config)):
+        raise ConfigError(f"algo.name={getattr(algo, 'name', None)} cannot be set: choose the algorithm with algo=NAME")
     return typed
 
 
@@ -74,18 +78,28 @@ def read_config_text(path: Path) -> str:
         raise ConfigError(f"{path} is not readable YAML: {error.reason}") from error
 
 
-def parse_config(text: str, path: object) -> RunConfig:
-    """A configuration from the text of a config.yaml. Raises as `load_config` does, naming `path`."""
+def parse_config(text: str, path: object, *, import_plugins: bool = False) -> RunConfig:
+    """A configuration from the text of a config.yaml. Raises as `load_config` does, naming `path`.
+
+    Args:
+        text: YAML.
+        path: where it comes from, for messages.
+        import_plugins: import the algorithm if it is a plug-in. Otherwise its settings are read as data, without their types.
+    """
     content = parse_plain(text, path)
     algo = content.get("algo")
     name = algo.get("name") if isinstance(algo, dict) else None
-    if not isinstance(name, str) or name not in ALGORITHMS:
-        raise ConfigError(f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(ALGORITHMS)})")
+    if not isinstance(name, str) or not (plugins.is_known(name) or (name.isidentifier() and not import_plugins)):
+        raise ConfigError(
+            f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(plugins.algorithm_names())}); "
+            "if it is a plug-in, install its package"
+        )
     if isinstance(env := content.get("env"), dict):
         env.setdefault("rescale_actions", False)  # runs from before there was a choice were trained so
+    settings = plugins.algorithm(name).config if import_plugins or name in ALGORITHMS else None
     try:
         base = OmegaConf.structured(RunConfig)
-        base.algo = OmegaConf.structured(ALGORITHMS[name].config)
+        base.algo = OmegaConf.structured(settings or stored_config(content["algo"]))
         merged = OmegaConf.merge(base, content)
     except (OmegaConfBaseException, ValueError, OverflowError, TypeError) as error:
         raise ConfigError(f"{path} does not fit this version's settings: {explain(error)}") from error

@@ -155,6 +155,13 @@ class RunConfig:
             self.algo.check_num_envs(self.env.num_envs)
             self._check_suits()
 
+    @classmethod
+    def defaults(cls, algo: AlgoConfig) -> RunConfig:
+        """The defaults with the settings of an algorithm, whether or not it suits the default environment."""
+        config = cls()
+        config.algo = algo
+        return config
+
     @property
     def gains_from_gpu(self) -> bool:
         """Whether a GPU was measured to train this faster than a CPU."""

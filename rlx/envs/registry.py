@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import importlib
 import os
 import sys
 import traceback
@@ -24,6 +23,7 @@ from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.grids import grid_settings
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import ConfigError, user_line
+from rlx.user_code import import_user_module
 
 if TYPE_CHECKING:
     from rlx.envs.grids.splits import Split
@@ -151,7 +151,7 @@ def check_env_id(env_id: str) -> None:
         return
     module, colon, name = env_id.rpartition(":")
     if colon:
-        _import_user_module(module, env_id)
+        import_user_module(module, f"env={env_id}", role=", and register the environment when imported")
     if name.startswith("ALE/"):
         try:
             import ale_py
@@ -190,22 +190,6 @@ def _made_by(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
         raise ConfigError(f"env={env_id}: {name} is a {type(found).__name__} and makes no environment; expected a class that inherits from "
                           "gymnasium.Env, a function that returns one, or a registered id")  # fmt: skip
     return gymnasium.envs.registration.EnvSpec(id=f"{name}-v0", entry_point=found)
-
-
-def _import_user_module(module: str, env_id: str) -> None:
-    """Import a module from the path or from the current directory, where a console script does not look by itself."""
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        if not all(part.isidentifier() for part in module.split(".")):
-            raise ImportError("that is not a module's name")
-        importlib.import_module(module)
-    except (Exception, SystemExit) as error:
-        reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"env={env_id}: module {module!r} cannot be imported ({reason}); it must be in the current directory, on PYTHONPATH or "
-            "installed, and register the environment when imported"
-        ) from error
 
 
 def _module_of(spec: gymnasium.envs.registration.EnvSpec) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpoint, best_checkpoint, read_manifest
+from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.saved import leaf_keys, load_config
 from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError
@@ -97,7 +98,8 @@ def settings_changed(run: RunDir) -> dict[str, Any]:
         ConfigError: if config.yaml cannot be read.
     """
     config = load_config(run.path / "config.yaml")
-    default = RunConfig(algo=ALGORITHMS[config.algo.name].config())
+    known = ALGORITHMS.get(config.algo.name)
+    default = RunConfig.defaults(known.config() if known else AlgoConfig())
     mine, theirs = map(leaf_keys, (config, default))
     return {k: v for k, v in mine.items() if k != "env.id" and (k not in theirs or theirs[k] != v)}
 

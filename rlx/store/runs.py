@@ -33,7 +33,7 @@ from rlx.store.lock import is_locked, locked
 from rlx.store.provenance import commit
 from rlx.store.record import read_metrics
 from rlx.store.times import now
-from rlx.store.trust import is_signed, origins, refuse_module, sign
+from rlx.store.trust import code_named, is_signed, origins, refuse_module, sign
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
@@ -154,9 +154,10 @@ class RunDir:
         config = parse_config(text, self.path / "config.yaml")
         self._check_record(text, config)
         if not trust and not self.is_own():
-            refuse_module(config.env.id, self.path)
+            for key, reference in code_named(config):
+                refuse_module(key, reference, self.path)
         self._is_vouched_for |= trust
-        return config
+        return parse_config(text, self.path / "config.yaml", import_plugins=True)
 
     def digest(self) -> str:
         """SHA-256 of config.yaml. Raises a ConfigError if it cannot be read."""
@@ -171,7 +172,7 @@ class RunDir:
         text = read_config_text(self.path / "config.yaml")
         if _digest(text) != digest:
             raise ConfigError(f"{self.path / 'config.yaml'} is not what the sweep looked at when it sent the run here: repeat the command")
-        return parse_config(text, self.path / "config.yaml")
+        return parse_config(text, self.path / "config.yaml", import_plugins=True)
 
     def is_own(self) -> bool:
         """Whether this user started the run, with modules from the same files as here, and it was not changed since."""
@@ -180,7 +181,7 @@ class RunDir:
             config = parse_config(read_config_text(self.path / "config.yaml"), self.path)
         except ConfigError:
             return False
-        return is_signed(_signed_part(meta), meta.get("signature")) and meta.get("modules") == origins([config.env.id])
+        return is_signed(_signed_part(meta), meta.get("signature")) and meta.get("modules") == origins(config)
 
     def changes(self) -> list[str]:
         """Differences between config.yaml and what was started, one for each setting. Raises a ConfigError if it cannot be read."""
@@ -236,7 +237,7 @@ class RunDir:
         if changed or "config" not in meta or self._is_vouched_for:
             own, old = self._is_vouched_for or self.is_own(), read_config_text(self.path / "config.yaml")
             new = save_config(config) if changed else old
-            meta |= {"config": new, "config_before": old, "modules": origins([config.env.id])}
+            meta |= {"config": new, "config_before": old, "modules": origins(config)}
             meta["signature"] = sign(_signed_part(meta)) if own else None
             self.write_meta(meta)
             if new != old:
@@ -330,7 +331,7 @@ def status_of(meta: dict[str, Any], *, is_locked: bool) -> str:
 def _new_content(name: str, config: RunConfig, meta: dict[str, Any], *, signed: bool) -> dict[str, Any]:
     """meta.json of a run that has not begun."""
     content = {"name": name, "created": now(), **meta, "versions": versions(), "config": save_config(config)}
-    content |= {"modules": origins([config.env.id]), "segments": []}
+    content |= {"modules": origins(config), "segments": []}
     return content | {"signature": sign(_signed_part(content)) if signed else None}
 
 

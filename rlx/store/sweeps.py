@@ -22,7 +22,7 @@ from rlx.store.lock import is_locked, locked
 from rlx.store.runs import RunDir, new_meta
 from rlx.store.sweep_spec import FORMAT, Point, Search, Spec, as_texts, read_points, read_spec, write_spec
 from rlx.store.times import now
-from rlx.store.trust import is_signed, origins, sign, why_unsigned
+from rlx.store.trust import is_signed, origins_of, sign, why_unsigned
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
@@ -91,7 +91,7 @@ class SweepDir:
         signature, modules = content.pop("signature", None), content.get("modules")
         if not is_signed(content, signature) or not isinstance(modules, dict):
             return False
-        return origins(f"{module}:" for module in modules) == modules
+        return origins_of(modules) == modules
 
     def trust(self, vouched_for: bool) -> None:
         """Decide whether code that the sweep names may be run, before its overrides are composed.

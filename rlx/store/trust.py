@@ -1,8 +1,8 @@
 """Whether a run or sweep was started by this user: what rlx starts is signed with a key that is kept outside of every run.
 
 A directory that was copied from another user, or changed, has no valid signature. Its settings are used as data; code that it names
-(the module of an environment, a directory of configuration files) is run only with --trust. A signature also covers the files that the
-modules came from: another user's checkout with a module of the same name is another module.
+(the module of an algorithm or an environment, a directory of configuration files) is run only with --trust. A signature also covers the
+files that the modules came from: another user's checkout with a module of the same name is another module.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ import sys
 from collections.abc import Iterable
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_file
 from rlx.store.layout import is_sweep
+
+if TYPE_CHECKING:
+    from rlx.config.schema import RunConfig
 
 _KEY_BYTES = 32
 
@@ -91,24 +94,35 @@ def _make_key() -> bytes | None:
     return _read_key()
 
 
-def module_of(env_id: str) -> str | None:
-    """The module that an environment's id names, to be imported before it is made."""
-    module, colon, _ = env_id.rpartition(":")
-    return module if colon and not env_id.startswith("spiel:") else None
+def module_of(reference: str) -> str | None:
+    """The module that `module:Name` names, to be imported before it is used; None for the name of something that rlx has itself."""
+    module, colon, _ = reference.rpartition(":")
+    return module if colon and not reference.startswith("spiel:") else None
 
 
-def refuse_module(env_id: str, path: Path) -> None:
-    """Raise a ConfigError if the environment of an untrusted run or sweep would import a module."""
-    if module := module_of(env_id):
+def code_named(config: RunConfig) -> list[tuple[str, str]]:
+    """The settings of a configuration that name code in a module, with their values."""
+    named = [("algo", config.algo.name), ("env", config.env.id)]
+    return [(key, reference) for key, reference in named if module_of(reference)]
+
+
+def refuse_module(key: str, reference: str, path: Path) -> None:
+    """Raise a ConfigError if a setting of an untrusted run or sweep would import a module."""
+    if module := module_of(reference):
         raise ConfigError(
-            f"{path} uses env={env_id}, which imports the module {module!r} and so runs its code; "
+            f"{path} uses {key}={reference}, which imports the module {module!r} and so runs its code; "
             f"if you trust where this {'sweep' if is_sweep(path) else 'run'} comes from, say --trust{why_unsigned()}"
         )
 
 
-def origins(env_ids: Iterable[str]) -> dict[str, str | None]:
-    """The file of the package of every module that environments name, found without importing it."""
-    return {module: _origin(module) for env_id in env_ids if (module := module_of(env_id))}
+def origins(*configs: RunConfig) -> dict[str, str | None]:
+    """The file of the package of every module that configurations name, found without importing it."""
+    return origins_of(module for config in configs for _, reference in code_named(config) if (module := module_of(reference)))
+
+
+def origins_of(modules: Iterable[str]) -> dict[str, str | None]:
+    """The file of the package of each module."""
+    return {module: _origin(module) for module in modules}
 
 
 def _origin(module: str) -> str | None:

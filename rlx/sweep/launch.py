@@ -120,7 +120,7 @@ def run_sweep(
     place = make_executor(executor, prepared.configs, options, folder=launch.root / prepared.name)
     try:
         points = {key: point for key, (point, _) in prepared.points.items()}
-        sweep = found or SweepDir.create(launch.root, prepared.name, spec, points, origins(c.env.id for c in prepared.configs), labels)
+        sweep = found or SweepDir.create(launch.root, prepared.name, spec, points, origins(*prepared.configs), labels)
         with sweep.lock():
             if found is not None and found.spec() != spec:
                 sweep.write(spec, points)

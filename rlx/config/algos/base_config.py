@@ -5,10 +5,12 @@ Settings live apart from the algorithms, so that the command line can check and 
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, make_dataclass
 from enum import Enum
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rlx.config.setting import check_computable, check_ranges, setting
 from rlx.errors import ConfigError
@@ -60,6 +62,26 @@ class AlgoConfig:
     def least_weights(self) -> int:
         """A lower bound of the number of weights, to refuse networks that do not fit into memory before they are built."""
         return 0
+
+
+@dataclass(kw_only=True)
+class StoredConfig(AlgoConfig):
+    """Settings of a plug-in as a run's directory has them, read as data: nothing of the plug-in is imported or checked."""
+
+    suits: ClassVar[tuple[Suits, ...]] = tuple(Suits)
+
+    def __post_init__(self) -> None:
+        """There are no rules to check."""
+
+
+def stored_config(content: dict[str, Any]) -> type[StoredConfig]:
+    """A dataclass with these settings as its defaults. Raises a ValueError or TypeError if one has no name."""
+    return make_dataclass(
+        "StoredConfig",
+        [(name, Any, field(default_factory=functools.partial(copy.deepcopy, value))) for name, value in content.items()],
+        bases=(StoredConfig,),
+        kw_only=True,
+    )
 
 
 @dataclass(kw_only=True)

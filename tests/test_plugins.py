@@ -1,0 +1,158 @@
+"""Algorithms and environments of other people: from one file to a resumed sweep, as an installed package, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from rlx import plugins
+from rlx.config.completion import override_candidates
+from rlx.config.compose import _of_shipped_files
+
+EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "my_algo.py"
+TINY = "env=cartpole env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=64 loop.eval_every=0 log.wandb=disabled log.console=quiet"
+
+Rlx = Callable[[str], tuple[int, str, str]]
+
+
+@pytest.fixture
+def rlx(run_command: Rlx) -> Rlx:
+    return run_command
+
+
+@pytest.fixture
+def fresh(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A current directory with the example, none of whose modules stays imported."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(here)
+    shutil.copy(EXAMPLE, here)
+    forget()
+    yield here
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(here)):
+            del sys.modules[name]
+    forget()
+
+
+def forget() -> None:
+    plugins.algorithm.cache_clear()
+    plugins.entry_points.cache_clear()
+    _of_shipped_files.cache_clear()
+
+
+def install(directory: Path, group: str, line: str) -> None:
+    """What an installed package leaves on the path."""
+    info = directory / "my_package-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{line}\n")
+    forget()
+
+
+def test_a_file_is_trained_resumed_evaluated_and_listed(fresh: Path, rlx: Rlx) -> None:
+    assert rlx(f"train algo=my_algo:MyAlgo {TINY} --name mine")[0] == 0
+    assert rlx("resume mine loop.total_env_steps=128")[0] == 0
+    assert rlx("eval mine --episodes 2 --json")[0] == 0
+    listed = rlx("ls --json")[1]
+    assert json.loads(listed.splitlines()[0])["algo"] == "my_algo:MyAlgo"
+    code, out, _ = rlx("show mine")
+    assert code == 0
+    assert "rollout_length" in out
+
+
+def test_a_sweep_over_its_settings_goes_on_where_it_was(fresh: Path, rlx: Rlx) -> None:
+    assert rlx(f"sweep algo=my_algo:MyAlgo {TINY} algo.min_std=0.1,0.2 --name both --jobs 1")[0] == 0
+    assert rlx("sweep --resume both --seeds 2 --jobs 1")[0] == 0
+    rows = [json.loads(line) for line in rlx("ls --sweep both --json")[1].splitlines()]
+    runs = [row for row in rows if "run" in row]
+    assert [row["status"] for row in runs] == ["finished"] * 4, rows
+
+
+def test_its_settings_are_described_checked_and_completed(fresh: Path, rlx: Rlx) -> None:
+    code, out, _ = rlx("config algo=my_algo:MyAlgo --describe")
+    assert code == 0
+    assert "Share of the candidates that the next ones are drawn around. Within (0, 1]." in out
+    for word, says in {
+        "algo.elite_fraction=2": "algo.elite_fraction must be within (0, 1], got 2",
+        "algo.min_sd=1": "did you mean algo.min_std?",
+        "env=connect_four": "is a two-player game, which algo=my_algo:MyAlgo cannot play",
+        "env=pendulum": "needs discrete actions",
+    }.items():
+        code, _, err = rlx(f"train algo=my_algo:MyAlgo {word} --dry-run")
+        assert (code, says in err) == (2, True), err
+    assert "algo.min_std=" in [word for word, _ in override_candidates("algo.min", ["algo=my_algo:MyAlgo"], None, resuming=False)]
+
+
+def test_a_run_of_somebody_else_imports_no_algorithm(fresh: Path, rlx: Rlx, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rlx(f"train algo=my_algo:MyAlgo {TINY} --name mine")[0] == 0
+    monkeypatch.setenv("XDG_STATE_HOME", str(fresh / "another-user"))
+    (fresh / "my_algo.py").write_text("raise SystemExit('imported')")
+    del sys.modules["my_algo"]
+    forget()
+    for command in ("ls", "show mine"):
+        assert rlx(command)[0] == 0
+    code, _, err = rlx("resume mine")
+    assert code == 2
+    assert "uses algo=my_algo:MyAlgo, which imports the module 'my_algo' and so runs its code; if you trust" in err
+
+
+def test_an_installed_package_adds_an_algorithm_by_name(fresh: Path, rlx: Rlx) -> None:
+    install(fresh, "rlx.algorithms", "cross_entropy = my_algo:MyAlgo")
+    assert "cross_entropy" in rlx("algos")[1]
+    assert "did you mean algo=cross_entropy?" in rlx("train algo=cros_entropy")[2]
+    assert rlx(f"train algo=cross_entropy {TINY} --name mine")[0] == 0
+    assert rlx("resume mine loop.total_env_steps=96")[0] == 0
+
+
+def test_an_installed_package_adds_an_environment_by_name(fresh: Path, rlx: Rlx) -> None:
+    (fresh / "my_env.py").write_text("from gymnasium.envs.classic_control import CartPoleEnv\nclass Mine(CartPoleEnv):\n    pass\n")
+    install(fresh, "rlx.environments", "mine = my_env:Mine")
+    assert "my_env:Mine" in rlx("envs mine")[1]
+    assert rlx(f"train algo=my_algo:MyAlgo {TINY.replace('env=cartpole', 'env=mine')} --name mine")[0] == 0
+
+
+def test_a_broken_package_breaks_no_other_command(fresh: Path, rlx: Rlx) -> None:
+    (fresh / "ruin.py").write_text("1 / 0\n")
+    install(fresh, "rlx.algorithms", "ruin = ruin:Ruin")
+    code, out, _ = rlx("algos --json")
+    row = json.loads(out.splitlines()[-1])
+    assert code == 0
+    assert row["summary"].startswith("broken: ")
+    assert "ZeroDivisionError" in row["summary"]
+    assert rlx("config algo=ppo")[0] == 0
+    code, _, err = rlx("train algo=ruin env=cartpole")
+    assert code == 2
+    assert "a plug-in of the package my-package; `pip uninstall my-package` removes it" in err
+
+
+CLASS = "\n    ".join(f"def {method}(self): ..." for method in ("act", "initial_carry", "update", "state_dict", "load_state_dict"))
+WRONG = {
+    "nowhere:MyAlgo": ("", "module 'nowhere' cannot be imported (No module named 'nowhere'); it must be in the current directory"),
+    "wrong:MyAlgos": ("class MyAlgo: ...", "has no 'MyAlgos'; did you mean wrong:MyAlgo?"),
+    "wrong:x": ("x = 3", "wrong:x is a int; expected a class"),
+    "wrong:A": ("class A:\n    def act(self): ...", "A has no initial_carry(), update()"),
+    "wrong:B": (f"class B:\n    {CLASS}", "B has no settings; give the class an attribute Config, a dataclass that inherits from"),
+    "wrong:C": (f"class C:\n    Config = dict\n    {CLASS}", "C.Config is <class 'dict'>; expected a dataclass"),
+    "wrong:D": (
+        f"from rlx.plugins import AlgoConfig\nclass S(AlgoConfig):\n    speed: int = 1\nclass D:\n    Config = S\n    {CLASS}",
+        "S.speed is no setting; decorate S with @dataclass(kw_only=True)",
+    ),
+    "wrong:E": ("import no_such_package", "module 'wrong' cannot be imported (No module named 'no_such_package')"),
+    "wrong:F": ("\n\n1 / 0", "/wrong.py:3); it must be"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_no_algorithm_is_refused_in_one_line(name: str, fresh: Path, rlx: Rlx) -> None:
+    text, says = WRONG[name]
+    (fresh / "wrong.py").write_text(text)
+    code, out, err = rlx(f"train algo={name} env=cartpole")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"rlx: algo={name}: ")
+    assert says in err
+    assert err.count("\n") == 1
