@@ -209,35 +209,28 @@ class Progress:
         self.env_steps, self.iteration = state["env_steps"], state["iteration"]
 
 
-class Followed(NamedTuple):
-    """What a model says of H steps of N candidates from each of B states, with P particles of each."""
+class ModelStep(NamedTuple):
+    """Where one action leads from each state of a model; the tensors have the leading shape of its states, or one that broadcasts.
 
-    reward: Tensor  # [H, P, B, N]; what it is after a termination does not matter
-    discount: Tensor | None  # [H, P, B, N]: 0 where the episode terminates with the step, else 1; None if it never does
-    disagreement: Tensor | None  # [H, B, N], at least 0: how little the model knows of this; None where nobody asked
+    A planner's model has states [*, B, N, D] of N candidates from each of B observations, with particles in front if it has any;
+    a model that convolves has [n, C, H, W], n = B * N.
+    """
+
+    state: Tree  # [*, D]
+    reward: Tensor  # [*]; without meaning where the episode had terminated before
+    discount: Tensor | None = None  # [*]: 0 where the episode terminates with the step, else 1; None if it never does
+    disagreement: Tensor | None = None  # [B, N], at least 0: spread of an ensemble's predictions; None where it was not measured
 
 
-class DynamicsModel(Protocol):
-    """A simulator or a learned model: planners cannot tell them apart."""
+class Model(Protocol):
+    """What an agent imagines with: rules, a simulator, an ensemble, a latent model. `rlx.models.unroll` takes many steps of one."""
 
-    def follow(self, obs: Tensor, actions: Tensor) -> Followed:
-        """Where actions [H, B, N, A], in units of the action space, lead from obs [B, D]."""
+    def initial(self, obs: Tree, num_candidates: int = 1) -> Tree:
+        """States from which `num_candidates` action sequences begin in each of the observations [B, *]."""
         ...
 
-
-class WorldStep(NamedTuple):
-    """Where actions lead in a grid world."""
-
-    planes: Tensor  # [n, C, H, W] bits as float32
-    reward: Tensor  # [n]
-    terminated: Tensor  # [n] bool
-
-
-class World(Protocol):
-    """A grid world that can be imagined in: its rules or a learned model."""
-
-    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
-        """One step from planes [n, C, H, W] under action [n]."""
+    def step(self, state: Tree, action: Tensor) -> ModelStep:
+        """One step under actions in units of the action space, one for each state; changes neither of its arguments."""
         ...
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from rlx.planning.search import Found, Model, SearchConfig, considered_visits
+from rlx.planning.search import Expansion, SearchConfig, TreeModel, considered_visits
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ def softmax(x: list[float]) -> list[float]:
     return [v / sum(e) for v in e]
 
 
-def make_node(found: Found, i: int, slot: int) -> Node:
+def make_node(found: Expansion, i: int, slot: int) -> Node:
     first = int(found.counts[:i].sum())
     legal = range(first, first + int(found.counts[i]))
     node = Node(slot, float(found.value[i]), [Edge(int(found.actions[k]), float(found.logits[k])) for k in legal])
@@ -77,7 +77,7 @@ def make_node(found: Found, i: int, slot: int) -> Node:
     return node
 
 
-def search_one(model: Model, config: SearchConfig, tree: int, root: Found, gumbel: np.ndarray) -> Node:
+def search_one(model: TreeModel, config: SearchConfig, tree: int, root: Expansion, gumbel: np.ndarray) -> Node:
     """Search one of the model's trees, with the same noise."""
     top = make_node(root, tree, 0)
     size = 1

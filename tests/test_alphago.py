@@ -19,8 +19,8 @@ from rlx.envs.games.openspiel import Game
 from rlx.envs.games.selfplay import SelfPlayVectorEnv
 from rlx.errors import ConfigError, NonFiniteError
 from rlx.nn.resnet import descend
-from rlx.planning.adapters.game_rules import RulesModel
-from rlx.planning.adapters.playouts import LinearPolicy, RolloutModel, play_out, sample_legal
+from rlx.planning.adapters.game_rules import RulesAdapter
+from rlx.planning.adapters.playouts import LinearPolicy, PlayoutAdapter, play_out, sample_legal
 from rlx.planning.search import SearchConfig, search
 from rlx.types import EnvSpec, Progress
 
@@ -199,11 +199,11 @@ def test_a_leaf_is_worth_a_mixture_of_the_value_network_and_a_rollout() -> None:
         return np.zeros((len(planes), 9), dtype=np.float32), np.full(len(planes), 0.25, dtype=np.float32)
 
     def leaves(mix: float) -> Any:
-        model = RolloutModel(game, [state] * 200, evaluate, mix=mix, policy=uniform(game), rng=np.random.default_rng(1))
+        model = PlayoutAdapter(game, [state] * 200, evaluate, mix=mix, policy=uniform(game), rng=np.random.default_rng(1))
         model.root()
         return model.step(np.arange(200), np.zeros(200, dtype=int), np.full(200, 4), np.ones(200, dtype=int)).value
 
-    plain, pure, half = RulesModel(game, [state], evaluate), leaves(1.0), leaves(0.5)
+    plain, pure, half = RulesAdapter(game, [state], evaluate), leaves(1.0), leaves(0.5)
     plain.root()
     assert plain.step(np.zeros(1, int), np.zeros(1, int), np.full(1, 4), np.ones(1, int)).value.tolist() == [0.25]
     assert set(pure.tolist()) <= {-1.0, 0.0, 1.0}
@@ -218,7 +218,7 @@ def test_search_with_rollouts_alone_finds_the_win_and_the_block() -> None:
         return np.zeros((len(planes), 9), dtype=np.float32), np.zeros(len(planes), dtype=np.float32)
 
     states = [game.state_of([0, 3, 1, 4]), game.state_of([0, 3, 1]), game.state_of([0, 3, 8, 4])]
-    model = RolloutModel(game, states, evaluate, mix=1.0, policy=uniform(game), rng=np.random.default_rng(0))
+    model = PlayoutAdapter(game, states, evaluate, mix=1.0, policy=uniform(game), rng=np.random.default_rng(0))
     found = search(model, SearchConfig(simulations=300, c_init=2.5), np.random.default_rng(0))
     assert found.best().tolist() == [2, 2, 5]
 

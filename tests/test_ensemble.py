@@ -13,7 +13,7 @@ from rlx.models.ensemble import Ensemble, bound_log_variance, gaussian_nll, mome
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
 from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig, Fitted, fit
 from rlx.nn.optim import FlatAdam
-from rlx.types import Rollout
+from rlx.types import ModelStep, Rollout
 
 FIT = FitConfig(learning_rate=3e-3, batch_size=64, max_epochs=60, patience=10, weight_decay=1e-4)
 
@@ -249,6 +249,11 @@ def model(ensemble: Ensemble, propagation: str, *, particles: int = 1, **setting
     )  # fmt: skip
 
 
+def take(model: EnsembleModel, obs: Tensor, actions: Tensor) -> ModelStep:
+    """H steps under actions [H, B, N, A] from obs [B, D]."""
+    return model.steps(model.initial(obs, actions.shape[2]), actions)
+
+
 def quiet() -> Ensemble:
     """Members without noise."""
     ensemble = scaled()
@@ -260,8 +265,8 @@ def quiet() -> Ensemble:
 @pytest.mark.parametrize("particles", [1, 2])
 def test_a_particle_of_ts_infinity_stays_with_its_member(particles):
     ensemble, obs, action = quiet(), torch.randn(2, 3), torch.randn(2, 4, 1)
-    states = model(ensemble, "ts_inf", particles=particles).trace(obs, action.expand(3, -1, -1, -1)).states
-    assert states.shape == (4, 5, particles, 2, 4, 3)
+    states = take(model(ensemble, "ts_inf", particles=particles), obs, action.expand(3, -1, -1, -1)).state[:, :, :particles]
+    assert states.shape == (3, 5, particles, 2, 4, 3)
     for k in range(5):
         expected = obs[:, None].expand(2, 4, 3).reshape(8, 3)
         for _ in range(3):
@@ -275,7 +280,7 @@ def test_particles_of_ts_1_meet_every_member_and_keep_their_places():
     each = torch.stack([one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0] for k in range(5)])  # [K, D]
     met = []
     for _ in range(20):
-        change = model(ensemble, "ts_1").trace(obs, action[None]).states[1, :, 0, 0, 0] - obs
+        change = take(model(ensemble, "ts_1"), obs, action[None]).state[0, :, 0, 0, 0] - obs
         member = torch.cdist(change, each).argmin(1)
         torch.testing.assert_close(change, each[member], atol=1e-4, rtol=1e-4)
         assert sorted(member.tolist()) == list(range(5))  # each member predicts one of the five
@@ -285,7 +290,7 @@ def test_particles_of_ts_1_meet_every_member_and_keep_their_places():
 
 def test_particles_of_ts_1_are_dealt_anew_at_every_step():
     ensemble, obs, actions = quiet(), torch.randn(1, 3), torch.randn(2, 1, 1, 1)
-    places = model(ensemble, "ts_1").trace(obs, actions).states[:, :, 0, 0, 0]
+    places = torch.cat([obs.expand(1, 5, 3), take(model(ensemble, "ts_1"), obs, actions).state[:, :, 0, 0, 0]])
     for before, after, action in zip(places[:-1], places[1:], actions[:, 0], strict=True):
         of_members = torch.stack([one_member(ensemble, k, torch.cat([before, action.expand(5, 1)], dim=1))[0] for k in range(5)])
         apart = (before + of_members - after).abs().amax(-1)  # [member, place]
@@ -295,12 +300,10 @@ def test_particles_of_ts_1_are_dealt_anew_at_every_step():
 
 def test_mean_propagation_goes_on_from_the_members_mean_without_noise():
     ensemble, obs, action = scaled(), torch.randn(1, 3), torch.randn(1, 2, 1)
-    found = model(ensemble, "mean").follow(obs, action[None])
+    found = take(model(ensemble, "mean"), obs, action[None])
     x = torch.cat([obs.expand(2, 3), action[0]], dim=1)
     each = torch.stack([one_member(ensemble, k, x)[0] for k in range(5)])
-    torch.testing.assert_close(
-        model(ensemble, "mean").trace(obs, action[None]).states[1, 0, 0, 0], obs + each.mean(0), atol=1e-5, rtol=1e-5
-    )
+    torch.testing.assert_close(found.state[0, 0, 0, 0], obs + each.mean(0), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.reward[0, 0, 0], (obs + each.mean(0))[:, 0] + action[0, :, 0], atol=1e-5, rtol=1e-5)
     expected = (each.std(0, correction=0) / torch.tensor([1.0, 2.0, 4.0])).square().mean(1).sqrt()
     torch.testing.assert_close(found.disagreement[0, 0], expected, atol=1e-5, rtol=1e-4)
@@ -308,7 +311,7 @@ def test_mean_propagation_goes_on_from_the_members_mean_without_noise():
 
 def test_candidates_share_their_noise_and_particles_do_not():
     ensemble = scaled()
-    after = model(ensemble, "ts_inf", particles=3).trace(torch.zeros(1, 3), torch.zeros(1, 1, 2, 1)).states[1]
+    after = take(model(ensemble, "ts_inf", particles=3), torch.zeros(1, 3), torch.zeros(1, 1, 2, 1)).state[0, :, :3]
     mean, std = (p[:, 0] for p in predict(ensemble, torch.zeros(1, 4)))
     z = (after[:, :, 0] - mean[:, None, None]) / std[:, None, None]  # [K, P, N, D]
     torch.testing.assert_close(z, z[:, :, :1].expand_as(z), atol=1e-3, rtol=1e-3)
@@ -336,7 +339,7 @@ def test_noise_is_no_disagreement(propagation):
     ensemble = scaled()
     for p in [*ensemble.weights, *ensemble.biases]:
         p.data = p.data[:1].expand_as(p.data).clone()
-    found = model(ensemble, propagation, particles=2).follow(torch.zeros(1, 3), torch.randn(4, 1, 6, 1))
+    found = take(model(ensemble, propagation, particles=2), torch.zeros(1, 3), torch.randn(4, 1, 6, 1))
     assert found.disagreement.max() < 1e-4
     assert found.reward.var(1).min() > 1e-3
 
@@ -348,5 +351,18 @@ def test_a_reward_that_is_learned_is_the_last_output():
         termination_fn=None, measure_disagreement=False,
     )  # fmt: skip
     expected = [one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0, 2].item() for k in range(5)]
-    assert imagination.follow(obs, action[None]).reward[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
-    assert imagination.trace(obs, action[None]).states.shape[-1] == 2
+    found = take(imagination, obs, action[None])
+    assert found.reward[0, :, 0, 0].tolist() == pytest.approx(expected, abs=1e-4)
+    assert found.state.shape[-1] == 2
+
+
+@pytest.mark.parametrize("propagation", ["ts_inf", "mean"])
+def test_many_steps_at_once_are_the_same_as_one_after_the_other(propagation: str) -> None:
+    one_by_one, obs, actions = model(quiet(), propagation, particles=2), torch.randn(2, 3), torch.randn(4, 2, 3, 1)
+    state, steps = one_by_one.initial(obs, 3), []
+    for action in actions:
+        steps.append(one_by_one.step(state, action))
+        state = steps[-1].state
+    together = one_by_one.steps(one_by_one.initial(obs, 3), actions)
+    for name in ("state", "reward", "disagreement"):
+        torch.testing.assert_close(torch.stack([getattr(step, name) for step in steps]), getattr(together, name), atol=1e-4, rtol=1e-4)

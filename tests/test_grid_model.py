@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,9 +11,10 @@ from numpy.typing import NDArray
 
 from rlx.envs.registry import VectorEnvFactory
 from rlx.models.grid import GridModel, Transitions, cell_errors, changed_cells, f1, flip, frame_accuracy, judge, model_loss
-from rlx.models.grid_rollouts import CopyWorld, LearnedWorld, PerfectWorld, corrupt, imagine, num_bytes, pack, unpack
+from rlx.models.grid_rollouts import CopyGrid, LearnedGrid, PerfectGrid, corrupt, num_bytes, pack, unpack
+from rlx.models.unroll import Imagined, every_action_then, unroll
 from rlx.nn.optim import FlatAdam
-from rlx.types import GridWorld, WorldStep
+from rlx.types import GridWorld, Model, ModelStep
 
 SHAPE = (4, 7, 7)
 
@@ -63,24 +66,30 @@ def test_frames_come_back_from_their_bits(shape: tuple[int, int, int]) -> None:
     assert torch.equal(unpack(packed, shape), planes)
 
 
-# Worlds
+# Models
+
+
+def imagine(
+    model: Model, policy: Callable[[torch.Tensor], torch.Tensor], planes: torch.Tensor, *, num_actions: int, depth: int
+) -> Imagined:
+    return unroll(model, model.initial(planes, num_actions), every_action_then(policy, num_actions), depth)
 
 
 def test_the_perfect_world_is_the_environment_on_random_play() -> None:
     grid, steps = walk(32, 60)
-    world = PerfectWorld(grid)
+    world = PerfectGrid(grid)
     for planes, action, reward, following, terminated in steps:
         step = world.step(bits(planes), torch.from_numpy(action))
-        assert torch.equal(step.planes, bits(following))
+        assert torch.equal(step.state, bits(following))
         assert np.allclose(step.reward.numpy(), reward)
-        assert np.array_equal(step.terminated.numpy(), terminated)
+        assert np.array_equal(step.discount.numpy() == 0.0, terminated)
     assert any(terminated.any() for *_, terminated in steps)
 
 
 def test_nothing_happens_in_a_copy_whatever_is_done() -> None:
     _env, obs = sokoban(5)
-    rolled = imagine(CopyWorld(), uniform, bits(obs), num_actions=4, depth=3)
-    planes = rolled.planes.unflatten(1, (5, 4))
+    rolled = imagine(CopyGrid(), uniform, bits(obs), num_actions=4, depth=3)
+    planes = rolled.states.unflatten(1, (5, 4))
     assert torch.equal(planes, bits(obs)[None, :, None].expand_as(planes))
     assert not rolled.reward.any()
     assert rolled.alive.all()
@@ -105,27 +114,27 @@ def test_no_corruption_draws_no_luck() -> None:
 
 def test_worlds_are_made_poor_at_every_step() -> None:
     env, obs = sokoban(200)
-    for world in (PerfectWorld(env.grid, corrupt_prob=0.1), LearnedWorld(GridModel(SHAPE, 4, 4, channels=4, layers=1),
+    for world in (PerfectGrid(env.grid, corrupt_prob=0.1), LearnedGrid(GridModel(SHAPE, 4, 4, channels=4, layers=1),
                                                                          torch.zeros(4), corrupt_prob=0.1)):  # fmt: skip
         rolled = imagine(world, uniform, bits(obs), num_actions=4, depth=3)
         for k in range(1, 3):  # walls never change by the rules, nor in a new model
-            flipped = rolled.planes[k, :, 0] != rolled.planes[k - 1, :, 0]
-            assert flipped[rolled.alive[k]].float().mean().item() == pytest.approx(0.1, abs=0.02)
+            flipped = rolled.states[k, :, 0] != rolled.states[k - 1, :, 0]
+            assert flipped[rolled.alive[k] > 0.0].float().mean().item() == pytest.approx(0.1, abs=0.02)
 
 
 # Imagining
 
 
-class Counting:
+class Counting(CopyGrid):
     """A world of one cell that counts in binary by action + 1, and ends where it would pass 7."""
 
     shape = (3, 1, 1)
 
-    def step(self, planes: torch.Tensor, action: torch.Tensor) -> WorldStep:
+    def step(self, planes: torch.Tensor, action: torch.Tensor) -> ModelStep:
         value = (planes.flatten(1) @ torch.tensor([1.0, 2.0, 4.0])).long() + action + 1
         ended = value > 7
         following = torch.stack([(value >> i) & 1 for i in range(3)], dim=1).float()[:, :, None, None]
-        return WorldStep(following, action + 1.0, ended)
+        return ModelStep(following, action + 1.0, (~ended).float())
 
 
 def test_rollouts_begin_with_every_action_and_go_on_with_the_rollout_policy() -> None:
@@ -136,7 +145,7 @@ def test_rollouts_begin_with_every_action_and_go_on_with_the_rollout_policy() ->
         return torch.tensor([-1e9, 0.0]).expand(len(planes), 2)  # counts by two
 
     rolled = imagine(Counting(), always_one, start, num_actions=2, depth=3)
-    value = rolled.planes.flatten(2) @ torch.tensor([1.0, 2.0, 4.0])
+    value = rolled.states.flatten(2) @ torch.tensor([1.0, 2.0, 4.0])
     assert value.tolist() == [[1, 2, 2, 3], [3, 4, 4, 5], [5, 6, 6, 7]]
     assert rolled.reward.tolist() == [[1, 2, 1, 2], [2, 2, 2, 2], [2, 2, 2, 2]]
     assert rolled.alive.all()
@@ -145,9 +154,9 @@ def test_rollouts_begin_with_every_action_and_go_on_with_the_rollout_policy() ->
 def test_beyond_an_end_the_last_frame_stands_still_and_is_worth_nothing() -> None:
     start = torch.tensor([0.0, 1.0, 1.0]).view(1, 3, 1, 1)  # 6
     rolled = imagine(Counting(), lambda p: torch.zeros(len(p), 2), start, num_actions=2, depth=4)
-    assert rolled.alive[:, 1].tolist() == [False] * 4
+    assert rolled.alive[:, 1].tolist() == [0.0] * 4
     assert rolled.reward[:, 1].tolist() == [2.0, 0.0, 0.0, 0.0]
-    assert torch.equal(rolled.planes[:, 1], rolled.planes[:1, 1].expand(4, -1, -1, -1))
+    assert torch.equal(rolled.states[:, 1], rolled.states[:1, 1].expand(4, -1, -1, -1))
 
 
 # The model
@@ -191,11 +200,11 @@ def test_the_model_overfits_one_batch() -> None:
         assert scores["model/frame_accuracy_1"] == 1.0
         assert scores["model/event_f1"] == 1.0
         # As a world it does what the true one does, and so for five steps.
-        learned = LearnedWorld(model, torch.from_numpy(grid.event_reward)).step(data.planes, data.action)
-        true = PerfectWorld(grid).step(data.planes, data.action)
-        assert torch.equal(learned.planes, true.planes)
+        learned = LearnedGrid(model, torch.from_numpy(grid.event_reward)).step(data.planes, data.action)
+        true = PerfectGrid(grid).step(data.planes, data.action)
+        assert torch.equal(learned.state, true.state)
         assert torch.allclose(learned.reward, true.reward, atol=0.5)
-        assert torch.equal(learned.terminated, true.terminated)
+        assert torch.equal(learned.discount, true.discount)
         steps = [x.view(12, 16, *x.shape[1:]) for x in (data.planes, data.action, data.next_planes)]
         whole = ~data.outcome[:, -1].view(12, 16)[:4].any(0)
         found = frame_accuracy(model, steps[0][0][whole], steps[1][:5][:, whole], steps[2][4][whole])

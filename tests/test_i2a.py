@@ -22,7 +22,7 @@ from rlx.config.compose import Composer
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import run_episodes
-from rlx.models.grid_rollouts import PerfectWorld, distinct, num_bytes, pack, unpack
+from rlx.models.grid_rollouts import PerfectGrid, distinct, num_bytes, pack, unpack
 from rlx.nn.imagination_net import I2ANet, RolloutEncoder, num_parameters
 from rlx.types import EnvSpec, Progress, Rollout
 
@@ -387,8 +387,8 @@ def test_a_tree_finds_what_is_two_pushes_away_and_its_line_of_play_is_what_the_r
     assert plan.action.tolist() == [3]
     assert plan.q_value[0].argmax() == 3
     assert act(algo, two_pushes_from_goal(), "eval").action.tolist() == [3]
-    first = PerfectWorld(algo.grid).step(planes.expand(4, -1, -1, -1), torch.arange(4))
-    assert torch.equal(plan.planes[0, :, 0], first.planes)
+    first = PerfectGrid(algo.grid).step(planes.expand(4, -1, -1, -1), torch.arange(4))
+    assert torch.equal(plan.planes[0, :, 0], first.state)
     assert plan.reward[0, 3].tolist() == pytest.approx([-0.1, 10.9, 0.0])
     assert torch.equal(plan.planes[0, 3, 1], plan.planes[0, 3, 2]), "a line that has ended stands still"
 
@@ -432,7 +432,7 @@ def test_model_calls_are_counted_as_the_world_is_asked_until_an_episode_ends(set
 
 class Counting:
     def __init__(self, world: Any, asked: list[int]) -> None:
-        self._world, self._asked = world, asked
+        self._world, self._asked, self.initial = world, asked, world.initial
 
     def step(self, planes: torch.Tensor, action: torch.Tensor) -> Any:
         self._asked.append(len(planes))

@@ -88,7 +88,8 @@ def test_samples_have_noise_of_their_own_where_planners_share_it():
     samples = predict_observations(model(KnownMembers(NOISE)), obs, action, particles=4).samples
     assert samples.shape == (1, 8, 3, 2)
     assert len(samples.unique()) == 48
-    shared = model(KnownMembers(NOISE)).trace(torch.zeros(3, 2), torch.zeros(1, 3, 5, 1)).states[1]
+    planned = model(KnownMembers(NOISE))
+    shared = planned.steps(planned.initial(torch.zeros(3, 2), 5), torch.zeros(1, 3, 5, 1)).state[0, :, :1]
     assert len(shared.unique()) == 12  # of two members in three states
 
 

@@ -22,8 +22,8 @@ from rlx.envs.games.openspiel import Game
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net, scale_latent
-from rlx.planning.adapters.game_rules import RulesModel
-from rlx.planning.adapters.latent_tree import LatentModel
+from rlx.planning.adapters.game_rules import RulesAdapter
+from rlx.planning.adapters.latent_tree import LatentAdapter
 from rlx.planning.search import SearchConfig, search
 from rlx.planning.tree import Trees
 from rlx.replay import SequenceReplay
@@ -57,11 +57,11 @@ class TrueRules:
         out = planes.reshape(len(planes), -1) @ self._cells[: planes[0].size]
         return 0.3 * out[:, :9], np.tanh(out[:, 9])
 
-    def represent(self, obs: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    def root(self, obs: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
         self.calls += 1
         return obs, *self._predict(obs)
 
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
+    def expand(self, latent: Tensor, action: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray, np.ndarray]:
         self.calls += 1
         latent, reward = latent.clone(), np.zeros(len(latent), dtype=np.float32)
         for i, row in enumerate(latent):
@@ -104,8 +104,8 @@ def test_a_model_that_equals_the_rules_gives_the_same_tree_as_the_rules(config: 
     rules = TrueRules()
     states = [GAME.state_of(row) for row in HISTORIES]
     legal = np.array([[a in s.legal_actions() for a in range(9)] for s in states])
-    known = search(RulesModel(GAME, states, rules.evaluate), config, np.random.default_rng(1))
-    latent = LatentModel(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=config.simulations + 2)
+    known = search(RulesAdapter(GAME, states, rules.evaluate), config, np.random.default_rng(1))
+    latent = LatentAdapter(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=config.simulations + 2)
     learned = search(latent, config, np.random.default_rng(1))
 
     def same(b: int, s: int, other: int) -> int:
@@ -135,7 +135,7 @@ def test_a_model_that_equals_the_rules_gives_the_same_tree_as_the_rules(config: 
 def test_the_network_is_called_once_for_each_simulation_of_all_trees() -> None:
     rules = TrueRules()
     legal = np.array([[a not in row for a in range(9)] for row in HISTORIES])
-    model = LatentModel(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=22)
+    model = LatentAdapter(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=22)
     found = search(model, SearchConfig(simulations=20, gumbel=True), np.random.default_rng(0))
     assert rules.calls == model.calls == 21  # and once for the roots
     assert (found.visits(9).sum(axis=1) == 20).all()
@@ -149,7 +149,7 @@ def test_latents_of_different_trees_do_not_mix() -> None:
     obs, config = torch.randn(6, 4), SearchConfig(simulations=12, gumbel=True, track_bounds=True)
 
     def visits(rows: Tensor) -> np.ndarray:
-        model = LatentModel(frozen, rows, np.ones((len(rows), 3), dtype=bool), discount=0.9, num_nodes=14)
+        model = LatentAdapter(frozen, rows, np.ones((len(rows), 3), dtype=bool), discount=0.9, num_nodes=14)
         return search(model, config, np.random.default_rng(0)).trees.w[:, :30]
 
     np.testing.assert_allclose(visits(obs)[2], visits(obs[2:3])[0], rtol=1e-3, atol=1e-5)
@@ -169,14 +169,14 @@ def test_a_frozen_copy_says_what_the_network_says(shape: tuple[int, ...]) -> Non
     net.eval()
     obs, action = torch.randn(6, *shape), torch.randint(3, (6,))
     frozen = FrozenLatent(net, bins)
-    latent, logits, value = frozen.represent(obs)
+    latent, logits, value = frozen.root(obs)
     with torch.no_grad():
         own = net.represent(obs)
         own_logits, own_value = net.predict(own)
         after = net.step(own, action)
     np.testing.assert_allclose(logits, own_logits, atol=1e-5)
     np.testing.assert_allclose(value, bins.decode(own_value), atol=1e-4)
-    latent, reward, _, _ = frozen.step(latent, action)
+    latent, reward, _, _ = frozen.expand(latent, action)
     np.testing.assert_allclose(np.asarray(latent), after, atol=1e-5)
     np.testing.assert_allclose(reward, bins.decode(net.reward_after(after)).detach(), atol=1e-4)
     assert after.min() == 0.0
@@ -286,7 +286,7 @@ def rollout(algo: MuZero, obs: Tensor, reward: list[float], *, terminated: bool 
 
 def expect(algo: MuZero, value: Callable[[float], float]) -> None:
     """Let the network's value of an observation be a function of its first number."""
-    algo._frozen.represent = lambda obs: (  # type: ignore[method-assign]
+    algo._frozen.root = lambda obs: (  # type: ignore[method-assign]
         obs, np.zeros((len(obs), 2)), np.array([value(x) for x in obs[:, 0].tolist()], dtype=np.float32)
     )  # fmt: skip
 

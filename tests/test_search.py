@@ -12,8 +12,8 @@ from reference_tree import Node, search_one
 from rlx.envs.games.openspiel import Game, playable_names
 from rlx.envs.games.solvers import ConnectFourSolver, outcome, probe
 from rlx.errors import NonFiniteError
-from rlx.planning.adapters.game_rules import RulesModel
-from rlx.planning.search import Found, SearchConfig, considered_visits, search
+from rlx.planning.adapters.game_rules import RulesAdapter
+from rlx.planning.search import Expansion, SearchConfig, considered_visits, search
 from rlx.planning.tree import Trees
 
 
@@ -24,10 +24,10 @@ class RandomModel:
         self._seed, self._most = seed, most
         self._paths: list[dict[int, tuple[int, ...]]] = [{0: ()} for _ in range(num_trees)]
 
-    def root(self) -> Found:
+    def root(self) -> Expansion:
         return self._found([(b, ()) for b in range(len(self._paths))])
 
-    def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
+    def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Expansion:
         paths = []
         for b, parent, action, slot in zip(trees, parents, actions, slots, strict=True):
             path = (*self._paths[b][int(parent)], int(action))
@@ -35,7 +35,7 @@ class RandomModel:
             paths.append((int(b), path))
         return self._found(paths)
 
-    def _found(self, paths: list[tuple[int, tuple[int, ...]]]) -> Found:
+    def _found(self, paths: list[tuple[int, tuple[int, ...]]]) -> Expansion:
         counts, actions, logits, rest = [], [], [], []
         for b, path in paths:
             rng = np.random.default_rng([self._seed, b, len(path), *path])
@@ -47,7 +47,7 @@ class RandomModel:
             value, discount = (0.0, 0.0) if over else (rng.uniform(-1, 1), rng.choice([-1.0, 1.0, -1.0]))
             rest.append((value, rng.uniform(-1, 1) if over else 0.0, discount))
         value, reward, discount = (np.array(column, dtype=np.float32) for column in zip(*rest, strict=True))
-        return Found(np.array(counts), np.array(actions, dtype=np.int64), np.array(logits, dtype=np.float32), value, reward, discount)
+        return Expansion(np.array(counts), np.array(actions, dtype=np.int64), np.array(logits, dtype=np.float32), value, reward, discount)
 
 
 def same_tree(trees: Trees, b: int, slot: int, node: Node) -> int:
@@ -99,14 +99,14 @@ class Bandit:
     def __init__(self, reward: tuple[float, float, float] = (0.0, 1.0, -1.0)) -> None:
         self._reward = np.array(reward, dtype=np.float32)
 
-    def root(self) -> Found:
+    def root(self) -> Expansion:
         zero = np.zeros(1, dtype=np.float32)
-        return Found(np.array([3]), np.arange(3), np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32)), zero, zero, zero)
+        return Expansion(np.array([3]), np.arange(3), np.log(np.array([0.5, 0.3, 0.2], dtype=np.float32)), zero, zero, zero)
 
-    def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
+    def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Expansion:
         zero = np.zeros(len(actions), dtype=np.float32)
         none = np.zeros(0, dtype=np.int64)
-        return Found(np.zeros(len(actions), dtype=np.int64), none, none.astype(np.float32), zero, self._reward[actions], zero)
+        return Expansion(np.zeros(len(actions), dtype=np.int64), none, none.astype(np.float32), zero, self._reward[actions], zero)
 
 
 def test_the_improved_value_by_hand() -> None:
@@ -143,7 +143,7 @@ def test_the_value_that_is_learnt_is_not_pulled_down_by_moves_that_were_only_tri
         return rng.normal(size=(len(planes), 9)).astype(np.float32), np.array([table[p.tobytes()] for p in planes], dtype=np.float32)
 
     config = SearchConfig(simulations=16, gumbel=gumbel, gumbel_scale=1.0, c_scale=0.5, forced=0.0 if gumbel else 2.0)
-    found = search(RulesModel(game, states, network), config, rng)
+    found = search(RulesAdapter(game, states, network), config, rng)
     mean, improved = found.value() - truth, found.improved_value() - truth
     assert mean.mean() < -0.2
     assert abs(improved.mean()) < 0.5 * abs(mean.mean())
@@ -180,7 +180,7 @@ def test_muzeros_values_are_within_0_and_1_beside_the_same_exploration() -> None
 
 def priors(game: Game, config: SearchConfig, num: int, explore: np.ndarray | None = None) -> np.ndarray:
     """Of the legal moves of `num` roots at a game's beginning, under a network that knows nothing, with the noise of `config`."""
-    model = RulesModel(game, [game.new_state()] * num, lambda planes: (np.zeros((len(planes), game.num_actions), dtype=np.float32),
+    model = RulesAdapter(game, [game.new_state()] * num, lambda planes: (np.zeros((len(planes), game.num_actions), dtype=np.float32),
                                                                        np.zeros(len(planes), dtype=np.float32)))  # fmt: skip
     found = search(model, config, np.random.default_rng(0), explore=explore)
     return np.stack([found.trees.prior[b, found.root_edges(b)] for b in range(num)])
@@ -263,7 +263,7 @@ def test_values_have_the_sign_of_whoever_moves(config: SearchConfig, history: li
     state = game.state_of(history)
     if state.is_terminal():
         pytest.fail("the position must be open")
-    found = search(RulesModel(game, [state], blind), config, np.random.default_rng(0))
+    found = search(RulesAdapter(game, [state], blind), config, np.random.default_rng(0))
     if best is not None:
         assert found.best()[0] == best
     if sign is not None:
@@ -277,7 +277,7 @@ def test_search_finds_the_moves_of_perfect_play(gumbel: bool) -> None:
     assert known is not None
     some = np.random.default_rng(0).choice(len(known.histories), 150, replace=False)
     states = [game.state_of(h) for h in known.histories[some]]
-    found = search(RulesModel(game, states, blind), SearchConfig(simulations=800, gumbel=gumbel), np.random.default_rng(0))
+    found = search(RulesAdapter(game, states, blind), SearchConfig(simulations=800, gumbel=gumbel), np.random.default_rng(0))
     assert known.optimal[some, found.best()].mean() > 0.97
 
 
@@ -292,7 +292,7 @@ def test_what_a_search_proves_is_the_outcome_of_perfect_play(gumbel: bool, simul
     def misled(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return rng.normal(size=(len(planes), 9)).astype(np.float32), np.tanh(rng.normal(size=len(planes))).astype(np.float32)
 
-    found = search(RulesModel(game, states, misled), SearchConfig(simulations=simulations, gumbel=gumbel, prove=True), rng)
+    found = search(RulesAdapter(game, states, misled), SearchConfig(simulations=simulations, gumbel=gumbel, prove=True), rng)
     least, most = found.trees.least[:, 0], found.trees.most[:, 0]
     truth = np.array([outcome(state) for state in states])
     assert ((least <= truth) & (truth <= most)).all()
@@ -345,10 +345,10 @@ def test_a_search_knows_what_the_network_said_in_the_one_before() -> None:
 
     config, rng = SearchConfig(simulations=60, gumbel=True), np.random.default_rng(0)
     states = [game.state_of(h) for h in ([], [3], [3, 3, 2])]
-    model = RulesModel(game, states, some)
+    model = RulesAdapter(game, states, some)
     found = search(model, config, rng)
     after = [s.child(int(a)) for s, a in zip(states, found.best(), strict=True)]
-    fresh, informed = RulesModel(game, after, some), RulesModel(game, after, some, model.known(found.trees))
+    fresh, informed = RulesAdapter(game, after, some), RulesAdapter(game, after, some, model.known(found.trees))
     alone, helped = (search(m, config, np.random.default_rng(1)) for m in (fresh, informed))
     np.testing.assert_array_equal(alone.visits(7), helped.visits(7))
     np.testing.assert_allclose(alone.policy(7), helped.policy(7), atol=1e-6)
@@ -366,7 +366,9 @@ def test_search_finds_forced_wins_of_connect_four() -> None:
         if len(moves) >= 20 and len(mates) < 12:
             winning = [a for a, v in solver.values(moves).items() if v == 1]
             mates += [(moves, winning[0])] if len(winning) == 1 else []
-    found = search(RulesModel(game, [game.state_of(m) for m, _ in mates], blind), SearchConfig(simulations=3000), np.random.default_rng(0))
+    found = search(
+        RulesAdapter(game, [game.state_of(m) for m, _ in mates], blind), SearchConfig(simulations=3000), np.random.default_rng(0)
+    )
     assert np.mean(found.best() == [best for _, best in mates]) > 0.6, "one column in seven would be right by chance"
 
 
@@ -377,7 +379,7 @@ def test_equal_positions_are_evaluated_once() -> None:
         asked.extend(p.tobytes() for p in planes)
         return blind(planes)
 
-    model = RulesModel(game, [game.new_state() for _ in range(16)], count)
+    model = RulesAdapter(game, [game.new_state() for _ in range(16)], count)
     search(model, SearchConfig(simulations=30), np.random.default_rng(0))
     assert len(asked) == len(set(asked)) == model.evaluations
     assert model.duplicates > 10 * model.evaluations
@@ -402,18 +404,18 @@ def test_logits_are_those_of_the_legal_moves_whatever_was_evaluated_before(name:
             states.append(state)
             moves = state.legal_actions()
             state = state.child(moves[min(int(rng.geometric(0.2)) - 1, len(moves) - 1)])  # mostly the same few, so that positions recur
-    model = RulesModel(game, states, lambda planes: opinion(planes, game.num_actions))
+    model = RulesAdapter(game, states, lambda planes: opinion(planes, game.num_actions))
     found, seen = model.root(), game.look(states)
     logits, value = opinion(seen.planes, game.num_actions)
     assert found.counts.tolist() == seen.num_legal.tolist()
     np.testing.assert_allclose(found.logits, logits[np.repeat(np.arange(len(states)), seen.num_legal), seen.legal], atol=1e-4)
     np.testing.assert_allclose(found.value, value, atol=1e-4)
     known = model.known(trees_of(found))
-    later = RulesModel(game, states, lambda planes: pytest.fail("all of it is known"), known)
+    later = RulesAdapter(game, states, lambda planes: pytest.fail("all of it is known"), known)
     np.testing.assert_allclose(later.root().value, found.value)
 
 
-def trees_of(found: Found) -> Trees:
+def trees_of(found: Expansion) -> Trees:
     """Trees with nothing but roots."""
     trees, everyone = Trees(len(found.counts), 1, int(found.counts.max())), np.arange(len(found.counts))
     trees.add(everyone, np.full(len(everyone), -1), found.counts, found.actions, found.logits, found.value)
@@ -426,10 +428,10 @@ def test_positions_with_equal_planes_and_other_legal_moves_are_searched_together
     states = [game.state_of(h) for h in ([2, 7, 0, 5, 4, 6, 8], [0, 6, 2, 7, 8, 9, 4], [0])]
     look = game.look
     game.look = lambda some: (seen := look(some))._replace(planes=np.ascontiguousarray(seen.planes[:, [0, 1, 2, 4]]))  # type: ignore[method-assign]
-    model = RulesModel(game, states, lambda planes: opinion(planes, 10))
+    model = RulesAdapter(game, states, lambda planes: opinion(planes, 10))
     found = search(model, SearchConfig(simulations=20, gumbel=True), np.random.default_rng(0))
     assert found.trees.count[:, 0].tolist() == [1, 2, 9]
-    alone = [search(RulesModel(game, [s], lambda planes: opinion(planes, 10)), SearchConfig(simulations=20, gumbel=True),
+    alone = [search(RulesAdapter(game, [s], lambda planes: opinion(planes, 10)), SearchConfig(simulations=20, gumbel=True),
                     np.random.default_rng(0)) for s in states]  # fmt: skip
     for b, one in enumerate(alone):
         np.testing.assert_allclose(found.trees.prior[b, found.root_edges(b)], one.trees.prior[0, one.root_edges(0)], atol=1e-6)
@@ -438,9 +440,9 @@ def test_positions_with_equal_planes_and_other_legal_moves_are_searched_together
 @pytest.mark.parametrize(("column", "short"), [("actions", 11), ("logits", 11), ("logits", 13), ("value", 2), ("counts", 2)])
 def test_a_model_whose_answer_has_the_wrong_length_is_refused_before_a_kernel_reads_it(column: str, short: int) -> None:
     class Wrong(RandomModel):
-        def root(self) -> Found:
+        def root(self) -> Expansion:
             nothing = np.zeros(3, dtype=np.float32)
-            whole = Found(np.full(3, 4), np.arange(12), np.zeros(12, dtype=np.float32), nothing, nothing, nothing)
+            whole = Expansion(np.full(3, 4), np.arange(12), np.zeros(12, dtype=np.float32), nothing, nothing, nothing)
             return whole._replace(**{column: np.resize(getattr(whole, column), short)})
 
     with pytest.raises(ValueError, match="one action and one logit for each of"):
@@ -450,7 +452,7 @@ def test_a_model_whose_answer_has_the_wrong_length_is_refused_before_a_kernel_re
 @pytest.mark.parametrize("column", ["logits", "value", "reward"])
 def test_a_network_that_is_not_finite_is_not_searched_with(column: str) -> None:
     class Broken(RandomModel):
-        def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Found:
+        def step(self, trees: Any, parents: Any, actions: Any, slots: Any) -> Expansion:
             found = super().step(trees, parents, actions, slots)
             return found._replace(**{column: getattr(found, column) * np.float32("nan")})
 

@@ -12,22 +12,22 @@ from torch import Tensor
 
 from rlx.envs.control.reward_functions import RULES
 from rlx.models.ensemble_rollouts import EnsembleModel
+from rlx.models.unroll import Imagined, unroll
 from rlx.planning.shooting import (
     PLANNERS,
-    Imagined,
     Memory,
     Plan,
     PlannerConfig,
     Score,
-    Trust,
+    UncertaintyPenalty,
     coloured,
-    imagine,
+    mean_reward,
     no_memory,
     plan,
     truncated_normal,
 )
 from rlx.planning.windows import ReturnWindows
-from rlx.types import Followed
+from rlx.types import Model, ModelStep
 
 CPU = torch.device("cpu")
 METHODS = pytest.mark.parametrize("method", PLANNERS)
@@ -148,7 +148,7 @@ def test_coloured_noise_has_unit_variance_and_a_correlation_that_grows_with_beta
     assert correlations[0] + 0.2 < correlations[1] < correlations[2] - 0.1
 
 
-# Imagination and trust
+# Imagination and penalty
 
 
 class Counter:
@@ -157,12 +157,19 @@ class Counter:
     def __init__(self, *, ends: bool = True, after: float = 0.0) -> None:
         self.ends, self.after = ends, after
 
-    def follow(self, obs: Tensor, actions: Tensor) -> Followed:
-        after = obs[:, None] + actions.cumsum(0)  # [H, B, N, 1]
-        before = after - actions
-        reward = torch.where(before[..., 0] > 2.0, after[..., 0] + self.after, after[..., 0])
-        discount = (after[..., 0] <= 2.0).float()[:, None] if self.ends else None
-        return Followed(reward[:, None], discount, after[..., 0].abs())
+    def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
+        return obs[:, None].expand(-1, num_candidates, -1)
+
+    def step(self, state: Tensor, action: Tensor) -> ModelStep:
+        after = state + action  # [B, N, 1]
+        ended = state[..., 0] > 2.0
+        reward = torch.where(ended, after[..., 0] + self.after, after[..., 0])
+        return ModelStep(after, reward, (after[..., 0] <= 2.0).float() if self.ends else None, after[..., 0].abs())
+
+
+def imagine(model: Model, obs: Tensor, actions: Tensor) -> Imagined:
+    """Follow actions [B, N, H, A] from obs [B, D]."""
+    return unroll(model, model.initial(obs, actions.shape[1]), actions.movedim(2, 0), actions.shape[2])
 
 
 def test_nothing_is_earned_after_a_termination():
@@ -182,7 +189,7 @@ def test_plans_stop_short_of_a_termination_that_costs_the_future(method):
     # three steps up end the episode with 6; staying at two earns 1 + 2 + 2 + 2 ...
     found = plan(
         Counter(), torch.zeros(1, 1), begin(torch.zeros(1, 8, 1), config(method)), config(method, iterations=10, noise_beta=1.0),
-        to_action=lambda a: a, trust=Trust(), measured=Counter(),
+        to_action=lambda a: a, penalty=UncertaintyPenalty(), measured=Counter(),
     )  # fmt: skip
     assert found.predicted_return.item() > 9.0
     assert found.mean[0, :-1].cumsum(0).max() <= 2.0  # with the last step it may
@@ -190,11 +197,11 @@ def test_plans_stop_short_of_a_termination_that_costs_the_future(method):
 
 def test_reward_is_the_mean_over_particles():
     class Two(Counter):
-        def follow(self, obs: Tensor, actions: Tensor) -> Followed:
-            found = super().follow(obs, actions)
-            return found._replace(reward=torch.cat([found.reward, 3 * found.reward], dim=1), discount=None)
+        def step(self, state: Tensor, action: Tensor) -> ModelStep:
+            found = super().step(state, action)
+            return found._replace(reward=torch.stack([found.reward, 3 * found.reward]), discount=None)
 
-    assert imagine(Two(), torch.zeros(1, 1), torch.ones(1, 1, 2, 1)).reward.flatten().tolist() == [2, 4]
+    assert mean_reward(imagine(Two(), torch.zeros(1, 1), torch.ones(1, 1, 2, 1))).flatten().tolist() == [2, 4]
 
 
 REWARD = torch.tensor([[-1.0, -2.0], [-1.0, -2.0], [-1.0, -2.0]])[:, None]  # [H, B = 1, N = 2]
@@ -202,36 +209,36 @@ DOUBT = torch.tensor([[0.1, 0.1], [0.2, 0.9], [0.9, 0.9]])[:, None]
 
 
 def test_plans_pay_for_disagreement():
-    worth, horizon = Trust(cost=2.0).weigh(Imagined(REWARD, DOUBT))
+    worth, horizon = UncertaintyPenalty(cost=2.0).returns(REWARD, DOUBT)
     assert worth[0].tolist() == pytest.approx([-3 - 2 * 1.2, -6 - 2 * 1.9])
     assert horizon.tolist() == [3]
 
 
 def test_plans_are_cut_for_all_candidates_at_the_same_step():
-    worth, horizon = Trust(limit=0.5).weigh(Imagined(REWARD, DOUBT))  # the medians are 0.1, 0.2 and 0.9
+    worth, horizon = UncertaintyPenalty(limit=0.5).returns(REWARD, DOUBT)  # the medians are 0.1, 0.2 and 0.9
     assert horizon.tolist() == [2]
     assert worth[0].tolist() == [-2, -4]
-    worth, horizon = Trust(limit=0.01).weigh(Imagined(REWARD, DOUBT))
+    worth, horizon = UncertaintyPenalty(limit=0.01).returns(REWARD, DOUBT)
     assert horizon.tolist() == [1]
     assert worth[0].tolist() == [-1, -2]
 
 
 def test_the_median_leaves_out_what_is_not_a_number():
     doubt = torch.tensor([[0.3, float("nan"), 0.1, 0.2], [float("nan")] * 4])
-    assert Trust(limit=0.2).weigh(Imagined(torch.ones(2, 1, 4), doubt[:, None]))[1].tolist() == [1]
-    assert Trust(limit=0.2).weigh(Imagined(torch.ones(2, 1, 4), doubt[:1, None].expand(2, -1, -1)))[1].tolist() == [2]
+    assert UncertaintyPenalty(limit=0.2).returns(torch.ones(2, 1, 4), doubt[:, None])[1].tolist() == [1]
+    assert UncertaintyPenalty(limit=0.2).returns(torch.ones(2, 1, 4), doubt[:1, None].expand(2, -1, -1))[1].tolist() == [2]
 
 
 def test_a_plan_that_is_believed_counts_in_full():
-    for trust in (Trust(), Trust(cost=0.0, limit=math.inf)):
-        assert not trust.needs_disagreement
-        assert trust.weigh(Imagined(REWARD, None))[0][0].tolist() == [-3, -6]
+    for penalty in (UncertaintyPenalty(), UncertaintyPenalty(cost=0.0, limit=math.inf)):
+        assert not penalty.needs_disagreement
+        assert penalty.returns(REWARD, None)[0][0].tolist() == [-3, -6]
 
 
 def test_what_a_cut_plan_predicts_is_the_return_over_the_steps_that_count():
     found = plan(
         Counter(ends=False), torch.zeros(1, 1), begin(torch.full((1, 5, 1), 0.9), config()), config(iterations=1), to_action=lambda a: a,
-        trust=Trust(limit=1.5), measured=Counter(ends=False),
+        penalty=UncertaintyPenalty(limit=1.5), measured=Counter(ends=False),
     )  # fmt: skip
     steps = found.mean[0, :, 0].cumsum(0)
     count = int(found.horizon)
@@ -245,21 +252,17 @@ def test_what_a_cut_plan_predicts_is_the_return_over_the_steps_that_count():
 class TruePendulum:
     """Pendulum-v1's dynamics."""
 
-    def step(self, state: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
+        return obs[:, None].expand(-1, num_candidates, -1)
+
+    def step(self, state: Tensor, action: Tensor) -> ModelStep:
         theta, speed = torch.atan2(state[..., 1], state[..., 0]), state[..., 2]
         new_speed = (speed + (15.0 * theta.sin() + 3.0 * action[..., 0]) * 0.05).clamp(-8.0, 8.0)
         new_theta = theta + new_speed * 0.05
         after = torch.stack([new_theta.cos(), new_theta.sin(), new_speed], dim=-1)
         reward = RULES["Pendulum-v1"].reward
         assert reward is not None
-        return after, reward(state, action, after)
-
-    def follow(self, obs: Tensor, actions: Tensor) -> Followed:
-        state, rewards = obs[:, None].expand(-1, actions.shape[2], -1), []
-        for action in actions:
-            state, reward = self.step(state, action)
-            rewards.append(reward)
-        return Followed(torch.stack(rewards)[:, None], None, torch.zeros(actions.shape[:3]))
+        return ModelStep(after, reward(state, action, after), None, torch.zeros(state.shape[:-1]))
 
 
 @pytest.mark.parametrize("method", ["icem", "mppi"])
@@ -269,8 +272,8 @@ def test_planning_with_the_true_dynamics_swings_the_pendulum_up(method):
     settings = PlannerConfig(method=method, population=100, elites=10, iterations=3)
     memory = no_memory(3, 20, 1, settings, CPU)
     for _ in range(120):
-        found = plan(model, obs, memory, settings, to_action=lambda a: 2.0 * a, trust=Trust(), measured=model)
-        obs, reward = model.step(obs, 2.0 * found.mean[:, 0])
+        found = plan(model, obs, memory, settings, to_action=lambda a: 2.0 * a, penalty=UncertaintyPenalty(), measured=model)
+        obs, reward, *_ = model.step(obs, 2.0 * found.mean[:, 0])
         total, memory = total + reward, found.rest()
     assert obs[:, 0].min() > 0.99  # upright
     assert total.min() > -400.0  # from hanging, 380 is about what swinging up costs
@@ -295,17 +298,17 @@ class KnownMembers:
         return torch.ones_like(raw)
 
 
-def cost_of_planning(method: str, *, members: int, particles: int, propagation: str, trust: Trust) -> float:
+def cost_of_planning(method: str, *, members: int, particles: int, propagation: str, penalty: UncertaintyPenalty) -> float:
     """Mean x^2 where the cost is x^2, the noise of a step cannot be known, and undoing what it did is the best one can do."""
     measured = EnsembleModel(
         frozen=KnownMembers(members), obs_scale=torch.ones(1), propagation=propagation, particles=particles,  # type: ignore[arg-type]
         reward_fn=lambda obs, action, next_obs: -next_obs[..., 0].square(), termination_fn=None, measure_disagreement=True,
     )  # fmt: skip
-    model = dataclasses.replace(measured, measure_disagreement=trust.needs_disagreement)
+    model = dataclasses.replace(measured, measure_disagreement=penalty.needs_disagreement)
     settings = PlannerConfig(method=method, population=80, elites=8, iterations=4, noise_beta=0.0)
     x, memory, cost = torch.zeros(400, 1), no_memory(400, 3, 1, settings, CPU), 0.0
     for step in range(8):
-        found = plan(model, x, memory, settings, to_action=lambda a: a, trust=trust, measured=measured)
+        found = plan(model, x, memory, settings, to_action=lambda a: a, penalty=penalty, measured=measured)
         assert found.disagreement.max() < 1e-5  # they agree, whatever happens to them
         memory, x = found.rest(), x + found.mean[:, 0] + OPTIMUM**0.5 * torch.randn(400, 1)
         cost += x.square().mean().item() / 6 if step >= 2 else 0.0
@@ -313,20 +316,20 @@ def cost_of_planning(method: str, *, members: int, particles: int, propagation: 
 
 
 @pytest.mark.parametrize(
-    ("members", "particles", "propagation", "trust"),
+    ("members", "particles", "propagation", "penalty"),
     [
-        (5, 1, "ts_inf", Trust()),
-        (5, 1, "ts_1", Trust()),
-        (1, 1, "ts_inf", Trust()),
-        (1, 4, "ts_inf", Trust()),
-        (2, 1, "ts_1", Trust(cost=1.0)),
-        (3, 2, "ts_inf", Trust(limit=0.1)),
+        (5, 1, "ts_inf", UncertaintyPenalty()),
+        (5, 1, "ts_1", UncertaintyPenalty()),
+        (1, 1, "ts_inf", UncertaintyPenalty()),
+        (1, 4, "ts_inf", UncertaintyPenalty()),
+        (2, 1, "ts_1", UncertaintyPenalty(cost=1.0)),
+        (3, 2, "ts_inf", UncertaintyPenalty(limit=0.1)),
     ],
 )
 @pytest.mark.parametrize("method", ["cem", "icem"])
-def test_plans_do_not_act_against_noise_that_they_imagined(method, members, particles, propagation, trust):
+def test_plans_do_not_act_against_noise_that_they_imagined(method, members, particles, propagation, penalty):
     """With noise in common to all particles the cost is 0.14 to 0.17: a plan undoes what will not happen."""
-    cost = cost_of_planning(method, members=members, particles=particles, propagation=propagation, trust=trust)
+    cost = cost_of_planning(method, members=members, particles=particles, propagation=propagation, penalty=penalty)
     assert 0.8 * OPTIMUM < cost < 1.2 * OPTIMUM
 
 

@@ -22,8 +22,8 @@ from rlx.config.algos.alphago_config import AlphaGoConfig, Part, ValueData
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward
-from rlx.planning.adapters.game_rules import RulesModel
-from rlx.planning.adapters.playouts import LinearPolicy, RolloutModel, sample_legal
+from rlx.planning.adapters.game_rules import RulesAdapter
+from rlx.planning.adapters.playouts import LinearPolicy, PlayoutAdapter, sample_legal
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
 from rlx.types import EnvSpec, Metrics, Mode, Policy, PolicyOutput, Progress, Rollout, State, Tree
@@ -229,7 +229,7 @@ class AlphaGo:
 
     def search(
         self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, mix: float | None = None
-    ) -> tuple[SearchResult, RulesModel, NDArray[np.bool_]]:
+    ) -> tuple[SearchResult, RulesAdapter, NDArray[np.bool_]]:
         """Search from the positions after the actions of each row [B, L], guided by the supervised policy.
 
         Returns:
@@ -238,9 +238,9 @@ class AlphaGo:
         config = self.config
         mix = config.mix if mix is None else mix
         states = [self.game.state_of(h) for h in histories.tolist()]
-        model = RulesModel(self.game, states, self._prior_and_value)
+        model = RulesAdapter(self.game, states, self._prior_and_value)
         if mix > 0.0:
-            model = RolloutModel(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
+            model = PlayoutAdapter(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
         simulations = config.search.num_eval_simulations or config.search.num_simulations
         found = search(model, SearchConfig(simulations=simulations, c_init=config.search.c_puct, leaves=config.search.num_leaves), rng)
         return found, model, np.ones(len(histories), dtype=bool)

@@ -20,7 +20,7 @@ from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, forward, squared_norm
-from rlx.planning.adapters.game_rules import Known, RulesModel
+from rlx.planning.adapters.game_rules import EvaluationCache, RulesAdapter
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
@@ -96,7 +96,7 @@ class AlphaZero:
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         known = None
         if carry and bool((carry["steps"] == self._steps).all()):
-            known = Known(**{name: carry[name].cpu().numpy() for name in Known._fields})
+            known = EvaluationCache(**{name: carry[name].cpu().numpy() for name in EvaluationCache._fields})
         found, model, full = self.search(histories, mode=mode, rng=rng, known=known)
         carry = {name: torch.from_numpy(array) for name, array in model.known(found.trees)._asdict().items()}
         carry["steps"] = torch.full((len(histories),), self._steps)
@@ -115,8 +115,8 @@ class AlphaZero:
         return PolicyOutput(torch.from_numpy(action).to(self.device), carry, extras)
 
     def search(
-        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, known: Known | None = None
-    ) -> tuple[SearchResult, RulesModel, NDArray[np.bool_]]:
+        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, known: EvaluationCache | None = None
+    ) -> tuple[SearchResult, RulesAdapter, NDArray[np.bool_]]:
         """Search from the positions after the actions of each row [B, L], with training's noise only in mode "train".
 
         Args:
@@ -127,7 +127,7 @@ class AlphaZero:
         """
         config = self.config
         simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
-        model = RulesModel(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen, known)
+        model = RulesAdapter(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen, known)
         full = np.ones(len(histories), dtype=bool)
         if mode == "train" and config.search.rule is SearchRule.puct and config.search.full_search_fraction < 1.0:
             full = rng.random(len(histories)) < config.search.full_search_fraction

@@ -24,14 +24,15 @@ from rlx import ops
 from rlx.config.algos.i2a_config import IMAGINATION_ABLATIONS, Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
-from rlx.models.grid_rollouts import CopyWorld, LearnedWorld, PerfectWorld, distinct, imagine, num_bytes, pack, unpack
+from rlx.models.grid_rollouts import CopyGrid, LearnedGrid, PerfectGrid, distinct, num_bytes, pack, unpack
+from rlx.models.unroll import Imagined, every_action_then, unroll
 from rlx.nn.heads import CategoricalHead
 from rlx.nn.imagination_net import I2ANet, num_parameters
 from rlx.nn.optim import FlatAdam
-from rlx.planning.adapters.grid_tree import Plan, search_tree, weigh_rollouts
+from rlx.planning.adapters.grid_tree import GridPlan, search_tree, weigh_rollouts
 from rlx.planning.search import SearchConfig
 from rlx.replay import TransitionReplay
-from rlx.types import EnvSpec, Explanation, GridWorld, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree, World
+from rlx.types import EnvSpec, Explanation, GridWorld, Metrics, Mode, Model, PolicyOutput, Progress, Rollout, State, Tree
 
 _LOOK_AHEAD = 5
 """Steps of model/frame_accuracy_5."""
@@ -167,11 +168,9 @@ class I2A:
 
     def _imagine(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Bits [B, A, D, bytes] and rewards [B, A, D] of a rollout for every action from planes [B, C, H, W]."""
-        assert self.world is not None
-        assert self.net.rollout_policy is not None
         depth, num_actions = self.config.rollout_depth, self.grid.num_actions
-        rolled = imagine(self.world, self.net.rollout_policy, planes, num_actions=num_actions, depth=depth)
-        bits = pack(rolled.planes.flatten(0, 1)).unflatten(0, (depth, -1, num_actions))
+        rolled = self._roll_out(planes)
+        bits = pack(rolled.states.flatten(0, 1)).unflatten(0, (depth, -1, num_actions))
         return bits.permute(1, 2, 0, 3), self._reward_scale * rolled.reward.unflatten(1, (-1, num_actions)).permute(1, 2, 0)
 
     def _deal(self, bits: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
@@ -189,7 +188,7 @@ class I2A:
         return self.net.encode(frames, reward[rows], place.view(shape).permute(2, 0, 1).flatten(1))
 
     @torch.no_grad()
-    def _plan(self, planes: Tensor, *, lines: bool = True) -> Plan:
+    def _plan(self, planes: Tensor, *, lines: bool = True) -> GridPlan:
         """What a search in the world says of planes [B, C, H, W], whose leaves are worth what the model-free path says.
 
         Args:
@@ -201,11 +200,16 @@ class I2A:
             search = SearchConfig(simulations=config.search.num_eval_simulations, track_bounds=True, q_range=1.0)
             return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth if lines else 0,
                                discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
-        assert self.net.rollout_policy is not None
-        starts = planes.repeat_interleave(config.search.num_rollouts, 0)
-        rolled = imagine(self.world, self.net.rollout_policy, starts, num_actions=num_actions, depth=config.rollout_depth)
-        return weigh_rollouts(*rolled, self._model_free, num_actions=num_actions, num_rollouts=config.search.num_rollouts,
+        rolled = self._roll_out(planes.repeat_interleave(config.search.num_rollouts, 0))
+        return weigh_rollouts(rolled, self._model_free, num_actions=num_actions, num_rollouts=config.search.num_rollouts,
                               discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
+
+    def _roll_out(self, planes: Tensor) -> Imagined:
+        """One rollout for each first action from planes [B, C, H, W]; rollout b * A + a begins in state b with action a."""
+        model, policy, num_actions = self.world, self.net.rollout_policy, self.grid.num_actions
+        assert model is not None
+        assert policy is not None
+        return unroll(model, model.initial(planes, num_actions), every_action_then(policy, num_actions), self.config.rollout_depth)
 
     def _model_free(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         return self.net(planes, None)
@@ -386,13 +390,13 @@ class I2A:
         shape = self.grid.planes_shape
         return Transitions(unpack(planes, shape), action.long(), unpack(next_planes, shape), outcome)
 
-    def _world(self, imagination: Imagination, *, corrupt_prob: float) -> World | None:
+    def _world(self, imagination: Imagination, *, corrupt_prob: float) -> Model | None:
         if imagination is Imagination.learned:
             event_reward = torch.from_numpy(self.grid.event_reward).to(self.device)
-            return LearnedWorld(self.model, event_reward, corrupt_prob=corrupt_prob)
+            return LearnedGrid(self.model, event_reward, corrupt_prob=corrupt_prob)
         if imagination is Imagination.perfect:
-            return PerfectWorld(self.grid, corrupt_prob=corrupt_prob)
-        return CopyWorld() if imagination is Imagination.copy else None
+            return PerfectGrid(self.grid, corrupt_prob=corrupt_prob)
+        return CopyGrid() if imagination is Imagination.copy else None
 
     def _planes(self, obs: Tensor) -> Tensor:
         """Observations [n, *] as the networks see them: [n, C, H, W] float32, channels last in memory."""

@@ -23,10 +23,11 @@ from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent, make_net
+from rlx.models.unroll import unroll
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import adam, descend, squared_norm
 from rlx.ops import n_step_returns
-from rlx.planning.adapters.latent_tree import LatentModel
+from rlx.planning.adapters.latent_tree import LatentAdapter
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
@@ -138,7 +139,7 @@ class MuZero:
         }
         return PolicyOutput(torch.from_numpy(action).to(self.device), (), extras)
 
-    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentModel]:
+    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentAdapter]:
         """Search from the positions of a game after the actions of each row [B, L]."""
         obs = torch.from_numpy(histories)
         seen = self._look(obs)
@@ -146,10 +147,10 @@ class MuZero:
 
     def _search(
         self, obs: Tensor, legal: NDArray[np.bool_], *, mode: Mode, rng: np.random.Generator, explore: NDArray[np.bool_] | None = None
-    ) -> tuple[SearchResult, LatentModel]:
+    ) -> tuple[SearchResult, LatentAdapter]:
         config = self.search_config(mode)
         num_nodes = config.simulations + config.leaves + 1
-        model = LatentModel(self._frozen, obs.to(self.device), legal, discount=self._discount, num_nodes=num_nodes)
+        model = LatentAdapter(self._frozen, obs.to(self.device), legal, discount=self._discount, num_nodes=num_nodes)
         return search(model, config, rng, explore=explore if config.gumbel else None), model  # Dirichlet noise is at every root
 
     def search_config(self, mode: Mode) -> SearchConfig:
@@ -231,7 +232,7 @@ class MuZero:
 
     def _expected(self, obs: Tensor) -> Tensor:
         """What the network, as it is now, says that observations [n, *] are worth [n]."""
-        return torch.from_numpy(self._frozen.represent(obs.to(self.device))[2]).float()
+        return torch.from_numpy(self._frozen.root(obs.to(self.device))[2]).float()
 
     def _compare_with_promises(self, rollout: Rollout, expected: Tensor) -> dict[str, float]:
         """The values that searches found beside the discounted returns that followed, of the episodes that ended."""
@@ -372,17 +373,16 @@ class MuZero:
         if len(first) < 2:
             return {}
         obs, action, reward = (self.replay.windows(name, first, k + 1).to(self.device) for name in ("obs", "action", "reward"))
-        latent, _, _ = self._frozen.represent(obs[:, 0])
-        wrong = []
-        for i in range(k):
-            latent, predicted, _, value = self._frozen.step(latent, action[:, i])
-            wrong.append(np.abs(predicted - reward[:, i].cpu().numpy()).mean())
-        true, _, true_value = self._frozen.represent(obs[:, k])
+        imagined = unroll(self._frozen, self._frozen.initial(obs[:, 0]), action[:, :k].t(), k)
+        latent, true = imagined.states[-1], self._frozen.initial(obs[:, k])
+        predicted, earned, value, true_value = fetch(
+            imagined.reward, reward[:, :k].t(), self._frozen.value(latent), self._frozen.value(true)
+        )
         spread = true.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
         return {
             "latent/unrolled_error": (latent - true).square().mean().sqrt() / spread,  # in deviations of the latents
-            "latent/reward_error": float(np.mean(wrong)),
-            "latent/value_error": float(np.abs(value - true_value).mean()),  # what is foreseen, and what is seen, of the same position
+            "latent/reward_error": float(np.mean([np.abs(p - r).mean() for p, r in zip(predicted, earned, strict=True)])),
+            "latent/value_error": float(np.abs(value - true_value).mean()),  # predicted, and of what was seen
         }
 
 

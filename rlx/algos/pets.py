@@ -25,7 +25,7 @@ from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig
 from rlx.models.prediction import follow_mean, predict_observations
 from rlx.nn.graphs import Replayed
 from rlx.ops import window_starts
-from rlx.planning.shooting import Memory, Plan, PlannerConfig, Trust, no_memory, plan
+from rlx.planning.shooting import Memory, Plan, PlannerConfig, UncertaintyPenalty, no_memory, plan
 from rlx.planning.windows import ReturnWindows
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Prediction, Progress, Rollout, State, Tree
 
@@ -58,7 +58,7 @@ class PETS:
             init_std=p.init_std, noise_beta=p.noise_beta, population_decay=p.population_decay, keep_elites=p.keep_elites,
             temperature=p.temperature,
         )  # fmt: skip
-        self._trust = Trust(
+        self._penalty = UncertaintyPenalty(
             cost=config.trust_cost if config.trust is TrustRule.disagreement else 0.0,
             limit=config.trust_limit if config.trust is TrustRule.truncate else math.inf,
         )
@@ -112,10 +112,10 @@ class PETS:
             frozen=FrozenEnsemble(self.learner.ensemble), obs_scale=self.learner.obs_scale, propagation=self.config.propagation.value,
             particles=self.config.num_particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
         )  # fmt: skip
-        planned = replace(measured, measure_disagreement=self._trust.needs_disagreement)
+        planned = replace(measured, measure_disagreement=self._penalty.needs_disagreement)
 
         def planning(obs: Tensor, *memory: Tensor) -> Plan:
-            return plan(planned, obs, Memory(*memory), self._planner, to_action=self._to_action, trust=self._trust, measured=measured)
+            return plan(planned, obs, Memory(*memory), self._planner, to_action=self._to_action, penalty=self._penalty, measured=measured)
 
         self._replayed = Replayed(planning)
         return measured

@@ -1,4 +1,4 @@
-"""What planners imagine with: an ensemble that is only asked, and how uncertainty travels through it.
+"""An ensemble as a model to plan with: particles follow its members, which carries their uncertainty through time.
 
 Chua et al. 2018, section 5. Particles are laid out by member, [K, P, B, N, D], so that trajectory sampling with a member for each particle
 (TS-infinity) moves no data at all, and a network's layer is one product over K. States are followed as distances from the inputs' centre;
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rlx.models.ensemble import Ensemble
-from rlx.types import Followed, RewardFn, TerminationFn
+from rlx.types import ModelStep, RewardFn, TerminationFn
 
 Propagation = Literal["ts_inf", "ts_1", "mean"]
 
@@ -57,16 +57,8 @@ class FrozenEnsemble:
         return torch.addcmul(self._one[:n], self._range[:n], raw.sigmoid()).sqrt_()
 
 
-class Trace(NamedTuple):
-    """States along actions."""
-
-    states: Tensor  # [H + 1, K, P, B, N, D]
-    learned_reward: Tensor | None  # [H, K, P, B, N]
-    disagreement: Tensor | None  # [H, B, N]
-
-
 class _Deal(NamedTuple):
-    """Who predicts for whom in a step."""
+    """Which member predicts for which particle in a step."""
 
     places: Tensor  # [K, P]
     members: Tensor  # [K, P]
@@ -75,7 +67,7 @@ class _Deal(NamedTuple):
 
 @dataclass(kw_only=True)
 class EnsembleModel:
-    """A `DynamicsModel` of observations [D], whose outputs are their changes and, if the reward is learned, the reward.
+    """A `rlx.types.Model` of observations [D], whose outputs are their changes and, if the reward is learned, the reward.
 
     All candidates meet the same noise, which is the method of common random numbers. A plan must not be able to exploit it: if all
     particles met the same noise too, a plan would act against it, although the noise to come will be another. Each particle therefore has
@@ -109,33 +101,48 @@ class EnsembleModel:
         share = varies / varies.sum().clamp(min=1)
         self._disagreement_weight = torch.where(varies, share / self.obs_scale.square(), 0.0).to(torch.float32)
 
-    def follow(self, obs: Tensor, actions: Tensor) -> Followed:
-        """Where actions [H, B, N, A] lead from obs [B, D]."""
-        states, learned, disagreement = self.trace(obs, actions)
-        before, after = states[:-1], states[1:]
-        reward = learned if learned is not None else self.reward_fn(before, actions[:, None, None], after)  # type: ignore[misc]
-        discount = None
-        if self.termination_fn is not None:
-            discount = (~self.termination_fn(after)).to(torch.float32).flatten(1, 2)
-        return Followed(reward.flatten(1, 2), discount, disagreement)
+    @property
+    def _is_mean(self) -> bool:
+        return self.propagation == "mean"
+
+    @property
+    def _has_noise(self) -> bool:
+        return not self._is_mean and (self.own_noise or self.frozen.num_members * self.particles > 1)
+
+    def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
+        """States [K, P, B, N, D] in obs [B, D]; K = 1 where particles go on from the members' mean.
+
+        Where there is noise and disagreement is measured, one more particle of each member goes without noise, to tell the two apart.
+        """
+        members = 1 if self._is_mean else self.frozen.num_members
+        measuring = self.measure_disagreement and members > 1 and self._has_noise
+        particles = 1 if self._is_mean else self.particles + measuring
+        return obs.to(torch.float32)[:, None].expand(members, particles, -1, num_candidates, -1)
+
+    def step(self, state: Tensor, action: Tensor) -> ModelStep:
+        """One step from states [K, P, B, N, D] under actions [B, N, A], with noise of its own; rewards are [K * P, B, N]."""
+        states, reward, discount, disagreement = self.steps(state, action[None])
+        return ModelStep(states[0], reward[0], None if discount is None else discount[0], None if disagreement is None else disagreement[0])
 
     @torch.no_grad()
-    def trace(self, obs: Tensor, actions: Tensor) -> Trace:
-        """The states that actions [H, B, N, A] lead to from obs [B, D]."""
-        frozen, (horizon, batch, candidates, _), features = self.frozen, actions.shape, obs.shape[1]
-        centre, is_mean = frozen.centre, self.propagation == "mean"
-        members, particles = (1, 1) if is_mean else (frozen.num_members, self.particles)
-        noise = None if is_mean else self._noise((horizon, members, particles, batch, candidates, features))
-        # Where there is noise, one more particle of each member goes without, to tell the members' disagreement from their luck.
-        slots = particles + (self.measure_disagreement and members > 1 and noise is not None)
+    def steps(self, state: Tensor, actions: Tensor) -> ModelStep:
+        """H steps at once from states [K, P, B, N, D] under actions [H, B, N, A].
+
+        Noise is drawn for all steps together, and rewards and terminations are asked for once.
+        """
+        frozen, features = self.frozen, state.shape[-1]
+        horizon, (members, slots, batch, candidates) = len(actions), state.shape[:-1]
+        particles = 1 if self._is_mean else self.particles
+        centre = frozen.centre
+        noise = self._noise((horizon, members, particles, batch, candidates, features)) if self._has_noise else None
         inputs = actions.new_empty(horizon + 1, members, slots, batch, candidates, len(centre))
-        inputs[0, ..., :features] = (obs.to(torch.float32) - centre[:features])[:, None]
+        inputs[0, ..., :features] = state - centre[:features]
         inputs[:-1, ..., features:] = (actions - centre[features:])[:, None, None]
         deals = self._deal(horizon, slots) if self.propagation == "ts_1" else [None] * horizon
         rewards, predictions = [], []
         for t in range(horizon):
             mean, raw = self._predict(inputs[t], deals[t])
-            if is_mean:
+            if self._is_mean:
                 predictions.append(mean[..., :features])
                 mean = mean.mean(0, keepdim=True)
             following = inputs[t + 1, ..., :features]
@@ -144,20 +151,24 @@ class EnsembleModel:
                 following[:, :particles].addcmul_(frozen.spread(raw[:, :particles, ..., :features]), noise[t])
             if self.reward_fn is None:
                 rewards.append(mean[:, :particles, ..., features])
-        apart = None
+        disagreement = None
         if self.measure_disagreement:
-            members_states = torch.stack(predictions)[:, :, 0] if is_mean else inputs[1:, :, -1, ..., :features]
-            apart = (members_states.var(1, correction=0) @ self._disagreement_weight).sqrt_()
-        return Trace(inputs[:, :, :particles, ..., :features] + centre[:features], torch.stack(rewards) if rewards else None, apart)
+            members_states = torch.stack(predictions)[:, :, 0] if self._is_mean else inputs[1:, :, -1, ..., :features]
+            disagreement = (members_states.var(1, correction=0) @ self._disagreement_weight).sqrt_()
+        states = inputs[..., :features] + centre[:features]
+        before, after = states[:-1, :, :particles], states[1:, :, :particles]
+        reward = torch.stack(rewards) if rewards else self.reward_fn(before, actions[:, None, None], after)  # type: ignore[misc]
+        discount = None
+        if self.termination_fn is not None:
+            discount = (~self.termination_fn(after)).to(torch.float32).flatten(1, 2)
+        return ModelStep(states[1:], reward.flatten(1, 2), discount, disagreement)
 
-    def _noise(self, shape: tuple[int, int, int, int, int, int]) -> Tensor | None:
-        """Noise for [H, K, P, B, N or 1, D], in the units of `spread`; None if there is none."""
+    def _noise(self, shape: tuple[int, int, int, int, int, int]) -> Tensor:
+        """Noise for [H, K, P, B, N or 1, D], in the units of `spread`."""
         horizon, members, particles, batch, _, features = shape
         scale, count, device = self.frozen.noise_scale[:features], members * particles, self.obs_scale.device
         if self.own_noise:
             return torch.randn(shape, device=device).mul_(scale)
-        if count == 1:
-            return None
         noise = torch.randn(horizon, count, batch, 1, features, device=device)
         noise = (noise - noise.mean(1, keepdim=True)).mul_(scale * (count / (count - 1)) ** 0.5)
         return noise.unflatten(1, (members, particles))

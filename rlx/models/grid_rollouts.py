@@ -1,24 +1,29 @@
-"""Worlds that an agent imagines in, and imagining: rollouts of bits, one for every first action.
+"""Models of grid worlds to imagine with: learned, the true rules, or one in which nothing happens; and imagined frames as bits.
 
-Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.2: a rollout begins with an action that is given and goes on with those
-of a rollout policy. A world may be learned, the true rules, or one in which nothing happens; whoever imagines cannot tell them apart.
+Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.2. States are planes [n, C, H, W] of zeros and ones, as float32.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rlx.models.grid import GridModel, flip
-from rlx.types import GridWorld, World, WorldStep
+from rlx.types import GridWorld, ModelStep
 
 
-class LearnedWorld:
+class _GridModel:
+    """What the models of grid worlds share: a state is what is observed."""
+
+    def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
+        """States [B * N, C, H, W] in planes [B, C, H, W]; the N candidates of one of them lie side by side."""
+        return obs.repeat_interleave(num_candidates, 0).contiguous(memory_format=torch.channels_last)
+
+
+class LearnedGrid(_GridModel):
     """A learned model: frames are rounded to bits, the reward is the expected one.
 
     Args:
@@ -30,32 +35,33 @@ class LearnedWorld:
     def __init__(self, model: GridModel, event_reward: Tensor, *, corrupt_prob: float = 0.0) -> None:
         self._model, self._event_reward, self._corrupt_prob = model, event_reward, corrupt_prob
 
-    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
+    def step(self, planes: Tensor, action: Tensor) -> ModelStep:
         change, outcome = self._model(planes, action)
         planes = corrupt(flip(planes, change > 0.0), self._corrupt_prob)
-        return WorldStep(planes, outcome[:, :-1].sigmoid() @ self._event_reward, outcome[:, -1] > 0.0)
+        return ModelStep(planes, outcome[:, :-1].sigmoid() @ self._event_reward, (outcome[:, -1] <= 0.0).float())
 
 
-class CopyWorld:
+class CopyGrid(_GridModel):
     """Nothing ever happens: the control arm, whose imagination carries no information."""
 
-    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
+    def step(self, planes: Tensor, action: Tensor) -> ModelStep:
         nothing = planes.new_zeros(len(planes))
-        return WorldStep(planes, nothing, nothing.bool())
+        return ModelStep(planes, nothing, nothing + 1.0)
 
 
-class PerfectWorld:
+class PerfectGrid(_GridModel):
     """The true rules. What is random in them is drawn under torch's generator."""
 
     def __init__(self, grid: GridWorld, *, corrupt_prob: float = 0.0) -> None:
         self._grid, self._corrupt_prob = grid, corrupt_prob
 
-    def step(self, planes: Tensor, action: Tensor) -> WorldStep:
+    def step(self, planes: Tensor, action: Tensor) -> ModelStep:
         rng = np.random.default_rng(int(torch.randint(2**31, ())))
         reached, events, terminated = self._grid.step(planes.cpu().numpy().astype(np.uint8), action.cpu().numpy(), rng)
         following = torch.from_numpy(reached).to(planes).contiguous(memory_format=torch.channels_last)
         reward = torch.from_numpy(events.astype(np.float32) @ self._grid.event_reward).to(planes)
-        return WorldStep(corrupt(following, self._corrupt_prob), reward, torch.from_numpy(terminated).to(planes.device))
+        discount = torch.from_numpy(~terminated).to(planes)
+        return ModelStep(corrupt(following, self._corrupt_prob), reward, discount)
 
 
 def corrupt(planes: Tensor, share: float) -> Tensor:
@@ -63,37 +69,7 @@ def corrupt(planes: Tensor, share: float) -> Tensor:
     return flip(planes, torch.rand_like(planes) < share) if share > 0.0 else planes
 
 
-class Imagined(NamedTuple):
-    """Rollouts of D steps from n = B * A beginnings; rollout b * A + a begins in state b with action a."""
-
-    planes: Tensor  # [D, n, C, H, W] bits as float32; frame k is what step k leads to
-    reward: Tensor  # [D, n]; 0 beyond the end of an episode
-    alive: Tensor  # [D, n] bool: the episode goes on after step k
-
-
-def imagine(world: World, rollout_policy: Callable[[Tensor], Tensor], planes: Tensor, *, num_actions: int, depth: int) -> Imagined:
-    """One rollout for each first action from planes [B, C, H, W], beyond it under `rollout_policy`, which gives logits [n, A].
-
-    Where an episode has terminated, its last frame stands still.
-    """
-    action = torch.arange(num_actions, device=planes.device).repeat(len(planes))
-    planes = planes.repeat_interleave(num_actions, 0).contiguous(memory_format=torch.channels_last)
-    alive = torch.ones(len(planes), dtype=torch.bool, device=planes.device)
-    frames, rewards, lives = [], [], []
-    for k in range(depth):
-        if k > 0:
-            logits = rollout_policy(planes)
-            action = (logits - torch.empty_like(logits).exponential_().log_()).argmax(-1)
-        step = world.step(planes, action)
-        planes = torch.where(alive[:, None, None, None], step.planes, planes)
-        rewards.append(step.reward * alive)
-        alive = alive & ~step.terminated
-        frames.append(planes)
-        lives.append(alive)
-    return Imagined(torch.stack(frames), torch.stack(rewards), torch.stack(lives))
-
-
-# Frames as bits: what is remembered of imagination costs an eighth of bytes, a thirty-second of floats.
+# Frames as bits: imagined frames in a rollout take an eighth of the memory of bytes, a thirty-second of that of floats.
 
 
 def num_bytes(planes_shape: tuple[int, int, int]) -> int:

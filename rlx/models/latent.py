@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from rlx.nn.resnet import HEAD_PLANES, Block, conv_bn, fold_block, fold_bn
 from rlx.ops import squash, two_hot, unsquash
 from rlx.transfer import fetch
+from rlx.types import ModelStep
 
 Array = NDArray[np.float32]
 
@@ -160,20 +161,41 @@ def make_net(shape: tuple[int, ...], num_actions: int, num_bins: int, *, width: 
 
 
 class FrozenLatent:
-    """A copy of a network that only predicts; what `rlx.planning.adapters.latent_tree` asks."""
+    """A copy of a network without gradients, as a `rlx.types.Model` whose states are latents; and what a tree search needs beside.
+
+    Its methods for the search join a step with the prediction there, and fetch the numbers from the device in one transfer.
+    """
 
     def __init__(self, net: LatentNet, bins: Bins) -> None:
         self.net, self.bins = copy.deepcopy(net).eval().requires_grad_(False), bins
         self.net.fold()
 
     @torch.inference_mode()
-    def represent(self, obs: Tensor) -> tuple[Tensor, Array, Array]:
+    def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
+        """Latents [B * N, *] of observations [B, *]."""
+        return self.net.represent(obs).repeat_interleave(num_candidates, 0)
+
+    @torch.inference_mode()
+    def step(self, state: Tensor, action: Tensor) -> ModelStep:
+        """Latents after actions [n], and the rewards [n]; a latent model has no terminations."""
+        latent = self.net.step(state, action.to(state.device))
+        return ModelStep(latent, self.bins.decode(self.net.reward_after(latent)))
+
+    @torch.inference_mode()
+    def value(self, state: Tensor) -> Tensor:
+        """Values [n] of latents [n, *]."""
+        return self.bins.decode(self.net.predict(state)[1])
+
+    @torch.inference_mode()
+    def root(self, obs: Tensor) -> tuple[Tensor, Array, Array]:
+        """Latents [n, *], logits [n, A] and values [n] of observations [n, *]."""
         latent = self.net.represent(obs)
         logits, value = self.net.predict(latent)
         return (latent, *fetch(logits, self.bins.decode(value)))
 
     @torch.inference_mode()
-    def step(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Array, Array, Array]:
+    def expand(self, latent: Tensor, action: Tensor) -> tuple[Tensor, Array, Array, Array]:
+        """Latents [n, *] after actions [n], rewards [n], and logits [n, A] and values [n] there."""
         latent = self.net.step(latent, action.to(latent.device))
         logits, value = self.net.predict(latent)
         worth, policy = fetch(self.bins.decode(torch.stack([self.net.reward_after(latent), value])), logits)
@@ -181,7 +203,7 @@ class FrozenLatent:
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A layer that begins without an opinion."""
+    """A layer whose outputs are 0 at first."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

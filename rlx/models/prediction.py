@@ -7,6 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from rlx.models.ensemble_rollouts import EnsembleModel
+from rlx.models.unroll import Imagined, unroll
 from rlx.types import Prediction
 
 
@@ -20,8 +21,8 @@ def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, p
         particles: samples of each member, P, whatever the planner's own number and propagation.
     """
     sampled = replace(model, propagation="ts_inf", particles=particles, measure_disagreement=False, own_noise=True)
-    samples = sampled.trace(obs, action[:, :, None]).states[1:, ..., 0, :].flatten(1, 2)
-    disagreement = model.trace(obs, action[:, :, None]).disagreement
+    samples = _follow(sampled, obs, action).states[..., 0, :].flatten(1, 2)
+    disagreement = _follow(model, obs, action).disagreement
     assert disagreement is not None
     return Prediction(follow_mean(model, obs, action), samples, disagreement[..., 0])
 
@@ -29,4 +30,8 @@ def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, p
 def follow_mean(model: EnsembleModel, obs: Tensor, action: Tensor) -> Tensor:
     """Observations [H, B, D] that the mean of the members' means leads to under actions [H, B, A] from obs [B, D]."""
     mean = replace(model, propagation="mean", particles=1, measure_disagreement=False)
-    return mean.trace(obs, action[:, :, None]).states[1:, 0, 0, :, 0]
+    return _follow(mean, obs, action).states[:, 0, 0, :, 0]
+
+
+def _follow(model: EnsembleModel, obs: Tensor, action: Tensor) -> Imagined:
+    return unroll(model, model.initial(obs), action[:, :, None], len(action))

@@ -1,6 +1,7 @@
 """Search in B trees side by side: select a leaf in every tree, look at all leaves in one call of the network, back up.
 
-A `Model` says what lies behind an edge; known rules and learned dynamics are both models.
+A `TreeModel` expands edges: it gives the legal moves, logits, value, reward and discount behind them. `rlx.planning.adapters` has one for
+known rules, for a latent model and for grid worlds.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _DIRICHLET_TOTAL = 10.0
 """Sum of the concentrations of a root's noise: AlphaZero's 0.3, 0.15 and 0.03 in chess, shogi and Go are about 10 over the legal moves."""
 
 
-class Found(NamedTuple):
+class Expansion(NamedTuple):
     """What a model says of n positions, m legal moves in all."""
 
     counts: Array  # [n] legal moves; 0: the game is over
@@ -32,7 +33,7 @@ class Found(NamedTuple):
     reward: Array  # [n] of the move that led there, for whoever made it, float32
     discount: Array  # [n] -1: the opponent moves there; 0: the game is over; else what the value there counts for the same player
 
-    def checked(self) -> Found:
+    def checked(self) -> Expansion:
         """Itself.
 
         Raises:
@@ -44,14 +45,14 @@ class Found(NamedTuple):
         return self
 
 
-class Model(Protocol):
+class TreeModel(Protocol):
     """What a search asks about positions; each is known by its tree and its slot, of which the root's is 0."""
 
-    def root(self) -> Found:
+    def root(self) -> Expansion:
         """The B positions that are searched; reward and discount have no meaning."""
         ...
 
-    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Expansion:
         """Positions after `actions` [n] in the nodes `parents` [n] of `trees` [n]; they are called `slots` [n] from here on."""
         ...
 
@@ -237,7 +238,7 @@ def considered_visits(most: int, simulations: int) -> list[int]:
 
 
 def search(
-    model: Model, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None, explore: Array | None = None
+    model: TreeModel, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None, explore: Array | None = None
 ) -> SearchResult:
     """Search from the model's roots.
 
@@ -281,7 +282,7 @@ def search(
     )
 
 
-def _evaluate(model: Model, trees: Trees, chosen: Array, config: SearchConfig) -> float:
+def _evaluate(model: TreeModel, trees: Trees, chosen: Array, config: SearchConfig) -> float:
     """Back up the edges [n, 2] (tree, edge) that descents ended at, asking the model where they are new; returns the seconds it took."""
     b, edges = chosen[:, 0], chosen[:, 1]
     new = trees.child[b, edges] < 0

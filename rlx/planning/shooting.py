@@ -15,7 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rlx.types import DynamicsModel
+from rlx.models.unroll import Imagined, unroll
+from rlx.types import Model
 
 Score = Callable[[Tensor], Tensor]
 """Candidates [B, N, H, A] within [-1, 1] to what they are worth [B, N]; what is not finite is the worst."""
@@ -73,27 +74,14 @@ class Plan(NamedTuple):
         return Memory(mean, elites, torch.ones(len(mean), dtype=torch.bool, device=mean.device))
 
 
-class Imagined(NamedTuple):
-    """What a model says of candidates."""
-
-    reward: Tensor  # [H, B, N], mean over the particles; what follows a termination is 0
-    disagreement: Tensor | None  # [H, B, N]
-
-
-def imagine(model: DynamicsModel, obs: Tensor, actions: Tensor) -> Imagined:
-    """Follow actions [B, N, H, A], in units of the action space, from obs [B, D]."""
-    reward, discount, disagreement = model.follow(obs, actions.movedim(2, 0))
-    if discount is not None:
-        alive = discount[:-1].cumprod(0)  # [H - 1, P, B, N]
-        rest = torch.where(alive > 0.0, alive * reward[1:], 0.0)  # whatever the model makes of a state that does not exist
-        reward = torch.cat([reward[:1].expand(-1, *rest.shape[1:]), rest])
-        if disagreement is not None:
-            disagreement = torch.cat([disagreement[:1], torch.where(alive.amax(1) > 0.0, disagreement[1:], 0.0)])
-    return Imagined(reward.mean(1), disagreement)
+def mean_reward(imagined: Imagined) -> Tensor:
+    """Rewards [H, B, N], the mean over particles."""
+    reward = imagined.reward
+    return reward.flatten(1, -3).mean(1) if reward.dim() > 3 else reward
 
 
-class Trust(NamedTuple):
-    """How far plans are trusted: what disagreement costs a step, and the disagreement at which plans are cut."""
+class UncertaintyPenalty(NamedTuple):
+    """What a model's disagreement does to plans: its price per step, and the disagreement at which plans end."""
 
     cost: float = 0.0
     limit: float = math.inf
@@ -102,23 +90,22 @@ class Trust(NamedTuple):
     def needs_disagreement(self) -> bool:
         return self.cost > 0.0 or self.limit < math.inf
 
-    def weigh(self, imagined: Imagined) -> tuple[Tensor, Tensor]:
-        """What candidates are worth [B, N], and how many steps of them count [B].
+    def returns(self, reward: Tensor, disagreement: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Penalised returns [B, N] of candidates with rewards and disagreements [H, B, N], and how many steps of them count [B].
 
-        A plan is cut where the members disagree by more than `limit` in the median over its state's candidates: for all of them at the same
-        step, because of plans of different lengths the shorter would win wherever rewards are negative. One step always counts.
+        With a limit, the plans of a state end where the members disagree by more than `limit` in the median over its candidates: all at the
+        same step, because of plans of different lengths the shorter would win wherever rewards are negative. One step always counts.
         """
-        reward, disagreement = imagined
         horizon = torch.full(reward.shape[1:2], len(reward), device=reward.device)
         if disagreement is None:
             return reward.sum(0), horizon
         reward = reward - self.cost * disagreement if self.cost > 0.0 else reward
         if self.limit == math.inf:
             return reward.sum(0), horizon
-        trusted = (_median(disagreement) <= self.limit).to(reward.dtype)  # [H, B]
-        trusted[0] = 1.0
-        trusted = trusted.cumprod(0)
-        return torch.where(trusted[..., None] > 0.0, reward, 0.0).sum(0), trusted.sum(0).long()
+        counts = (_median(disagreement) <= self.limit).to(reward.dtype)  # [H, B]
+        counts[0] = 1.0
+        counts = counts.cumprod(0)
+        return torch.where(counts[..., None] > 0.0, reward, 0.0).sum(0), counts.sum(0).long()
 
 
 def _median(x: Tensor) -> Tensor:
@@ -128,8 +115,8 @@ def _median(x: Tensor) -> Tensor:
 
 
 def plan(
-    model: DynamicsModel, obs: Tensor, memory: Memory, config: PlannerConfig, *, to_action: Callable[[Tensor], Tensor], trust: Trust,
-    measured: DynamicsModel,
+    model: Model, obs: Tensor, memory: Memory, config: PlannerConfig, *, to_action: Callable[[Tensor], Tensor], penalty: UncertaintyPenalty,
+    measured: Model,
 ) -> Plan:  # fmt: skip
     """Plan from obs [B, D].
 
@@ -139,19 +126,21 @@ def plan(
         memory: the warm start.
         config: how.
         to_action: from [-1, 1] to the units of the action space.
-        trust: what the model's disagreement does to a plan.
+        penalty: what the model's disagreement does to a plan.
         measured: asked about the final mean; the same model, which also says how much its members disagree.
     """
 
-    def score(candidates: Tensor) -> Tensor:
-        return trust.weigh(imagine(model, obs, to_action(candidates)))[0]
+    def imagine(asked: Model, candidates: Tensor) -> tuple[Tensor, Tensor | None]:
+        actions = to_action(candidates).movedim(2, 0)  # [H, B, N, A]
+        imagined = unroll(asked, asked.initial(obs, candidates.shape[1]), actions, len(actions))
+        return mean_reward(imagined), imagined.disagreement
 
-    mean, elites = PLANNERS[config.method](score, memory, config)
-    imagined = imagine(measured, obs, to_action(mean[:, None]))
-    assert imagined.disagreement is not None
-    _, horizon = trust.weigh(imagined)
-    counts = (torch.arange(len(imagined.reward), device=obs.device)[:, None] < horizon).to(torch.float32)  # [H, B]
-    reward, disagreement = imagined.reward[..., 0], imagined.disagreement[..., 0]
+    mean, elites = PLANNERS[config.method](lambda candidates: penalty.returns(*imagine(model, candidates))[0], memory, config)
+    reward, disagreement = imagine(measured, mean[:, None])
+    assert disagreement is not None
+    _, horizon = penalty.returns(reward, disagreement)
+    counts = (torch.arange(len(reward), device=obs.device)[:, None] < horizon).to(torch.float32)  # [H, B]
+    reward, disagreement = reward[..., 0], disagreement[..., 0]
     return Plan(mean, elites, (reward * counts).sum(0), (disagreement * counts).sum(0) / horizon, horizon)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.planning.search import Array, Found
+from rlx.planning.search import Array, Expansion
 from rlx.planning.tree import Trees
 
 _DIGEST = 16
@@ -22,7 +22,7 @@ Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np
 """From planes [n, C, H, W] to logits [n, A] and values [n] for the player to move."""
 
 
-class Known(NamedTuple):
+class EvaluationCache(NamedTuple):
     """What a network said of the positions of B trees, for a later search to know; E edges, as in `Trees`."""
 
     digest: Array  # [B, N, 16] uint8 of a position's planes and legal moves
@@ -31,7 +31,7 @@ class Known(NamedTuple):
     logit: Array  # [B, E] of the legal moves of one node after the other
 
 
-class RulesModel:
+class RulesAdapter:
     """Known rules and a network: states of a game are stepped, and only those that are new are evaluated.
 
     Args:
@@ -41,7 +41,7 @@ class RulesModel:
         known: what the same network said before.
     """
 
-    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate, known: Known | None = None) -> None:
+    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate, known: EvaluationCache | None = None) -> None:
         self._look, self._evaluate = game.look, evaluate
         self._states: list[list[Any]] = [[s] for s in states]
         self._player: list[list[int]] = [[] for _ in states]
@@ -54,7 +54,7 @@ class RulesModel:
         self.evaluations = self.duplicates = 0
         self.network_s = 0.0
 
-    def _remember(self, known: Known) -> None:
+    def _remember(self, known: EvaluationCache) -> None:
         digests, start = known.digest.tobytes(), np.cumsum(known.num_legal, axis=1) - known.num_legal
         num_nodes = known.num_legal.shape[1]
         for b, slot in np.argwhere(known.num_legal > 0).tolist():
@@ -64,22 +64,22 @@ class RulesModel:
             self._logits.append(known.logit[b, first : first + known.num_legal[b, slot]])
             self._values.append(known.value[b, slot])
 
-    def known(self, trees: Trees) -> Known:
+    def known(self, trees: Trees) -> EvaluationCache:
         """What the network said in these trees, that were grown with this model."""
         digest = np.zeros((*trees.count.shape, _DIGEST), dtype=np.uint8)
         for b, digests in enumerate(self._digest):
             digest[b, : len(digests)] = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, _DIGEST)
-        return Known(digest, trees.count, trees.value, trees.logit)
+        return EvaluationCache(digest, trees.count, trees.value, trees.logit)
 
-    def root(self) -> Found:
+    def root(self) -> Expansion:
         seen = self._look([s[0] for s in self._states])
         for players, who in zip(self._player, seen.player.tolist(), strict=True):
             players.append(who)
         logits, value = self._predict(seen, np.arange(len(self._states)))
         nothing = np.zeros(len(value), dtype=np.float32)
-        return Found(seen.num_legal, seen.legal, logits, value, nothing, nothing)
+        return Expansion(seen.num_legal, seen.legal, logits, value, nothing, nothing)
 
-    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Expansion:
         states, players = self._states, self._player
         mover = np.empty(len(trees), dtype=np.int64)
         children = []
@@ -95,7 +95,7 @@ class RulesModel:
         over = seen.player < 0
         reward = np.where(mover == 0, seen.outcome, -seen.outcome).astype(np.float32)
         discount = np.where(over, 0.0, np.where(seen.player == mover, 1.0, -1.0)).astype(np.float32)
-        return Found(seen.num_legal, seen.legal, logits, value, reward, discount)
+        return Expansion(seen.num_legal, seen.legal, logits, value, reward, discount)
 
     def _predict(self, seen: Any, trees: Array) -> tuple[Array, NDArray[np.float32]]:
         """Logits of the legal moves [m] and values [n] of positions in trees [n]; every position is evaluated once."""

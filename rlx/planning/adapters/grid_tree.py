@@ -1,4 +1,4 @@
-"""Deciding by search in a world of frames, as an agent without an encoder must: Monte-Carlo rollouts of every action, or a tree."""
+"""Searches in a model of a grid world, for an agent that decides without an encoder: rollouts of every action, or a tree."""
 
 from __future__ import annotations
 
@@ -9,54 +9,56 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlx.planning.search import Array, Found, SearchConfig, search
-from rlx.types import World
+from rlx.models.unroll import Imagined
+from rlx.planning.search import Array, Expansion, SearchConfig, search
+from rlx.types import Model
 
 Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 """From planes [n, C, H, W] to logits [n, A] and values [n]."""
 
 
-class Plan(NamedTuple):
+class GridPlan(NamedTuple):
     """What a search found in B states."""
 
     q_value: Tensor  # [B, A] expected return of each action
     action: Tensor  # [B] the one to take
     planes: Tensor  # [B, A, D, C, H, W] a line of play for each action, as bits
     reward: Tensor  # [B, A, D] along it
-    calls: Tensor  # [B] steps of the world that were asked for
+    calls: Tensor  # [B] steps of the model that were taken
 
 
 def weigh_rollouts(
-    planes: Tensor, reward: Tensor, alive: Tensor, evaluate: Evaluate, *, num_actions: int, num_rollouts: int, discount: float,
+    imagined: Imagined, evaluate: Evaluate, *, num_actions: int, num_rollouts: int, discount: float,
     reward_scale: float,
-) -> Plan:  # fmt: skip
+) -> GridPlan:  # fmt: skip
     """Take the action whose rollouts return most, on average.
 
     Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
 
     Args:
-        planes, reward, alive: frames [D, n, C, H, W], rewards [D, n] and what goes on [D, n] of n = B * num_rollouts * A rollouts.
+        imagined: D steps of n = B * num_rollouts * A rollouts, with states [D, n, C, H, W].
         evaluate: logits and values of frames.
         num_actions: A.
         num_rollouts: of each action.
         discount: of every step.
         reward_scale: rewards are multiplied by it, which makes them the values' units.
     """
+    planes, reward, alive = imagined.states, imagined.reward, imagined.alive
     depth = len(reward)
     _, value = evaluate(planes[-1])
-    returns = discount**depth * value * alive[-1]
+    returns = discount**depth * value * (1.0 if alive is None else alive[-1])
     for k in range(depth):
         returns = returns + discount**k * reward_scale * reward[k]
     shape = (-1, num_rollouts, num_actions)
     q_value = returns.view(shape).mean(1)
     frames, rewards = (x.unflatten(1, shape)[:, :, 0].movedim(0, 2) for x in (planes, reward))  # of each action's rollouts the first
     calls = torch.full((len(q_value),), num_rollouts * num_actions * depth, device=planes.device)
-    return Plan(q_value, q_value.argmax(-1), frames, rewards, calls)
+    return GridPlan(q_value, q_value.argmax(-1), frames, rewards, calls)
 
 
 def search_tree(
-    world: World, evaluate: Evaluate, planes: Tensor, config: SearchConfig, *, depth: int, discount: float, reward_scale: float
-) -> Plan:
+    model: Model, evaluate: Evaluate, planes: Tensor, config: SearchConfig, *, depth: int, discount: float, reward_scale: float
+) -> GridPlan:
     """Take the action that a search tree over planes [B, C, H, W] visits most.
 
     Args:
@@ -64,8 +66,8 @@ def search_tree(
         depth: length D of the lines of play in the plan, those that were visited most; where a line ends, its last frame stands still.
             0 for an agent that only acts.
     """
-    model = WorldModel(world, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.simulations + 1)
-    found = search(model, config, np.random.default_rng(0))  # without noise at the roots nothing is drawn
+    adapter = GridAdapter(model, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.simulations + 1)
+    found = search(adapter, config, np.random.default_rng(0))  # without noise at the roots nothing is drawn
     trees, device = found.trees, planes.device
     num_trees, num_actions = len(planes), int(trees.count[0, 0])
     edges = trees.start[:, :1] + np.arange(num_actions)  # of the roots, [B, A]
@@ -81,10 +83,10 @@ def search_tree(
         goes_on &= (edges >= 0) & (trees.child[at, edges] >= 0)
         slot = np.where(goes_on, trees.child[at, edges], slot)
         rewards[:, :, k] = np.where(goes_on, trees.reward[at, edges], 0.0)
-        frames[:, :, k] = model.planes[torch.from_numpy(at), torch.from_numpy(slot)].to(planes.dtype)
-    return Plan(
+        frames[:, :, k] = adapter.planes[torch.from_numpy(at), torch.from_numpy(slot)].to(planes.dtype)
+    return GridPlan(
         torch.from_numpy(q_value).to(device), torch.from_numpy(found.best()).to(device), frames,
-        torch.from_numpy(rewards).to(device) / reward_scale, torch.from_numpy(model.calls).to(device),
+        torch.from_numpy(rewards).to(device) / reward_scale, torch.from_numpy(adapter.calls).to(device),
     )  # fmt: skip
 
 
@@ -98,11 +100,13 @@ def _most_visited(start: Array, count: Array, visits: Array) -> Array:
     return best
 
 
-class WorldModel:
-    """A world as a tree search asks it. Each edge is imagined once: what is random in a world is drawn for the whole search.
+class GridAdapter:
+    """A model of a grid world behind the interface of a tree search.
+
+    Each edge is imagined once: its random events are drawn for the whole search.
 
     Args:
-        world: to imagine in.
+        model: of the grid world.
         evaluate: logits and values of frames, without imagination.
         planes: [B, C, H, W] of the roots.
         discount: of every step.
@@ -110,31 +114,32 @@ class WorldModel:
         num_nodes: most nodes of a tree.
     """
 
-    def __init__(self, world: World, evaluate: Evaluate, planes: Tensor, *, discount: float, reward_scale: float, num_nodes: int) -> None:
-        self._world, self._evaluate, self._roots = world, evaluate, planes
+    def __init__(self, model: Model, evaluate: Evaluate, planes: Tensor, *, discount: float, reward_scale: float, num_nodes: int) -> None:
+        self._model, self._evaluate, self._roots = model, evaluate, planes
         self._discount, self._reward_scale = discount, reward_scale
         self.planes = torch.zeros(len(planes), num_nodes, *planes.shape[1:], dtype=torch.uint8, device=planes.device)
         """[B, N, C, H, W] the frames of all nodes."""
         self.calls = np.zeros(len(planes), dtype=np.int64)
-        """[B] steps of the world that each tree asked for."""
+        """[B] steps of the model that each tree took."""
 
-    def root(self) -> Found:
+    def root(self) -> Expansion:
         self.planes[:, 0] = self._roots
         nothing = np.zeros(len(self._roots), dtype=np.float32)
         return self._found(self._roots, reward=nothing, alive=nothing == 0.0)
 
-    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Expansion:
         np.add.at(self.calls, trees, 1)
         at = torch.from_numpy(trees)
         before = self.planes[at, torch.from_numpy(parents)].to(self._roots.dtype).contiguous(memory_format=torch.channels_last)
-        step = self._world.step(before, torch.from_numpy(actions).long().to(before.device))
-        self.planes[at, torch.from_numpy(slots)] = step.planes.to(torch.uint8)
-        return self._found(step.planes, reward=self._reward_scale * step.reward.cpu().numpy(), alive=~step.terminated.cpu().numpy())
+        step = self._model.step(before, torch.from_numpy(actions).long().to(before.device))
+        self.planes[at, torch.from_numpy(slots)] = step.state.to(torch.uint8)
+        alive = np.ones(len(trees), dtype=bool) if step.discount is None else (step.discount > 0.0).cpu().numpy()
+        return self._found(step.state, reward=self._reward_scale * step.reward.cpu().numpy(), alive=alive)
 
-    def _found(self, planes: Tensor, *, reward: Array, alive: Array) -> Found:
+    def _found(self, planes: Tensor, *, reward: Array, alive: Array) -> Expansion:
         logits, value = (x.cpu().numpy() for x in self._evaluate(planes))
         num_actions = logits.shape[1]
-        return Found(
+        return Expansion(
             counts=np.where(alive, num_actions, 0), actions=np.tile(np.arange(num_actions), int(alive.sum())),
             logits=logits[alive].reshape(-1), value=np.where(alive, value, 0.0).astype(np.float32), reward=reward,
             discount=np.where(alive, self._discount, 0.0).astype(np.float32),

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.planning.adapters.game_rules import Evaluate, RulesModel
-from rlx.planning.search import Array, Found
+from rlx.planning.adapters.game_rules import Evaluate, RulesAdapter
+from rlx.planning.search import Array, Expansion
 
 
 def sample_legal(logits: Array, num_legal: Array, legal: Array, rng: np.random.Generator | None) -> NDArray[np.int64]:
@@ -54,7 +54,7 @@ def play_out(game: Any, states: list[Any], policy: LinearPolicy, rng: np.random.
     return outcome
 
 
-class RolloutModel(RulesModel):
+class PlayoutAdapter(RulesAdapter):
     """Known rules, and leaves worth (1 - mix) * value network + mix * one rollout (Silver et al. 2016, section 5 and Methods).
 
     Args:
@@ -69,7 +69,7 @@ class RolloutModel(RulesModel):
         super().__init__(game, states, evaluate)
         self._game, self._mix, self._policy, self._rng = game, mix, policy, rng
 
-    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Found:
+    def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Expansion:
         found = super().step(trees, parents, actions, slots)
         going = np.flatnonzero(found.counts > 0)
         at = list(zip(trees[going].tolist(), slots[going].tolist(), strict=True))
