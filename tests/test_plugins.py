@@ -68,9 +68,7 @@ def test_a_file_is_trained_resumed_evaluated_and_listed(fresh: Path, rlx: Rlx) -
 def test_a_sweep_over_its_settings_goes_on_where_it_was(fresh: Path, rlx: Rlx) -> None:
     assert rlx(f"sweep algo=my_algo:MyAlgo {TINY} algo.min_std=0.1,0.2 --name both --jobs 1")[0] == 0
     assert rlx("sweep --resume both --seeds 2 --jobs 1")[0] == 0
-    rows = [json.loads(line) for line in rlx("ls --sweep both --json")[1].splitlines()]
-    runs = [row for row in rows if "run" in row]
-    assert [row["status"] for row in runs] == ["finished"] * 4, rows
+    assert json.loads(rlx("ls --sweep both --json")[1].splitlines()[0])["counts"] == {"finished": 4}
 
 
 def test_its_settings_are_described_checked_and_completed(fresh: Path, rlx: Rlx) -> None:
