@@ -24,6 +24,8 @@ def send(device: torch.device, *trees: Tree) -> tuple[Any, ...]:
 
 def send_arrays(device: torch.device, *trees: Tree) -> tuple[Any, ...]:
     """Trees of NumPy arrays as tensors on the device; on the CPU they share the arrays' memory."""
+    if device.type == "cpu" and not any(isinstance(tree, dict | tuple | list) for tree in trees):
+        return tuple(map(torch.from_numpy, trees))  # once an env step: without a walk through trees that are single arrays
     tensors: tuple[Any, ...] = map_tree(torch.from_numpy, trees)
     if device.type == "mps":  # has no double precision
         return map_tree(lambda x: x.to(device, torch.float32 if x.dtype == torch.float64 else x.dtype), tensors)

@@ -18,6 +18,7 @@ _GRAVITY, _MASS_CART, _MASS_POLE, HALF_LENGTH, FORCE, DT = 9.8, 1.0, 0.1, 0.5, 1
 _TOTAL_MASS, _POLE_MASS_LENGTH = _MASS_CART + _MASS_POLE, _MASS_POLE * HALF_LENGTH
 X_LIMIT, THETA_LIMIT = 2.4, 12 * 2 * np.pi / 360
 _MAX_STEPS = 500
+_FORCES, _LIMITS = np.array([-FORCE, FORCE]), np.array([[X_LIMIT], [THETA_LIMIT]])
 
 
 def accelerations(theta: NDArray[np.float64], theta_dot: NDArray[np.float64], force: NDArray[np.float64]) -> tuple[Any, Any]:
@@ -50,7 +51,9 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
         self.single_action_space = gymnasium.spaces.Discrete(2)
         self._state = np.zeros((4, num_envs))  # x, x velocity, theta, theta velocity
+        self._rates = np.zeros((4, num_envs))
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._reward = np.ones(num_envs, dtype=np.float32)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
@@ -60,16 +63,14 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._state.T.astype(np.float32), {}
 
     def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        x, x_dot, theta, theta_dot = self._state
-        x_acc, theta_acc = accelerations(theta, theta_dot, np.where(actions == 1, FORCE, -FORCE))
-        x += DT * x_dot  # the rows are views; each is read before it is moved
-        x_dot += DT * x_acc
-        theta += DT * theta_dot
-        theta_dot += DT * theta_acc
+        _, x_dot, theta, theta_dot = self._state
+        rates = self._rates
+        rates[0], rates[2] = x_dot, theta_dot
+        rates[1], rates[3] = accelerations(theta, theta_dot, _FORCES[actions])
+        self._state += DT * rates
         self._elapsed += 1
-        terminated = (np.abs(x) > X_LIMIT) | (np.abs(theta) > THETA_LIMIT)
-        truncated = self._elapsed >= _MAX_STEPS
-        return self._state.T.astype(np.float32), np.ones(self.num_envs, dtype=np.float32), terminated, truncated, {}
+        outside = np.abs(self._state[::2]) > _LIMITS
+        return self._state.T.astype(np.float32), self._reward, outside[0] | outside[1], self._elapsed >= _MAX_STEPS, {}
 
     def state_dict(self) -> dict[str, Any]:
         return {"state": self._state.tolist(), "elapsed": self._elapsed.tolist()}
