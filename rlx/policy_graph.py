@@ -26,7 +26,7 @@ from rlx.envs.edge import describe_space, space_leaves, stretch
 from rlx.errors import ConfigError
 from rlx.policy import Policy
 from rlx.tree_ops import leaves, with_leaves
-from rlx.types import Exportable
+from rlx.types import Exportable, Tree
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
 _BATCH = 2
@@ -54,6 +54,8 @@ class PolicyGraph(nn.Module):
         self.module = policy.algorithm.policy_module()
         self._parts = space_leaves(policy.observation_space)
         self._is_box = isinstance(policy.observation_space, spaces.Box)
+        takes_trees = isinstance(policy.spec.observation_space, spaces.Dict | spaces.Tuple)
+        self._structure = _structure(policy.observation_space) if takes_trees else None
         for path, part in self._parts:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
                 raise ConfigError(f"env={policy.config.env.id} observes {path or 'a'} {type(part).__name__}, which cannot be exported")
@@ -104,16 +106,20 @@ class PolicyGraph(nn.Module):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         obs, memory = self._encode(inputs[: self.num_obs]), inputs[self.num_obs :]
-        is_first = memory[0] if memory else torch.zeros_like(obs.flatten(1)[:, 0], dtype=torch.bool)
+        is_first = memory[0] if memory else torch.zeros_like(inputs[0].reshape(inputs[0].shape[0], -1)[:, 0], dtype=torch.bool)
         carry = with_leaves(self._carry, memory[1:]) if memory else self._carry
         action, carry = self.module(obs, carry, is_first)
         return tuple(x.detach() for x in (self._to_env(action), *leaves(carry)))
 
-    def _encode(self, parts: tuple[Tensor, ...]) -> Tensor:
-        """Observations as the policy's network takes them, [B, *]."""
+    def _encode(self, parts: tuple[Tensor, ...]) -> Tree:
+        """Observations as the policy's network takes them: [B, *], or a tree of such parts."""
         if self._is_box:
-            return parts[0] if parts[0].ndim > 1 else parts[0].unsqueeze(1)
-        return torch.cat([_encode(part, space) for part, (_, space) in zip(parts, self._parts, strict=True)], dim=1)
+            return _as_box(parts[0])
+        if self._structure is None:
+            return torch.cat([_encode(part, space) for part, (_, space) in zip(parts, self._parts, strict=True)], dim=1)
+        seen = [_as_box(part) if isinstance(space, spaces.Box) else _encode(part, space)
+                for part, (_, space) in zip(parts, self._parts, strict=True)]  # fmt: skip
+        return with_leaves(self._structure, seen)
 
     def _to_env(self, action: Tensor) -> Tensor:
         """Actions of the policy [B, *] as those of the environment."""
@@ -122,6 +128,18 @@ class PolicyGraph(nn.Module):
         clipped = action.to(torch.float64).clamp(self._seen_low, self._seen_high)  # type: ignore[arg-type]
         stretched = (self._centre + self._half * clipped).clamp(self._low, self._high)  # type: ignore[operator,arg-type]
         return stretched.to(self._dtype)
+
+
+def _structure(space: gymnasium.Space[Any]) -> Tree:
+    """A tree of the structure of a space's members."""
+    if isinstance(space, spaces.Dict):
+        return {key: _structure(part) for key, part in space.spaces.items()}
+    return tuple(map(_structure, space.spaces)) if isinstance(space, spaces.Tuple) else None
+
+
+def _as_box(value: Tensor) -> Tensor:
+    """Members [B, *] of a Box, which has at least one dimension where a policy sees it."""
+    return value if value.ndim > 1 else value.unsqueeze(1)
 
 
 def _words(path: str) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from collections.abc import Callable
@@ -103,6 +104,19 @@ def test_memory_goes_in_and_comes_out_of_the_graph(here: Path) -> None:
     action, count = exported(torch.zeros(3, 4), torch.tensor([False, True, False]), torch.tensor([5, 6, 7]))
     assert action.tolist() == [0, 1, 0]
     assert count.tolist() == [6, 1, 8]
+
+
+def test_a_policy_that_sees_trees_is_given_trees(odd: Path) -> None:  # noqa: F811
+    class Sees(torch.nn.Module):
+        def forward(self, obs: Any, carry: Any, is_first: torch.Tensor) -> tuple[torch.Tensor, Any]:
+            return torch.stack([obs["image"].sum((1, 2)) + obs["place"][:, 2], obs["speed"][:, 1]], dim=1), carry
+
+    policy = trained("ppo", "native", "run", "env=odd_env:Odd").load()
+    policy.spec = dataclasses.replace(policy.spec, observation_space=policy.observation_space)
+    policy.algorithm.policy_module = Sees  # type: ignore[attr-defined]
+    exported = torch.jit.load(io.BytesIO(export_policy(policy, "torchscript", run="run")))
+    image, place, speed = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.tensor([0, 2, 1]), torch.tensor([[9.0, 0.5]] * 3)
+    assert exported(image, place, speed)[0].tolist() == [[1.0, 5.0], [2.0, 5.0], [1.0, 5.0]]  # rescaled to the action space
 
 
 def test_a_table_holds_every_line_of_the_record(here: Path, run_command: Command) -> None:
