@@ -1,7 +1,7 @@
-"""PETS: probabilistic ensembles with trajectory sampling. A model that knows what it does not know, and a planner instead of a policy.
+"""PETS: probabilistic ensembles with trajectory sampling: a learned model with a measure of its uncertainty, and a planner as the policy.
 
-Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random; then fit an ensemble to all that was seen, and take the
-first action of a plan that is made anew at every step, beginning from the rest of the one before. Deviations of the model are in
+Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random first; then fit an ensemble to all steps so far, plan at
+every step, starting from the rest of the plan before, and take the plan's first action. Deviations of the model are in
 `rlx.models.ensemble` and `rlx.models.ensemble_rollouts`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env
 steps and not with the episodes.
 """
@@ -30,9 +30,9 @@ from rlx.planning.windows import ReturnWindows
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Prediction, Progress, Rollout, State, Tree
 
 _LOOK_AHEAD = 5
-"""Steps of model/k_step_error."""
+"""Steps of model/k_step_error, k."""
 _MAX_STARTS = 256
-"""Most places from which model/k_step_error looks ahead."""
+"""Most windows that model/k_step_error is computed from."""
 
 
 class PETS:
@@ -83,14 +83,14 @@ class PETS:
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         """Plan from obs [B, *], beginning from what is left of the plan of the step before, a `Memory` as a dictionary.
 
-        Evaluations plan with noise that is new at every step, as training does: the same luck imagined every time would bias all plans the
-        same way. Only the first actions, before there is a model, explore.
+        Evaluation draws new noise at every step, as training does: the same noise in every plan would bias all plans the same way. Only the
+        actions before the first fit explore.
         """
         begun = time.perf_counter()
         memory = Memory(**carry)
         memory = Memory(torch.where(is_first[:, None, None], 0.0, memory.mean), memory.elites, memory.known & ~is_first)
         found = self.plan(obs.flatten(1).to(torch.float32), memory) if self.learner.num_fits else self._nothing_planned(memory, mode)
-        if self.device.type == "cuda":  # or this is how long it took to ask; the environment waits for the action anyway
+        if self.device.type == "cuda":  # otherwise the time of the launches would be measured; the environment waits for the action anyway
             torch.cuda.synchronize(self.device)
         spent_s = time.perf_counter() - begun
         extras = {
@@ -107,7 +107,7 @@ class PETS:
         return Plan(*self._replayed(obs, *memory))
 
     def _model(self) -> EnsembleModel:
-        """The ensemble as it is now, as plans are judged by it; it also says how much the members disagree."""
+        """A frozen copy of the ensemble that measures disagreement; also makes the planner that uses the copy."""
         measured = EnsembleModel(
             frozen=FrozenEnsemble(self.learner.ensemble), obs_scale=self.learner.obs_scale, propagation=self.config.propagation.value,
             particles=self.config.num_particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
@@ -133,7 +133,7 @@ class PETS:
         return self.config.planner.horizon
 
     def _nothing_planned(self, memory: Memory, mode: Mode) -> Plan:
-        """Before there is a model: random actions, and in evaluations those in the middle."""
+        """Before the first fit: random actions in training, the centre of the action space in evaluation."""
         mean = torch.zeros_like(memory.mean)
         if mode == "train":
             mean.uniform_(-1.0, 1.0)
@@ -158,7 +158,7 @@ class PETS:
         return metrics
 
     def _compare_with_plans(self, rollout: Rollout) -> dict[str, Tensor | float]:
-        """What plans promised beside what came, where a promise ended with this rollout."""
+        """Predicted and realised returns of the plans whose horizon passed in this rollout."""
         extras = rollout.extras
         told = torch.stack([
             extras["predicted_return"], extras["disagreement"], extras["horizon"], extras["plan_s"], rollout.reward, rollout.terminated,

@@ -1,1 +1,1 @@
-"""Learned models of environments, for planners to imagine with."""
+"""Models of environments, how they are fitted, and how planners unroll them."""

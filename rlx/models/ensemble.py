@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlx.errors import NonFiniteError
+from rlx.nn.finite import finite_moments
 
 _CONSTANT = 1e-6
-"""A feature is constant if its deviation is below this share of its size plus one: float32 has no more digits."""
+"""A feature counts as constant if its standard deviation is below this share of |mean| + 1, which float32 cannot resolve."""
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -10.0, 0.5
 
 
@@ -28,9 +28,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NonFiniteError: if x is not finite.
     """
-    variance, mean = torch.var_mean(x.to(torch.float64), dim=0, correction=0)
-    if not (mean.isfinite().all() and variance.isfinite().all()):
-        raise NonFiniteError("the environment gave an observation or reward that is not finite: clip or repair it in the environment")
+    mean, variance = finite_moments(x)
     std = variance.sqrt()
     return mean, torch.where(std > _CONSTANT * (1.0 + mean.abs()), std, 0.0)
 
@@ -116,6 +114,6 @@ class Ensemble(nn.Module):
 
     @torch.no_grad()
     def decay(self, amount: float) -> None:
-        """Shrink the weights, decoupled from the gradient (Loshchilov and Hutter 2019)."""
+        """Decay the weights, decoupled from the gradient (Loshchilov and Hutter 2019)."""
         for weight in self.weights:
             weight.mul_(1.0 - amount)

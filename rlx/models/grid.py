@@ -1,8 +1,9 @@
 """A learned model of a grid world: which bits of a frame an action changes, and which events come with it.
 
-After Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, appendix C: small convolutions see what is near, pool-and-inject tells every
-cell what is anywhere, the action is tiled onto planes. Deviations: bits are predicted relative to the frame before, since nearly all of
-them stay; rewards are predicted as events that may coincide, so that one model serves all rewards; so is the end of the episode.
+After Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, appendix C: small convolutions for what is near, pool-and-inject layers for
+what is anywhere on the board, and the action tiled onto planes. Deviations: changes of bits are predicted instead of the next frame, since
+most bits stay; rewards are predicted as events, several of which may happen in a step, so that one model serves all rewards; the end of
+the episode is one more event.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from rlx.types import Metrics
 
 _RARE = -3.0
-"""Initial logit of a change: a new model says that hardly anything happens."""
+"""Initial logit of a change or an event: a new model predicts that few happen."""
 
 
 class GridModel(nn.Module):
@@ -124,7 +125,7 @@ def f1(predicted: Tensor, true: Tensor) -> float | None:
 
 
 def judge(model: GridModel, data: Transitions, event_names: tuple[str, ...]) -> dict[str, Any]:
-    """How well a model foresees one step: of cells that change, of whole frames, of events."""
+    """Accuracy of one-step predictions: of cells that change, of whole frames, of events."""
     change, outcome = model(data.planes, data.action)
     predicted, said = flip(data.planes, change > 0.0), outcome > 0.0
     changed, right = changed_cells(predicted, data.planes, data.next_planes)

@@ -1,4 +1,4 @@
-"""Training stops where a loss or a gradient is not finite."""
+"""Refuse data, losses and gradients that are not finite."""
 
 from __future__ import annotations
 
@@ -9,6 +9,18 @@ from rlx.errors import NonFiniteError
 
 _MOST_WAITING = 64
 """Gradient steps that an accelerator takes at most before they are looked at."""
+
+
+def finite_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance [*] of observations or rewards x [N, *], in float64.
+
+    Raises:
+        NonFiniteError: if x is not finite.
+    """
+    variance, mean = torch.var_mean(x.to(torch.float64), dim=0, correction=0)
+    if not (mean.isfinite().all() and variance.isfinite().all()):
+        raise NonFiniteError("the environment gave an observation or reward that is not finite: clip or repair it in the environment")
+    return mean, variance
 
 
 class FiniteWatch:

@@ -1,4 +1,4 @@
-"""Many small operations as one launch, where there is a CUDA device: their launches would take longer than they do."""
+"""CUDA graphs: many small operations as one launch, because their launches take longer than the operations."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Replayed:
-    """A function of tensors to a tuple of tensors; on a CUDA device it is recorded once for each shape and then replayed.
+    """A function of tensors to a tuple of tensors, which is recorded once for each shape on a CUDA device and then replayed.
 
-    Elsewhere, and where it cannot be recorded because it reads from the device, it is called as it is. Numbers are the same either way,
-    also those drawn at random. What the function looks at beside its arguments must stay where it is.
+    On other devices, and where it cannot be recorded because it reads from the device, the function is called. Results are the same, random
+    numbers included. Tensors that the function uses beside its arguments must keep their memory.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
@@ -43,12 +43,12 @@ class Replayed:
         aside.wait_stream(torch.cuda.current_stream(device))
         try:
             with torch.cuda.stream(aside):
-                self._function(*inputs)  # what is made in a first call must not be made while recording
+                self._function(*inputs)  # memory that a first call allocates must not be allocated while recording
                 with warnings.catch_warnings():  # that this mode is a prototype
                     warnings.simplefilter("ignore")
                     torch.cuda.set_sync_debug_mode("error")
                     try:
-                        self._function(*inputs)  # a recording that fails would spoil the generator
+                        self._function(*inputs)  # a failed recording would leave the random generator in the wrong state
                     except RuntimeError:
                         return None
                     finally:

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 Shape = tuple[int, int, int]
 M = TypeVar("M", nn.Linear, nn.Conv2d)
 _SMALL = 144
-"""Cells up to which every one of them is seen by the layer above the convolutions; larger grids are halved."""
+"""Largest grid, in cells, whose convolutions have stride 1; larger grids are halved."""
 
 
 class ConvTrunk(nn.Module):
@@ -44,7 +44,7 @@ class ConvTrunk(nn.Module):
 
 
 class RolloutPolicy(nn.Module):
-    """The policy pi-hat of imagined steps, small because it is asked D * A times as often as the agent's own."""
+    """The policy pi-hat of imagined steps, small because it is called D * A times as often as the agent's own."""
 
     def __init__(self, shape: Shape, num_actions: int, channels: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class RolloutEncoder(nn.Module):
         self.inputs = nn.Linear(self.trunk.num_features, 4 * size)
         self.memory = nn.Linear(size, 4 * size, bias=False)
         with torch.no_grad():
-            self.inputs.bias[size : 2 * size] = 1.0  # of the gate that forgets: a new memory keeps
+            self.inputs.bias[size : 2 * size] = 1.0  # bias of the forget gate, so that the memory lasts at first
 
     def forward(self, planes: Tensor, reward: Tensor, order: Tensor) -> Tensor:
         """Encodings [n, size] of rollouts whose frames are rows `order` [D, n] of planes [U, C, H, W] with rewards [U].
@@ -112,19 +112,19 @@ class I2ANet(nn.Module):
         self.hidden = nn.Linear(self.split + num_actions * encoder_size, hidden_size)
         with torch.no_grad():
             nn.init.orthogonal_(self.hidden.weight[:, : self.split], gain=2**0.5)
-            self.hidden.weight[:, self.split :] = 0.0  # imagination begins without an influence, and earns it
+            self.hidden.weight[:, self.split :] = 0.0  # imagination has no influence at first; training gives it weight
             self.hidden.bias.zero_()
         self.policy = _initialise(nn.Linear(hidden_size, num_actions), gain=0.01)
         self.value = _initialise(nn.Linear(hidden_size, 1), gain=1.0)
         self.num_actions = num_actions
 
     def encode(self, planes: Tensor, reward: Tensor, order: Tensor) -> Tensor:
-        """What the agent knows, c_ia [B, A * encoder_size], of rollouts `order` [D, B * A] over planes [U, C, H, W] with rewards [U]."""
+        """Encodings c_ia [B, A * encoder_size] of rollouts `order` [D, B * A] over planes [U, C, H, W] with rewards [U]."""
         assert self.encoder is not None, "this network has no encoder"
         return self.encoder(planes, reward, order).reshape(-1, self.num_actions * self.encoder.size)
 
     def forward(self, planes: Tensor, c_ia: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Logits [B, A] and values [B] of planes [B, C, H, W]; `None` imagines nothing, which is c_ia = 0."""
+        """Logits [B, A] and values [B] of planes [B, C, H, W]; `None` stands for c_ia = 0, without imagination."""
         c_mf = self.trunk(planes)
         if c_ia is None:
             x = F.linear(c_mf, self.hidden.weight[:, : self.split], self.hidden.bias)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from rlx.errors import NonFiniteError
+from rlx.nn.finite import finite_moments
 from rlx.ops import reverse_scan
 from rlx.types import State
 
@@ -39,10 +39,7 @@ class RunningMoments:
         Raises:
             NonFiniteError: before anything is changed, if the batch is not finite.
         """
-        batch = batch.cpu().to(torch.float64)
-        variance, mean = torch.var_mean(batch, dim=0, correction=0)
-        if not (variance.isfinite().all() and mean.isfinite().all()):
-            raise NonFiniteError("the environment gave an observation or reward that is not finite: clip or repair it in the environment")
+        mean, variance = finite_moments(batch.cpu())
         total = self.count + len(batch)
         delta = mean - self.mean
         spread = self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total

@@ -1,8 +1,8 @@
 """Search trees as arrays, B of them side by side, and the kernels that walk them.
 
 A node is a position; its legal moves are a stretch of the tree's edges, so that a game with thousands of actions costs only what is
-legal. An edge (s, a) carries the prior of the network, the visits N, the sum W of the returns seen through it, and what the model said
-of it: reward r and discount d, from the view of whoever moves at s. A return is backed up as G <- r + d G: d = -1 hands the move to the
+legal. An edge (s, a) carries the prior of the network, the visits N, the sum W of the returns backed up through it, and the model's
+reward r and discount d, from the view of the player who moves at s. A return is backed up as G <- r + d G: d = -1 hands the move to the
 opponent, 1 (or gamma) keeps it, 0 ends the game. With rules that is AlphaZero (Silver et al. 2018), with a learned model MuZero
 (Schrittwieser et al. 2020).
 
@@ -54,7 +54,7 @@ class Trees:
         self.count = np.zeros(nodes, dtype=np.int32)  # legal moves; 0 is the end of a game
         self.parent_edge = np.full(nodes, -1, dtype=np.int32)  # the edge that leads here; -1 at the root
         self.visits = np.zeros(nodes, dtype=np.int32)  # returns that passed through, its own value among them
-        self.value = np.zeros(nodes, dtype=np.float32)  # what the network said
+        self.value = np.zeros(nodes, dtype=np.float32)  # of the network
         self.action = np.zeros(edges, dtype=np.int32)
         self.logit = np.zeros(edges, dtype=np.float32)
         self.prior = np.zeros(edges, dtype=np.float32)
@@ -67,7 +67,7 @@ class Trees:
         self.forced = np.zeros(num_trees)  # at a root: visits owed to a child, squared, per prior and visit (KataGo's k); 0 forces none
         self.low = np.full(num_trees, -1.0)  # bounds of the returns, which scale them to [0, 1]
         self.high = np.full(num_trees, 1.0)
-        self.least = np.full(nodes, -1.0, dtype=np.float32)  # what perfect play brings whoever moves, at least and at most
+        self.least = np.full(nodes, -1.0, dtype=np.float32)  # bounds of the return of the player who moves, under perfect play
         self.most = np.full(nodes, 1.0, dtype=np.float32)
 
     def room_for(self, more: Array, trees: Array) -> None:

@@ -1,4 +1,4 @@
-"""What plans promised beside what then happened."""
+"""Predicted returns of plans, compared with the returns that followed."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from rlx.types import State
 
 
 class Kept(NamedTuple):
-    """Promises whose time has come, [n] each."""
+    """Predicted and realised returns of plans whose horizon has passed, [n] each."""
 
     predicted: Tensor
     realised: Tensor
 
 
 class ReturnWindows:
-    """Holds every plan's predicted return against the reward of the steps that it was for.
+    """Compares the predicted return of every plan with the sum of rewards over the steps that it predicted.
 
     A window is as long as the plan's horizon. One that an episode's termination ends early is complete, because nothing follows; one that
-    is cut with its episode is dropped. Always on the CPU: what is told here is read by the host at every step.
+    is cut with its episode is dropped. All tensors are on the CPU, because they are read at every step.
 
     Args:
         horizon: most steps of a window, H.
@@ -41,7 +41,14 @@ class ReturnWindows:
         self._next = state["next"]
 
     def add(self, predicted: Tensor, horizon: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor) -> Kept:
-        """Count one step of every env, [B] each: the plan it began from, if its horizon is above 0, and what came of it."""
+        """Count one step of every env; returns the windows that it completes.
+
+        Args:
+            predicted: [B] return of the plan that was made at the step.
+            horizon: [B] steps that `predicted` covers; 0 opens no window.
+            reward: [B] of the step.
+            terminated: [B]. truncated: [B].
+        """
         self._predicted[self._next], self._realised[self._next], self._left[self._next] = predicted, 0.0, horizon
         self._next = (self._next + 1) % len(self._left)
         open_ = self._left > 0
