@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video": "imageio", "ray": "ray", "slurm": "submitit"}
+EXTRA_MODULES = {"mujoco": "mujoco", "box2d": "Box2D", "atari": "ale_py", "video": "imageio", "ray": "ray", "slurm": "submitit",
+                 "export": "onnxscript", "tensorboard": "tensorboard"}  # fmt: skip
 """A module of each extra; the extra is installed if the module is found."""
 
 

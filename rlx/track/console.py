@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live view on a terminal, plain lines elsewhere."""
+"""The console of a training run: a live view on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def is_live_terminal() -> bool:
-    """Whether a live view makes sense: a real terminal that no one is recording as text."""
+    """Whether stdout is a terminal on which a live view can be redrawn: not a pipe, a dumb terminal or CI."""
     return sys.stdout.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
 
@@ -52,7 +52,7 @@ def duration(seconds: float) -> str:
 
 
 def say(text: str) -> None:
-    """Print a line and go on if it cannot be written: in `rlx train | tee log`, Ctrl-C ends tee first; a log may be on a full disk."""
+    """Print a line. An error of writing is ignored: in `rlx train | tee log`, Ctrl-C ends tee first; a log may be on a full disk."""
     _write(sys.stdout, 1, text)
 
 
@@ -69,7 +69,7 @@ def _write(stream: TextIO | None, descriptor: int, text: str) -> None:
 
 
 class QuietConsole:
-    """Says nothing but notes that the user must see, on stderr."""
+    """Prints only notes, on stderr."""
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None:
         pass
@@ -85,7 +85,7 @@ class QuietConsole:
 
 
 class PlainConsole:
-    """One line for every line of the record: for log files, pipes and CI. A reader that goes away does not end the run."""
+    """One line for every line of the record: for log files, pipes and CI. The run goes on if the reader ends."""
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None:
         head = f"{line['env_steps']:>10,} / {progress.total_env_steps:,} steps"

@@ -1,4 +1,4 @@
-"""What a run shows to whoever looks on from another process: a small file, replaced once a second."""
+"""The heartbeat of a run, for other processes: a small file that says how far training is, replaced once a second."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FILE = "progress.json"
 
 
 class HeartbeatConsole:
-    """A console for a run that is trained for a sweep: where it is goes into progress.json, notes to stdout.
+    """A console for a run of a sweep: progress goes into progress.json, notes go to stdout.
 
-    A run that hangs is told from one that works by the file: every phase of an iteration replaces it, at most once a second.
+    Every phase of an iteration replaces the file, at most once a second, so that a run that hangs can be told from one that works.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -47,7 +47,7 @@ class HeartbeatConsole:
             "elapsed_s": clock.elapsed_s,
             "return_mean_100": metrics.return_mean_100,
         }
-        with contextlib.suppress(OSError):  # a view of the run, not a part of it
+        with contextlib.suppress(OSError):  # training does not depend on it
             replace_durably(self._path, json.dumps(seen).encode(), durable=False)
 
     def note(self, text: str) -> None:
@@ -58,7 +58,7 @@ class HeartbeatConsole:
 
 
 def read_heartbeat(directory: Path) -> dict[str, Any]:
-    """What the run in a directory shows; {} if it shows nothing."""
+    """The heartbeat in a run's directory; {} if there is none that can be read."""
     try:
         seen = read_json(directory / FILE, limit=_LIMIT)
     except UnreadableError:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Console(Protocol):
-    """What a person sees while a run trains."""
+    """What is printed while a run trains."""
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None: ...
 

@@ -1,7 +1,7 @@
 """A copy of the record in Weights & Biases: live while a run trains, or rebuilt afterwards by `rlx sync`.
 
 metrics.jsonl is complete without W&B, so nothing here may stop or slow training: whatever W&B raises ends the copying with one
-note, and only a thread of ours ever waits for it. Lines are logged with step=env_steps; W&B joins lines of the same step (a log
+note, and only a thread of this module waits for it. Lines are logged with step=env_steps; W&B joins lines of the same step (a log
 line and the evaluation after it) into one row.
 
 What W&B cannot do: a step is written once. A run resumed from an earlier checkpoint keeps its W&B id while online, and its lines
@@ -47,7 +47,7 @@ _MAX_TAG = 64  # W&B refuses longer ones
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """What W&B is told about a run."""
+    """How a run is described in W&B."""
 
     directory: Path
     id: str
@@ -81,7 +81,7 @@ def make_mirror(
     title: str | None = None,
     best: Mapping[str, float] = MappingProxyType({}),
 ) -> Mirror:
-    """The mirror for log.wandb. Asks nobody anything, and raises nothing that W&B does.
+    """The mirror for log.wandb. It never prompts, and it never raises what W&B raises.
 
     Args:
         mode: auto, online, offline or disabled. auto follows $WANDB_MODE if it is set, else it is online where a login exists.
@@ -93,7 +93,7 @@ def make_mirror(
         config: what the run is configured with, as plain data; enums are written by name.
         tags: labels to filter by.
         segment: 0 for a new run, k for the k-th resumption.
-        note: says one line to the user; called only within this function, `write` and `close`.
+        note: prints one line; called only within this function, `write` and `close`.
         group: what W&B shows the run together with, such as the other seeds of its setting; $WANDB_RUN_GROUP beats it.
         notes: text about the run.
         entity: W&B user or team; None is $WANDB_ENTITY, or else the login's default.
@@ -167,7 +167,7 @@ class WandbMirror:
         self._thread.start()
 
     def rewind(self, env_steps: int) -> None:
-        """W&B can take nothing back: it ignores what is written again."""
+        """Nothing to do: W&B keeps the first value of a step and ignores later ones."""
 
     def write(self, line: Mapping[str, Any]) -> None:
         if not self._ended:
@@ -228,7 +228,7 @@ class WandbMirror:
 
 
 def mirrors(mode: str) -> bool:
-    """Whether one of many runs mirrors itself under log.wandb=`mode`: not if nobody asked for it and there is no login to do it with."""
+    """Whether a run of a sweep is mirrored under log.wandb=`mode`: under auto, only where there is a login."""
     if mode != "auto" or (mode := _mode_of_environment()) != "auto":
         return mode != "disabled"
     if not any(os.environ.get(name) for name in _LOGIN_VARIABLES) and not any(map(os.path.exists, _login_files())):
