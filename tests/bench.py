@@ -1,4 +1,4 @@
-"""make bench: the speed figures of rlx, beside Stable-Baselines3 in the same run.
+"""make bench: the speed figures of rlx, beside Stable-Baselines3, and a loop compiled by JAX, in the same run.
 
     python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [envs]
 
@@ -8,6 +8,7 @@ both; the ratio is that of the medians. Measure with nothing else running.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import statistics
@@ -99,6 +100,25 @@ def cartpole() -> None:
     theirs = SB3_SPEED.format(id="CartPole-v1", envs=4, steps=128, batch=128, epochs=4, total=20480)
     title = "PPO at CleanRL's CartPole shape: 4 envs x 128 steps, 4 epochs x 4 minibatches, 64-64"
     compare(title, lambda seed: steps_per_s(*shape, f"seed={seed}"), lambda seed: sb3(theirs, seed), repeats=3, unit="steps/s")
+    python = os.environ.get("RLX_BENCH_JAX") or (sys.executable if importlib.util.find_spec("jax") else None)
+    if python is None:
+        print(
+            "  JAX is not installed: no figure of a loop that is compiled as a whole (RLX_BENCH_JAX names another Python that has it)",
+            flush=True,
+        )
+        return
+    pairs = [(steps_per_s(*shape, f"seed={seed}"), jax(python, seed)) for seed in range(3)]
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    print(
+        f"  rlx {a:,.0f} steps/s   the whole loop compiled by JAX {b:,.0f} steps/s, after 5 s of compiling   ratio {a / b:.2f}", flush=True
+    )
+
+
+def jax(python: str, seed: int) -> float:
+    """Env steps per second of `tests/bench_jax.py` on one thread."""
+    script, one = str(Path(__file__).with_name("bench_jax.py")), "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    done = subprocess.run([python, script, str(seed)], check=True, capture_output=True, text=True, env={**os.environ, "XLA_FLAGS": one})
+    return float(done.stdout)
 
 
 def halfcheetah() -> None:
