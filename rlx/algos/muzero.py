@@ -204,7 +204,7 @@ class MuZero:
             "search/root_value": extras["root_value"].mean(),
             "search/depth": extras["depth"].mean(),
             **_timing(extras["spent"], len(rollout.reward) * self.config.search.num_simulations),
-            **self._compare_with_promises(rollout, expected),
+            **self._compare_with_returns(rollout, expected),
         }
         self._reanalyse()
         return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
@@ -234,7 +234,7 @@ class MuZero:
         """What the network, as it is now, says that observations [n, *] are worth [n]."""
         return torch.from_numpy(self._frozen.root(obs.to(self.device))[2]).float()
 
-    def _compare_with_promises(self, rollout: Rollout, expected: Tensor) -> dict[str, float]:
+    def _compare_with_returns(self, rollout: Rollout, expected: Tensor) -> dict[str, float]:
         """The values that searches found beside the discounted returns that followed, of the episodes that ended."""
         self._length += 1
         predicted, realised = list[float](), list[float]()
