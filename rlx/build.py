@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector.utils import create_empty_array
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx import plugins
@@ -29,12 +30,8 @@ from rlx.errors import ConfigError
 from rlx.evaluation.evaluator import Evaluator
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
-from rlx.tree_ops import leaves
+from rlx.tree_ops import Tree, leaves
 from rlx.types import Algorithm, EnvSpec, RewardFn, VectorEnv
-
-if TYPE_CHECKING:
-    from rlx.envs.games.solvers import Probe
-
 
 _IMAGE = 256
 """Bytes from which an array of two or three dimensions is an image."""
@@ -176,13 +173,15 @@ def image_notes(spec: EnvSpec) -> list[str]:
     return [f"env={spec.id} shows images ({', '.join(images)}), {why}"]
 
 
-def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> Probe | None:
-    """Positions with their best moves, if the environment is a game that is solved here."""
+def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> tuple[Tree, NDArray[Any]] | None:
+    """Observations [P, *] of positions and their best moves [P, A], if the environment is a game that is solved here."""
     if not isinstance(make_env, GameEnvFactory):
         return None
     from rlx.envs.games.solvers import probe  # imports numba, which most runs do without
 
-    return probe(make_env.game)
+    game = make_env.game
+    known = probe(game)
+    return known and (game.observe([game.state_of(history) for history in known.histories.tolist()]), known.optimal)
 
 
 def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> Algorithm:

@@ -39,7 +39,7 @@ from rlx.files import (
 if TYPE_CHECKING:
     from rlx.types import State, Stateful  # torch is imported where tensors are read or written: looking at manifests does without
 
-FORMAT = 2
+FORMAT = 3
 _ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
 _NAME = re.compile(r"[0-9]{12,15}")
 

@@ -60,10 +60,13 @@ class Policy:
 
     def __init__(self, config: RunConfig, algorithm: Algorithm, spec: EnvSpec, *, env_steps: int, seed: int) -> None:
         self.config, self.env_steps, self.device = config, env_steps, algorithm.device
-        self.observation_space: gymnasium.Space[Any] = original_space(spec.observation_space)
+        seen = spec.observation_space
+        if spec.game is not None and isinstance(seen, spaces.Dict):
+            seen = seen["history"]  # all that is asked for: the rest follows from it
+        self.observation_space: gymnasium.Space[Any] = original_space(seen)
         self.action_space: gymnasium.Space[Any] = original_space(spec.action_space)
         self.algorithm, self.spec = algorithm, spec
-        self._read = ObservationReader(spec.observation_space, spec.id)
+        self._read = ObservationReader(seen, spec.id)
         self._clip = env_actions(spec.action_space)
         self._rescale = rescaled(self.action_space)[1] if spec.action_space is not self.action_space else None
         self._rng = PrivateRNG(seed, algorithm.device)
@@ -90,6 +93,8 @@ class Policy:
                               "act in another process, or after it")  # fmt: skip
         tree, is_batch = self._read(obs)
         num = batch_size(tree)
+        if self.spec.game is not None:
+            tree = self.spec.game.observe([self.spec.game.state_of(history) for history in tree.tolist()])
         begins = np.full(num, carry is None)
         if is_first is not None and carry is not None:
             begins = np.asarray(is_first, dtype=bool).reshape(-1)

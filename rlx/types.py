@@ -79,6 +79,14 @@ class Game(Protocol):
         """A player that searches without a network: `step(state)` is its move."""
         ...
 
+    def observe(self, states: Any) -> dict[str, NDArray[Any]]:
+        """The observation of n states: history [n, L], legal [n, A], planes [n, C, H, W] and player [n]."""
+        ...
+
+    def seen(self, obs: Mapping[str, NDArray[Any]]) -> Any:
+        """What an observation [n, *] shows, as `look` sees the states, but for outcomes."""
+        ...
+
     def look(self, states: Any) -> Any:
         """Planes [n, C, H, W], player to move [n], outcome [n], number of legal moves [n] and the moves, of a list of n states."""
         ...
@@ -119,7 +127,7 @@ class EnvSpec:
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
     game: Game | None = None
-    """The rules, if it is a two-player game; an observation is then the list of the actions so far."""
+    """The rules, if it is a two-player game; an observation is then what `Game.observe` shows."""
     grid: GridWorld | None = None
     """The rules, if it is a grid world that is observed as planes."""
     reward_fn: RewardFn | None = None

@@ -25,6 +25,7 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import episode_seeds, run_episodes
+from rlx.tree_ops import pick
 from rlx.types import Ablatable, HasParts, PredictsObservations
 
 REAL = os.environ.get("RLX_TEST_DEVICE")
@@ -171,7 +172,7 @@ def train(config: RunConfig, directory: Path, device: torch.device, *, until: fl
     signals = _StopAt(until)
     with contextlib.closing(build(config, directory, device)) as parts:
         if parts.evaluator._probe is not None:
-            parts.evaluator._probe = tuple(x[:20] for x in parts.evaluator._probe)  # type: ignore[assignment]
+            parts.evaluator._probe = pick(parts.evaluator._probe, slice(20))
         if costs is not None:
             costs.watch(parts)
         update = parts.algo.update

@@ -22,6 +22,7 @@ from rlx.nn.resnet import descend
 from rlx.planning.adapters.game_rules import RulesAdapter
 from rlx.planning.adapters.playouts import LinearPolicy, PlayoutAdapter, play_out, sample_legal
 from rlx.planning.search import SearchConfig, search
+from rlx.tree_ops import map_tree
 from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")
@@ -151,7 +152,7 @@ def test_one_position_of_each_game_teaches_the_value_network_and_it_follows_the_
         rollout, _ = collector.collect(1)
         progress.advance(rollout)
         algo.update(rollout, progress)
-        roles, plies = rollout.extras["roles"][0], (rollout.final_obs >= 0).sum(dim=1).tolist()
+        roles, plies = rollout.extras["roles"][0], (rollout.final_obs["history"] >= 0).sum(dim=1).tolist()
         ended = [(roles[b].tolist(), n) for b, n in zip(rollout.final_b.tolist(), plies, strict=True)]
         expected = sum(phase == Phase.value and turn + 1 < n for (phase, _, _, turn), n in ended)
         assert algo.values.added - before == expected
@@ -228,15 +229,14 @@ def test_every_part_plays_and_evaluations_use_the_one_that_was_asked_for() -> No
     assert algo.player is Part.sl_policy
     run(algo, collector, 1.0, total=1600)
     assert algo.player is Part.value
-    obs = torch.full((3, 9), -1, dtype=torch.int32)
-    obs[1:, 0] = torch.tensor([4, 0])
+    obs = map_tree(torch.from_numpy, algo.game.observe([algo.game.state_of(history) for history in ([], [4], [0])]))
     parts = algo.parts()
     assert set(parts) == {"sl_policy", "rl_policy", "rollout_policy", "value", "search_mix_0", "search_mix_0.5", "search_mix_1"}
     first = torch.zeros(3, dtype=torch.bool)
     for name, part in parts.items():
         torch.manual_seed(0)
         action = part.act(obs, part.initial_carry(3), first, mode="eval").action
-        assert all(a not in row.tolist() for a, row in zip(action.tolist(), obs, strict=True)), name
+        assert all(a not in row.tolist() for a, row in zip(action.tolist(), obs["history"], strict=True)), name
         if name == "value":
             assert torch.equal(action, algo.act(obs, (), first, mode="eval").action)
 
@@ -244,9 +244,8 @@ def test_every_part_plays_and_evaluations_use_the_one_that_was_asked_for() -> No
 def test_the_value_part_takes_a_win_that_the_rules_decide() -> None:
     game = Game("tic_tac_toe")
     algo, _ = make(game)
-    history = np.full((1, 9), -1, dtype=np.int32)
-    history[0, :4] = [0, 3, 1, 4]
-    assert algo.best(Part.value, history, np.random.default_rng(0)).tolist() == [2]
+    obs = game.observe([game.state_of([0, 3, 1, 4])])
+    assert algo.best(Part.value, obs, np.random.default_rng(0)).tolist() == [2]
 
 
 @pytest.mark.parametrize(

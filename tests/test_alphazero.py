@@ -18,10 +18,16 @@ from rlx.envs.games.selfplay import SelfPlayVectorEnv
 from rlx.errors import ConfigError
 from rlx.nn.resnet import FrozenResNet, ResNet, adam, descend, squared_norm
 from rlx.replay import PositionReplay, gradient_steps_owed
+from rlx.tree_ops import map_tree, pick
 from rlx.types import EnvSpec, Progress
 
 CPU = torch.device("cpu")
 TINY = {"num_blocks": 1, "num_channels": 8, "num_simulations": 4, "batch_size": 32, "replay_start": 64, "replay_size": 4000}
+
+
+def observed(game: Game, *histories: list[int]) -> Any:
+    """What an environment shows after these actions, as tensors."""
+    return map_tree(torch.from_numpy, game.observe([game.state_of(history) for history in histories]))
 
 
 def make(num_envs: int = 8, game: Game | None = None, **settings: Any) -> tuple[AlphaZero, Collector]:
@@ -68,7 +74,7 @@ def test_outcomes_are_for_whoever_moves() -> None:
     algo, collector = make(1, game, replay_ratio=1e-9)
     while algo.replay.added == 0:
         rollout, _ = collector.collect(1)
-        history, reward = rollout.final_obs, rollout.reward
+        history, reward = rollout.final_obs["history"], rollout.reward
         algo.update(rollout, Progress(total_env_steps=10**9, env_steps=1))
     planes, policy, z = algo.replay[torch.arange(algo.replay.size)]
     outcome = float(reward[0, 0])
@@ -91,8 +97,8 @@ def test_moves_with_a_cheap_search_are_played_and_not_trained_on() -> None:
 
 def test_cheap_searches_play_without_noise_and_forced_visits() -> None:
     algo, _ = make(64, rule=SearchRule.puct, full_search_fraction=0.5, num_cheap_simulations=32, num_simulations=33)
-    found, _, full = algo.search(np.full((64, 9), -1, dtype=np.int32), mode="train", rng=np.random.default_rng(0))
-    plain, _, _ = algo.search(np.full((1, 9), -1, dtype=np.int32), mode="eval", rng=np.random.default_rng(0))
+    found, _, full = algo.search(algo.game.observe([algo.game.new_state()] * 64), mode="train", rng=np.random.default_rng(0))
+    plain, _, _ = algo.search(algo.game.observe([algo.game.new_state()]), mode="eval", rng=np.random.default_rng(0))
     prior, forced = found.trees.prior[:, :9], found.trees.forced
     assert 0.3 < full.mean() < 0.7
     np.testing.assert_allclose(prior[~full], np.broadcast_to(plain.trees.prior[:, :9], prior[~full].shape), atol=1e-3)
@@ -102,7 +108,7 @@ def test_cheap_searches_play_without_noise_and_forced_visits() -> None:
 
 def test_acting_changes_nothing_and_without_noise_repeats_itself() -> None:
     algo, _ = make(4)
-    obs = torch.full((4, 9), -1, dtype=torch.int32)
+    obs = observed(algo.game, *[[]] * 4)
     before = {k: v.clone() for k, v in algo.net.state_dict().items()}
     first = torch.ones(4, dtype=torch.bool)
     one = algo.act(obs, (), first, mode="eval")
@@ -216,22 +222,21 @@ def test_an_environment_without_rules_is_refused() -> None:
 def test_random_moves_are_played_and_leave_the_targets_alone() -> None:
     """With every early move random the moves are spread evenly; the policy recorded beside them is the search's."""
     algo, _ = make(512, random_moves=1.0, exploration_plies=9)
-    obs = torch.full((512, 9), -1, dtype=torch.int32)
+    obs = observed(algo.game, *[[]] * 512)
     played = algo.act(obs, (), torch.ones(512, dtype=torch.bool), mode="train")
     counts = torch.bincount(played.action, minlength=9)
     assert counts.min() > 30
     assert (played.extras["policy"].sum(dim=1) - 1.0).abs().max() < 1e-5
-    evaluated = algo.act(obs[:4], (), torch.ones(4, dtype=torch.bool), mode="eval")
+    evaluated = algo.act(pick(obs, slice(4)), (), torch.ones(4, dtype=torch.bool), mode="eval")
     assert len(set(evaluated.action.tolist())) == 1, "evaluations do not explore"
 
 
 def test_after_the_first_plies_the_best_move_is_played() -> None:
     algo, _ = make(64, random_moves=0.5, exploration_plies=2)
-    obs = torch.full((64, 9), -1, dtype=torch.int32)
-    obs[:, :2] = torch.tensor([4, 0])
+    obs = observed(algo.game, *[[4, 0]] * 64)
     later = algo.act(obs, (), torch.zeros(64, dtype=torch.bool), mode="train")
     assert len(set(later.action.tolist())) == 1
-    early = algo.act(torch.full((64, 9), -1, dtype=torch.int32), (), torch.ones(64, dtype=torch.bool), mode="train")
+    early = algo.act(observed(algo.game, *[[]] * 64), (), torch.ones(64, dtype=torch.bool), mode="train")
     assert len(set(early.action.tolist())) > 2
 
 
@@ -279,8 +284,7 @@ def test_games_with_random_moves_teach_what_the_search_found_there() -> None:
 
 def test_a_random_move_that_the_search_would_have_played_spoils_nothing() -> None:
     algo, _ = make(256, random_moves=1.0, exploration_plies=9, num_simulations=16)
-    obs = torch.full((256, 9), -1, dtype=torch.int32)
-    obs[:, :4] = torch.tensor([0, 3, 1, 4])  # 2 wins at once
+    obs = observed(algo.game, *[[0, 3, 1, 4]] * 256)  # 2 wins at once
     played = algo.act(obs, (), torch.ones(256, dtype=torch.bool), mode="train")
     assert torch.equal(played.extras["random"], played.action != 2)
     assert 20 < int((~played.extras["random"]).sum()) < 90
@@ -293,7 +297,7 @@ def test_leaves_that_are_evaluated_together_cost_fewer_calls_of_the_network() ->
         asked: list[int] = []
         frozen = algo._frozen
         algo._frozen = lambda planes, frozen=frozen, asked=asked: (asked.append(len(planes)), frozen(planes))[1]  # type: ignore[assignment]
-        found, _, _ = algo.search(np.full((1, 9), -1, dtype=np.int32), mode="eval", rng=np.random.default_rng(0))
+        found, _, _ = algo.search(algo.game.observe([algo.game.new_state()]), mode="eval", rng=np.random.default_rng(0))
         assert found.visits(9).sum() == 64
         calls[leaves] = len(asked)
     assert calls[8] < calls[1] / 4

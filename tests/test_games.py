@@ -14,6 +14,7 @@ from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.games.solvers import POSITIONS, ConnectFourSolver, _has_won, probe
 from rlx.envs.registry import check_env_id
 from rlx.errors import ConfigError
+from rlx.tree_ops import leaves
 
 NAMED: list[tuple[str, dict[str, Any]]] = [
     ("tic_tac_toe", {}), ("connect_four", {}), ("connect_four", {"rows": 5, "columns": 4}), ("othello", {}),
@@ -157,17 +158,17 @@ def play_randomly(env: Any, seeds: list[int], games: int) -> list[tuple[list[int
     obs, _ = env.reset(seed=np.array(seeds))
     done = []
     while len(done) < games:
-        actions = np.array([rng.choice(env.game.state_of(o).legal_actions()) for o in obs])
+        actions = np.array([rng.choice(env.game.state_of(o).legal_actions()) for o in obs["history"]])
         obs, reward, terminated, truncated, _ = env.step(actions)
         assert not truncated.any()
         assert not reward[~terminated].any()
-        done += [([int(a) for a in obs[i] if a >= 0], float(reward[i])) for i in np.flatnonzero(terminated)]
+        done += [([int(a) for a in obs["history"][i] if a >= 0], float(reward[i])) for i in np.flatnonzero(terminated)]
         if terminated.any():
             obs, _ = env.reset(seed=np.array(seeds), options={"reset_mask": terminated})
     return done
 
 
-def test_an_observation_is_the_list_of_actions_and_the_reward_what_player_0_gets() -> None:
+def test_an_observation_has_the_actions_so_far_and_the_reward_is_what_player_0_gets() -> None:
     game = Game("connect_four")
     for history, reward in play_randomly(SelfPlayVectorEnv(game, 4), [0] * 4, 12):
         assert game.state_of(history).player_return(0) == reward
@@ -181,19 +182,40 @@ def test_open_games_are_restored_exactly() -> None:
     for a in (0, 5, 7):
         env.step(np.array([a, a + 1, a + 2]))
     copy.load_state_dict(env.state_dict())
-    for one, other in zip(env.step(np.array([12, 13, 14])), copy.step(np.array([12, 13, 14])), strict=True):
+    after = np.array([12, 13, 14])
+    for one, other in zip(leaves(env.step(after)), leaves(copy.step(after)), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["connect_four", "go", "othello", "breakthrough", "clobber"])
+def test_an_observation_shows_what_a_search_sees_of_the_state(name: str) -> None:
+    """Also the order of the moves, which a tree's edges follow, and of games that have ended."""
+    game, rng = Game(name, {"board_size": 5} if name == "go" else {}), np.random.default_rng(0)
+    env = SelfPlayVectorEnv(game, 3)
+    obs, _ = env.reset()
+    ended = np.zeros(3, dtype=bool)
+    for _ in range(60):
+        states = [game.state_of(history) for history in obs["history"].tolist()]
+        for shown, expected in zip(game.seen(obs)[:2] + game.seen(obs)[3:], game.look(states)[:2] + game.look(states)[3:], strict=True):
+            assert shown.dtype == expected.dtype
+            np.testing.assert_array_equal(shown, expected)
+        for key, space in env.single_observation_space.spaces.items():
+            assert all(space.contains(row) for row in obs[key]), key
+        if ended.any():
+            obs, _ = env.reset(options={"reset_mask": ended})
+        obs, _, ended, _, _ = env.step(np.array([rng.choice(np.flatnonzero(row)) for row in obs["legal"]]))
 
 
 def test_against_an_opponent_seeds_decide_colour_opening_and_replies() -> None:
     game = Game("connect_four")
     env = VersusOpponent(game, 4, parse_opponent("uct:20"), opening_plies=3)
-    obs, _ = env.reset(seed=np.array([10, 11, 10, 12]))
+    shown, _ = env.reset(seed=np.array([10, 11, 10, 12]))
+    obs = shown["history"]
     np.testing.assert_array_equal(obs[0], obs[2])
     np.testing.assert_array_equal(obs[0, :3], obs[1, :3])
     assert [game.state_of(o).current_player() for o in obs] == [0, 1, 0, 0]
     again, _ = VersusOpponent(game, 4, parse_opponent("uct:20"), opening_plies=3).reset(seed=np.array([10, 11, 10, 12]))
-    np.testing.assert_array_equal(obs, again)
+    np.testing.assert_array_equal(obs, again["history"])
 
 
 def test_the_reward_against_an_opponent_is_the_agents() -> None:

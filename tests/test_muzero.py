@@ -27,6 +27,7 @@ from rlx.planning.adapters.latent_tree import LatentAdapter
 from rlx.planning.search import SearchConfig, search
 from rlx.planning.tree import Trees
 from rlx.replay import SequenceReplay
+from rlx.tree_ops import map_tree
 from rlx.types import EnvSpec, Rollout
 
 CPU = torch.device("cpu")
@@ -450,9 +451,9 @@ def test_grid_worlds_are_seen_as_boards() -> None:
 def test_actions_are_legal_and_random_before_there_is_a_model() -> None:
     for search_rule in SearchRule:
         algo = muzero(BOARD, num_envs=3, rule=search_rule)
-        obs = torch.from_numpy(histories()).to(torch.int32)
+        obs = map_tree(torch.from_numpy, GAME.observe([GAME.state_of(row) for row in HISTORIES]))
         for mode in ("train", "eval"):
-            action, _, extras = algo.act(obs, (), torch.zeros(len(obs), dtype=torch.bool), mode=mode)  # type: ignore[arg-type]
+            action, _, extras = algo.act(obs, (), torch.zeros(len(HISTORIES), dtype=torch.bool), mode=mode)  # type: ignore[arg-type]
             for a, row, policy in zip(action.tolist(), HISTORIES, extras["policy"], strict=True):
                 legal = GAME.state_of(row).legal_actions()
                 assert a in legal

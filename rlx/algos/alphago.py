@@ -26,6 +26,7 @@ from rlx.planning.adapters.game_rules import RulesAdapter
 from rlx.planning.adapters.playouts import LinearPolicy, PlayoutAdapter, sample_legal
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
+from rlx.transfer import fetch
 from rlx.types import EnvSpec, Metrics, Mode, Policy, PolicyOutput, Progress, Rollout, State, Tree
 
 _SUPERVISED = -1
@@ -143,16 +144,16 @@ class AlphaGo:
         roles = torch.zeros(batch_size, 4, dtype=torch.long, device=self.device)
         return {"roles": roles, "labels": torch.full((batch_size, self.game.max_length), -1, device=self.device)}
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        """Moves after the actions obs [B, L]: those of the phase, or in mode "eval" of `player`."""
-        histories = obs.cpu().numpy()
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Moves in the positions obs [B, *]: those of the phase, or in mode "eval" of `player`."""
+        (obs,) = fetch(obs)
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         if mode == "eval":
-            return PolicyOutput(torch.from_numpy(self.best(self.player, histories, rng)).to(self.device), carry, {})
-        roles = torch.where(is_first[:, None], torch.from_numpy(self._draw_roles(len(histories), rng)).to(self.device), carry["roles"])
+            return PolicyOutput(torch.from_numpy(self.best(self.player, obs, rng)).to(self.device), carry, {})
+        roles = torch.where(is_first[:, None], torch.from_numpy(self._draw_roles(len(is_first), rng)).to(self.device), carry["roles"])
         labels = torch.where(is_first[:, None], -1, carry["labels"])
-        ply = (histories >= 0).sum(axis=1)
-        action, label = self._play(histories, ply, roles.cpu().numpy(), rng)
+        ply = (obs["history"] >= 0).sum(axis=1)
+        action, label = self._play(obs, ply, roles.cpu().numpy(), rng)
         labels = labels.clone()
         labels[torch.arange(len(ply)), torch.from_numpy(ply)] = torch.from_numpy(label).to(self.device)
         carry = {"roles": roles, "labels": labels}
@@ -174,11 +175,10 @@ class AlphaGo:
         return max(2, self.game.max_length * 3 // 4)
 
     def _play(
-        self, histories: NDArray[np.int32], ply: NDArray[np.int64], roles: NDArray[np.int64], rng: np.random.Generator
+        self, obs: Tree, ply: NDArray[np.int64], roles: NDArray[np.int64], rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The moves [B], and what the experts would have played, -1 where nobody asked them."""
-        states = [self.game.state_of(h) for h in histories.tolist()]
-        seen = self.game.look(states)
+        seen = self.game.seen(obs)
         phase, side, opponent, turn = roles.T
         expert = phase == Phase.expert
         who = np.where(seen.player == side, _CURRENT, opponent)
@@ -197,22 +197,25 @@ class AlphaGo:
         if expert.any():
             uct = self.game.uct(self.config.num_expert_simulations, int(rng.integers(2**31 - 1)))
             for i in np.flatnonzero(expert).tolist():
-                label[i] = uct.step(states[i])
+                label[i] = uct.step(self.game.state_of(obs["history"][i].tolist()))
             action = np.where(expert & (rng.random(len(ply)) >= self.config.expert_random_moves), label, action)
         return action, label
 
-    def best(self, part: Part, histories: NDArray[np.int32], rng: np.random.Generator, *, mix: float | None = None) -> NDArray[np.int64]:
+    def best(self, part: Part, obs: Tree, rng: np.random.Generator, *, mix: float | None = None) -> NDArray[np.int64]:
         """The moves [B] of a part of the player, without exploration; `mix` instead of the setting."""
         if part is Part.search:
-            return np.asarray(self.search(histories, mode="eval", rng=rng, mix=mix)[0].best())
-        states = [self.game.state_of(h) for h in histories.tolist()]
-        seen = self.game.look(states)
+            return np.asarray(self.search(obs, mode="eval", rng=rng, mix=mix)[0].best())
+        seen = self.game.seen(obs)
         if part is Part.value:
-            return self._best_by_value(states, seen)
+            return self._best_by_value(self._states(obs), seen)
         if part is Part.rollout_policy:
             return sample_legal(self._fast_rollout_policy(seen.planes), seen.num_legal, seen.legal, None)
         net = self._fast_supervised if part is Part.sl_policy else self._fast_policy
         return sample_legal(net(seen.planes)[0], seen.num_legal, seen.legal, None)
+
+    def _states(self, obs: Tree) -> list[Any]:
+        """The states of the games, which planes do not determine."""
+        return [self.game.state_of(history) for history in obs["history"].tolist()]
 
     def _best_by_value(self, states: list[Any], seen: Any) -> NDArray[np.int64]:
         """The moves to the positions that the value network likes best."""
@@ -228,22 +231,22 @@ class AlphaGo:
         return np.asarray(scores.argmax(axis=1))
 
     def search(
-        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, mix: float | None = None
+        self, obs: Tree, *, mode: Mode, rng: np.random.Generator, mix: float | None = None
     ) -> tuple[SearchResult, RulesAdapter, NDArray[np.bool_]]:
-        """Search from the positions after the actions of each row [B, L], guided by the supervised policy.
+        """Search from the positions obs [B, *], guided by the supervised policy.
 
         Returns:
             The trees, the model that they were grown with, and ones [B]: every search is a full one.
         """
         config = self.config
         mix = config.mix if mix is None else mix
-        states = [self.game.state_of(h) for h in histories.tolist()]
-        model = RulesAdapter(self.game, states, self._prior_and_value)
+        states, seen = self._states(obs), self.game.seen(obs)
+        model = RulesAdapter(self.game, states, self._prior_and_value, seen=seen)
         if mix > 0.0:
-            model = PlayoutAdapter(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng)
+            model = PlayoutAdapter(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng, seen=seen)
         simulations = config.search.num_eval_simulations or config.search.num_simulations
         found = search(model, SearchConfig(simulations=simulations, c_init=config.search.c_puct, leaves=config.search.num_leaves), rng)
-        return found, model, np.ones(len(histories), dtype=bool)
+        return found, model, np.ones(len(states), dtype=bool)
 
     def _prior_and_value(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         return self._fast_supervised(planes)[0] / np.float32(self.config.temperature), self._fast_value(planes)[1]
@@ -253,7 +256,7 @@ class AlphaGo:
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         seen: dict[str, list[float]] = {}
         for e, (t, b) in enumerate(zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True)):
-            history, labels = rollout.final_obs[e].cpu(), rollout.extras["labels"][t, b].cpu()
+            history, labels = rollout.final_obs["history"][e].cpu(), rollout.extras["labels"][t, b].cpu()
             found = self._keep(history, labels, rollout.extras["roles"][t, b].tolist(), float(rollout.reward[t, b]))
             for name, number in found.items():
                 seen.setdefault(name, []).append(number)
@@ -417,7 +420,7 @@ class AlphaGoPart:
     def initial_carry(self, batch_size: int) -> Tree:
         return ()
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        action = self._whole.best(self._part, obs.cpu().numpy(), rng, mix=self._mix)
+        action = self._whole.best(self._part, fetch(obs)[0], rng, mix=self._mix)
         return PolicyOutput(torch.from_numpy(action).to(self.device), carry, {})

@@ -24,12 +24,14 @@ from rlx.planning.adapters.game_rules import EvaluationCache, RulesAdapter
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Game, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
 class _Ply(NamedTuple):
     """What is remembered of a move until its game is over."""
 
+    planes: Tensor  # [C, H, W] as they were observed
+    player: int  # who moved
     policy: Tensor  # [A]
     value: float  # of the search, for whoever moved
     trained: bool
@@ -67,7 +69,7 @@ class AlphaZero:
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.state_dict(),
             "steps": self._steps,
-            "open": [_pack(game, self.game.num_actions) for game in self._open],
+            "open": [_pack(game, self.game) for game in self._open],
             "order": list(self._order),
             "begun": self._begun,
             "released": self._released,
@@ -90,19 +92,19 @@ class AlphaZero:
         """What the network said in the search before, and after how many gradient steps it did."""
         return ()
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        """Search from the positions after the actions obs [B, L], and choose a move in each."""
-        histories = obs.cpu().numpy()
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Search from the positions obs [B, *], and choose a move in each."""
+        (obs,) = fetch(obs)
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         known = None
         if carry and bool((carry["steps"] == self._steps).all()):
             known = EvaluationCache(**{name: carry[name].cpu().numpy() for name in EvaluationCache._fields})
-        found, model, full = self.search(histories, mode=mode, rng=rng, known=known)
+        found, model, full = self.search(obs, mode=mode, rng=rng, known=known)
         carry = {name: torch.from_numpy(array) for name, array in model.known(found.trees)._asdict().items()}
-        carry["steps"] = torch.full((len(histories),), self._steps)
-        action, is_random = found.best(), np.zeros(len(histories), dtype=bool)
+        carry["steps"] = torch.full((len(found.depth),), self._steps)
+        action, is_random = found.best(), np.zeros(len(found.depth), dtype=bool)
         if mode == "train":
-            action, is_random = self._explore(found, action, (histories >= 0).sum(axis=1), rng)
+            action, is_random = self._explore(found, action, num_plies(obs), rng)
         spent = [model.network_s, found.times["tree"], sum(found.times.values()), model.evaluations, model.duplicates]
         extras = {
             "policy": torch.from_numpy(found.policy(self.game.num_actions)),
@@ -115,9 +117,9 @@ class AlphaZero:
         return PolicyOutput(torch.from_numpy(action).to(self.device), carry, extras)
 
     def search(
-        self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator, known: EvaluationCache | None = None
+        self, obs: Tree, *, mode: Mode, rng: np.random.Generator, known: EvaluationCache | None = None
     ) -> tuple[SearchResult, RulesAdapter, NDArray[np.bool_]]:
-        """Search from the positions after the actions of each row [B, L], with training's noise only in mode "train".
+        """Search from the positions obs [B, *], with training's noise only in mode "train".
 
         Args:
             known: what the network, as it is now, said before.
@@ -127,12 +129,13 @@ class AlphaZero:
         """
         config = self.config
         simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
-        model = RulesAdapter(self.game, [self.game.state_of(h) for h in histories.tolist()], self._frozen, known)
-        full = np.ones(len(histories), dtype=bool)
+        states = [self.game.state_of(h) for h in obs["history"].tolist()]
+        model = RulesAdapter(self.game, states, self._frozen, known, seen=self.game.seen(obs))
+        full = np.ones(len(states), dtype=bool)
         if mode == "train" and config.search.rule is SearchRule.puct and config.search.full_search_fraction < 1.0:
-            full = rng.random(len(histories)) < config.search.full_search_fraction
+            full = rng.random(len(states)) < config.search.full_search_fraction
         budget = np.where(full, simulations, config.search.num_cheap_simulations)
-        explore = full if config.search.rule is SearchRule.puct else (histories >= 0).sum(axis=1) < config.exploration_plies
+        explore = full if config.search.rule is SearchRule.puct else num_plies(obs) < config.exploration_plies
         return search(model, self.search_config(mode), rng, simulations=budget, explore=explore), model, full
 
     def search_config(self, mode: Mode) -> SearchConfig:
@@ -164,14 +167,17 @@ class AlphaZero:
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         extras = rollout.extras
-        final_t, final_b, reward = fetch(rollout.final_t, rollout.final_b, rollout.reward)
-        ended = {(t, b): e for e, (t, b) in enumerate(zip(final_t.tolist(), final_b.tolist(), strict=True))}
+        final_t, final_b, reward, planes, player = fetch(
+            rollout.final_t, rollout.final_b, rollout.reward, rollout.obs["planes"], rollout.obs["player"]
+        )
+        ended = set(zip(final_t.tolist(), final_b.tolist(), strict=True))
         for t in range(len(rollout.reward)):
             for b, game in enumerate(self._open):
                 value, trained, is_random = (extras[name][t, b].item() for name in ("root_value", "trained", "random"))
-                game.append(_Ply(extras["policy"][t, b], value, bool(trained), bool(is_random)))
+                seen = torch.from_numpy(planes[t, b].copy()), int(player[t, b])
+                game.append(_Ply(*seen, extras["policy"][t, b], value, bool(trained), bool(is_random)))
                 if (t, b) in ended:
-                    self._end(b, rollout.final_obs[ended[t, b]], float(reward[t, b]))
+                    self._end(b, float(reward[t, b]))
         metrics: dict[str, Tensor | float] = {
             "search/root_value": extras["root_value"].mean(),
             "search/depth": extras["depth"].mean(),
@@ -180,10 +186,10 @@ class AlphaZero:
         }
         return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
 
-    def _end(self, b: int, history: Tensor, outcome: float) -> None:
+    def _end(self, b: int, outcome: float) -> None:
         """Keep a game that is over until all that began before it are."""
         game, self._open[b] = self._open[b], []
-        self._waiting[self._order[b]] = {"history": history.cpu().clone(), "outcome": outcome, **_pack(game, self.game.num_actions)}
+        self._waiting[self._order[b]] = {"outcome": outcome, **_pack(game, self.game)}
         self._order[b] = self._begun
         self._begun += 1
 
@@ -193,15 +199,12 @@ class AlphaZero:
         while self._released in self._waiting:
             game = self._waiting.pop(self._released)
             self._released += 1
-            plies = _unpack(game)
-            seen = self.game.look(self.game.plies(game["history"].tolist()))
             value = game["value"].numpy()
-            z = outcomes_of_play(seen.player, value, game["random"].numpy(), game["outcome"])
+            z = outcomes_of_play(game["player"].numpy(), value, game["random"].numpy(), game["outcome"])
             z = (1.0 - self.config.value_mix) * z + self.config.value_mix * value
-            kept = np.array([ply.trained for ply in plies])
-            policy = torch.stack([ply.policy for ply in plies])
-            self.replay.add(torch.from_numpy(seen.planes[kept]), policy[torch.from_numpy(kept)], torch.from_numpy(z[kept]).float())
-            lengths.append(len(plies))
+            kept = game["trained"]
+            self.replay.add(game["planes"][kept].float(), game["policy"][kept], torch.from_numpy(z)[kept].float())
+            lengths.append(len(z))
             outcomes.append(game["outcome"])
         if not lengths:
             return {}
@@ -273,16 +276,25 @@ def outcomes_of_play(
     return z
 
 
-def _pack(game: list[_Ply], num_actions: int) -> dict[str, Any]:
+def num_plies(obs: Tree) -> NDArray[np.int64]:
+    """Actions that were taken before each observation [B, *] of a game."""
+    return np.asarray((obs["history"] >= 0).sum(axis=1))
+
+
+def _pack(game: list[_Ply], rules: Game) -> dict[str, Any]:
     """A game's plies as tensors."""
-    policy = torch.stack([ply.policy for ply in game]) if game else torch.zeros(0, num_actions)
+    planes = torch.stack([ply.planes for ply in game]) if game else torch.zeros(0, *rules.planes_shape)
+    policy = torch.stack([ply.policy for ply in game]) if game else torch.zeros(0, rules.num_actions)
+    player, value = (torch.tensor([getattr(ply, name) for ply in game]) for name in ("player", "value"))
     trained, random = (torch.tensor([getattr(ply, name) for ply in game], dtype=torch.bool) for name in ("trained", "random"))
-    return {"policy": policy, "value": torch.tensor([ply.value for ply in game]), "trained": trained, "random": random}
+    return {"planes": planes, "player": player, "policy": policy, "value": value, "trained": trained, "random": random}
 
 
 def _unpack(state: dict[str, Any]) -> list[_Ply]:
-    plies = zip(state["policy"].unbind(), *(state[name].tolist() for name in ("value", "trained", "random")), strict=True)
-    return [_Ply(*ply) for ply in plies]
+    return [
+        _Ply(planes, int(player), policy, float(value), bool(trained), bool(random))
+        for planes, player, policy, value, trained, random in zip(*(state[name] for name in _Ply._fields), strict=True)
+    ]
 
 
 def _timing(spent: Tensor) -> dict[str, float]:

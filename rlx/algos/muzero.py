@@ -31,6 +31,7 @@ from rlx.planning.adapters.latent_tree import LatentAdapter
 from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
+from rlx.tree_ops import map_tree
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _SMALL_BOARD = 16
@@ -119,8 +120,8 @@ class MuZero:
     def initial_carry(self, batch_size: int) -> Tree:
         return ()
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        """Search from obs [B, *], in games from the positions after the actions [B, L], and choose an action in each."""
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        """Search from obs [B, *], and choose an action in each."""
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
         seen = self._look(obs)
         found, model = self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
@@ -139,9 +140,9 @@ class MuZero:
         }
         return PolicyOutput(torch.from_numpy(action).to(self.device), (), extras)
 
-    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentAdapter]:
-        """Search from the positions of a game after the actions of each row [B, L]."""
-        obs = torch.from_numpy(histories)
+    def search(self, obs: Tree, *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentAdapter]:
+        """Search from observations [B, *] that are arrays."""
+        obs = map_tree(torch.from_numpy, obs)
         seen = self._look(obs)
         return self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
 
@@ -166,22 +167,20 @@ class MuZero:
         value = found.improved_value() if self.config.search.rule is SearchRule.gumbel else found.value()
         return torch.from_numpy(value.astype(np.float32))
 
-    def _look(self, obs: Tensor) -> _Seen:
+    def _look(self, obs: Tree) -> _Seen:
         """What the network is shown of obs, and which actions are possible."""
         if self.game is None:
             everything = np.ones((len(obs), self.num_actions), dtype=bool)
             return _Seen(obs.reshape(len(obs), *self._shape).float(), everything, np.zeros(len(obs), dtype=np.int64))
-        seen = self.game.look([self.game.state_of(h) for h in obs.cpu().numpy().tolist()])
-        legal = np.zeros((len(obs), self.num_actions), dtype=bool)
-        legal[np.repeat(np.arange(len(obs)), seen.num_legal), seen.legal] = True
-        return _Seen(torch.from_numpy(seen.planes), legal, seen.player)
+        planes, legal, player = fetch(obs["planes"], obs["legal"], obs["player"])
+        return _Seen(torch.from_numpy(planes).float(), legal.astype(bool), player)
 
-    def _exploring(self, obs: Tensor) -> NDArray[np.bool_] | None:
+    def _exploring(self, obs: Tree) -> NDArray[np.bool_] | None:
         """Which of obs [B, *] are early enough in their games to draw moves, under Gumbel by noise at the root; None is all."""
-        return None if self._plies is None else (obs >= 0).sum(dim=1).cpu().numpy() < self._plies
+        return None if self._plies is None else (obs["history"] >= 0).sum(dim=1).cpu().numpy() < self._plies
 
     def _explore(
-        self, found: SearchResult, best: NDArray[np.int64], seen: _Seen, obs: Tensor, rng: np.random.Generator
+        self, found: SearchResult, best: NDArray[np.int64], seen: _Seen, obs: Tree, rng: np.random.Generator
     ) -> NDArray[np.int64]:  # fmt: skip
         """Actions in proportion to their visits under PUCT (under Gumbel the noise explores), and any before there is a model."""
         action = best
@@ -219,7 +218,7 @@ class MuZero:
         cut = truncated[final_t, final_b]
         beyond: dict[tuple[int, int], Tensor] = {}
         if cut.any():
-            obs, t, b = self._look(rollout.final_obs.cpu()[cut]).obs, final_t[cut], final_b[cut]
+            obs, t, b = self._look(map_tree(lambda x: x.cpu()[cut], rollout.final_obs)).obs, final_t[cut], final_b[cut]
             expected[t, b] = self._expected(obs)
             beyond = dict(zip(zip(t.tolist(), b.tolist(), strict=True), obs, strict=True))
         rows = {

@@ -113,7 +113,7 @@ class _Screen:
     def other_moves(self, other: Player) -> None:
         import numpy as np
 
-        action = other.move(self.session.observation, np.array([0]))[0]
+        action = other.move(self.session.history_row, np.array([0]))[0]
         self.say_move(1 - self.session.run_side, other.name, action)
         self.session.play(action)
 

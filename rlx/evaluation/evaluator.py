@@ -17,6 +17,7 @@ from rlx.rng import isolated_rng
 from rlx.stats.aggregate import iqm
 from rlx.stats.intervals import mean_interval, score_interval
 from rlx.transfer import send_arrays
+from rlx.tree_ops import Tree, pick
 from rlx.types import Algorithm, VectorEnv
 
 
@@ -52,7 +53,7 @@ class Evaluator:
         num_episodes: episodes per evaluation.
         seed: of the run; the episodes are drawn from it and shared with no other part of the run.
         paired: whether this is a game, see `episode_seeds`.
-        probe: for a solved game, positions (actions so far [P, L]) and the moves of perfect play there [P, A].
+        probe: for a solved game, observations [P, *] and the moves of perfect play there [P, A].
         max_steps: see `run_episodes`.
     """
 
@@ -63,7 +64,7 @@ class Evaluator:
         num_episodes: int,
         seed: int,
         paired: bool = False,
-        probe: tuple[NDArray[Any], NDArray[Any]] | None = None,
+        probe: tuple[Tree, NDArray[Any]] | None = None,
         max_steps: int = 0,
     ) -> None:
         self._make_env, self._num_envs, self._max_steps = make_env, min(num_episodes, MAX_PARALLEL), max_steps
@@ -119,24 +120,23 @@ class Evaluator:
 @torch.no_grad()
 def optimal_moves(
     algo: Algorithm,
-    histories: NDArray[Any],
+    obs: Tree,
     optimal: NDArray[Any],
     *,
     batch_size: int = 512,
     should_stop: Callable[[], bool] = never,
 ) -> float:
-    """Share of positions (actions so far [P, L]) in which the policy chooses a move of perfect play [P, A].
+    """Share of positions (observations [P, *] of a game) in which the policy chooses a move of perfect play [P, A].
 
     Raises:
         Stopped: when `should_stop`, which is asked before every batch, returns True.
     """
     right = 0
-    for begin in range(0, len(histories), batch_size):
+    for begin in range(0, len(optimal), batch_size):
         if should_stop():
             raise Stopped
-        part = histories[begin : begin + batch_size]
-        is_first = torch.from_numpy(part[:, 0] < 0).to(algo.device)
-        (seen,) = send_arrays(algo.device, part)
-        action, _, _ = algo.act(seen, algo.initial_carry(len(part)), is_first, mode="eval")
-        right += int(optimal[np.arange(begin, begin + len(part)), action.cpu().numpy()].sum())
-    return right / len(histories)
+        part = pick(obs, slice(begin, begin + batch_size))
+        seen, is_first = send_arrays(algo.device, part, part["history"][:, 0] < 0)
+        action, _, _ = algo.act(seen, algo.initial_carry(len(is_first)), is_first, mode="eval")
+        right += int(optimal[np.arange(begin, begin + len(is_first)), action.cpu().numpy()].sum())
+    return right / len(optimal)

@@ -90,8 +90,8 @@ class GameSession:
         return float(self.state.player_return(self.run_side))
 
     @property
-    def observation(self) -> NDArray[np.int32]:
-        """The actions so far [1, L]."""
+    def history_row(self) -> NDArray[np.int32]:
+        """The actions so far [1, L], then -1."""
         row = np.full((1, self.game.max_length), -1, dtype=np.int32)
         row[0, : len(self.history)] = self.history
         return row
@@ -110,7 +110,7 @@ class GameSession:
 
     def analyse(self) -> Analysis:
         """Search the position as the run does when it moves."""
-        found = self._algo.search(self.observation, mode="eval", rng=np.random.default_rng(0))[0]
+        found = self._algo.search(self.game.observe([self.state]), mode="eval", rng=np.random.default_rng(0))[0]
         trees, edges, state = found.trees, found.root_edges(0), self.state
         policy = found.policy(self.game.num_actions)[0]
         lows, highs = (bounds[0].tolist() for bounds in trees.root_bounds())

@@ -13,14 +13,15 @@ from rlx.envs.games.openspiel import Game
 from rlx.envs.games.opponents import MakeOpponent, Opponent
 from rlx.planning.search import SearchResult
 from rlx.transfer import send_arrays
+from rlx.tree_ops import Tree
 from rlx.types import HasParts, Mode, Policy
 
 
 class SearchingPlayer(Policy, Protocol):
     """An algorithm that plays games by search."""
 
-    def search(self, histories: NDArray[np.int32], *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, *tuple[Any, ...]]:
-        """Search from the positions after the actions of each row [B, L]; the result comes first."""
+    def search(self, obs: Tree, *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, *tuple[Any, ...]]:
+        """Search from the positions that arrays [B, *] show (`Game.observe`); what was searched comes first."""
         ...
 
 
@@ -46,13 +47,13 @@ class RunPlayer:
     algo: Policy
 
     def begin(self, game: Game, seeds: NDArray[np.int64]) -> None:
-        pass
+        self._game = game
 
     @torch.no_grad()
     def move(self, histories: NDArray[np.int32], games: NDArray[np.int64]) -> list[int]:
         n, device = len(histories), self.algo.device
         is_first = torch.zeros(n, dtype=torch.bool, device=device)
-        (obs,) = send_arrays(device, histories)
+        (obs,) = send_arrays(device, self._game.observe([self._game.state_of(h) for h in histories.tolist()]))
         action, _, _ = self.algo.act(obs, self.algo.initial_carry(n), is_first, mode="eval")
         return [int(a) for a in action.tolist()]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -163,6 +163,34 @@ class Game:
             planes[last == self.num_actions - 1, -1] = 1.0
             self._show_ko(planes, last, num_legal, flat)
         return Positions(planes, player, outcome, num_legal, flat)
+
+    def observe(self, states: Sequence[GameState]) -> dict[str, NDArray[Any]]:
+        """What an environment shows of n states; `seen` reads it.
+
+        history [n, L] int32, the actions so far, then -1; legal [n, A] int8, 1 for a legal move; planes [n, C, H, W] as in `Positions`,
+        as bytes where they are zeros and ones; player [n] int64, -1 where the game is over.
+        """
+        seen = self.look(states)
+        history = np.full((len(states), self.max_length), -1, dtype=np.int32)
+        for row, state in zip(history, states, strict=True):
+            moves = state.history()
+            row[: len(moves)] = moves
+        legal = np.zeros((len(states), self.num_actions), dtype=np.int8)
+        legal[np.repeat(np.arange(len(states)), seen.num_legal), seen.legal] = 1
+        return {"history": history, "legal": legal, "planes": seen.planes.astype(self.planes_dtype), "player": seen.player}
+
+    def seen(self, obs: Mapping[str, NDArray[Any]]) -> Positions:
+        """The positions that an observation shows, as `look` sees their states, but for outcomes, which are 0."""
+        rows, moves = np.nonzero(obs["legal"])
+        num_legal = np.bincount(rows, minlength=len(obs["legal"]))
+        outcome = np.zeros(len(num_legal), dtype=np.float32)
+        planes = obs["planes"].astype(np.float32, copy=False)
+        return Positions(planes, obs["player"], outcome, num_legal, np.ascontiguousarray(moves))
+
+    @property
+    def planes_dtype(self) -> type[np.generic]:
+        """How an observation shows planes: bytes for the zeros and ones of a named game."""
+        return np.float32 if self._encoder is None else np.uint8
 
     @functools.cached_property
     def _raw_size(self) -> int:

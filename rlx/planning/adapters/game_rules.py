@@ -39,10 +39,11 @@ class RulesAdapter:
         states: the B roots; none is over.
         evaluate: the network.
         known: what the same network said before.
+        seen: what `game.look` says of the roots, where that is known already.
     """
 
-    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate, known: EvaluationCache | None = None) -> None:
-        self._look, self._evaluate = game.look, evaluate
+    def __init__(self, game: Any, states: list[Any], evaluate: Evaluate, known: EvaluationCache | None = None, *, seen: Any = None) -> None:
+        self._look, self._evaluate, self._root = game.look, evaluate, seen
         self._states: list[list[Any]] = [[s] for s in states]
         self._player: list[list[int]] = [[] for _ in states]
         self._digest: list[list[bytes]] = [[] for _ in states]
@@ -72,7 +73,7 @@ class RulesAdapter:
         return EvaluationCache(digest, trees.count, trees.value, trees.logit)
 
     def root(self) -> Expansion:
-        seen = self._look([s[0] for s in self._states])
+        seen = self._look([s[0] for s in self._states]) if self._root is None else self._root
         for players, who in zip(self._player, seen.player.tolist(), strict=True):
             players.append(who)
         logits, value = self._predict(seen, np.arange(len(self._states)))

@@ -64,9 +64,10 @@ class PlayoutAdapter(RulesAdapter):
     """
 
     def __init__(
-        self, game: Any, states: list[Any], evaluate: Evaluate, *, mix: float, policy: LinearPolicy, rng: np.random.Generator
-    ) -> None:
-        super().__init__(game, states, evaluate)
+        self, game: Any, states: list[Any], evaluate: Evaluate, *, mix: float, policy: LinearPolicy, rng: np.random.Generator,
+        seen: Any = None,
+    ) -> None:  # fmt: skip
+        super().__init__(game, states, evaluate, seen=seen)
         self._game, self._mix, self._policy, self._rng = game, mix, policy, rng
 
     def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Expansion:
