@@ -143,11 +143,14 @@ class Network(nn.Module):
         features = self.memory.unroll(self.encoder(inputs), carry, is_first)
         return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
 
-    @torch.no_grad()
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
         """Observations [B, *] to actions [B, *], a sample in training and the mode in evaluation, and the next carry."""
         if compiled := self.compiled:
             return torch.from_numpy(compiled.act(obs.numpy(), mode)), carry
+        return self._act(obs, carry, is_first, mode)
+
+    @torch.no_grad()
+    def _act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
         features, carry = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
         params = self.policy(features)
         if self.critic is None:
