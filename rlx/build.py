@@ -23,9 +23,10 @@ from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
-from rlx.envs.control.reward_functions import rules_of
+from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.edge import describe_space, original_space, space_leaves, stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
+from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluator import Evaluator
 from rlx.memory import check_fits, within_memory
@@ -105,7 +106,8 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     if env.is_game:
         return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
     make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s,
-                                rescale_actions=env.rescale_actions, flatten=not config.algo.takes_trees)  # fmt: skip
+                                rescale_actions=env.rescale_actions, flatten=not config.algo.takes_trees,
+                                wrappers=list(map(Wrapping, env.wrapper_targets(), env.wrapper_kwargs())))  # fmt: skip
     if not make_env.is_native and env.num_envs > MOST_OBJECTS:
         raise ConfigError(f"env.num_envs must be at most {MOST_OBJECTS:,}, got {env.num_envs}: each {env.id} is an object of its own")
     return make_env
@@ -113,14 +115,14 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
 
 def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> EnvSpec:
     """What may be known of an environment, of which `env` is one or a batch."""
-    rules = rules_of(config.id, config.kwargs)
+    rules = Rules(reward_unknown="env.wrappers may change it") if config.wrappers else rules_of(config.id, config.kwargs)
     observation_space, action_space = spaces_of(env)
     return EnvSpec(
         id=config.id,
         observation_space=observation_space,
         action_space=action_space,
         game=getattr(env, "game", None),
-        grid=getattr(getattr(env, "unwrapped", env), "grid", None),
+        grid=None if config.wrappers else getattr(getattr(env, "unwrapped", env), "grid", None),
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from rlx import plugins
@@ -154,3 +155,59 @@ def test_what_is_no_algorithm_is_refused_in_one_line(name: str, fresh: Path, rlx
     assert err.startswith(f"rlx: algo={name}: ")
     assert says in err
     assert err.count("\n") == 1
+
+
+WRAPPERS = """
+import gymnasium
+
+class Longer(gymnasium.RewardWrapper):
+    def __init__(self, env, k=2):
+        super().__init__(env)
+        self.k = k
+
+    def reward(self, reward):
+        return self.k * reward
+
+def nothing(env):
+    return 3
+"""
+
+
+@pytest.fixture
+def wrappers(fresh: Path) -> Path:
+    (fresh / "my_wrappers.py").write_text(WRAPPERS)
+    return fresh
+
+
+def test_wrappers_are_applied_in_order_with_their_arguments(wrappers: Path, rlx: Rlx) -> None:
+    from rlx.build import env_factory
+    from rlx.config.compose import Composer
+
+    words = ["env=cartpole", "env.wrappers=[my_wrappers:Longer,{target: my_wrappers:Longer, kwargs: {k: 5}}]"]
+    env = env_factory(Composer().compose(words).config)(2)
+    env.reset(seed=[0, 1])
+    assert env.step(np.zeros(2, dtype=np.int64))[1].tolist() == [10.0, 10.0]
+    env.close()
+
+
+def test_a_run_in_wrappers_is_resumed_evaluated_and_untrusted_elsewhere(wrappers: Path, rlx: Rlx, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = "'env.wrappers=[{target: my_wrappers:Longer, kwargs: {k: 3}}]'"
+    assert rlx(f"train algo=a2c {TINY} {wrapped} --name mine")[0] == 0
+    assert rlx("resume mine loop.total_env_steps=128")[0] == 0
+    found = json.loads(rlx("eval mine --episodes 1 --json")[1])
+    assert found["return_mean"] == 3 * found["length_mean"]
+    monkeypatch.setenv("XDG_STATE_HOME", str(wrappers / "another-user"))
+    assert "uses env.wrappers=my_wrappers:Longer, which imports the module 'my_wrappers'" in rlx("eval mine")[2]
+
+
+@pytest.mark.parametrize(("given", "says"), [
+    ("[x]", "env.wrappers[0] must be my_module:Wrapper or {target: my_module:Wrapper, kwargs: {…}}, got x"),
+    ("[{target: my_wrappers:Longer, k: 2}]", "env.wrappers[0] must be my_module:Wrapper"),
+    ("[my_wrappers:Long]", "env.wrappers=my_wrappers:Long: module 'my_wrappers'", ),
+    ("[{target: my_wrappers:Longer, kwargs: {j: 2}}]", "env.wrappers=my_wrappers:Longer cannot be made with kwargs={'j': 2}: TypeError"),
+    ("[my_wrappers:nothing]", "env.wrappers=my_wrappers:nothing makes a int; expected a gymnasium.Wrapper"),
+])  # fmt: skip
+def test_what_is_no_wrapper_is_refused_in_one_line(given: str, says: str, wrappers: Path, rlx: Rlx) -> None:
+    code, out, err = rlx(f"train env=cartpole 'env.wrappers={given}'")
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert says in err

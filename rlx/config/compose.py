@@ -37,7 +37,7 @@ from rlx.config.saved import flatten, leaf_keys, to_run_config
 from rlx.config.schema import RunConfig
 from rlx.config.whole_numbers import accept_whole_floats
 from rlx.errors import ConfigError
-from rlx.store.trust import refuse_module
+from rlx.store.trust import code_named, refuse_module
 
 GROUPS = ("algo", "env", "recipe", "experiment")
 _GENERIC_ENV = "_gymnasium"
@@ -170,6 +170,9 @@ class Composer:
         if self._stranger is not None:
             parse_plain(OmegaConf.to_yaml(config), f"{self._stranger}: {' '.join(arguments)}")
         typed = to_run_config(config)
+        if self._stranger is not None:
+            for key, reference in code_named(typed):
+                refuse_module(key, reference, self._stranger)
         refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
 

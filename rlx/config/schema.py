@@ -58,10 +58,28 @@ class EnvConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200; parameters of a game, e.g. env.kwargs.rows=5.
     What the environment's own file lists can be written without kwargs, e.g. env.task=hunt."""
+    wrappers: list[Any] = setting([], used_if=NO_GAME, neutral=[])
+    """Gymnasium wrappers of your own, innermost first: [my_module:Wrap] or '[{target: my_module:Wrap, kwargs: {k: 4}}]'."""
     opponent: str = setting("uct:1000", used_if=_EVALUATED_GAME)
     """The opponent in evaluations: random, one_ply, uct:SIMULATIONS or solver."""
     opening_plies: int = setting(0, at_least=0, used_if=_EVALUATED_GAME)
     """Random moves at the beginning of a game of an evaluation."""
+
+    def wrapper_targets(self) -> list[str]:
+        """What `wrappers` names, as `module:Wrapper`. Raises a ConfigError where an entry names nothing."""
+        found = []
+        for number, entry in enumerate(self.wrappers):
+            given = {"target": entry} if isinstance(entry, str) else entry
+            target = given.get("target") if isinstance(given, dict) and not given.keys() - {"target", "kwargs"} else None
+            named = isinstance(target, str) and ":" in target.strip(":") and isinstance(given.get("kwargs", {}), dict)
+            expected = "my_module:Wrapper or {target: my_module:Wrapper, kwargs: {…}}"
+            require(named, f"env.wrappers[{number}]", expected, entry)
+            found.append(str(target))
+        return found
+
+    def wrapper_kwargs(self) -> list[dict[str, Any]]:
+        """The arguments of each of the wrappers."""
+        return [{} if isinstance(entry, str) else dict(entry.get("kwargs", {})) for entry in self.wrappers]
 
     @property
     def is_game(self) -> bool:
@@ -69,6 +87,7 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "env")
+        self.wrapper_targets()
         require(self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
         if self.id in WORLDS:
             settings_of(self.id, self.kwargs)

@@ -7,7 +7,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.grids import grid_settings
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
+from rlx.envs.wrapping import Wrapping, wrap
 from rlx.errors import ConfigError, user_line
 from rlx.user_code import import_user_module
 
@@ -76,6 +77,7 @@ class EnvFactory:
         rescale_actions: bring bounded actions to [-1, 1].
         flatten: see `Edge`.
         split: which levels the worlds that have any show (`splits`).
+        wrappers: applied to what gymnasium makes.
     """
 
     id: str
@@ -83,6 +85,7 @@ class EnvFactory:
     rescale_actions: bool = False
     flatten: bool = True
     split: Split = "evaluation"
+    wrappers: Sequence[Wrapping] = ()
 
     def __call__(self, **extra: Any) -> Edge:
         """Make the environment, with `extra` before its own arguments; its observations are a Box, or trees of them unless `flatten`.
@@ -98,6 +101,14 @@ class EnvFactory:
             raise
 
     def _make(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+        env = self._make_bare(extra)
+        try:
+            return wrap(env, self.wrappers)
+        except BaseException:
+            env.close()
+            raise
+
+    def _make_bare(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         check_env_id(self.id)
         kwargs = {**self.kwargs, **extra}
         try:
@@ -234,6 +245,7 @@ class VectorEnvFactory:
     worker_timeout_s: float = 60.0
     rescale_actions: bool = False
     flatten: bool = True
+    wrappers: Sequence[Wrapping] = ()
 
     def __post_init__(self) -> None:
         if self.is_native and self.workers:
@@ -243,12 +255,12 @@ class VectorEnvFactory:
 
     @property
     def is_native(self) -> bool:
-        return self.native and self.id in NATIVE and (not self.kwargs or self.id in grid_settings.WORLDS)
+        return self.native and not self.wrappers and self.id in NATIVE and (not self.kwargs or self.id in grid_settings.WORLDS)
 
     @property
     def single(self) -> EnvFactory:
         """Builds one of them, as gymnasium has it."""
-        return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten)
+        return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten, wrappers=self.wrappers)
 
     def __call__(self, num_envs: int) -> VectorEnv:
         """B environments to evaluate in."""
@@ -271,7 +283,7 @@ class VectorEnvFactory:
         if self.is_native:
             return self._make(num_envs, "training"), None
         defect, notes = "resumed with --inexact" if inexact else None, list[str]()
-        if not defect and self.id not in REPLAYABLE | REBUILT:
+        if not defect and (self.wrappers or self.id not in REPLAYABLE | REBUILT):
             defect, notes = replay_defect(self.single)
         env: Any = self._make(num_envs, "training")
         if not defect:

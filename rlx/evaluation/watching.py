@@ -141,6 +141,10 @@ def _board(run: RunDir, config: RunConfig) -> GridVectorEnv:
             f"{run.reference} is algo={config.algo.name} on env={config.env.id}, and rlx watch is for grid worlds (sokoban, minipacman); "
             f"{instead}"
         )
+    if config.env.wrappers:
+        raise ConfigError(
+            f"{run.reference} has env.wrappers, and rlx watch shows worlds without wrappers; rlx eval {run.reference} --video 1 records it"
+        )
     return make_grid(settings_of(config.env.id, config.env.kwargs), 1, split="evaluation")
 
 

@@ -1,8 +1,8 @@
 """Whether a run or sweep was started by this user: what rlx starts is signed with a key that is kept outside of every run.
 
 A directory that was copied from another user, or changed, has no valid signature. Its settings are used as data; code that it names
-(the module of an algorithm or an environment, a directory of configuration files) is run only with --trust. A signature also covers the
-files that the modules came from: another user's checkout with a module of the same name is another module.
+(the modules of an algorithm, an environment or wrappers, a directory of configuration files) is run only with --trust. A signature also
+covers the files that the modules came from: another user's checkout with a module of the same name is another module.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def module_of(reference: str) -> str | None:
 
 def code_named(config: RunConfig) -> list[tuple[str, str]]:
     """The settings of a configuration that name code in a module, with their values."""
-    named = [("algo", config.algo.name), ("env", config.env.id)]
+    named = [("algo", config.algo.name), ("env", config.env.id), *(("env.wrappers", target) for target in config.env.wrapper_targets())]
     return [(key, reference) for key, reference in named if module_of(reference)]
 
 
