@@ -18,9 +18,9 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx import plugins
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
+from rlx.config import algo_registry
 from rlx.config.saved import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.control.reward_functions import Rules, rules_of
@@ -196,7 +196,7 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     if device.type == "cpu":  # beside each weight its gradient and Adam's two moments
         check_fits(4 * 4 * config.algo.least_weights(), f"the networks of algo={config.algo.name}")
     with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
-        algo: Algorithm = plugins.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)
+        algo: Algorithm = algo_registry.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)
     steps = algo.rollout_length * config.env.num_envs
     arrays = leaves(create_empty_array(spec.observation_space, 1))
     size = 2 * steps * (16 + sum(array.nbytes for array in arrays))  # observations and their successors

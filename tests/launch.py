@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from rlx.algos import ALGORITHMS
 from rlx.checkpoint import find_checkpoints
 from rlx.cli.main import main
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.base_config import Suits
 from rlx.config.algos.policy_gradient_config import PolicyGradientConfig
 from rlx.config.compose import Composer

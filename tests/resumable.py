@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from launch import GAME_PLAYING
 
-from rlx.algos import ALGORITHMS
 from rlx.checkpoint import find_checkpoints
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.store.runs import RunDir

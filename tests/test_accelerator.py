@@ -8,7 +8,7 @@ import pytest
 from accelerated import CASES, check_the_rest, check_training
 from zygote import in_child
 
-from rlx.algos import ALGORITHMS
+from rlx.config.algo_registry import ALGORITHMS
 
 # Most waits of each algorithm's short run while collecting and updating, as `check_training` counts them; searches of four simulations
 # wait twice for each simulation and for the root.

@@ -15,8 +15,8 @@ from launch import POLICY_GRADIENT
 from torch import Tensor, nn
 
 from rlx import ops
-from rlx.algos import ALGORITHMS
 from rlx.checkpoint import _plain
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Activation
 from rlx.config.algos.ppo_config import Objective, PPOConfig

@@ -22,8 +22,8 @@ import typer
 from typer.testing import CliRunner, Result
 
 from rlx import diagnostics
-from rlx.algos import ALGORITHMS
 from rlx.cli.main import app
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
 from rlx.errors import ConfigError

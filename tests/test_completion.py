@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from rlx.algos import ALGORITHMS
 from rlx.cli.main import app
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from rlx.algos import ALGORITHMS
 from rlx.build import resolve_device, setup_torch
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError

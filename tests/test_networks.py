@@ -13,7 +13,7 @@ from launch import POLICY_GRADIENT
 from test_algos import CONTINUOUS, DISCRETE, build, make_rollout, update
 from torch import Tensor, nn
 
-from rlx.algos import ALGORITHMS
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.errors import NonFiniteError
 from rlx.nn import encoders, native
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps

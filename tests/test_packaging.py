@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 import rlx
-from rlx.algos import ALGORITHMS
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.envs.registry import _EXTRAS
 from rlx.extras import EXTRA_MODULES
 

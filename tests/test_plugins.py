@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rlx import plugins
+from rlx.config import algo_registry
 from rlx.config.completion import override_candidates
 from rlx.config.compose import _of_shipped_files
 
@@ -41,8 +41,8 @@ def fresh(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def forget() -> None:
-    plugins.algorithm.cache_clear()
-    plugins.entry_points.cache_clear()
+    algo_registry.algorithm.cache_clear()
+    algo_registry.entry_points.cache_clear()
     _of_shipped_files.cache_clear()
 
 

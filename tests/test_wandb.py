@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from rlx.algos import ALGORITHMS
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.schema import EnvConfig, RunConfig
 from rlx.errors import ConfigError, RlxError, SyncError

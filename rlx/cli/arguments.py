@@ -133,7 +133,7 @@ class Translation:
     """Arguments as another tool takes them, translated into those of rlx. `words` is empty if one of them has no translation."""
 
     def __init__(self, args: list[str], options: dict[str, Any], *, takes_settings: bool, verb: str) -> None:
-        from rlx.algos import ALGORITHMS
+        from rlx.config.algo_registry import ALGORITHMS
         from rlx.config.compose import Composer
         from rlx.config.saved import leaf_keys
         from rlx.config.schema import RunConfig

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from rlx import plugins
-from rlx.algos import ALGORITHMS
+from rlx.config import algo_registry
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
 from rlx.envs.registry import NATIVE, extra_for
@@ -45,15 +45,15 @@ class EnvironmentRow:
 
 def algorithms() -> list[AlgorithmRow]:
     """Every algorithm."""
-    return [_row(name) for name in plugins.algorithm_names()]
+    return [_row(name) for name in algo_registry.algorithm_names()]
 
 
 def _row(name: str) -> AlgorithmRow:
     try:
-        suits = ", ".join(kind.value for kind in plugins.algorithm(name).config.suits)
-        return AlgorithmRow(name=name, summary=plugins.summary(name), suits=suits, settings=len(key_docs(name, group="algo")))
+        suits = ", ".join(kind.value for kind in algo_registry.algorithm(name).config.suits)
+        return AlgorithmRow(name=name, summary=algo_registry.summary(name), suits=suits, settings=len(key_docs(name, group="algo")))
     except ConfigError:
-        return AlgorithmRow(name=name, summary=plugins.summary(name), suits="", settings=0)
+        return AlgorithmRow(name=name, summary=algo_registry.summary(name), suits="", settings=0)
 
 
 def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from rlx import plugins
-from rlx.algos import ALGORITHMS
+from rlx.config import algo_registry
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
 from rlx.config.saved import typed_value
@@ -77,7 +77,7 @@ def override_candidates(word: str, given: list[str], config_dir: Path | None, *,
 def _keys(composer: Composer, given: list[str], *, resuming: bool) -> dict[str, _Key]:
     """Every key that can be set."""
     algo = _chosen_algo(composer, given)
-    config = RunConfig.defaults(plugins.algorithm(algo).config())
+    config = RunConfig.defaults(algo_registry.algorithm(algo).config())
     keys = {} if resuming else {group: _Key(doc, is_group=True) for group, doc in _GROUPS.items()}
     for key, doc in key_docs(algo).items():
         if resuming and not is_resumable(key):
@@ -132,6 +132,6 @@ def _chosen_algo(composer: Composer, given: list[str]) -> str:
 def _is_usable(name: str) -> bool:
     """Whether an algorithm has this name, and can be imported if it is a plug-in."""
     try:
-        return plugins.is_known(name) and bool(plugins.algorithm(name))
+        return algo_registry.is_known(name) and bool(algo_registry.algorithm(name))
     except ConfigError:
         return False

@@ -26,8 +26,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlx import plugins
-from rlx.algos import ALGORITHMS
+from rlx.config import algo_registry
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.choices import did_you_mean
 from rlx.config.explain import explain
@@ -120,7 +120,7 @@ class Composer:
 
     def options(self, group: str) -> list[str]:
         """Names that a group offers."""
-        named = plugins.algorithm_names() if group == "algo" else []
+        named = algo_registry.algorithm_names() if group == "algo" else []
         return sorted({*named, *(p.stem for d in self.directories for p in (d / group).glob("*.yaml"))})
 
     def file(self, group: str, name: str) -> Path | None:
@@ -150,7 +150,7 @@ class Composer:
                 ids[name] = str((_read_yaml(path) if path else {}).get("id", name))
             except ConfigError:  # a broken file of the user's own, which blocks only who uses it
                 ids[name] = name
-        return plugins.environments() | ids
+        return algo_registry.environments() | ids
 
     def compose(self, arguments: list[str]) -> Composed:
         """Compose and validate.
@@ -279,7 +279,7 @@ class Composer:
         if name is None or name in ALGORITHMS or self.file("algo", name):
             return None
         groups["algo"] = member = re.sub(r"\W", "_", name)
-        _register_algorithm(member, plugins.algorithm(name).config)
+        _register_algorithm(member, algo_registry.algorithm(name).config)
         return name
 
     def _resolve_env(self, groups: dict[str, str | None]) -> str | None:
@@ -287,7 +287,7 @@ class Composer:
         env = groups.get("env")
         if env is None:
             return None
-        if env in (installed := plugins.environments()) and not self.file("env", env):
+        if env in (installed := algo_registry.environments()) and not self.file("env", env):
             groups["env"] = env = installed[env]
         known = {name: id_ for name, id_ in self.env_ids().items() if self.file("env", name)}
         if env not in known:

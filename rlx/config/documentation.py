@@ -9,8 +9,7 @@ import itertools
 import textwrap
 from typing import Any
 
-from rlx import plugins
-from rlx.config import schema
+from rlx.config import algo_registry, schema
 from rlx.config.compose import Composed
 from rlx.config.saved import leaf_keys
 from rlx.config.setting import in_words, rules_of, unused
@@ -23,7 +22,7 @@ def key_docs(algo: str, *, group: str | None = None) -> dict[str, str]:
         algo: the algorithm whose settings are meant.
         group: return the keys of this group only.
     """
-    sections = {"algo": plugins.algorithm(algo).config(), "env": schema.EnvConfig(), "loop": schema.LoopConfig(),
+    sections = {"algo": algo_registry.algorithm(algo).config(), "env": schema.EnvConfig(), "loop": schema.LoopConfig(),
                 "log": schema.LogConfig(), "runtime": schema.RuntimeConfig()}  # fmt: skip
     docs: dict[str, str] = {}
     for name, section in sections.items():

@@ -10,8 +10,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from rlx import plugins
-from rlx.algos import ALGORITHMS
+from rlx.config import algo_registry
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.base_config import StoredConfig, stored_config
 from rlx.config.explain import explain
 from rlx.config.plain import LIMIT, parse_plain
@@ -31,8 +31,8 @@ def to_run_config(config: DictConfig) -> RunConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(explain(error)) from error
     algo = typed.algo
-    known = algo is not None and plugins.is_known(algo.name)
-    if not isinstance(algo, StoredConfig) and not (known and isinstance(algo, plugins.algorithm(algo.name).config)):
+    known = algo is not None and algo_registry.is_known(algo.name)
+    if not isinstance(algo, StoredConfig) and not (known and isinstance(algo, algo_registry.algorithm(algo.name).config)):
         raise ConfigError(f"algo.name={getattr(algo, 'name', None)} cannot be set: choose the algorithm with algo=NAME")
     return typed
 
@@ -89,14 +89,14 @@ def parse_config(text: str, path: object, *, import_plugins: bool = False) -> Ru
     content = parse_plain(text, path)
     algo = content.get("algo")
     name = algo.get("name") if isinstance(algo, dict) else None
-    if not isinstance(name, str) or not (plugins.is_known(name) or (name.isidentifier() and not import_plugins)):
+    if not isinstance(name, str) or not (algo_registry.is_known(name) or (name.isidentifier() and not import_plugins)):
         raise ConfigError(
-            f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(plugins.algorithm_names())}); "
+            f"{path} is for algo.name={name}, which this version of rlx does not have ({', '.join(algo_registry.algorithm_names())}); "
             "if it is a plug-in, install its package"
         )
     if isinstance(env := content.get("env"), dict):
         env.setdefault("rescale_actions", False)  # runs from before there was a choice were trained so
-    settings = plugins.algorithm(name).config if import_plugins or name in ALGORITHMS else None
+    settings = algo_registry.algorithm(name).config if import_plugins or name in ALGORITHMS else None
     try:
         base = OmegaConf.structured(RunConfig)
         base.algo = OmegaConf.structured(settings or stored_config(content["algo"]))

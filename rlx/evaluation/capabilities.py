@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rlx import plugins
-from rlx.algos import ALGORITHMS
+from rlx.config import algo_registry
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.choices import check_choice
 from rlx.errors import ConfigError
 from rlx.types import Ablatable, Algorithm, Mode
@@ -13,7 +13,7 @@ from rlx.types import Ablatable, Algorithm, Mode
 
 def has(algo: str, capability: type) -> bool:
     """Whether the class of an algorithm, given by its name, has the methods of a protocol."""
-    return issubclass(plugins.algorithm(algo).load(), capability)
+    return issubclass(algo_registry.algorithm(algo).load(), capability)
 
 
 def algorithms_with(capability: type) -> str:
@@ -39,7 +39,7 @@ def check_ablation(choices: Mapping[str, str], *, algo: str, run: str) -> None:
 
 def _ablations(algo: str) -> Mapping[str, list[str]]:
     """The choices of every ablation that an algorithm has, by the ablation's name."""
-    loaded = plugins.algorithm(algo).load()
+    loaded = algo_registry.algorithm(algo).load()
     return {name: list(choices) for name, choices in loaded.ablations().items()} if issubclass(loaded, Ablatable) else {}
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlx.algos import ALGORITHMS
 from rlx.checkpoint import Checkpoint, best_checkpoint, read_manifest
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.saved import leaf_keys, load_config
 from rlx.config.schema import RunConfig
