@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help demo test setup check lint types slow bench bench-envs wheel clean
+.PHONY: help demo test setup check lint types slow bench bench-envs docs wheel clean
 
 help:
 	@echo "make demo    install rlx, train PPO on CartPole until it is solved, evaluate it"
@@ -13,6 +13,7 @@ help:
 	@echo "make check   lint, types and the fast tests: what CI runs"
 	@echo "make slow    the learning proofs (minutes)     make bench   the speed figures, beside Stable-Baselines3"
 	@echo "make bench-envs   the speed of the grid worlds, which must not fall below its targets"
+	@echo "make docs    the documentation as a site, docs/_build/html/index.html"
 	@echo "make wheel   build dist/*.whl                  make clean   remove what make made"
 
 $(VENV)/bin/python:
@@ -59,8 +60,13 @@ bench: $(VENV)/.dev
 bench-envs: $(VENV)/.dev
 	$(BIN)/python tests/bench.py envs
 
+docs: $(VENV)/.dev
+	$(INSTALL) --editable '.[dev,docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 wheel: $(VENV)/.dev
 	$(BIN)/python -m build --wheel --no-isolation
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) docs/_build dist build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,88 @@
+"""The documentation's commands can be typed, its keys exist, its links lead somewhere, and its tutorial works."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from launch import run_main
+
+from rlx.algos import ALGORITHMS
+from rlx.config.compose import Composer, leaf_keys
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page.parts and page.name not in ("commands.md", "settings.md", "metrics.md")]
+ENVS = ["cartpole", "pendulum", "connect_four", "sokoban"]
+
+
+def commands() -> list[str]:
+    """Every `rlx train` and `rlx sweep` in a shell block, without its comment, each once."""
+    found: dict[str, None] = {}
+    for page in PAGES:
+        if page.is_relative_to(ROOT / "docs/results"):  # what was typed at the commits that these name
+            continue
+        for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if re.match(r"rlx (train|sweep) .*=", line) and not re.search(r"my_|corridor|--from|boxoban|…|--resume|torchrun", line):
+                    found[shlex.join(shlex.split(line, comments=True))] = None
+    return list(found)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_documentation_can_be_typed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = run_main(f"{command.removeprefix('rlx ')} --dry-run", monkeypatch)
+    assert code == 0, capsys.readouterr().err
+
+
+def all_keys() -> set[str]:
+    keys: set[str] = set()
+    composer = Composer()
+    for name, info in ALGORITHMS.items():
+        keys |= set(leaf_keys(composer.compose([f"algo={name}", f"env={fitting(info.config.suits)}", "recipe=null"]).config))
+    return keys
+
+
+def fitting(suits: str) -> str:
+    """An environment of the kind that an algorithm says it is for."""
+    return next(
+        (env for word, env in (("games", "connect_four"), ("continuous", "pendulum"), ("grid", "sokoban")) if word in suits), "cartpole"
+    )
+
+
+def test_every_setting_that_the_documentation_names_exists() -> None:
+    keys = all_keys()
+    for page in PAGES:
+        if page.is_relative_to(ROOT / "docs/results"):
+            continue
+        named = set(re.findall(r"`((?:algo|loop|runtime|log)\.[a-z_.]+[a-z_])[`=]", page.read_text()))
+        groups = {key.rpartition(".")[0] for key in keys}
+        assert {key for key in named if key not in keys | groups} == set(), page
+
+
+def test_every_link_between_pages_leads_to_a_page_and_a_heading() -> None:
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for target in re.findall(r"\]\(([^)\s]+)\)", text):
+            if "://" in target:
+                continue
+            path, _, anchor = target.partition("#")
+            to = (page.parent / path).resolve() if path else page
+            generated = to.parent == ROOT / "docs/reference"
+            assert generated or to.exists(), f"{page.name}: {target}"
+            if anchor:
+                slugs = {
+                    re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in re.findall(r"^#+ (.*)$", to.read_text(), re.M)
+                }
+                assert anchor in slugs, f"{page.name}: {target}"
+
+
+def test_the_index_lists_every_page() -> None:
+    listed = set(re.findall(r"^(?:[\w-]+/)*[\w-]+$", (ROOT / "docs/index.md").read_text(), re.M))
+    pages = {page.relative_to(ROOT / "docs").with_suffix("").as_posix() for page in PAGES if page.is_relative_to(ROOT / "docs")}
+    assert pages - listed - {"index"} == set()
