@@ -76,7 +76,7 @@ class Policy:
 
         Args:
             obs: one observation as the environment returns it, or B of them stacked: [B, *] for a Box or Discrete space; for a Dict or
-                Tuple, a dictionary or tuple of stacked parts. In a game, the actions so far [L], filled up with -1.
+                Tuple, a dictionary or tuple of stacked parts. A game's is that of its environment in rlx.
             carry: what the call before returned, the policy's memory; None begins an episode everywhere. It belongs to the B
                 observations that it was returned for, in their order.
             is_first: [B] bool: where `obs` begins an episode although `carry` is given; the default is nowhere.
