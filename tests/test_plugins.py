@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.core.config_store import ConfigStore
 
 from rlx.config import algo_registry
 from rlx.config.completion import override_candidates
@@ -29,7 +31,7 @@ def rlx(run_command: Rlx) -> Rlx:
 @pytest.fixture
 def fresh(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current directory with the example, none of whose modules stays imported."""
-    before = set(sys.modules)
+    before, groups = set(sys.modules), copy.deepcopy(ConfigStore.instance().repo)
     monkeypatch.syspath_prepend(here)
     shutil.copy(EXAMPLE, here)
     forget()
@@ -37,6 +39,7 @@ def fresh(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - before:
         if (getattr(sys.modules[name], "__file__", None) or "").startswith(str(here)):
             del sys.modules[name]
+    ConfigStore.instance().repo = groups
     forget()
 
 
