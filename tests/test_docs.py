@@ -56,7 +56,7 @@ def all_keys() -> set[str]:
 def test_every_setting_that_the_documentation_names_exists() -> None:
     keys = all_keys()
     for page in PAGES:
-        if page.is_relative_to(ROOT / "docs/results"):
+        if page.is_relative_to(ROOT / "docs/results") or page.name == "architecture.md":  # which names code by its path
             continue
         named = set(re.findall(r"`((?:algo|loop|runtime|log)\.[a-z_.]+[a-z_])[`=]", page.read_text()))
         groups = {key.rpartition(".")[0] for key in keys}
