@@ -180,7 +180,7 @@ def test_every_setting_of_an_algorithm_has_its_sentence(algo: str) -> None:
 
 def test_docs_prefer_the_subclass_and_fall_back_to_the_base() -> None:
     docs = key_docs("reinforce")
-    assert docs["algo.rollout_length"].startswith("Env steps per env after which episodes")
+    assert docs["algo.rollout_length"].startswith("Env steps per env between collections")
     assert docs["algo.discount"] == "Per-step gamma. Within [0, 1]."
     assert "algo.name" not in docs
     assert "env.id" not in docs

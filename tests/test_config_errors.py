@@ -141,7 +141,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("seed=-1", "seed must be within [0, 2**63), got -1"),
     ("algo.discount=1.5", "algo.discount must be within [0, 1], got 1.5"),
     ("algo.learning_rate=0", "algo.learning_rate must be above 0, got 0"),
-    ("algo.learning_rate=", "algo.learning_rate: nothing stands behind the =; write algo.learning_rate=VALUE"),
+    ("algo.learning_rate=", "algo.learning_rate: no value after the =; write algo.learning_rate=VALUE"),
     ("algo.baseline=\u201cvalue\u201d algo=reinforce", "it has typographic quotes; write plain ones"),
     ("algo.learning_rate=None", "algo.learning_rate must be a number, got null"),
     ("algo.learning_rate=nan", "algo.learning_rate must be a number, got nan"),

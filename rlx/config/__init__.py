@@ -1,1 +1,1 @@
-"""Configuration: what can be set, and how a command line becomes it. Nothing here imports torch."""
+"""Configuration: the settings, their rules, and their composition from files and a command line. Nothing here imports torch."""

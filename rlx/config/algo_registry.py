@@ -50,22 +50,24 @@ ALGORITHMS: dict[str, AlgoInfo] = {
         AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search, guided by a network that learns from them"
     ),
     "alphago": AlgoInfo(
-        AlphaGoConfig, "rlx.algos.alphago:AlphaGo", "Imitates experts, improves by policy gradient, learns values, searches with all"
+        AlphaGoConfig,
+        "rlx.algos.alphago:AlphaGo",
+        "Imitation of experts, policy gradient, a value network, and a search that combines them",
     ),
-    "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "The same tree search in a learned latent model, with reanalysis"),
-    "i2a": AlgoInfo(I2AConfig, "rlx.algos.i2a:I2A", "Reads what a learned model imagines of its actions"),
+    "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "AlphaZero's tree search in a learned latent model, with reanalysis"),
+    "i2a": AlgoInfo(I2AConfig, "rlx.algos.i2a:I2A", "Imagination-augmented agent: encodes rollouts of a learned model for its policy"),
     "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models"),
 }
 
 
 @functools.cache
 def entry_points(group: str) -> dict[str, metadata.EntryPoint]:
-    """The entry points that installed packages declare, by name; what rlx has itself cannot be replaced by one."""
+    """The entry points that installed packages declare, by name; names of rlx's own algorithms are left out."""
     return {point.name: point for point in metadata.entry_points(group=group) if point.name not in ALGORITHMS}
 
 
 def environments() -> dict[str, str]:
-    """Names of the environments of installed packages, each with the `module:Class` that stands for it."""
+    """The environments of installed packages: name to `module:Class`."""
     return {name: point.value for name, point in entry_points("rlx.environments").items()}
 
 
@@ -75,7 +77,7 @@ def algorithm_names() -> list[str]:
 
 
 def is_known(name: str) -> bool:
-    """Whether an algorithm has this name; one that is named by its module is known."""
+    """Whether an algorithm has this name; every `module:Class` counts as known."""
     return name in ALGORITHMS or ":" in name or name in entry_points("rlx.algorithms")
 
 
@@ -101,7 +103,7 @@ def algorithm(name: str) -> AlgoInfo:
 
 
 def summary(name: str) -> str:
-    """What an algorithm is, in one line; for a plug-in what is wrong with it, if anything is."""
+    """One line about an algorithm, or about what is wrong with a plug-in."""
     try:
         return algorithm(name).summary
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""Which algorithms and environments there are, what they have recipes for, and what has to be installed for them."""
+"""Lists of the algorithms and environments, with their recipes and the packages that they need."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _row(name: str) -> AlgorithmRow:
 
 
 def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:
-    """The environments that have a short name; with a pattern, those of all that gymnasium has which contain it.
+    """The environments that have a short name; with a pattern, all environments of gymnasium whose name contains it.
 
     Raises:
         ConfigError: if no environment contains the pattern.

@@ -1,4 +1,4 @@
-"""Advice for a word that is none of those there are."""
+"""Advice for a misspelt choice."""
 
 from __future__ import annotations
 

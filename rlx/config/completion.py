@@ -29,7 +29,7 @@ _GROUPS = {
     "algo": "the algorithm",
     "env": "the environment",
     "recipe": "values tuned for one algorithm and environment; null for none",
-    "experiment": "a whole setting under one name",
+    "experiment": "a named set of overrides",
 }
 _DEVICES = ("auto", "cpu", "cuda", "cuda:0", "mps")
 
@@ -50,7 +50,7 @@ def override_candidates(word: str, given: list[str], config_dir: Path | None, *,
     A key that is the only one to begin with `word` comes together with its values: a shell puts a space after a lone candidate.
 
     Args:
-        word: what is typed of the word.
+        word: the part of the word that is typed already.
         given: the KEY=VALUE words before it.
         config_dir: a directory of the user's own YAML groups.
         resuming: offer only keys that `rlx resume` can change.
@@ -119,7 +119,7 @@ def _values(name: str, key: _Key) -> list[Candidate]:
 
 
 def _chosen_algo(composer: Composer, given: list[str]) -> str:
-    """The algorithm that the words given, an experiment among them, or conf/config.yaml choose."""
+    """The algorithm chosen by the given words (an experiment's choice included), else by conf/config.yaml."""
     groups = dict(word.split("=", 1) for word in given)
     found = [groups.get("algo")]
     for path in (composer.file("experiment", groups.get("experiment", "")), *(d / "config.yaml" for d in composer.directories)):

@@ -45,7 +45,7 @@ _GENERIC_ENV = "_gymnasium"
 
 @dataclass(frozen=True, kw_only=True)
 class Composed:
-    """A validated configuration and how it came about."""
+    """A validated configuration, and where its values came from."""
 
     config: RunConfig
     choices: dict[str, str | None]
@@ -64,7 +64,7 @@ def conf_dir() -> Path:
 
 
 class _Choice(NamedTuple):
-    """What a choice of groups comes to."""
+    """The configuration and the keys of one choice of groups."""
 
     base: DictConfig
     """The configuration before any `key=value`."""
@@ -86,7 +86,7 @@ def _register_schemas() -> None:
 
 
 def _register_algorithm(name: str, config: type[AlgoConfig]) -> None:
-    """Make a settings' dataclass a member of the group `algo`, and what a file of the user's own in that group can begin with."""
+    """Register a settings dataclass as a member of the group `algo`, and as a schema for the user's own files in that group."""
     store = ConfigStore.instance()
     for group in ("algo", "schema/algo"):
         store.store(name=name, group=group, node=config)
@@ -94,7 +94,7 @@ def _register_algorithm(name: str, config: type[AlgoConfig]) -> None:
 
 @functools.cache
 def _of_shipped_files() -> dict[tuple[tuple[str, str | None], ...], _Choice]:
-    """What has been composed from conf/ alone, which does not change while a process lives."""
+    """Cache of what has been composed from conf/ alone; those files do not change while a process lives."""
     return {}
 
 
@@ -103,7 +103,8 @@ class Composer:
 
     Args:
         config_dir: a directory with groups (`algo/`, `env/`, `recipe/`, `experiment/`) that add to or shadow the shipped ones.
-        stranger: whose words are composed, for messages, if they are not this user's: no module is imported, nothing interpolated.
+        stranger: the file that the words come from, for messages, if they are not this user's. Then no module is imported and nothing
+            is interpolated.
     """
 
     def __init__(self, config_dir: Path | None = None, *, stranger: Path | None = None) -> None:
@@ -131,7 +132,7 @@ class Composer:
         """The experiments that a file of arms lists, to be compared in a sweep; none for other experiments.
 
         Raises:
-            ConfigError: if it lists what is no experiment.
+            ConfigError: if it lists something that is no experiment.
         """
         path = self.file("experiment", experiment)
         arms = (_read_yaml(path) if path else {}).get("arms", [])
@@ -148,7 +149,7 @@ class Composer:
             path = self.file("env", name)
             try:
                 ids[name] = str((_read_yaml(path) if path else {}).get("id", name))
-            except ConfigError:  # a broken file of the user's own, which blocks only who uses it
+            except ConfigError:  # a broken file of the user's own is an error only where it is used
                 ids[name] = name
         return algo_registry.environments() | ids
 
@@ -186,7 +187,7 @@ class Composer:
         return keys | short_names(keys)
 
     def _choose(self, groups: dict[str, str | None]) -> _Choice:
-        """What a choice of groups comes to, which is kept: a sweep composes many runs of the same groups."""
+        """The configuration and the keys of a choice of groups, cached because a sweep composes many runs of the same groups."""
         question = tuple(sorted(groups.items(), key=lambda item: item[0]))
         if question not in self._chosen:
             groups = dict(groups)

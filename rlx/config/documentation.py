@@ -1,4 +1,4 @@
-"""What each key of the configuration means, read off the docstrings of the schema's fields."""
+"""Documentation of each key of the configuration, from the docstrings of the schema's fields."""
 
 from __future__ import annotations
 

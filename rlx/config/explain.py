@@ -1,4 +1,4 @@
-"""What Hydra and OmegaConf refuse, in the words of the schema."""
+"""Errors of Hydra and OmegaConf, explained in the terms of the schema."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rlx.errors import ConfigError
 
 
 def explain(error: Exception) -> str:
-    """The cause, on one line, in the words of the schema and without Hydra's advice to append keys."""
+    """The cause on one line, in the terms of the schema and without Hydra's advice to append keys."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)

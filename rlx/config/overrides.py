@@ -1,4 +1,4 @@
-"""The words of a command line, `key=value`, checked before Hydra sees them: its own advice for a typo is to add the typo."""
+"""Checks of a command line's `key=value` words before Hydra parses them, because Hydra's advice for a typo is to add the typo."""
 
 from __future__ import annotations
 
@@ -34,9 +34,7 @@ def parse_overrides(arguments: list[str], *, allow_sweeps: bool = False) -> list
             raise ConfigError(f"{argument or repr(argument)}: expected key=value, e.g. algo=ppo or algo.learning_rate=3e-4")
         key, _, value = argument.partition("=")
         if not value.strip():
-            raise ConfigError(
-                f"{key}: nothing stands behind the =; write {key}=VALUE, or {key}=null for none (`rlx config` shows the value)"
-            )
+            raise ConfigError(f"{key}: no value after the =; write {key}=VALUE, or {key}=null for none (`rlx config` shows the value)")
         if value == "None":  # as Python writes it
             argument = f"{key}=null"
         try:

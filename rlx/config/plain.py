@@ -15,7 +15,7 @@ _NUMBER_LIMIT = 2**64
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which would still expand aliases to any size and nest until the stack ends."""
+    """PyYAML's safe loader without aliases, which can expand to any size, and with a limit on the depth of nesting."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -44,7 +44,7 @@ def parse_plain(text: str, where: object) -> dict[str, Any]:
 
     Args:
         text: YAML.
-        where: it comes from, for messages.
+        where: where the text comes from, for messages.
 
     Raises:
         ConfigError: for anything else, such as an interpolation, however it is escaped.

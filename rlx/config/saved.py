@@ -1,4 +1,4 @@
-"""A run's configuration as YAML: written, read back as data, compared. Does without Hydra, which takes a moment to import."""
+"""A run's configuration as YAML: written, read back as data, compared. Imports no Hydra, which is slow to import."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def parse_config(text: str, path: object, *, import_plugins: bool = False) -> Ru
             "if it is a plug-in, install its package"
         )
     if isinstance(env := content.get("env"), dict):
-        env.setdefault("rescale_actions", False)  # runs from before there was a choice were trained so
+        env.setdefault("rescale_actions", False)  # the behaviour of runs saved before this setting existed
     settings = algo_registry.algorithm(name).config if import_plugins or name in ALGORITHMS else None
     try:
         base = OmegaConf.structured(RunConfig)

@@ -13,11 +13,11 @@ from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.errors import ConfigError
 
 MOST_ENVS = 2**20
-"""Environments in arrays that can be stepped side by side."""
+"""Largest batch of an environment that is implemented as arrays."""
 MOST_OBJECTS = 2**14
-"""Environments that are an object each."""
+"""Largest batch of environments that are one Python object each."""
 GAME_PREFIX = "spiel:"
-"""How the id of a two-player game begins; OpenSpiel's name of it follows."""
+"""Prefix of a two-player game's id, before its name in OpenSpiel."""
 _EVALUATED_GAME = GAME, "loop.eval_every is above 0"
 
 
@@ -54,7 +54,7 @@ class EnvConfig:
     native: bool = setting(True, used_if=NO_GAME)
     """Use rlx's own vectorised implementation of the environment where there is one (see `rlx envs`)."""
     rescale_actions: bool = setting(True, used_if=NO_GAME)
-    """Bounded continuous actions come from [-1, 1] and are stretched to their bounds; false clips them to the bounds instead."""
+    """Rescale bounded continuous actions from [-1, 1] to their bounds; false clips them to the bounds instead."""
     kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments for the environment's constructor, e.g. env.kwargs.max_episode_steps=200; parameters of a game, e.g. env.kwargs.rows=5.
     What the environment's own file lists can be written without kwargs, e.g. env.task=hunt."""
@@ -63,7 +63,7 @@ class EnvConfig:
     opponent: str = setting("uct:1000", used_if=_EVALUATED_GAME)
     """The opponent in evaluations: random, one_ply, uct:SIMULATIONS or solver."""
     opening_plies: int = setting(0, at_least=0, used_if=_EVALUATED_GAME)
-    """Random moves at the beginning of a game of an evaluation."""
+    """Random moves at the start of each game of an evaluation."""
 
     def wrapper_targets(self) -> list[str]:
         """What `wrappers` names, as `module:Wrapper`. Raises a ConfigError where an entry names nothing."""
@@ -108,8 +108,9 @@ class LoopConfig:
     eval_episodes: int = setting(10, within="[1, 1,000,000]", used_if="loop.eval_every is above 0")
     """Episodes per evaluation."""
     eval_max_steps: int = setting(27_000, at_least=0, expected="at least 0 (0 waits for the end of an episode)")
-    """Env steps after which an episode of an evaluation is cut and counted as it stands; 0 waits for its end. The default is half an hour
-    of an Atari game (Machado et al. 2018, https://arxiv.org/abs/1709.06009), and longer than episodes of the environments listed."""
+    """Env steps after which an episode of an evaluation is cut and its return so far counted; 0 waits for its end. The default is
+    half an hour of an Atari game (Machado et al. 2018, https://arxiv.org/abs/1709.06009), and longer than episodes of the environments
+    listed."""
     checkpoint_every: int = setting(50_000, at_least=0, expected="at least 0 (0 saves only at the end)")
     """Env steps between checkpoints, which are also taken before every evaluation and at the end; 0 takes only those."""
     keep_checkpoints: int = setting(2, at_least=1)
@@ -139,7 +140,7 @@ class LogConfig:
 class RuntimeConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps. auto is a CUDA GPU, if there is any, where that was measured to be faster: for convolutions of at
-    least 32 channels, and for dense layers of at least 512 units but in pets; else the CPU."""
+    least 32 channels, and for dense layers of at least 512 units except in pets; else the CPU."""
     threads: int = 1
     """Threads of one torch operation; 1 is the fastest for small networks. Another number gives other rounding."""
     precision: Precision = Precision.highest
@@ -166,7 +167,7 @@ class RunConfig:
     log: LogConfig = field(default_factory=LogConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     seed: int = 0
-    """Every source of randomness follows from it."""
+    """Seed from which every random stream is derived."""
 
     def __post_init__(self) -> None:
         require(0 <= self.seed < 2**63, "seed", "within [0, 2**63)", self.seed)
@@ -188,7 +189,7 @@ class RunConfig:
         return bool(self.algo.gains_from_gpu(on_board=on_board))
 
     def _check_suits(self) -> None:
-        """Raise a ConfigError if the algorithm is for two-player games only and the environment is none, or the other way round."""
+        """Raise a ConfigError if the algorithm plays only two-player games and the environment is none, or plays none and it is one."""
         name, env, suits = self.algo.name, self.env, self.algo.suits
         if not env.is_game and all(kind is Suits.games for kind in suits):
             raise ConfigError(f"algo={name} plays two-player games, and env={env.id} is none; try env=connect_four, or algo=ppo")

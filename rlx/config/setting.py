@@ -69,7 +69,7 @@ def setting(
         infinite: whether `inf` is allowed.
         expected: what a message calls the range, instead of its bounds.
         used_if: conditions without which the setting has no effect. Setting it is then refused.
-        neutral: a value that may be set even then, because it asks for nothing.
+        neutral: a value that may be set even then, because it changes nothing.
     """
     conditions = (used_if,) if isinstance(used_if, str) else used_if
     metadata = {_RULES: Rules(at_least, above, at_most, within, infinite, expected, conditions, neutral)}
@@ -159,7 +159,7 @@ def in_words(rules: Rules) -> str:
 
 
 def unused(config: Any) -> dict[str, str]:
-    """The settings of a RunConfig that have no effect beside the others, each with what would give it one."""
+    """The settings of a RunConfig that have no effect, each with the condition that would give it one."""
     found = {}
     for key, field_, value in all_fields(config, ""):
         rules = rules_of(field_)

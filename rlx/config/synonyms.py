@@ -1,4 +1,4 @@
-"""What others call a setting, and what it is called here: the words of Stable-Baselines3, CleanRL, RLlib, W&B and Hydra's tutorials."""
+"""Settings by their names in Stable-Baselines3, CleanRL, RLlib, W&B and Hydra's tutorials."""
 
 from __future__ import annotations
 

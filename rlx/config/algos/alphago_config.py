@@ -24,12 +24,12 @@ class ValueData(Enum):
 
 @dataclass(kw_only=True)
 class AlphaGoSearch(SearchSettings):
-    """`algo.search.*` of AlphaGo, which searches in evaluations only."""
+    """`algo.search.*` of AlphaGo. It searches in evaluations only."""
 
     num_simulations: int = setting(32, at_least=1, at_most=100_000, used_if="algo.search.num_eval_simulations=null")
     """Simulations of the search before each move."""
     c_puct: float = setting(2.5, above=0)
-    """Exploration rate of the search."""
+    """Exploration constant of the search."""
 
 
 @dataclass(kw_only=True)
@@ -39,27 +39,27 @@ class AlphaGoConfig(TreeSearchConfig):
     num_expert_simulations: int = setting(200, at_least=1, at_most=100_000)
     """Simulations of the UCT player that the supervised policy imitates."""
     expert_random_moves: float = setting(0.1, within="[0, 1]")
-    """Share of the experts' moves that are replaced by any legal one, so that games differ."""
+    """Share of the experts' moves that are replaced by a random legal one, so that games differ."""
     expert_fraction: float = setting(0.1, within="(0, 1)")
     """Share of loop.total_env_steps that the experts play."""
     reinforce_fraction: float = setting(0.5, within="(0, 1)")
-    """Share of loop.total_env_steps for the policy gradient. The rest, above 0, is for the value network."""
+    """Share of loop.total_env_steps for the policy gradient. The rest is for the value network and must be above 0."""
     reinforce_learning_rate: float = setting(1e-4, above=0)
     """Adam's step size of the policy gradient."""
     entropy_coef: float = setting(0.02, at_least=0)
-    """Weight of the entropy bonus of the policy gradient, without which the policy soon plays one game only."""
+    """Weight of the entropy bonus of the policy gradient; at 0 the policy soon plays the same game every time."""
     games_per_update: int = setting(64, at_least=1)
-    """Finished games per step of the policy gradient."""
+    """Finished games per gradient step of the policy gradient."""
     snapshot_every: int = setting(25, at_least=1)
-    """Steps of the policy gradient after which the policy joins the pool of its opponents."""
+    """Gradient steps of the policy gradient between copies of the policy for the pool of opponents."""
     value_data: ValueData = ValueData.one_position
-    """Positions for the value network: one_position of each game, or whole_games, whose positions resemble each other."""
+    """Training positions of the value network: one_position of each game, or whole_games, whose positions are correlated."""
     mix: float = setting(0.5, within="[0, 1]")
-    """Share of a rollout's outcome, beside the value network, in the value of a leaf; the paper's lambda."""
+    """Weight of the rollout's outcome in a leaf's value; the value network has the rest; the paper's lambda."""
     temperature: float = setting(1.5, above=0)
-    """The supervised policy's logits are divided by this before they guide the search."""
+    """Softmax temperature of the search's prior, which is the supervised policy."""
     player: Part = Part.search
-    """What plays in evaluations once it is trained: the search, or one of its parts."""
+    """Player in evaluations, as soon as it is trained: the search, or one of its parts."""
 
     def check(self) -> None:
         super().check()

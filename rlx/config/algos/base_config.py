@@ -1,6 +1,6 @@
 """What the settings of every algorithm have in common.
 
-Settings live apart from the algorithms, so that the command line can check and complete them without importing torch.
+Settings are separate from the algorithms, so that the command line checks and completes them without importing torch.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from rlx.config.setting import check_computable, check_ranges, setting
 from rlx.errors import ConfigError
 
 WIDE_LAYER, WIDE_CONVOLUTION = 512, 32
-"""Units of a dense layer and channels of a convolution from which a GPU trains faster than a CPU core."""
+"""Least units of a dense layer and channels of a convolution with which a GPU trains faster than a CPU core."""
 
 
 class Suits(Enum):
@@ -66,7 +66,7 @@ class AlgoConfig:
 
 @dataclass(kw_only=True)
 class StoredConfig(AlgoConfig):
-    """Settings of a plug-in as a run's directory has them, read as data: nothing of the plug-in is imported or checked."""
+    """Settings of a plug-in, read as data from a run's directory; the plug-in is neither imported nor used to check them."""
 
     suits: ClassVar[tuple[Suits, ...]] = tuple(Suits)
 

@@ -11,7 +11,7 @@ from rlx.config.setting import require, setting
 from rlx.errors import ConfigError
 
 IMAGINATION_ABLATIONS = ("on", "off", "shuffled", "copy", "perfect")
-"""Ablations of a trained agent's imagination: unchanged, none, rollouts of other states and actions, or another world's."""
+"""Ablations of a trained agent's imagination: on (unchanged), off, rollouts shuffled over states and actions, or another model."""
 
 
 class Imagination(Enum):
@@ -36,7 +36,7 @@ _MODEL = "algo.imagination=learned or wide"
 
 @dataclass(kw_only=True)
 class I2ASearch:
-    """`algo.search.*` of I2A: its control arms that search at evaluation."""
+    """`algo.search.*` of I2A, for the control arms that search in evaluations."""
 
     num_rollouts: int = setting(4, at_least=1, at_most=100_000, used_if="algo.decide=search")
     """Rollouts for each action."""
@@ -61,13 +61,13 @@ class I2AConfig(GradientConfig):
     rollout_depth: int = setting(3, at_least=1, at_most=1_000, used_if=(_IMAGINES, "algo.decide=network or search"))
     """Imagined steps of each rollout, the paper's tau."""
     corrupt_prob: float = setting(0.0, within="[0, 1]", used_if="algo.imagination=learned or perfect")
-    """Share of the bits of every imagined frame that are flipped at random, which makes a model poor."""
+    """Share of the bits of every imagined frame that are flipped at random, to degrade the model."""
     model_fraction: float = setting(0.1, within="[0, 1)", used_if=_LEARNED)
-    """Share of loop.total_env_steps in which the agent is model-free while the model learns from its steps."""
+    """Share of loop.total_env_steps that pretrains the model; meanwhile the agent is model-free."""
     model_replay_ratio: float = setting(4.0, above=0, used_if=_LEARNED)
-    """How often the model is trained on a step during that share, on average."""
+    """Replay ratio of the model during pretraining: how often it is trained on a step, on average."""
     model_replay_ratio_later: float = setting(0.5, at_least=0, used_if=_LEARNED)
-    """The same once the agent imagines; 0 freezes the model, as the paper does."""
+    """Replay ratio of the model after pretraining; 0 freezes the model, as the paper does."""
     model_batch_size: int = setting(128, at_least=1, used_if=_LEARNED)
     """Steps per gradient step of the model."""
     model_learning_rate: float = setting(3e-3, above=0, used_if=_LEARNED)
@@ -75,7 +75,7 @@ class I2AConfig(GradientConfig):
     num_model_channels: int = setting(24, at_least=1, at_most=8_192, used_if=_MODEL)
     """Channels of the model's convolutions."""
     num_model_layers: int = setting(2, at_least=1, at_most=1_000, used_if=_MODEL)
-    """3x3 convolutions of the model, which see as many cells far; an agent, a box and the cell beyond it take two."""
+    """3x3 convolutions of the model, each of which widens its view by one cell; pushing a box takes two."""
     model_replay_size: int = setting(100_000, used_if=_LEARNED)
     """Newest env steps that the model is trained on; at least model_batch_size."""
     num_channels: int = setting(32, at_least=1, at_most=8_192)
@@ -105,7 +105,7 @@ class I2AConfig(GradientConfig):
     entropy_coef: float = setting(0.01, at_least=0)
     """Weight of the entropy bonus."""
     distill_coef: float = setting(0.1, at_least=0, used_if=(_IMAGINES, "algo.decide=network or search"))
-    """Weight of the cross-entropy by which the rollout policy imitates the agent's."""
+    """Weight of the distillation loss: the cross-entropy of the rollout policy to the agent's policy."""
     max_grad_norm: float = setting(0.5, above=0)
     """Gradients are scaled down to this global norm."""
 

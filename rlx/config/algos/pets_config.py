@@ -44,15 +44,15 @@ class PlannerSettings:
     """`algo.planner.*`: the search for action sequences in the model."""
 
     kind: PlannerKind = PlannerKind.icem
-    """icem has coloured noise and a shrinking population, and needs half the candidates of cem, the paper's; mppi weighs all candidates."""
+    """cem: the paper's; icem: coloured noise and fewer candidates per iteration, needs half of cem's; mppi: a mean weighted by return."""
     horizon: int = setting(15, at_least=1, at_most=10_000)
-    """Env steps that a plan looks ahead, H."""
+    """Env steps of a plan, H."""
     num_candidates: int = setting(150, at_least=2, at_most=1_000_000)
     """Candidates per iteration of the planner, N."""
     num_iterations: int = setting(3, at_least=1, at_most=1_000)
     """Iterations of the planner per env step."""
     elite_fraction: float = setting(0.1, within="(0, 1]", used_if="algo.planner.kind=cem or icem")
-    """Share of the candidates that the next iteration is fitted to."""
+    """Share of the candidates, the best ones, that the next iteration is fitted to."""
     momentum: float = setting(0.1, within="[0, 1)", used_if="algo.planner.kind=cem or icem")
     """Share of the old mean and variance that an iteration keeps."""
     init_std: float = setting(0.5, above=0)
@@ -60,11 +60,11 @@ class PlannerSettings:
     noise_beta: float = setting(2.0, at_least=0, used_if="algo.planner.kind=icem or mppi")
     """Exponent with which the noise's power falls with frequency; 0 is white noise."""
     population_decay: float = setting(1.25, at_least=1, used_if=("algo.planner.kind=icem", "algo.planner.num_iterations is above 1"))
-    """The number of candidates is divided by this with every iteration."""
+    """Factor by which the number of candidates shrinks per iteration."""
     keep_elites: float = setting(0.3, within="[0, 1]", used_if="algo.planner.kind=icem")
-    """Share of the elites that compete again in the next iteration and at the next env step."""
+    """Share of the elites that are candidates again in the next iteration and at the next env step."""
     temperature: float = setting(0.3, above=0, used_if="algo.planner.kind=mppi")
-    """Candidates are weighed by exp(return / temperature), in standard deviations of their returns."""
+    """Temperature of the candidates' weights exp(return / temperature), in standard deviations of their returns."""
 
     @property
     def num_elites(self) -> int:
@@ -87,23 +87,23 @@ class PETSConfig(GradientConfig):
     reward: RewardSource = RewardSource.known
     """known: the environment's declared function (`rlx.envs.control.reward_functions`); learned: one more output of the ensemble."""
     termination: TerminationSource = TerminationSource.known
-    """known is the environment's own function of the observation; never plans as if no episode terminated."""
+    """known: the environment's own function of the observation; never: plans assume that no episode terminates."""
     ensemble_size: int = setting(5, at_least=1, at_most=1_000)
     """Members of the ensemble, K."""
     hidden_sizes: list[int] = setting([64, 64], at_least=1, at_most=8_192, expected="positive widths, e.g. [64,64]")
     """Widths of the hidden layers of each member."""
     learn_variance_bounds: bool = False
-    """Learn the bounds of the predicted variance, as the paper does, instead of keeping them."""
+    """Learn the bounds of the predicted variance, as the paper does; false keeps them fixed."""
     bootstrap: bool = True
-    """Draw for every step and member how often the step is in the member's data (Poisson with mean 1); false gives all data to all."""
+    """Resample each member's data: each step counts Poisson(1) times; false gives every member all data."""
     holdout_fraction: float = setting(0.1, within="[0, 1)")
     """Share of the steps that is held out of the fits to stop them early; 0 always takes max_epochs."""
     batch_size: int = setting(64, at_least=1)
     """Steps per member and gradient step."""
     max_epochs: int = setting(20, at_least=1, at_most=10_000)
-    """Passes over the data of a fit, at most; a pass over little data is repeated to 10 gradient steps."""
+    """Largest number of passes over the data per fit; a pass over little data is repeated to 10 gradient steps."""
     patience: int = setting(4, at_least=1, used_if="algo.holdout_fraction is above 0")
-    """Passes without progress on the held-out steps after which a fit ends."""
+    """Passes without improvement on the held-out steps after which a fit ends."""
     weight_decay: float = setting(1e-3, at_least=0)
     """Weights shrink by learning_rate times this per gradient step."""
     replay_size: int = 100_000
@@ -113,7 +113,7 @@ class PETSConfig(GradientConfig):
     num_particles: int = setting(1, at_least=1, at_most=10_000, used_if="algo.propagation=ts_inf or ts_1")
     """Particles of each member and candidate; more for noisy environments."""
     trust: TrustRule = setting(TrustRule.none, used_if="algo.ensemble_size is above 1", neutral=TrustRule.none)
-    """Uncertainty penalty: disagreement lowers the return of plans where members disagree; truncate ends plans there; none has neither."""
+    """Uncertainty penalty. disagreement: lower the return of plans where members disagree; truncate: end plans there; none: neither."""
     trust_cost: float = setting(1.0, above=0, used_if="algo.trust=disagreement")
     """Reward that a step of a plan loses per unit of disagreement (see model/disagreement)."""
     trust_limit: float = setting(0.5, above=0, used_if="algo.trust=truncate")

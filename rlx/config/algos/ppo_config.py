@@ -31,15 +31,15 @@ class PPOConfig(PolicyGradientConfig):
     kl_coef: float = setting(1.0, above=0, used_if="algo.objective=adaptive_kl")
     """Initial weight of the KL penalty; the paper's beta."""
     kl_target: float = setting(0.01, above=0, used_if="algo.objective=adaptive_kl")
-    """KL divergence per update that the penalty's weight is steered to; the paper's d_targ."""
+    """KL divergence per update to which the penalty's weight is adapted; the paper's d_targ."""
     target_kl: float | None = setting(None, above=0)
-    """End the passes over a rollout when the mean approximate KL divergence of a pass exceeds this; null never does."""
+    """Stop the passes over a rollout once the mean approximate KL divergence of a pass exceeds this; null never stops."""
     value_clip: float | None = setting(None, above=0)
-    """Bound on how far a value may move from the rollout's, in units of the (scaled) return; null does not bound it."""
+    """Largest change of a value from the rollout's, in units of the (scaled) return; null does not clip."""
     normalize_advantage: bool = True
     """Shift and scale advantages to zero mean and unit deviation per minibatch."""
     recompute_advantage: bool = setting(False, used_if="algo.num_epochs is above 1")
-    """Estimate advantages anew before each pass, from the current value function."""
+    """Recompute advantages before each pass, from the current value function."""
     normalize_reward: bool = False
     """Divide rewards by the running standard deviation of the discounted return, then clip to reward_clip."""
     reward_clip: float = setting(10.0, above=0, infinite=True, used_if="algo.normalize_reward=true")

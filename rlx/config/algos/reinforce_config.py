@@ -18,9 +18,9 @@ class Baseline(Enum):
 class ReinforceConfig(PolicyGradientConfig):
     name: str = "reinforce"
     rollout_length: int = setting(32, at_least=1, at_most=100_000_000)
-    """Env steps per env after which episodes that have ended are collected."""
+    """Env steps per env between collections of finished episodes."""
     episodes_per_update: int = setting(16, at_least=1)
-    """Complete episodes that a gradient step waits for."""
+    """Least number of complete episodes per gradient step."""
     baseline: Baseline = Baseline.value
     """What is subtracted from the return: a learned V(s), or nothing."""
     value_coef: float = setting(0.5, at_least=0, used_if="algo.baseline=value")

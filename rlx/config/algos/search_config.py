@@ -27,33 +27,33 @@ class SearchSettings:
     num_eval_simulations: int | None = setting(None, at_least=1, at_most=100_000)
     """Simulations before each move in evaluations; null is num_simulations."""
     num_leaves: int = setting(1, at_least=1, at_most=10_000)
-    """Descents of one tree, with virtual losses, whose leaves are evaluated together; more than 1 is for few games at a time."""
+    """Leaves of one tree per network evaluation, spread by virtual losses; more than 1 helps where few games run at a time."""
     c_puct: float = setting(1.25, above=0)
-    """Exploration rate beside values, which are within [-1, 1], in MuZero scaled to [0, 1]."""
+    """PUCT's exploration constant; values are within [-1, 1], in MuZero scaled to [0, 1]."""
 
 
 @dataclass(kw_only=True)
 class GuidedSearchSettings(SearchSettings):
-    """`algo.search.*` where the search improves the policy that guides it."""
+    """`algo.search.*` where the policy is trained on the search's targets."""
 
     rule: SearchRule = SearchRule.gumbel
-    """gumbel improves the policy with few simulations; puct is the search of the papers, for hundreds."""
+    """gumbel: improves the policy even with few simulations; puct: the search of the papers, for hundreds of simulations."""
     max_considered: int = setting(16, at_least=1, at_most=10_000, used_if=_GUMBEL)
-    """Moves that the search considers at the root."""
+    """Largest number of moves that the search considers at the root."""
     c_visit: float = setting(50.0, at_least=0, used_if=_GUMBEL)
-    """Weight of values before there are visits."""
+    """Weight of values against logits at 0 visits, to which the largest visit count of a move is added."""
     c_scale: float = setting(1.0, above=0, used_if=_GUMBEL)
     """Weight of values, scaled to [0, 1], against logits."""
     num_leaves: int = setting(1, at_least=1, at_most=10_000, used_if=_PUCT)
-    """Descents of one tree, with virtual losses, whose leaves are evaluated together; more than 1 is for few games at a time."""
+    """Leaves of one tree per network evaluation, spread by virtual losses; more than 1 helps where few games run at a time."""
     c_puct: float = setting(1.25, above=0, used_if=_PUCT)
-    """Exploration rate beside values, which are within [-1, 1], in MuZero scaled to [0, 1]."""
+    """PUCT's exploration constant; values are within [-1, 1], in MuZero scaled to [0, 1]."""
     fpu_reduction: float = setting(0.25, at_least=0, used_if=_PUCT)
-    """How much less an unvisited move is worth than its parent, times the square root of the prior already visited."""
+    """First-play urgency: an unvisited move's value is its parent's minus this times the square root of the visited prior."""
     dirichlet_alpha: float | None = setting(None, above=0, used_if=(_PUCT, "algo.search.dirichlet_fraction is above 0"))
     """Concentration of the noise on the root's prior; null is 10 divided by the number of legal moves."""
     dirichlet_fraction: float = setting(0.25, within="[0, 1]", used_if=_PUCT)
-    """The noise's share of the root's prior."""
+    """Share of the noise in the root's prior."""
 
     def arguments(self, *, explore: bool) -> dict[str, Any]:
         """The settings as `rlx.planning.search.SearchConfig` takes them; without `explore` there is no noise at the root."""
@@ -87,7 +87,7 @@ class TreeSearchConfig(GradientConfig):
     batch_size: int = setting(512, at_least=1)
     """Positions per gradient step."""
     replay_ratio: float = setting(4.0, above=0)
-    """How often a position is trained on, on average."""
+    """Times that a position is trained on, on average."""
     replay_size: int = 200_000
     """Newest positions to train on; at least batch_size."""
     weight_decay: float = setting(1e-4, at_least=0)
