@@ -45,7 +45,7 @@ def _examples_as_blocks(text: str) -> str:
 
 def settings() -> str:
     """Every key of every algorithm, and those of all runs, with defaults."""
-    from rlx.algos import ALGORITHMS
+    from rlx.config.algo_registry import ALGORITHMS
 
     out = [
         "# Settings",
@@ -100,6 +100,12 @@ def write(app: Sphinx) -> None:
             path.write_text(text)
 
 
+def _escape_shapes(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """In a shape such as [B, *] the star is no emphasis."""
+    lines[:] = [line.replace(", *]", r", \*]") for line in lines]
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("builder-inited", write)
+    app.connect("autodoc-process-docstring", _escape_shapes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
