@@ -1,4 +1,4 @@
-"""The composition root: from a RunConfig to the parts of a run. The only file that knows every package."""
+"""From a RunConfig to an algorithm, its environments and its device."""
 
 from __future__ import annotations
 
@@ -6,9 +6,6 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -18,17 +15,13 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.checkpoint import Checkpointer
-from rlx.collect import Collector
 from rlx.config import algo_registry
-from rlx.config.saved import save_config
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.edge import describe_space, original_space, space_leaves, stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError
-from rlx.evaluation.evaluator import Evaluator
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
 from rlx.tree_ops import Tree, leaves
@@ -36,29 +29,6 @@ from rlx.types import Algorithm, EnvSpec, RewardFn, VectorEnv
 
 _IMAGE = 256
 """Bytes from which an array of two or three dimensions is an image."""
-
-
-@dataclass(kw_only=True)
-class Parts:
-    """What `loop.train` needs, less the logger."""
-
-    algo: Algorithm
-    collector: Collector
-    evaluator: Evaluator
-    checkpointer: Checkpointer
-    notes: list[str]
-    """What the user should hear of the environment."""
-
-    def tell(self, note: Callable[[str], None]) -> None:
-        """Say what there is to say of the environment, and from now on that a replay takes long."""
-        if hasattr(self.collector.env, "note"):
-            self.collector.env.note = note
-        for text in self.notes:
-            note(f"warning: {text}")
-
-    def close(self) -> None:
-        self.collector.env.close()
-        self.evaluator.close()
 
 
 def resolve_device(config: RunConfig) -> torch.device:
@@ -202,37 +172,3 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     size = 2 * steps * (16 + sum(array.nbytes for array in arrays))  # observations and their successors
     check_fits(size, f"a rollout of {algo.rollout_length:,} steps of env.num_envs={config.env.num_envs}")
     return algo
-
-
-def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False) -> Parts:
-    """Everything a run is made of."""
-    setup_torch(config, device)
-    make_env = env_factory(config)
-    env, defect = make_env.training(config.env.num_envs, inexact=inexact)
-    spec = env_spec(config.env, env)
-    try:
-        algo = build_algorithm(config, spec, device)
-    except BaseException:
-        env.close()
-        raise
-    return Parts(
-        algo=algo,
-        collector=Collector(env, algo, seed=config.seed, inexact=defect),
-        evaluator=Evaluator(
-            make_env,
-            num_episodes=config.loop.eval_episodes,
-            seed=config.seed,
-            paired=config.env.is_game,
-            probe=known_best(make_env),
-            max_steps=config.loop.eval_max_steps,
-        ),
-        checkpointer=Checkpointer(
-            checkpoints,
-            algo=config.algo.name,
-            keep=config.loop.keep_checkpoints,
-            inexact=defect,
-            config=save_config(config),
-            spaces=spaces_in_words(env),
-        ),
-        notes=[f"env={spec.id}: {text}" for text in getattr(env, "notes", [])] + image_notes(spec),
-    )

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from rlx import loop
-from rlx.build import Parts, build, resolve_device
+from rlx.build import resolve_device
 from rlx.checkpoint import find_checkpoints
 from rlx.config.override_types import Override
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
 from rlx.files import open_to_append
 from rlx.finetune import load_initial
+from rlx.parts import Parts, build
 from rlx.signals import SignalHandler
 from rlx.store.layout import LOG
 from rlx.store.provenance import save_uncommitted

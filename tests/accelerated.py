@@ -18,13 +18,14 @@ import numpy as np
 import torch
 
 from rlx import loop
-from rlx.build import build, build_algorithm, env_factory, env_spec, setup_torch
+from rlx.build import build_algorithm, env_factory, env_spec, setup_torch
 from rlx.checkpoint import find_checkpoints, load_algorithm
 from rlx.config.algos.i2a_config import Decide
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import episode_seeds, run_episodes
+from rlx.parts import build
 from rlx.tree_ops import pick
 from rlx.types import Ablatable, HasParts, PredictsObservations
 

@@ -188,8 +188,8 @@ def selfplay() -> None:
     """What self-play costs beside the calls of its network: connect four, 5 blocks of 64 channels, 256 games, 32 simulations."""
     import torch
 
-    from rlx.build import build
     from rlx.config.compose import Composer
+    from rlx.parts import build
 
     torch.set_num_threads(1)
     words = ["algo=alphazero", "env=connect_four", "recipe=null", "env.num_envs=256", "loop.eval_every=0", *QUIET]

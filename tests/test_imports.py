@@ -87,7 +87,9 @@ RULES = {
     "rlx.transfer": COMMON,
     "rlx.replay": COMMON,
     "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.store", "rlx.files"),
-    "rlx.store": (*COMMON, "rlx.store", "rlx.config", "rlx.checkpoint", "rlx.files", "rlx.text"),
+    "rlx.store": (*COMMON, "rlx.store", "rlx.config", "rlx.checkpoint", "rlx.files", "rlx.text", "rlx.trust"),
+    "rlx.config": (*COMMON, "rlx.config", "rlx.envs", "rlx.extras", "rlx.files", "rlx.trust", "rlx.user_code"),
+    "rlx.trust": (*COMMON, "rlx.files", "rlx.config.schema"),
     "rlx.render": (*COMMON, "rlx.render", "rlx.config", "rlx.envs", "rlx.evaluation", "rlx.files", "rlx.stats", "rlx.store", "rlx.sweep",
                    "rlx.text", "rlx.track"),
     "rlx.types": ("rlx.tree_ops",),
@@ -163,6 +165,19 @@ def find_circle(graph: dict[str, set[str]]) -> list[str]:
 
 def test_no_modules_import_each_other_in_a_circle_not_even_inside_functions() -> None:
     assert find_circle({module: (runtime_imports(module) & set(MODULES)) - {module} for module in MODULES}) == []
+
+
+def package_of(module: str) -> str:
+    """The package or module right below rlx that a module belongs to."""
+    return ".".join(module.split(".")[:2])
+
+
+def test_no_packages_import_each_other_in_a_circle_not_even_inside_functions() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in set(MODULES) - {"rlx"}:
+        package = package_of(module)
+        graph.setdefault(package, set()).update({package_of(n) for n in runtime_imports(module) & set(MODULES)} - {package, "rlx"})
+    assert find_circle(graph) == []
 
 
 def test_a_circle_would_be_found() -> None:

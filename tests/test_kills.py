@@ -21,8 +21,8 @@ import torch
 from launch import lines
 from resumable import FIT, assert_equal, compose, final_state, in_child, words
 
-from rlx.build import build
 from rlx.cli.main import main
+from rlx.parts import build
 from rlx.store.runs import RunDir
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results" / "kills.md"

@@ -22,9 +22,9 @@ from launch import lines
 from resumable import FIT, assert_equal, compose, final_state, in_child, new_run
 
 from rlx import loop
-from rlx.build import build
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
+from rlx.parts import build
 from rlx.run import train
 from rlx.store.record import Record, read_metrics
 from rlx.store.runs import RunDir, new_meta

@@ -37,7 +37,7 @@ from rlx.config.saved import flatten, leaf_keys, to_run_config
 from rlx.config.schema import RunConfig
 from rlx.config.whole_numbers import accept_whole_floats
 from rlx.errors import ConfigError
-from rlx.store.trust import code_named, refuse_module
+from rlx.trust import code_named, refuse_module
 
 GROUPS = ("algo", "env", "recipe", "experiment")
 _GENERIC_ENV = "_gymnasium"
@@ -103,7 +103,7 @@ class Composer:
 
     Args:
         config_dir: a directory with groups (`algo/`, `env/`, `recipe/`, `experiment/`) that add to or shadow the shipped ones.
-        stranger: the file that the words come from, for messages, if they are not this user's. Then no module is imported and nothing
+        stranger: the sweep whose words are composed, for messages, if it is not this user's. Then no module is imported and nothing
             is interpolated.
     """
 
@@ -173,7 +173,7 @@ class Composer:
         typed = to_run_config(config)
         if self._stranger is not None:
             for key, reference in code_named(typed):
-                refuse_module(key, reference, self._stranger)
+                refuse_module(key, reference, self._stranger, kind="sweep")
         refuse_unused(typed, [o.key_or_group for o in values])
         return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
 
@@ -270,7 +270,7 @@ class Composer:
             return
         if group == "algo" and ":" in name:
             if self._stranger is not None:
-                refuse_module("algo", name, self._stranger)
+                refuse_module("algo", name, self._stranger, kind="sweep")
             return
         raise ConfigError(f"{group}={name}: no such {group}; {did_you_mean(name, options, key=f'{group}=')}")
 
@@ -304,7 +304,7 @@ class Composer:
         if near and not any(c in env for c in ":-/"):
             raise ConfigError(f"env={env}: no such environment; did you mean env={near[0]}?")
         if self._stranger is not None:
-            refuse_module("env", env, self._stranger)
+            refuse_module("env", env, self._stranger, kind="sweep")
         from rlx.envs.registry import check_env_id  # imports gymnasium, which most commands can do without
 
         check_env_id(env)

@@ -33,7 +33,7 @@ from rlx.store.lock import is_locked, locked
 from rlx.store.provenance import commit
 from rlx.store.record import read_metrics
 from rlx.store.times import now
-from rlx.store.trust import code_named, is_signed, origins, refuse_module, sign
+from rlx.trust import code_named, is_signed, origins, refuse_module, sign
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
@@ -155,7 +155,7 @@ class RunDir:
         self._check_record(text, config)
         if not trust and not self.is_own():
             for key, reference in code_named(config):
-                refuse_module(key, reference, self.path)
+                refuse_module(key, reference, self.path, kind="run")
         self._is_vouched_for |= trust
         return parse_config(text, self.path / "config.yaml", import_plugins=True)
 

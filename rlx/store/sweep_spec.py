@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from rlx.config.override_types import Override
 from rlx.store.layout import POINT
-from rlx.store.trust import sign
+from rlx.trust import sign
 
 FORMAT = 2
 AGGREGATES = ("iqm", "mean", "median", "min", "max")

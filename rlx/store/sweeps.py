@@ -22,7 +22,7 @@ from rlx.store.lock import is_locked, locked
 from rlx.store.runs import RunDir, new_meta
 from rlx.store.sweep_spec import FORMAT, Point, Search, Spec, as_texts, read_points, read_spec, write_spec
 from rlx.store.times import now
-from rlx.store.trust import is_signed, origins_of, sign, why_unsigned
+from rlx.trust import is_signed, origins_of, sign, why_unsigned
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed

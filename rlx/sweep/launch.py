@@ -14,12 +14,12 @@ from rlx.signals import SignalHandler
 from rlx.store.labels import NO_LABELS, Labels
 from rlx.store.sweep_spec import Spec
 from rlx.store.sweeps import SweepDir
-from rlx.store.trust import origins
 from rlx.sweep.drive import Drive, Watcher
 from rlx.sweep.executors.choose import job_maker, make_executor
 from rlx.sweep.plan import GridPlan, SearchPlan
 from rlx.sweep.prepare import Prepared, extend, find, prepare
 from rlx.track.wandb import why_offline
+from rlx.trust import origins
 
 if TYPE_CHECKING:
     from rlx.store.sweep_spec import Point

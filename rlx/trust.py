@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from rlx.errors import ConfigError
 from rlx.files import UnreadableError, read_file
-from rlx.store.layout import is_sweep
 
 if TYPE_CHECKING:
     from rlx.config.schema import RunConfig
@@ -106,12 +105,12 @@ def code_named(config: RunConfig) -> list[tuple[str, str]]:
     return [(key, reference) for key, reference in named if module_of(reference)]
 
 
-def refuse_module(key: str, reference: str, path: Path) -> None:
-    """Raise a ConfigError if a setting of an untrusted run or sweep would import a module."""
+def refuse_module(key: str, reference: str, path: Path, *, kind: str) -> None:
+    """Raise a ConfigError if a setting of an untrusted run or sweep (the `kind`) would import a module."""
     if module := module_of(reference):
         raise ConfigError(
             f"{path} uses {key}={reference}, which imports the module {module!r} and so runs its code; "
-            f"if you trust where this {'sweep' if is_sweep(path) else 'run'} comes from, say --trust{why_unsigned()}"
+            f"if you trust where this {kind} comes from, say --trust{why_unsigned()}"
         )
 
 
