@@ -1,7 +1,7 @@
-"""What an environment must return, checked against its spaces: NumPy turns 300 into the byte 44 and a scalar into a vector, without a word.
+"""Checks of what an environment returns against its spaces: NumPy would silently turn 300 into the byte 44 and a scalar into a vector.
 
 Every environment that is not rlx's own passes through these checks (`edge.py`), wherever it is stepped: training, workers, evaluations,
-videos and the probe. They stay on for the whole run: what is of the usual types costs a few comparisons a step.
+videos and the probe. They stay on for the whole run: values of the usual types cost a few comparisons a step.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _SEEDS = ("unexpected keyword argument 'seed'", "unexpected keyword argument 'op
 
 
 class BrokenContract(Exception):
-    """What is wrong with a return value, as a sentence about the environment, without saying which one it is."""
+    """What is wrong with a return value, as a sentence that does not name the environment."""
 
 
 def check_array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: str) -> Array:
-    """`value` as an array, of the shape and of values that the dtype can hold; floats may lose precision, nothing else is lost.
+    """`value` as an array of the shape and dtype. Floats may lose precision; any other loss is refused.
 
     Raises:
-        BrokenContract: otherwise.
+        BrokenContract: if the shape differs, or the dtype cannot hold the values.
     """
     try:
         array = np.asarray(value)
@@ -54,7 +54,7 @@ def check_array(value: Any, shape: tuple[int, ...], dtype: np.dtype[Any], what: 
 
 
 def keeps_values(given: np.dtype[Any], wanted: np.dtype[Any]) -> bool:
-    """Whether every value of one dtype is one of the other, but for the rounding of floats."""
+    """Whether one dtype holds every value of the other, apart from the rounding of floats."""
     return wanted.kind == "f" or np.can_cast(given, wanted, "safe")
 
 
@@ -69,7 +69,7 @@ def check_member(value: Any, space: gymnasium.Space[Any], what: str) -> None:
 
 
 def check_reset(result: Any) -> Any:
-    """The observation of what `reset` returned."""
+    """The observation that `reset` returned."""
     if not (isinstance(result, tuple | list) and len(result) == 2):
         raise BrokenContract(f"reset returned {_shape_of(result)}, gymnasium expects (observation, info)")
     check_info(result[1])
@@ -77,7 +77,7 @@ def check_reset(result: Any) -> Any:
 
 
 def check_step(result: Any) -> tuple[Any, Any, Any, Any, Any]:
-    """What `step` returned, as five values."""
+    """The five values that `step` returned."""
     if not (isinstance(result, tuple | list) and len(result) == 5):
         old = ", as gym did before terminated and truncated were told apart" if isinstance(result, tuple) and len(result) == 4 else ""
         raise BrokenContract(
@@ -134,12 +134,12 @@ def first_non_finite(values: Array) -> tuple[str, str]:
 
 
 def env_error(name: str, index: int, call: str, where: str, error: BaseException) -> RlxError:
-    """What to raise for an exception that came out of an environment; it carries the traceback of the environment's code.
+    """The error to raise for an exception that came out of an environment, with the traceback of the environment's code.
 
     Args:
         name: of the environment.
         index: in the batch.
-        call: what was asked of it: reset, step, replay or render.
+        call: the method that was called: reset, step, replay or render.
         where: the same with the place in the episode, e.g. "step 7 of the episode with seed 3".
         error: what was raised.
     """
@@ -156,7 +156,7 @@ def env_error(name: str, index: int, call: str, where: str, error: BaseException
 
 
 def _advice(call: str, error: BaseException) -> str:
-    """What to do about exceptions that an interface of another time leads to."""
+    """Advice about exceptions of environments that have gym's old interface."""
     text = str(error)
     if isinstance(error, ValueError | TypeError) and any(phrase in text for phrase in _UNPACKS):
         wanted = "(observation, info)" if call == "reset" else "(observation, reward, terminated, truncated, info)"
@@ -167,7 +167,7 @@ def _advice(call: str, error: BaseException) -> str:
 
 
 def non_finite(name: str, index: int, where: str, obs: Tree, reward: Any, action: Any) -> RlxError:
-    """What to raise for an observation or a reward that is not finite, under an action that may be the cause; None after a reset."""
+    """The error to raise for an observation or reward that is not finite. `action` may be the cause; it is None after a reset."""
     if action is not None and not np.isfinite(action).all():
         value, place = first_non_finite(np.asarray(action))
         return NonFiniteError(f"the policy gave environment {index} ({name}) an action with {value}{place} in {where}: training diverged "

@@ -1,7 +1,7 @@
-"""Where foreign environments meet rlx: what they return is checked, observations become Boxes, and actions come from [-1, 1].
+"""The wrapper around environments that are not rlx's own: it checks returns, makes observations Boxes, and rescales actions from [-1, 1].
 
-An observation is one Box, or a Dict or Tuple of Boxes for an algorithm that takes its parts. Where a space is not the environment's own,
-its `original` is.
+An observation is one Box, or a Dict or Tuple of Boxes for an algorithm that takes its parts. A space that was changed keeps the
+environment's own as `original`.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
 Encode = Callable[[Any, str], Array]
-"""A value of a leaf and what to call it in errors, to a vector of float32."""
+"""A function from a leaf's value and its name in errors to a float32 vector."""
 
 _UNBOUNDED = 1e30
-"""A bound beyond this is none: many write the greatest float32."""
+"""A bound beyond this counts as none: many environments write the largest float32."""
 _NATIVE = {np.dtype(t) for t in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")}
 """Kinds of numbers that torch computes with."""
 _EARLY_STEPS = 100
@@ -43,7 +43,7 @@ _FLAGS = {bool, np.bool_}
 
 
 class SeenBox(spaces.Box):
-    """A Box as rlx sees it, with the space that the environment has."""
+    """A Box as algorithms see it, with the environment's own space."""
 
     def __init__(self, low: Array, high: Array, dtype: Any, original: gymnasium.Space[Any]) -> None:
         super().__init__(low, high, dtype=dtype)
@@ -51,7 +51,7 @@ class SeenBox(spaces.Box):
 
 
 class SeenDict(spaces.Dict):
-    """A Dict of Boxes as rlx sees it, with the space that the environment has."""
+    """A Dict of Boxes as algorithms see it, with the environment's own space."""
 
     def __init__(self, parts: dict[str, gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
         super().__init__(parts)
@@ -72,7 +72,7 @@ def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
 
 
 def describe_space(space: gymnasium.Space[Any]) -> str:
-    """The environment's own space in words that do not depend on gymnasium's: shape, kind of numbers and range."""
+    """The environment's own space as text that is the same in every version of gymnasium: shape, dtype and range."""
     space = original_space(space)
     if isinstance(space, spaces.Box):
         return f"Box({space.shape}, {space.dtype}, {space.low.min():g} to {space.high.max():g})"
@@ -84,7 +84,7 @@ def describe_space(space: gymnasium.Space[Any]) -> str:
 
 
 def space_leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
-    """The spaces that a Dict or Tuple is made of, in the order in which gymnasium flattens them, each with its path such as ['image']."""
+    """The leaves of a Dict or Tuple space, in gymnasium's flattening order, each with its path such as ['image']."""
     if isinstance(space, spaces.Dict):
         return [leaf for key, part in space.spaces.items() for leaf in space_leaves(part, f"{path}[{key!r}]")]
     if isinstance(space, spaces.Tuple):
@@ -93,10 +93,10 @@ def space_leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str,
 
 
 class Observations:
-    """Turns what an environment observes into an array of `space`.
+    """Converts an environment's observations to arrays of `space`.
 
-    A Box stays what it is, but that a scalar becomes a vector of one and numbers that torch lacks become float32. All else becomes a
-    vector of float32: one-hot where it is Discrete or MultiDiscrete, bytes of an image in [0, 1].
+    A Box stays a Box; a scalar becomes a vector of one, and dtypes that torch lacks become float32. Every other space becomes a float32
+    vector: Discrete and MultiDiscrete are one-hot, bytes of an image are scaled to [0, 1].
 
     Args:
         original: the space.
@@ -106,7 +106,7 @@ class Observations:
 
     Raises:
         ConfigError: if a part of the space has no such form.
-        BrokenContract: when called with what is not in the space.
+        BrokenContract: when called with a value that is not in the space.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Observations:
         return array
 
     def _compare(self, value: Array) -> None:
-        """Note once that observations leave the bounds of their space, which rlx does not rely on."""
+        """Note once that observations leave the bounds of their space. Nothing in rlx depends on these bounds."""
         self._compared += 1
         value = value.astype(self.space.dtype, copy=False)  # rounding may carry a number across a bound
         below, above = value < self.space.low, value > self.space.high
@@ -162,7 +162,7 @@ class Observations:
 
 
 class ObservationTree:
-    """Turns what an environment with a Dict or Tuple space observes into a tree of arrays, one for each part; see `Observations`.
+    """Converts observations of a Dict or Tuple space to a tree of arrays, one for each part; see `Observations`.
 
     Args:
         original: the space.
@@ -191,14 +191,14 @@ class ObservationTree:
 
 
 def observations(original: gymnasium.Space[Any], env_id: str, *, flatten: bool) -> Observations | ObservationTree:
-    """How the observations of a space become one array (`flatten`), or a tree of arrays where it is a Dict or Tuple."""
+    """The conversion of a space's observations to one array (`flatten`), or to a tree of arrays if it is a Dict or Tuple."""
     if not flatten and isinstance(original, spaces.Dict | spaces.Tuple):
         return ObservationTree(original, env_id)
     return Observations(original, env_id)
 
 
 def _walk(value: Any, space: gymnasium.Space[Any], what: str, visit: Callable[[Any, str], Any]) -> Tree:
-    """Call `visit(leaf, what it is called in errors)` for the leaves of a value of a space, in order; returns the tree of its results.
+    """The tree of the results of `visit(leaf, its name in errors)`, called for the leaves of a space's value in order.
 
     Raises:
         BrokenContract: if the value does not have the structure of the space.
@@ -237,7 +237,7 @@ def _vector_space(leaf: gymnasium.Space[Any], path: str, whole: gymnasium.Space[
     """The Box of a leaf's vectors."""
     try:
         flat = spaces.flatten_space(leaf) if leaf.is_np_flattenable else None
-    except NotImplementedError:  # how gymnasium says it of spaces that are not its own
+    except NotImplementedError:  # gymnasium raises this for spaces that are not its own
         flat = None
     if not isinstance(flat, spaces.Box):
         part = f"of which {path} ({type(leaf).__name__})" if path else "which"
@@ -252,7 +252,7 @@ def _vector_space(leaf: gymnasium.Space[Any], path: str, whole: gymnasium.Space[
 
 
 def _byte_scale(leaf: gymnasium.Space[Any]) -> float:
-    """What brings the bytes of an image into [0, 1]; 1 for what are no bytes."""
+    """The factor that scales the bytes of an image to [0, 1]; 1 if the leaf has no bytes."""
     is_bytes = isinstance(leaf, spaces.Box) and leaf.dtype == np.uint8
     return 1.0 / max(1.0, float(leaf.high.max())) if is_bytes else 1.0  # type: ignore[attr-defined]
 
@@ -270,7 +270,7 @@ def _encoder(leaf: gymnasium.Space[Any]) -> Encode:
 
 
 def stretch(space: spaces.Box) -> tuple[Array, Array]:
-    """Centre and half width of a Box: an action a of rlx's is `centre + half * a` of the environment's. 0 and 1 where it is unbounded."""
+    """Centre and half width of a Box: an action a in [-1, 1] is `centre + half * a` to the environment. 0 and 1 where it is unbounded."""
     bounded = _bounded(space)
     low, high = (np.where(bounded, end, unit).astype(np.float64) for end, unit in ((space.low, -1.0), (space.high, 1.0)))
     return (low + high) / 2.0, (high - low) / 2.0
@@ -281,7 +281,7 @@ def _bounded(space: spaces.Box) -> NDArray[np.bool_]:
 
 
 def rescaled(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callable[[Array], Array] | None]:
-    """The space of actions with its bounded dimensions in [-1, 1], and how actions become the environment's; None where they are.
+    """The action space with bounded dimensions in [-1, 1], and the function to the environment's actions; None if nothing changes.
 
     Dimensions without two bounds stay as they are, and so do whole numbers.
     """
@@ -301,7 +301,7 @@ def rescaled(space: gymnasium.Space[Any]) -> tuple[gymnasium.Space[Any], Callabl
 
 
 class Edge(gymnasium.Env[Any, Any]):
-    """One environment as rlx sees it.
+    """One environment with checked returns, converted observations and rescaled actions.
 
     Args:
         env: any environment that gymnasium makes.
@@ -328,7 +328,7 @@ class Edge(gymnasium.Env[Any, Any]):
 
     @property
     def notes(self) -> list[str]:
-        """What is odd about it and does no harm."""
+        """Oddities of the environment that do no harm, as text for the user."""
         return self._observe.notes
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""From an environment's name to a batch of it."""
+"""Environments by name: single ones, and batches for training and evaluation."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from rlx.user_code import import_user_module
 
 if TYPE_CHECKING:
     from rlx.envs.grids.splits import Split
-    from rlx.types import VectorEnv  # torch lives there, and worker processes do without
+    from rlx.types import VectorEnv  # it imports torch, which worker processes do not need
 
 poles.register()
 grid_settings.register()
@@ -41,7 +41,7 @@ def _world(env_id: str, num_envs: int, split: Split = "all", **kwargs: Any) -> V
 
 
 def _split_of(env_id: str, split: Split) -> dict[str, Any]:
-    """The argument that tells a world which levels to show."""
+    """The constructor argument that selects a world's levels."""
     return {"split": split} if env_id in grid_settings.WORLDS else {}
 
 
@@ -50,7 +50,7 @@ NATIVE: dict[str, Callable[..., VectorEnv]] = {
     **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
     **{env_id: functools.partial(_world, env_id) for env_id in grid_settings.WORLDS},
 }
-"""Environments with an implementation of rlx's own, vectorised in arrays: from a number of them, and of grid worlds their settings."""
+"""Environments that rlx implements itself, vectorised in arrays: constructors from the number of envs, and a grid world's settings."""
 
 REPLAYABLE = {
     *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
@@ -62,21 +62,21 @@ REPLAYABLE = {
 """Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""
 
 REBUILT = {"BipedalWalker-v3"}
-"""Their Box2D world outlives the episode, so that an episode depends on the one before: built anew at each reset."""
+"""Environments that are built anew at each reset: their Box2D world outlives the episode, so an episode would depend on the last one."""
 
 _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "ale_py": "atari"}
 
 
 @dataclass(frozen=True)
 class EnvFactory:
-    """Builds one environment; picklable, so that worker processes can be sent it.
+    """Builds one environment. It can be pickled, so that it can be sent to worker processes.
 
     Args:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
         rescale_actions: bring bounded actions to [-1, 1].
         flatten: see `Edge`.
-        split: which levels the worlds that have any show (`splits`).
+        split: the split of levels, for worlds that have levels (`splits`).
         wrappers: applied to what gymnasium makes.
     """
 
@@ -119,7 +119,7 @@ class EnvFactory:
             raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
         except ConfigError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a constructor may raise about its arguments
+        except (Exception, SystemExit) as error:  # a constructor may raise anything about its arguments
             message = f"{type(error).__name__}: {error}"
             line = f" ({line})" if (line := user_line(error)) else ""
             found = ConfigError(f"env={self.id} cannot be made with env.kwargs={kwargs}: {message}{line}")
@@ -186,10 +186,10 @@ def check_env_id(env_id: str) -> None:
 
 
 def _made_by(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
-    """A spec for `module:Class`, a class or a function that makes an environment without being registered; None for any other id.
+    """A spec for `module:Class`, an unregistered class or function that makes an environment; None for any other id.
 
     Raises:
-        ConfigError: if what is called so in the module makes no environments.
+        ConfigError: if that object of the module makes no environments.
     """
     module, colon, name = env_id.rpartition(":")
     if not colon or env_id.startswith(PREFIX) or name in gymnasium.registry or not name.isidentifier():
@@ -228,10 +228,10 @@ class VectorEnvFactory:
     Args:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
-        native: use rlx's own implementation where there is one that takes these kwargs: none but for grid worlds.
+        native: use rlx's own implementation where there is one. Outside grid worlds it takes no kwargs.
         workers: worker processes to step in; 0 steps in this process.
-        worker_timeout_s: seconds after which a worker that does not answer is given up.
-        rescale_actions: bring bounded actions to [-1, 1], where those of rlx's own implementations are already.
+        worker_timeout_s: seconds without an answer after which a worker is closed and an error raised.
+        rescale_actions: rescale bounded actions to [-1, 1]; those of rlx's own implementations are in [-1, 1] already.
         flatten: see `Edge`.
 
     Raises:
@@ -259,7 +259,7 @@ class VectorEnvFactory:
 
     @property
     def single(self) -> EnvFactory:
-        """Builds one of them, as gymnasium has it."""
+        """Builds one environment, gymnasium's own."""
         return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten, wrappers=self.wrappers)
 
     def __call__(self, num_envs: int) -> VectorEnv:
@@ -267,19 +267,19 @@ class VectorEnvFactory:
         return self._make(num_envs, "evaluation")
 
     def _make(self, num_envs: int, split: Split) -> VectorEnv:
-        """B environments that can be restored as bare replay allows."""
+        """B environments that can be restored by replay alone."""
         if self.is_native:
             return NATIVE[self.id](num_envs, **self.kwargs, **_split_of(self.id, split))
         single = replace(self.single, split=split)
         if self.workers:
             from rlx.envs.workers import ProcessVectorEnv
 
-            check_env_id(self.id)  # imports what the spaces that workers send may be made of
+            check_env_id(self.id)  # imports the classes of the spaces that workers send
             return ProcessVectorEnv(single, num_envs, num_workers=self.workers, timeout_s=self.worker_timeout_s)
         return GymVectorEnv(single, num_envs)
 
     def training(self, num_envs: int, *, inexact: bool = False) -> tuple[VectorEnv, str | None]:
-        """B environments to train in, with a state wherever that is possible, and why it is not where it is not."""
+        """B environments to train in, with a `state_dict` where that is possible, else with the reason why not."""
         if self.is_native:
             return self._make(num_envs, "training"), None
         defect, notes = "resumed with --inexact" if inexact else None, list[str]()
@@ -288,7 +288,7 @@ class VectorEnvFactory:
         env: Any = self._make(num_envs, "training")
         if not defect:
             env = ReplayVectorEnv(env)
-        env.notes = notes  # for whoever has a console
+        env.notes = notes  # for a console to print
         return env, defect
 
 
@@ -297,7 +297,7 @@ class GameEnvFactory:
     """Builds batches of a two-player game: against itself for training, against an opponent for evaluation.
 
     Raises:
-        ConfigError: if the game cannot be played here, or there is no such opponent of it.
+        ConfigError: if the game cannot be played here, or has no such opponent.
     """
 
     id: str

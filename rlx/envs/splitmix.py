@@ -1,4 +1,4 @@
-"""Random numbers inside numba kernels: splitmix64 (Steele, Lea and Flood 2014), whose whole state is one number."""
+"""Random numbers inside numba kernels: splitmix64 (Steele, Lea and Flood 2014), whose rng state is one number."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def happens(rng_state: Array, i: int, probability: float) -> Any:
 
 @numba.njit(cache=True, nogil=True)
 def streams(seeds: Array) -> Array:
-    """The initial generator state of each seed, int64 [n]; neighbouring seeds give unrelated streams."""
+    """The initial rng state of each seed, int64 [n]; neighbouring seeds give unrelated streams."""
     rng_state = np.empty(len(seeds), dtype=np.int64)
     for i in range(len(seeds)):
         rng_state[i] = np.int64(mix(np.uint64(seeds[i])))

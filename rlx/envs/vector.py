@@ -1,9 +1,9 @@
 """Batches of gymnasium environments without autoreset, and snapshots of them by replay.
 
 The interface is Gymnasium's vector API (`AutoresetMode.DISABLED`): the caller resets what has ended, each episode with a seed
-of its own, so that no reset observation is ever mistaken for a successor. Gymnasium's own SyncVectorEnv speaks the same
-language; it is not used because merging info dictionaries that nobody reads costs 10 to 15 microseconds a step, a quarter of
-a HalfCheetah step, and because a snapshot needs the environments one by one.
+of its own, so that no reset observation is ever mistaken for a successor. Gymnasium's own SyncVectorEnv has the same
+interface. It is not used because it merges info dictionaries, which costs 10 to 15 microseconds a step, a quarter of a
+HalfCheetah step, and because a snapshot needs the environments one by one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PATIENCE_S = 0.5
 
 
 OnReplay = Callable[[int], None]
-"""Told how many steps have been replayed since it was told last."""
+"""Called with the number of steps that have been replayed since the last call."""
 
 
 class RestorableEnv(Protocol):
@@ -68,7 +68,8 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         first: number of the first one in errors, where these are a part of a larger batch.
 
     Raises:
-        EnvError: from reset, step and restore, when an environment raises, breaks gymnasium's contract or gives what is not finite.
+        EnvError: from reset, step and restore, when an environment raises, breaks gymnasium's contract or returns numbers that are
+            not finite.
         ConfigError: if the environments differ in their spaces.
     """
 
@@ -93,7 +94,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._now, self._start, self._seeds = 0, [0] * num_envs, [0] * num_envs  # for errors: steps taken, when and how episodes began
 
     def write_to(self, obs: Tree, reward: Array, terminated: Array, truncated: Array) -> None:
-        """Put what the environments return into these arrays [B, *] from now on."""
+        """Write the environments' returns into these arrays [B, *] from now on."""
         self._obs, self._reward, self._terminated, self._truncated = obs, reward, terminated, truncated
         self._floats = [leaf for leaf in leaves(obs) if leaf.dtype.kind == "f"]
         self._set_obs = obs.__setitem__ if isinstance(obs, np.ndarray) else functools.partial(put, obs)
@@ -158,7 +159,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._obs, rewards
 
     def close(self, **kwargs: Any) -> None:
-        """Close all; one that raises has nothing left to give, and must not keep the others open."""
+        """Close all environments; errors are ignored, so that one of them does not keep the others open."""
         for env in self.envs:
             with contextlib.suppress(Exception, SystemExit):
                 env.close()
@@ -191,9 +192,9 @@ def check_same_spaces(expected: Spaces, found: Spaces, index: int) -> None:
 
 
 class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """Gives a restorable vector env a state: the seed and the actions of every open episode.
+    """Adds a `state_dict` to a restorable vector env: the seed and the actions of every open episode.
 
-    Pickling would be shorter and wrong: MuJoCo and Box2D environments pickle to their constructor arguments.
+    Pickling would lose the state: MuJoCo and Box2D environments pickle to their constructor arguments.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  (the API's own class attribute)
@@ -210,7 +211,7 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._rewards: deque[Array] = deque()  # of the same
         self._obs: Tree = np.zeros(0)
         self.note: Callable[[str], None] = lambda _: None
-        """Told about a replay that takes long."""
+        """Called with a message about a replay that takes long."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
@@ -245,8 +246,7 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         """Replay the open episodes.
 
         Raises:
-            CheckpointError: if an environment does not give the rewards again that it gave, or does not arrive at the observation it was
-                saved with.
+            CheckpointError: if an environment gives other rewards than were saved, or ends at another observation.
         """
         self._seeds = np.asarray(state["seeds"], dtype=np.int64)
         actions = [np.asarray(a) for a in state["actions"]]
@@ -269,14 +269,14 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
 
 def _by_step(logs: Sequence[Array], start: Array, now: int) -> deque[Array]:
-    """The logs of episodes that are open at step `now` as one array [B, *] for each step; zeros where an episode had not begun."""
+    """The logs of the episodes that are open at step `now`: one array [B, *] per step, zeros where an episode had not begun."""
     longest = logs[int(start.argmin())]
     rows = ([a[t - start[i]] if t >= start[i] else np.zeros_like(longest[0]) for i, a in enumerate(logs)] for t in range(now))
     return deque(map(np.stack, rows))
 
 
 def _first_difference(rewards: Array, saved: Array, obs: Tree, saved_obs: Tree) -> str | None:
-    """How a replayed episode differs from the one that was saved, or None."""
+    """How a replayed episode differs from the saved one; None if they are equal."""
     different = np.flatnonzero(rewards != saved[: len(rewards)])
     if len(different):
         t = int(different[0])
@@ -289,11 +289,11 @@ def _first_difference(rewards: Array, saved: Array, obs: Tree, saved_obs: Tree) 
 
 
 class _Announcement:
-    """Says once, half a second into a replay, how long all of it takes.
+    """Announces once, half a second into a replay, how long the whole replay takes.
 
     Args:
         total: steps to replay, of all environments.
-        note: told if it is long.
+        note: called with the message if the replay is long.
     """
 
     def __init__(self, total: int, note: Callable[[str], None]) -> None:
@@ -310,10 +310,10 @@ class _Announcement:
 
 
 def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[str]]:
-    """Why an environment cannot be restored by replay, or None, and what else was odd about it.
+    """Why an environment cannot be restored by replay (None if it can), and its other oddities.
 
-    An episode in a new environment is compared with the same in one that was used; they are there one after the other, because some
-    simulators exist only once.
+    The same episode is played in a new environment and in a used one, and compared. Only one environment exists at a time, because
+    some simulators allow only one.
 
     Raises:
         EnvError: if the environment fails on these steps.
@@ -325,8 +325,8 @@ def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[
         notes = list(getattr(new.envs[0], "notes", []))
     del new  # what it holds may be freed with it
     with contextlib.closing(GymVectorEnv(make, 1)) as used:
-        _follow(used, 1, actions[: steps // 3])  # of another length, so that what is counted over episodes shows
-        for _ in range(2):  # what outlives an episode may show only in the third
+        _follow(used, 1, actions[: steps // 3])  # of another length, to reveal counters that run across episodes
+        for _ in range(2):  # state that outlives an episode may show only in the third
             trace = _follow(used, 2, actions)
             same = (np.array_equal(a, b, equal_nan=True) for x, y in zip(trace, expected, strict=False) for a, b in zip(x, y, strict=True))
             if len(trace) != len(expected) or not all(same):
@@ -335,7 +335,7 @@ def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[
 
 
 def _follow(env: GymVectorEnv, seed: int, actions: Array) -> list[tuple[Array, ...]]:
-    """What an episode of one environment shows under actions [steps, 1, *]."""
+    """The observations, rewards and flags of one environment's episode under actions [steps, 1, *]."""
     trace = [tuple(leaf.copy() for leaf in leaves(env.reset(seed=[seed])[0]))]
     for action in actions:
         obs, reward, terminated, truncated, _ = env.step(action)

@@ -1,4 +1,4 @@
-"""B environments stepped in N worker processes; the same results as GymVectorEnv, bit by bit.
+"""B environments stepped in N worker processes, with the same results as GymVectorEnv bit by bit.
 
 Each worker holds a GymVectorEnv of its share. Observations, rewards, flags and actions lie in memory that all processes map;
 a socket per worker carries one small message to it and one back. Three choices are less obvious:
@@ -44,13 +44,13 @@ from rlx.errors import EnvError, RlxError
 from rlx.tree_ops import Tree, leaves, pick, with_leaves
 
 START_TIMEOUT_S = 60.0
-"""A worker has at least this long to begin: importing from a cold network disk takes longer than any step."""
+"""Least time for a worker to start: importing from a cold network disk takes longer than any step."""
 
 CLOSE_S = 2.0
 """How long a worker may take to close its environments once its parent has gone."""
 
 BEAT_S = 0.1
-"""How often a worker says that it is still replaying."""
+"""Interval at which a worker reports that it is still replaying."""
 
 SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1}
 """A terminal or SLURM sends these to all processes of a run; the parent alone acts on them, after its iteration."""
@@ -77,13 +77,13 @@ class _Worker:
 class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """B gymnasium environments in N worker processes.
 
-    After an environment has raised, all are still there; after a worker was lost or given up, all are closed.
+    After an environment has raised, the environments stay open. After a worker died or timed out, all are closed.
 
     Args:
         make: builds one environment; pickled, so defined in a module that the workers can import.
         num_envs: B.
         num_workers: N, at most B are used; B need not be a multiple.
-        timeout_s: a worker that says nothing for so long is given up, above 0.
+        timeout_s: seconds above 0 without an answer after which a worker counts as hung.
 
     Raises:
         EnvError: from every method but close, when an environment raises, or a worker dies or does not answer.
@@ -139,13 +139,13 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._result[0], list(itertools.chain.from_iterable(self._call(requests, on_replay=on_replay)))
 
     def close(self, **kwargs: Any) -> None:
-        """End the workers, by force those that do not go by themselves; a second call does nothing."""
+        """End the workers, and kill those that do not exit by themselves; a second call does nothing."""
         self._shut_down()
 
     def _call(self, requests: dict[_Worker, bytes], *, timeout_s: float | None = None, on_replay: OnReplay = lambda _: None) -> list[Any]:
-        """Send the requests, wait for all answers, and return them or raise the first error.
+        """The answers to the requests; raises the first error among them.
 
-        All are awaited even if one is an error, or the next call would read the answers to this one.
+        It waits for all answers even if one is an error: otherwise the next call would read the answers to this one.
         """
         if not self._shut_down.alive:
             raise EnvError("these environments are closed: a worker was lost, or close() was called")
@@ -172,7 +172,7 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def _await(self, pending: dict[int, _Worker], timeout_s: float, on_replay: OnReplay) -> dict[_Worker, tuple[str, Any]]:
         """The answers by worker.
 
-        Time is counted in short waits, not read off a clock: a run that was suspended must not take its workers for hung.
+        Time is counted in short waits, not read from a clock: after a suspended run wakes, its workers must not count as hung.
         """
         answers = {}
         left = timeout_s
@@ -235,7 +235,7 @@ def _lost(worker: _Worker) -> EnvError:
 
 
 def _shut_down(workers: list[_Worker]) -> None:
-    """Hang up, and kill who is still there CLOSE_S later; SIGTERM would be ignored."""
+    """Close the sockets, and kill the workers that still run CLOSE_S later; they ignore SIGTERM."""
     for worker in workers:
         worker.connection.close()
     deadline = time.monotonic() + CLOSE_S
@@ -248,7 +248,7 @@ def _shut_down(workers: list[_Worker]) -> None:
 
 
 def _anonymous_file() -> Any:
-    """An empty file that no other process can find: in memory where the system has that, elsewhere on disk."""
+    """An empty file without a name: in memory where the system supports that, else on disk."""
     return os.fdopen(os.memfd_create("rlx"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
@@ -265,7 +265,7 @@ def _map(memory: int, spaces: Any, num_envs: int) -> tuple[Array, Tree, Array, A
 
 
 def serve(connection_fd: int, memory: int) -> None:
-    """A worker's life: make its environments, then answer until the parent hangs up."""
+    """The main function of a worker: make its environments, then answer requests until the parent closes the socket."""
     for number in SIGNALS:
         signal.signal(number, lambda *_: None)  # not SIG_IGN: programs that an environment starts would inherit it
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -291,7 +291,7 @@ def _serve(connection: Connection, memory: int) -> None:
         chunk = GymVectorEnv(make, last - first, first=first)
     except (Exception, SystemExit) as error:
         _send_error(connection, error)
-        connection.recv()  # until the parent hangs up; to leave now would look like a lost worker
+        connection.recv()  # until the parent closes the socket; to exit now would look like a lost worker
         return
     with contextlib.closing(chunk):
         spaces = chunk.single_observation_space, chunk.single_action_space
@@ -318,7 +318,7 @@ def _serve(connection: Connection, memory: int) -> None:
 
 
 class _Beat:
-    """Says during a replay that the worker is alive, and how far it is: a long episode takes longer than any step."""
+    """Reports a replay's progress to the parent, because the replay of a long episode takes longer than any step."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._last, self._steps = connection, time.monotonic(), 0
@@ -331,7 +331,7 @@ class _Beat:
 
 
 def _send_error(connection: Connection, error: BaseException) -> None:
-    """Send what the parent is to raise; the exception itself may not survive pickling."""
+    """Send the error for the parent to raise, as text, because the exception itself may not be picklable."""
     own = isinstance(error, RlxError)
     trace = (isinstance(error, RlxError) and error.trace) or "".join(traceback.format_exception(error.__cause__ or error))
     message = str(error) if own else f"making the environment raised {type(error).__name__}: {error}"

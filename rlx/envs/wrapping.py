@@ -17,7 +17,7 @@ from rlx.user_code import load_object
 
 
 class Wrapping(NamedTuple):
-    """A wrapper that is to be applied."""
+    """A wrapper to apply."""
 
     target: str
     """`module:Wrapper`."""
@@ -37,7 +37,7 @@ def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapping]) -> gymnasiu
             wrapped = make(env, **kwargs)
         except ConfigError:
             raise
-        except (Exception, SystemExit) as error:  # whatever a constructor may raise about its arguments
+        except (Exception, SystemExit) as error:  # a constructor may raise anything about its arguments
             line = f" ({line})" if (line := user_line(error)) else ""
             found = ConfigError(f"{setting} cannot be made with kwargs={kwargs}: {type(error).__name__}: {error}{line}")
             found.trace = "".join(traceback.format_exception(error))

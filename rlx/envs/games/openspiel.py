@@ -1,8 +1,8 @@
-"""Two-player games of perfect information: OpenSpiel's rules, under encoders and symmetries of rlx's own.
+"""Two-player games of perfect information: OpenSpiel's rules with rlx's own encoders and symmetries.
 
-OpenSpiel's observation tensors put the players in an order that differs from game to game and says nothing of symmetries. Here the
-player to move comes first in every named game, and a game is tried out when it is made: rules that a search cannot be trusted with
-are refused with their reason.
+The order of the players in OpenSpiel's observation tensors differs from game to game, and the tensors give no symmetries. Here the
+player to move comes first in every named game. A game is tried out when it is made: rules that a search cannot handle are refused
+with the reason.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Symmetry = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class Positions(NamedTuple):
-    """What a search must know of n positions; m legal moves in all."""
+    """The data of n positions that a search needs; they have m legal moves in all."""
 
     planes: NDArray[np.float32]  # [n, C, H, W], the player to move first; zeros where the game is over
     player: NDArray[np.int64]  # [n] who moves, 0 or 1; -1 where the game is over
@@ -46,8 +46,7 @@ class _Encoder:
     side: bool = False
     """Add a plane of ones for player 1, where the two play under different rules (goal, direction, komi)."""
     last_move: bool = False
-    """Add a plane of the point at which ko forbids to take the last stone back at once, and one of ones after a pass, which the next
-    pass would end the game upon."""
+    """Add two planes: the point that ko forbids, and ones after a pass, because another pass ends the game."""
     symmetries: tuple[str, ...] = ("identity",)
 
 
@@ -55,25 +54,25 @@ _ALL = ("identity", "mirror", "flip", "half_turn", "transpose", "quarter_turn", 
 _ENCODERS = {
     "tic_tac_toe": _Encoder(((2,), (1,)), symmetries=_ALL),
     "connect_four": _Encoder(((0,), (1,)), symmetries=("identity", "mirror")),
-    # The four that leave the four discs of the beginning as they are.
+    # The four symmetries that keep the four initial discs in place.
     "othello": _Encoder(((1,), (1,)), symmetries=("identity", "half_turn", "transpose", "antitranspose")),
     "hex": _Encoder(((5, 6, 7, 8), (0, 1, 2, 3)), side=True, symmetries=("identity", "half_turn")),
     "go": _Encoder(((0,), (1,)), side=True, last_move=True, symmetries=_ALL),
     "breakthrough": _Encoder(((0,), (1,)), side=True, symmetries=("identity", "mirror")),
 }
 _OTHER = {"othello": ((2,), (2,))}
-"""Planes of the opponent, where they are not the player's own planes seen from the other side."""
+"""The opponent's planes, where they are not the player's own with the sides swapped."""
 
 
 class Game:
-    """A two-player zero-sum game whose state is known to both.
+    """A two-player zero-sum game of perfect information.
 
     Args:
         name: of OpenSpiel, e.g. `connect_four`.
         parameters: of the game, e.g. `{"board_size": 7}`.
 
     Raises:
-        ConfigError: if there is no such game, a parameter is not one of its, or a search cannot play it.
+        ConfigError: if there is no such game, it has no such parameter, or a search cannot play it.
     """
 
     def __init__(self, name: str, parameters: dict[str, Any] | None = None) -> None:
@@ -109,7 +108,7 @@ class Game:
         return self._game.new_initial_state()
 
     def state_of(self, history: Sequence[int] | NDArray[Any]) -> GameState:
-        """The state after a list of actions, which ends at the first negative one."""
+        """The state after a list of actions; the list ends at the first negative one."""
         state = self.new_state()
         for action in history:
             if action < 0:
@@ -134,7 +133,7 @@ class Game:
         return pyspiel.MCTSBot(self._game, pyspiel.RandomRolloutEvaluator(1, seed), _UCT_C, simulations, 256, True, seed, False)
 
     def look(self, states: Sequence[GameState]) -> Positions:
-        """See the positions as a network and a search do."""
+        """The positions of the states, as networks and searches take them."""
         n = len(states)
         raw = np.zeros((n, self._raw_size), dtype=np.float32)
         player = np.full(n, -1, dtype=np.int64)
@@ -165,7 +164,7 @@ class Game:
         return Positions(planes, player, outcome, num_legal, flat)
 
     def observe(self, states: Sequence[GameState]) -> dict[str, NDArray[Any]]:
-        """What an environment shows of n states; `seen` reads it.
+        """The observation of n states, which `seen` decodes.
 
         history [n, L] int32, the actions so far, then -1; legal [n, A] int8, 1 for a legal move; planes [n, C, H, W] as in `Positions`,
         as bytes where they are zeros and ones; player [n] int64, -1 where the game is over.
@@ -180,7 +179,7 @@ class Game:
         return {"history": history, "legal": legal, "planes": seen.planes.astype(self.planes_dtype), "player": seen.player}
 
     def seen(self, obs: Mapping[str, NDArray[Any]]) -> Positions:
-        """The positions that an observation shows, as `look` sees their states, but for outcomes, which are 0."""
+        """The positions of an observation, equal to those of `look` except that outcomes are 0."""
         rows, moves = np.nonzero(obs["legal"])
         num_legal = np.bincount(rows, minlength=len(obs["legal"]))
         outcome = np.zeros(len(num_legal), dtype=np.float32)
@@ -189,7 +188,7 @@ class Game:
 
     @property
     def planes_dtype(self) -> type[np.generic]:
-        """How an observation shows planes: bytes for the zeros and ones of a named game."""
+        """The dtype of an observation's planes: bytes for the zeros and ones of a named game, else float32."""
         return np.float32 if self._encoder is None else np.uint8
 
     @functools.cached_property
@@ -209,7 +208,7 @@ class Game:
     def _encode(self, raw: NDArray[np.float32], player: NDArray[np.int64]) -> NDArray[np.float32]:
         out = np.zeros((len(raw), *self.planes_shape), dtype=np.float32)
         second = player == 1
-        if self._encoder is None:  # an unnamed game: as OpenSpiel shows it to the player to move, and who that is
+        if self._encoder is None:  # an unnamed game: OpenSpiel's observation of the player to move, and which player that is
             out[:, :-1] = raw
             out[second, -1] = 1.0
             return out
@@ -228,8 +227,8 @@ class Game:
     ) -> None:
         """Mark the point that ko forbids on the last plane but one of planes [n, C, H, W], given the last actions [n].
 
-        It is the only point beside the last stone without a stone of whoever moves, if it is empty and not legal: a stone there would
-        take the last one, so that it would be no suicide.
+        Of the points beside the last stone, it is the only one without a stone of the player to move, if it is empty and illegal. A stone
+        there would capture the last stone, so suicide cannot be what makes it illegal.
         """
         stones, ends = planes.reshape(*planes.shape[:2], -1), np.cumsum(num_legal)
         placed = np.flatnonzero((num_legal > 0) & (last >= 0) & (last < stones.shape[-1]))
@@ -263,7 +262,7 @@ class Game:
         return cells, np.concatenate([cells, np.arange(h * w, self.num_actions)])
 
     def _try_out(self) -> None:
-        """Play a few random games: a broken tensor or mask would cost days of training before anybody sees it.
+        """Play a few random games, to find a broken tensor or mask before days of training.
 
         Raises:
             ConfigError: if an observation does not change with a move, or returns do not sum to zero.
@@ -308,7 +307,7 @@ def _load(name: str, parameters: dict[str, Any]) -> Any:
         advice = f"did you mean env={PREFIX}{near[0]}?" if near else f"the games are {', '.join(playable_names())}"
         raise ConfigError(f"env={PREFIX}{name}: OpenSpiel has no such game; {advice}")
     specification = {g.short_name: g for g in pyspiel.registered_games()}[name].parameter_specification
-    known = {key for key in specification if not key.endswith("obs_tensor")}  # how positions are shown is not the user's to choose
+    known = {key for key in specification if not key.endswith("obs_tensor")}  # users cannot set parameters of the observation
     for key in parameters:
         if key not in known:
             there = ", ".join(sorted(known)) or "none"
@@ -319,12 +318,12 @@ def _load(name: str, parameters: dict[str, Any]) -> Any:
             raise ValueError("such a board has no cells")
         game.new_initial_state()
         return game
-    except Exception as error:  # whatever a game's constructor says of its parameters
+    except Exception as error:  # a game's constructor may raise anything about its parameters
         raise ConfigError(f"env={PREFIX}{name} cannot be made with env.kwargs={parameters}: {' '.join(str(error).split())}") from error
 
 
 def _refuse_unplayable(name: str, game: Any) -> None:
-    """Raise a ConfigError unless a tree search for two can play a game."""
+    """Raise a ConfigError unless a two-player tree search can play a game."""
     reason = _unplayable(game.get_type(), players=game.num_players())
     if reason:
         raise ConfigError(

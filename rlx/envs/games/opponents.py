@@ -1,4 +1,4 @@
-"""Whom to play against: random moves, one ply of foresight, and OpenSpiel's Monte-Carlo tree search."""
+"""Opponents: random moves, one-ply search, and OpenSpiel's Monte-Carlo tree search."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ class Opponent(Protocol):
 
 
 MakeOpponent = Callable[[Game, int], Opponent]
-"""An opponent for one game of a Game, its randomness drawn from a seed."""
+"""A function from a Game and a seed to an opponent for one game."""
 
 NAMES = "random, one_ply, uct:SIMULATIONS (e.g. uct:1000) or solver"
 
 
 def parse_opponent(text: str, key: str = "env.opponent") -> MakeOpponent:
-    """Who an opponent's name means.
+    """The constructor of the opponent that a name stands for.
 
     Args:
         text: the name.
-        key: what the user calls the setting or option that has it.
+        key: the setting or option that has the name, for messages.
 
     Raises:
-        ConfigError: for a name that is none; of who is returned, for a game that they cannot play.
+        ConfigError: if there is no such opponent; from the constructor, if the opponent cannot play the game.
     """
     kind, colon, number = text.partition(":")
     if text == "random":
@@ -60,7 +60,7 @@ class RandomPlayer:
 
 
 class OnePlyPlayer(RandomPlayer):
-    """Wins if it can at once, else keeps the other from winning at once if it can, else plays any move."""
+    """Plays a move that wins at once, else one that stops the other from winning at once, else a random one."""
 
     def move(self, state: GameState) -> int:
         me = state.current_player()

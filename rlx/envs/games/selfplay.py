@@ -1,4 +1,4 @@
-"""Games as environments: an agent against itself, and against an opponent.
+"""Games as environments: self-play, and games against an opponent.
 
 An observation shows the position (planes, legal moves, player to move), which the environment encodes once for all games together, and the
 actions so far, from which a search rebuilds the state exactly.
@@ -32,7 +32,7 @@ def observation_space(game: Game) -> gymnasium.spaces.Dict:
 
 
 class _GameVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
-    """B games, observed as `Game.observe` shows them."""
+    """B games with the observations of `Game.observe`."""
 
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  (the API's own class attribute)
 
@@ -66,15 +66,15 @@ class _GameVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return map_tree(np.copy, self._obs), reward, terminated, np.zeros(self.num_envs, dtype=bool), {}
 
     def _open(self, i: int, seed: int) -> None:
-        """Begin a game and lead it to the agent's first turn."""
+        """Begin a game and play it up to the agent's first turn."""
         self._states[i] = self.game.new_state()
 
     def _reply(self, i: int) -> None:
-        """Lead a game to the agent's next turn."""
+        """Play a game up to the agent's next turn."""
 
 
 class SelfPlayVectorEnv(_GameVectorEnv):
-    """One agent moves for both sides; the reward, at the end, is what player 0 gets, scaled to [-1, 1]. Seeds have no effect."""
+    """One agent moves for both sides. The reward, at the end, is player 0's return, scaled to [-1, 1]. Seeds have no effect."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self._obs["history"].tolist()}
@@ -85,12 +85,12 @@ class SelfPlayVectorEnv(_GameVectorEnv):
 
 
 class VersusOpponent(_GameVectorEnv):
-    """An agent against an opponent, who moves within the step; the reward, at the end, is the agent's.
+    """An agent against an opponent that moves within `step`. The reward, at the end, is the agent's.
 
-    The episode's seed decides everything that is random: who begins (player 0 for an even seed), the opening, the opponent.
+    All randomness follows from the episode's seed: which side begins (player 0 for an even seed), the opening, the opponent's moves.
 
     Args:
-        opening_plies: random moves before the first that counts.
+        opening_plies: random moves before the agent and the opponent play.
     """
 
     def __init__(self, game: Game, num_envs: int, make_opponent: MakeOpponent, *, opening_plies: int = 0) -> None:
@@ -105,7 +105,7 @@ class VersusOpponent(_GameVectorEnv):
         self._reply(i)
 
     def _play_opening(self, i: int, rng: np.random.Generator) -> None:
-        """Random moves, drawn again if they end the game or leave the agent no turn."""
+        """Play random moves; they are drawn again if they end the game or leave the agent no turn."""
         while True:
             state = self._states[i] = self.game.new_state()
             for _ in range(self._opening_plies):

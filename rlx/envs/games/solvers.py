@@ -1,4 +1,4 @@
-"""Perfect play: tic-tac-toe by looking at everything, connect four by alpha-beta search on bitboards, as won, drawn or lost.
+"""Solvers that label positions won, drawn or lost: tic-tac-toe by exhaustive search, connect four by alpha-beta search on bitboards.
 
 The bitboard of connect four and its threat masks are those of Pons' tutorial (http://blog.gamesolver.org, part 6 and 7): seven columns
 of seven bits, the top bit of each always empty.
@@ -35,7 +35,7 @@ class Probe(NamedTuple):
 
 
 def probe(game: Game) -> Probe | None:
-    """Positions of a game to measure play by, or None for a game that is not solved here."""
+    """Labelled positions of a game for measuring play; None for a game that is not solved here."""
     if game.name == "tic_tac_toe":
         return _probe_tic_tac_toe(game)
     if _is_connect_four(game):
@@ -48,7 +48,7 @@ def _is_connect_four(game: Game) -> bool:
 
 
 class SolverPlayer:
-    """Plays any move that keeps the outcome; for tic-tac-toe, as connect four takes minutes at its beginning."""
+    """Plays a random move that keeps the outcome of perfect play. Only for tic-tac-toe: connect four takes minutes per opening move."""
 
     def __init__(self, game: Game, seed: int, *, key: str) -> None:
         if game.name != "tic_tac_toe":
@@ -71,7 +71,7 @@ _VALUES: dict[str, int] = {}
 
 
 def outcome(state: GameState) -> int:
-    """Outcome of perfect play at tic-tac-toe for whoever would move."""
+    """Outcome of perfect play at tic-tac-toe for the player to move."""
     key = str(state)
     if key not in _VALUES:
         who = len(state.history()) % 2
@@ -81,7 +81,7 @@ def outcome(state: GameState) -> int:
 
 
 def _probe_tic_tac_toe(game: Game) -> Probe:
-    """Every position that can arise and is not over: 4,520."""
+    """All 4,520 reachable positions that are not over."""
     seen: dict[str, tuple[list[int], list[int]]] = {}
     stack = [game.new_state()]
     while stack:
@@ -106,21 +106,21 @@ def _make_probe(game: Game, found: list[tuple[list[int], list[int]]]) -> Probe:
 
 
 def read_positions(game: Game) -> Probe:
-    """The shipped positions: from 12 to 24 stones on the board, and some move throws the outcome away."""
+    """The shipped positions: 12 to 24 stones on the board, and at least one move that worsens the outcome."""
     lines = [line.split() for line in POSITIONS.read_text().splitlines() if line and not line.startswith("#")]
     return _make_probe(game, [([int(c) for c in history], [int(c) for c in moves]) for history, moves in lines])
 
 
 class ConnectFourSolver:
-    """Outcomes on the board of six rows and seven columns; positions are remembered from one question to the next."""
+    """Outcomes on the board of six rows and seven columns; solved positions stay cached between calls."""
 
     def __init__(self) -> None:
         self._keys = np.zeros(1 << _TABLE_BITS, dtype=np.uint64)
         self._bounds = np.zeros(1 << _TABLE_BITS, dtype=np.int8)
 
     def values(self, history: list[int]) -> dict[int, int]:
-        """For every legal column after these the outcome for whoever plays it: 1 won, 0 drawn, -1 lost."""
-        own, mask = 0, 0  # stones of whoever moves, and all
+        """For each legal column after this history, the outcome for the player who plays it: 1 won, 0 drawn, -1 lost."""
+        own, mask = 0, 0  # stones of the player to move, and all stones
         for column in history:
             own, mask = own ^ mask, mask | (mask + (1 << (column * _H1)))
         values = {}
@@ -163,7 +163,7 @@ def _threats(stones, mask):
 
 @numba.njit(cache=True, nogil=True)
 def _solve(own, mask, plies, alpha, beta, keys, bounds):
-    """Outcome for whoever moves, exact within [alpha, beta]; nobody has four in a row yet."""
+    """Outcome for the player to move, exact within [alpha, beta]; neither player has four in a row yet."""
     moves = (mask + _BOTTOM) & _BOARD
     if moves == 0:
         return 0
@@ -175,7 +175,7 @@ def _solve(own, mask, plies, alpha, beta, keys, bounds):
         if forced & (forced - np.uint64(1)):
             return -1
         moves = forced
-    moves &= ~(theirs >> np.uint64(1))  # a stone below a threat of theirs lets them have it
+    moves &= ~(theirs >> np.uint64(1))  # a stone below an opponent's threat makes that threat playable
     if moves == 0:
         return -1
     if plies >= _ROWS * _COLUMNS - 2:
@@ -213,7 +213,7 @@ def _solve(own, mask, plies, alpha, beta, keys, bounds):
 
 
 def find_positions(count: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """Decisive positions of games between moderate players, with their best moves: how the shipped ones were found."""
+    """Decisive positions of games between moderate players, with their best moves; the shipped ones were found with this."""
     game, solver, rng = Game("connect_four"), ConnectFourSolver(), np.random.default_rng(seed)
     found: dict[tuple[int, ...], list[int]] = {}
     while len(found) < count:
