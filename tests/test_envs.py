@@ -189,19 +189,22 @@ def test_cartpole_partial_reset_leaves_the_others_alone():
     env = CartPoleVectorEnv(3)
     env.reset(seed=np.array([1, 2, 3]))
     for _ in range(5):
-        before = env.step(np.array([1, 0, 1]))[0]
+        before = env.step(np.array([1, 0, 1]))[0].copy()
     after, _ = env.reset(seed=np.array([7, 8, 9]), options={"reset_mask": np.array([False, True, False])})
     assert np.array_equal(after[[0, 2]], before[[0, 2]])
     assert np.array_equal(after[1], CartPoleVectorEnv(1).reset(seed=np.array([8]))[0][0])
     assert env._elapsed.tolist() == [5, 0, 5]
 
 
-def test_cartpole_does_not_overwrite_what_it_returned():
-    env = CartPoleVectorEnv(2)
-    obs, _ = env.reset(seed=np.array([1, 2]))
-    before = obs.copy()
-    env.step(np.array([0, 1]))
-    assert np.array_equal(obs, before)
+def test_a_mask_and_actions_of_the_caller_stay_as_they_are():
+    env, mask, actions = CartPoleVectorEnv(2), np.array([False, True]), np.array([0, 1])
+    env.reset(seed=np.array([1, 2]))
+    env.step(actions)
+    env.reset(seed=np.array([3, 4]), options={"reset_mask": mask})
+    env.step(1 - actions)
+    env.reset(seed=np.array([3, 4]))
+    assert mask.tolist() == [False, True]
+    assert actions.tolist() == [0, 1]
 
 
 def test_cartpole_state_continues_identically():

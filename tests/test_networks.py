@@ -13,9 +13,10 @@ from launch import POLICY_GRADIENT
 from test_algos import CONTINUOUS, DISCRETE, build, make_rollout, update
 from torch import Tensor, nn
 
+from rlx import compiled_code
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.errors import NonFiniteError
-from rlx.nn import encoders, native
+from rlx.nn import encoders
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
@@ -169,12 +170,12 @@ def test_the_kernels_refuse_what_is_not_finite_before_any_parameter_changes(colu
 
 def test_machine_code_is_kept_and_refused_if_it_is_damaged_or_others_could_have_written_it(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    file = native._cache_directory() / "kernels-x.o"
-    assert native._read(file) is None
-    native._write(file, b"code")
-    assert native._read(file) == b"code"
+    file = compiled_code._cache_directory() / "kernels-x.o"
+    assert compiled_code._read(file) is None
+    compiled_code._write(file, b"code")
+    assert compiled_code._read(file) == b"code"
     file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert native._read(file) is None
-    native._write(file, b"code")
+    assert compiled_code._read(file) is None
+    compiled_code._write(file, b"code")
     file.chmod(0o666)
-    assert native._read(file) is None
+    assert compiled_code._read(file) is None

@@ -9,18 +9,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.compiled_code import KernelModule, load, with_arguments
 from rlx.nn.encoders import FlatEncoder
 from rlx.nn.finite import refuse_non_finite
 from rlx.nn.heads import CategoricalHead, GaussianHead
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.mlp import MLP
-from rlx.nn.native import load_kernels
 from rlx.nn.optim import FlatAdam
 from rlx.types import Mode
 
 Array = NDArray[Any]
 _OBJECTIVES = {"clip": 0, "surrogate": 1, "log_prob": 2}  # as in `rlx.nn.kernels`
 _TILE = 128  # as in `rlx.nn.kernels`
+_KERNELS = KernelModule(
+    "rlx.nn.kernels",
+    (("forward", "pipiiipipip"), ("act", "p"), ("gradient_steps", "pipppipiiiiipippppippppiiifffffdddpiipp")),
+    parts=("rlx.nn.kernel_parts",),
+    long=("gradient_steps",),
+)
 
 
 class CompiledNetwork:
@@ -37,7 +43,7 @@ class CompiledNetwork:
 
     def __init__(self, encoder: FlatEncoder, head: CategoricalHead | GaussianHead, policy: MLP, critic: MLP | None) -> None:
         linears = [layer for mlp in (policy, critic) if mlp for layer in mlp.linears]
-        self._kernels = load_kernels()
+        self._forward_kernel, self._act_kernel, self._gradient_kernel = load(_KERNELS)
         self._theta: Array = torch.empty(0).set_(linears[0].weight.untyped_storage()).numpy()
         self._parameters = (self._theta.ctypes.data, self._theta.size)
         rows = [(x.in_features, x.out_features, int(x.weight.storage_offset()), int(x.bias.storage_offset())) for x in linears]
@@ -75,7 +81,7 @@ class CompiledNetwork:
     def _forward(self, inputs: Tensor, first: int, last: int) -> Tensor:
         x, out = _array(inputs), np.empty((len(inputs), self._layers[last - 1, 1]), np.float32)
         space = np.empty((2, len(inputs) * self._widest), np.float32)
-        self._kernels.forward(*self._parameters, self._layers.ctypes.data, first, last, self._relu, x.ctypes.data, len(x),
+        self._forward_kernel(*self._parameters, self._layers.ctypes.data, first, last, self._relu, x.ctypes.data, len(x),
                               space.ctypes.data, space.shape[1], out.ctypes.data)  # fmt: skip
         return torch.from_numpy(out)
 
@@ -100,7 +106,7 @@ class CompiledNetwork:
         columns = [_array(x) for x in (batch.inputs, batch.action, batch.old_log_prob, batch.old_value, batch.advantage, batch.target)]
         inputs, action, old_log_prob, old_value, advantage, target = (x.ctypes.data for x in columns)
         rows = np.arange(num_rows) if order is None else order.numpy()
-        taken = self._kernels.gradient_steps(
+        taken = self._gradient_kernel(
             *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
             len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._relu, inputs, num_rows, index.ctypes.data,
             action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target, rows.ctypes.data, batch_size,
@@ -128,23 +134,23 @@ class _Acting:
         self._actions: Array = np.zeros((num_rows, num_actions), np.float32)
         space, params = np.zeros((2, num_rows * network._widest), np.float32), np.zeros((num_rows, num_actions + 1), np.float32)
         scale, shift, bound = network._normalization
-        self._alive = (network, space, params)
-        self._act = network._kernels.act
-        settings = network._num_policy, num_actions, network._log_std_at, network._relu
-        normalization = scale.ctypes.data, shift.ctypes.data, bound
-        self._before = (*network._parameters, network._layers.ctypes.data, *settings, self._obs.ctypes.data, num_rows, *normalization,
-                        self._noise.ctypes.data)  # fmt: skip
-        self._after = (space.ctypes.data, space.shape[1], params.ctypes.data, self._indices.ctypes.data, self._actions.ctypes.data)
+        self._call = {
+            mode: with_arguments(
+                network._act_kernel, network._theta, network._theta.size, network._layers, network._num_policy, num_actions,
+                network._log_std_at, network._relu, self._obs, num_rows, scale, shift, np.array([bound], np.float32), self._noise,
+                mode == "train", space, space.shape[1], params, self._indices, self._actions,
+            )
+            for mode in ("train", "eval")
+        }  # fmt: skip
 
     def __call__(self, obs: Array, mode: Mode) -> Array:
         self._obs[:] = obs.reshape(self._obs.shape)
         if self._byte_scale is not None:
             self._obs *= self._byte_scale
-        samples = mode == "train"
-        if samples:
+        if mode == "train":
             shape = self._noise.shape
             self._noise[:] = np.random.standard_normal(shape) if self._is_gaussian else np.random.random_sample(shape)
-        self._act(*self._before, samples, *self._after)
+        self._call[mode]()
         return (self._actions if self._is_gaussian else self._indices).copy()
 
 

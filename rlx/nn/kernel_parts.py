@@ -1,4 +1,4 @@
-"""What the kernels of `rlx.nn.kernels` are made of: views of memory, matrix products, activations, normalisation and Adam.
+"""What the kernels of `rlx.nn.kernels` are made of: matrix products, activations, normalisation and Adam.
 
 Matrix products are blocks of 4 x 4 with contracted multiply-adds. The order of every sum is fixed when a kernel is compiled: results
 repeat bit for bit on one machine.
@@ -11,44 +11,15 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba import types
-from numba.extending import intrinsic
-from numba.np.arrayobj import make_array, populate_array
+
+from rlx.kernel_memory import OPTIONS
 
 BETA1, BETA2 = 0.9, 0.999
 
-# Without numba's memory management and without exceptions, so that the machine code needs neither numba nor Python: see `rlx.nn.native`.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "_nrt": False, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-exact: Any = numba.njit(**_OPTIONS, fastmath={"contract"})
+exact: Any = numba.njit(**OPTIONS, fastmath={"contract"})
 """For element-wise arithmetic: multiply-adds may be contracted, nothing is reordered."""
-reordered: Any = numba.njit(**_OPTIONS, fastmath={"contract", "reassoc", "nsz"})
+reordered: Any = numba.njit(**OPTIONS, fastmath={"contract", "reassoc", "nsz"})
 """For sums, which are taken in the order that fits vector registers; not-a-numbers and infinities stay what they are."""
-
-
-_intrinsic: Any = intrinsic  # whose first argument callers do not give
-
-
-def _view(context, builder, signature, args):
-    """Lower `vector` and `matrix`: an array over the pointer args[0] at offset args[1] with the shape that follows."""
-    array_type, shape = signature.return_type, args[2:]
-    array = make_array(array_type)(context, builder)
-    itemsize = context.get_constant(types.intp, array_type.dtype.bitwidth // 8)
-    strides = [itemsize] if len(shape) == 1 else [builder.mul(shape[1], itemsize), itemsize]
-    data = builder.gep(args[0], [args[1]])
-    populate_array(array, data=data, shape=shape, strides=strides, itemsize=itemsize, meminfo=None)
-    return array._getvalue()
-
-
-@_intrinsic
-def vector(context, data, offset, size):
-    """The numbers behind a pointer, from an offset, as an array [size]. numba's carray needs its memory management."""
-    return types.Array(data.dtype, 1, "C")(data, types.int64, types.int64), _view
-
-
-@_intrinsic
-def matrix(context, data, offset, rows, columns):
-    """The numbers behind a pointer, from an offset, as an array [rows, columns]."""
-    return types.Array(data.dtype, 2, "C")(data, types.int64, types.int64, types.int64), _view
 
 
 @exact

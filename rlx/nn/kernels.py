@@ -16,6 +16,7 @@ import math
 import numpy as np
 from numba import types
 
+from rlx.kernel_memory import DOUBLES, FLOATS, INTEGERS, doubles, floats, integers, matrix, vector
 from rlx.nn.kernel_parts import (
     BETA1,
     BETA2,
@@ -25,11 +26,9 @@ from rlx.nn.kernel_parts import (
     add_inner_products,
     add_product,
     exact,
-    matrix,
     normalize_rows,
     sum_of,
     sum_of_squares,
-    vector,
 )
 
 _TILE = 128
@@ -62,12 +61,16 @@ def forward(theta, size, layers, first, last, relu, x, num_rows, space, space_si
 
 
 @exact
-def act(theta, size, layers, num_policy, num_actions, log_std_at, relu, obs, num_rows, scale, shift, bound, noise, samples, space,
-        space_size, params, indices, actions):  # fmt: skip
+def act(block):
     """Normalise observations [B, D] in place, apply the policy, and choose: `indices` [B] if categorical, `actions` [B, A] if Gaussian.
 
     `noise` is read if `samples`, else the mode is taken: [B, 1] uniform in [0, 1) if categorical, [B, A] standard normal if Gaussian.
     """
+    theta, size, layers, num_policy, num_actions = floats(block[0]), block[1], integers(block[2]), block[3], block[4]
+    log_std_at, relu, obs, num_rows = block[5], block[6], floats(block[7]), block[8]
+    scale, shift, bound, noise, samples = floats(block[9]), floats(block[10]), floats(block[11])[0], doubles(block[12]), block[13] != 0
+    space, space_size, params = floats(block[14]), block[15], floats(block[16])
+    indices, actions = integers(block[17]), floats(block[18])
     num_features, num_outputs = layers[0], layers[4 * (num_policy - 1) + 1]
     out = matrix(params, 0, num_rows, num_outputs)
     x = matrix(obs, 0, num_rows, num_features)
@@ -98,6 +101,7 @@ def act(theta, size, layers, num_policy, num_actions, log_std_at, relu, obs, num
                 if left < 0.0:
                     indices[i] = a
                     break
+    return 0
 
 
 @exact
@@ -329,12 +333,12 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
     return step
 
 
-_F, _D, _I = types.CPointer(types.float32), types.CPointer(types.float64), types.CPointer(types.int64)
+_F, _D, _I = FLOATS, DOUBLES, INTEGERS
 _i, _f, _d = types.int64, types.float32, types.float64
 SIGNATURES = {
     forward: types.none(_F, _i, _I, _i, _i, _i, _F, _i, _F, _i, _F),
-    act: types.none(_F, _i, _I, _i, _i, _i, _i, _F, _i, _F, _F, _f, _D, _i, _F, _i, _F, _I, _F),
+    act: _i(_I),
     gradient_steps: _i(_F, _i, _F, _F, _F, _i, _I, _i, _i, _i, _i, _i, _F, _i, _I, _F, _F, _F, _i, _F, _F, _F, _I, _i, _i, _i, _f, _f, _f,
                        _f, _f, _d, _d, _d, _F, _i, _i, _F, _D),
 }  # fmt: skip
-"""What is compiled, and for which arguments; `rlx.nn.native` calls it."""
+"""What is compiled, and for which arguments; `rlx.compiled_code` calls it."""

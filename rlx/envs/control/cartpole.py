@@ -14,19 +14,28 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-_GRAVITY, _MASS_CART, _MASS_POLE, HALF_LENGTH, FORCE, DT = 9.8, 1.0, 0.1, 0.5, 10.0, 0.02
-_TOTAL_MASS, _POLE_MASS_LENGTH = _MASS_CART + _MASS_POLE, _MASS_POLE * HALF_LENGTH
-X_LIMIT, THETA_LIMIT = 2.4, 12 * 2 * np.pi / 360
-_MAX_STEPS = 500
-_FORCES, _LIMITS = np.array([-FORCE, FORCE]), np.array([[X_LIMIT], [THETA_LIMIT]])
+from rlx.compiled_code import KernelModule, load, with_arguments
+from rlx.envs.control.cartpole_constants import (
+    GRAVITY,
+    HALF_LENGTH,
+    MASS_POLE,
+    POLE_MASS_LENGTH,
+    THETA_LIMIT,
+    TOTAL_MASS,
+    X_LIMIT,
+)
+
+_KERNELS = KernelModule(
+    "rlx.envs.control.cartpole_kernels", (("step", "p"), ("reset", "p")), parts=("rlx.envs.control.cartpole_constants",)
+)
 
 
 def accelerations(theta: NDArray[np.float64], theta_dot: NDArray[np.float64], force: NDArray[np.float64]) -> tuple[Any, Any]:
     """Of the cart and of the pole, whose angle is 0 when it is upright; [B] each."""
     cos, sin = np.cos(theta), np.sin(theta)
-    temp = (force + _POLE_MASS_LENGTH * np.square(theta_dot) * sin) / _TOTAL_MASS
-    theta_acc = (_GRAVITY * sin - cos * temp) / (HALF_LENGTH * (4.0 / 3.0 - _MASS_POLE * np.square(cos) / _TOTAL_MASS))
-    return temp - _POLE_MASS_LENGTH * theta_acc * cos / _TOTAL_MASS, theta_acc
+    temp = (force + POLE_MASS_LENGTH * np.square(theta_dot) * sin) / TOTAL_MASS
+    theta_acc = (GRAVITY * sin - cos * temp) / (HALF_LENGTH * (4.0 / 3.0 - MASS_POLE * np.square(cos) / TOTAL_MASS))
+    return temp - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS, theta_acc
 
 
 def seeded_uniform(seeds: NDArray[np.int64], n: int) -> NDArray[np.float64]:
@@ -51,30 +60,39 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.single_observation_space = gymnasium.spaces.Box(-high, high, dtype=np.float32)
         self.single_action_space = gymnasium.spaces.Discrete(2)
         self._state = np.zeros((4, num_envs))  # x, x velocity, theta, theta velocity
-        self._rates = np.zeros((4, num_envs))
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
-        self._reward = np.ones(num_envs, dtype=np.float32)
+        self._theta, self._sin, self._cos = self._state[2], np.zeros(num_envs), np.zeros(num_envs)
+        self._actions, self._seeds = np.zeros(num_envs, dtype=np.int64), np.zeros(num_envs, dtype=np.int64)
+        self._mask = np.ones(num_envs, dtype=bool)
+        obs, terminated, truncated = np.zeros((num_envs, 4), dtype=np.float32), np.zeros(num_envs, bool), np.zeros(num_envs, bool)
+        self._first: tuple[Any, dict[str, Any]] = (obs, {})
+        self._result: tuple[Any, Any, Any, Any, dict[str, Any]] = (obs, np.ones(num_envs, dtype=np.float32), terminated, truncated, {})
+        step, reset = load(_KERNELS)
+        self._step = with_arguments(
+            step, num_envs, self._state, self._elapsed, self._actions, self._sin, self._cos, obs, terminated, truncated
+        )
+        self._reset = with_arguments(reset, num_envs, self._state, self._elapsed, self._seeds, self._mask, obs)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
-        self._state[:, mask] = seeded_uniform(np.asarray(seed, dtype=np.int64)[mask], 4) * 0.1 - 0.05
-        self._elapsed[mask] = 0
-        return self._state.T.astype(np.float32), {}
+        """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env.
+
+        The arrays returned here and by `step` are overwritten by the next call.
+        """
+        self._mask[:] = (options or {}).get("reset_mask", True)
+        self._seeds[:] = seed
+        self._reset()
+        return self._first
 
     def step(self, actions: NDArray[np.int64]) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        _, x_dot, theta, theta_dot = self._state
-        rates = self._rates
-        rates[0], rates[2] = x_dot, theta_dot
-        rates[1], rates[3] = accelerations(theta, theta_dot, _FORCES[actions])
-        self._state += DT * rates
-        self._elapsed += 1
-        outside = np.abs(self._state[::2]) > _LIMITS
-        return self._state.T.astype(np.float32), self._reward, outside[0] | outside[1], self._elapsed >= _MAX_STEPS, {}
+        self._actions[:] = actions
+        np.sin(self._theta, self._sin)  # by NumPy, whose last bits another library's do not share
+        np.cos(self._theta, self._cos)
+        self._step()
+        return self._result
 
     def state_dict(self) -> dict[str, Any]:
         return {"state": self._state.tolist(), "elapsed": self._elapsed.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = np.array(state["state"])
-        self._elapsed = np.array(state["elapsed"], dtype=np.int64)
+        self._state[:] = np.array(state["state"])
+        self._elapsed[:] = np.array(state["elapsed"], dtype=np.int64)

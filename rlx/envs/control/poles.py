@@ -21,7 +21,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from rlx.envs.control.cartpole import DT, FORCE, HALF_LENGTH, THETA_LIMIT, X_LIMIT, accelerations, seeded_uniform
+from rlx.envs.control.cartpole import accelerations, seeded_uniform
+from rlx.envs.control.cartpole_constants import DT, FORCE, HALF_LENGTH, THETA_LIMIT, X_LIMIT
 
 LENGTH = 2.0 * HALF_LENGTH
 MAX_STEPS = 200

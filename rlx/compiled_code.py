@@ -1,8 +1,10 @@
-"""The kernels of `rlx.nn.kernels` as machine code: compiled by numba once for each machine, and loaded without numba afterwards.
+"""Kernels as machine code: compiled by numba once for each machine, and loaded without numba afterwards.
 
 Importing numba and looking up its own cache would take 0.6 s of every start; loading machine code through llvmlite takes 0.03 s. The code
-is kept in `$XDG_CACHE_HOME/rlx` (by default `~/.cache/rlx`), in a file whose name is a digest of the kernels' source, the versions of numba
+is kept in `$XDG_CACHE_HOME/rlx` (by default `~/.cache/rlx`), in files whose names are digests of the kernels' source, the versions of numba
 and llvmlite, and the processor. It is loaded only if nobody else can write it; where it cannot be kept, every process compiles for itself.
+
+Nothing here imports torch, so that environments can use it.
 """
 
 from __future__ import annotations
@@ -11,54 +13,62 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from llvmlite import binding as llvm
+import numpy as np
 
 Kernel = Callable[..., int]
+"""A function of addresses and numbers. It holds on to nothing, so that the caller keeps the arrays behind the addresses alive."""
+
 _TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
-_ARGUMENTS = {
-    "forward": "pipiiipipip",
-    "act": "pipiiiipippfpipippp",
-    "gradient_steps": "pipppipiiiiipippppipppp" + "iiifffffdddpiipp",
-}
-"""p: pointer, i: int64, f: float32, d: float64; see the signatures in `rlx.nn.kernels`."""
 
 
-class Kernels(NamedTuple):
-    """Functions of addresses and numbers. They hold on to nothing, so that the caller keeps the arrays behind the addresses alive."""
+@dataclass(frozen=True)
+class KernelModule:
+    """A module of numba kernels.
 
-    forward: Kernel
-    act: Kernel
-    gradient_steps: Kernel
+    Its attribute SIGNATURES maps every kernel to the numba signature it is compiled for. The kernels may neither raise nor allocate: see
+    `rlx.kernel_memory`.
+    """
+
+    name: str
+    arguments: tuple[tuple[str, str], ...]
+    """Names of kernels and their arguments, a letter for each: p pointer, i int64, f float32, d float64."""
+    parts: tuple[str, ...] = ()
+    """Other modules whose source the kernels are made of."""
+    long: tuple[str, ...] = ()
+    """Kernels that run without the GIL. Giving it up and taking it back costs as much as a short kernel."""
 
 
 @functools.cache
-def load_kernels() -> Kernels:
-    """The kernels, from the cache or compiled, which takes some seconds."""
+def load(module: KernelModule) -> tuple[Kernel, ...]:
+    """The kernels of a module in the order of `arguments`, from the cache or compiled, which takes some seconds."""
+    from llvmlite import binding as llvm
+
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    file = _cache_directory() / f"kernels-{_digest()}.o"
+    file = _cache_directory() / f"{module.name.rpartition('.')[2]}-{_digest(module)}.o"
     code = _read(file)
     if code is None:
-        code = _compile()
+        code = _compile(module)
         _write(file, code)
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return Kernels(*(_function(engine, name, arguments) for name, arguments in _ARGUMENTS.items()))
+    return tuple(_function(engine, name, arguments, name in module.long) for name, arguments in module.arguments)
 
 
-def _function(engine: Any, name: str, arguments: str) -> Kernel:
+def _function(engine: Any, name: str, arguments: str, is_long: bool) -> Kernel:
     """A kernel under numba's calling convention: the addresses of the result and of an exception come before the arguments."""
-    # Without the GIL for what takes long; giving it up and taking it back would cost as much as acting does.
-    make = ctypes.CFUNCTYPE if name == "gradient_steps" else ctypes.PYFUNCTYPE
+    make = ctypes.CFUNCTYPE if is_long else ctypes.PYFUNCTYPE
     prototype = make(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *(_TYPES[letter] for letter in arguments))
     function = prototype(engine.get_function_address(f"rlx_{name}"))
     result, exception = ctypes.c_int64(), ctypes.c_void_p()
@@ -71,28 +81,43 @@ def _function(engine: Any, name: str, arguments: str) -> Kernel:
     return call
 
 
-def _compile() -> bytes:
-    """One object file with all kernels, named rlx_*."""
-    from rlx.nn import kernels
+def with_arguments(kernel: Kernel, *arrays_and_integers: Any) -> Callable[[], int]:
+    """A call of a kernel whose one argument is a block of addresses and integers [*] int64; the arrays stay alive with it.
 
+    Converting an argument takes ctypes longer than reading it from memory takes the kernel.
+    """
+    block = np.array([x.ctypes.data if isinstance(x, np.ndarray) else int(x) for x in arrays_and_integers], dtype=np.int64)
+    call = functools.partial(kernel, block.ctypes.data)
+    call.alive = block, arrays_and_integers  # type: ignore[attr-defined]
+    return call
+
+
+def _compile(module: KernelModule) -> bytes:
+    """One object file with all kernels, named rlx_*."""
     whole = None
-    for kernel, signature in kernels.SIGNATURES.items():
+    for kernel, signature in importlib.import_module(module.name).SIGNATURES.items():
         kernel.compile(signature)
         compiled = kernel.overloads[signature.args]
-        module = compiled.library._final_module.clone()
-        module.get_function(compiled.fndesc.llvm_func_name).name = f"rlx_{kernel.py_func.__name__}"
+        part = compiled.library._final_module.clone()
+        part.get_function(compiled.fndesc.llvm_func_name).name = f"rlx_{kernel.py_func.__name__}"
         if whole is None:
-            whole, machine = module, compiled.library.codegen._tm
+            whole, machine = part, compiled.library.codegen._tm
         else:
-            whole.link_in(module)
+            whole.link_in(part)
     code: bytes = machine.emit_object(whole)
     return code
 
 
-def _digest() -> str:
-    source = b"".join(Path(__file__).with_name(name).read_bytes() for name in ("kernels.py", "kernel_parts.py"))
+def _digest(module: KernelModule) -> str:
+    from llvmlite import binding as llvm
+
+    source = b"".join(_source(name) for name in (module.name, "rlx.kernel_memory", *module.parts))
     where = f"{version('numba')} {llvm.get_default_triple()} {llvm.get_host_cpu_name()} {llvm.get_host_cpu_features().flatten()}"
     return hashlib.sha256(source + where.encode() + version("llvmlite").encode()).hexdigest()[:32]
+
+
+def _source(name: str) -> bytes:
+    return (Path(__file__).parent.parent / f"{name.replace('.', '/')}.py").read_bytes()
 
 
 def _cache_directory() -> Path:
