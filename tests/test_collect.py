@@ -205,6 +205,42 @@ def test_every_episode_has_a_seed_of_its_own_that_follows_from_the_collectors():
     assert all(0 <= s < SEED_LIMIT for s in seeds(0))
 
 
+# Acting on arrays
+
+
+class ArrayPolicy(CountingPolicy):
+    """Acts on arrays as on tensors."""
+
+    def initial_carry(self, batch_size: int) -> Any:
+        return ()
+
+    def act(self, obs: Tensor, carry: Any, is_first: Tensor, *, mode: str) -> PolicyOutput:
+        self.tape.append("act")
+        return PolicyOutput(obs[:, 0].long() % 2, carry, {})
+
+    def array_policy(self) -> Any:
+        self.tape.append("array_policy")
+        return lambda obs: obs[:, 0].astype(np.int64) % 2
+
+
+class OwnAct(ArrayPolicy):
+    def act(self, obs: Tensor, carry: Any, is_first: Tensor, *, mode: str) -> PolicyOutput:
+        return super().act(obs, carry, is_first, mode=mode)
+
+
+@pytest.mark.parametrize("policy", [ArrayPolicy, OwnAct])
+def test_acting_on_arrays_gives_the_same_rollout_and_is_not_for_an_act_of_a_subclass(policy, tape, same):
+    found = []
+    for p in (policy(tape), OwnAct()):
+        collector = Collector(ScriptedEnv(), p, seed=0)
+        collector.reset()
+        found.append([collector.collect(n) for n in (1, 4, 3)])
+    for (rollout, episodes), (expected, their_episodes) in zip(*found, strict=True):
+        assert same(vars(rollout), vars(expected))
+        assert episodes == their_episodes
+    assert set(tape) == {"array_policy" if policy is ArrayPolicy else "act"}
+
+
 # Snapshots
 
 

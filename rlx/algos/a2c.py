@@ -13,7 +13,7 @@ from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss
-from rlx.nn.networks import Network
+from rlx.nn.networks import ArrayPolicy, Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -42,6 +42,9 @@ class A2C:
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+
+    def array_policy(self) -> ArrayPolicy | None:
+        return self.net.array_policy()
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=1.0)

@@ -14,7 +14,7 @@ from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss
-from rlx.nn.networks import Network
+from rlx.nn.networks import ArrayPolicy, Network
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
@@ -55,6 +55,9 @@ class PPO:
         # Values and log-probabilities of the behaviour policy are computed in `update`, in one batch instead of T: nothing
         # that they depend on changes before.
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+
+    def array_policy(self) -> ArrayPolicy | None:
+        return self.net.array_policy()
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         scale = self.reward_scaler.moments.std.item() if self.config.normalize_reward else 1.0

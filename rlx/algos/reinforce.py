@@ -14,7 +14,7 @@ from rlx import ops
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss
-from rlx.nn.networks import Network
+from rlx.nn.networks import ArrayPolicy, Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -57,6 +57,9 @@ class Reinforce:
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+
+    def array_policy(self) -> ArrayPolicy | None:
+        return self.net.array_policy()
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         scale = 1.0 if self.config.baseline is Baseline.value else None

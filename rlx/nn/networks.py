@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.nn.encoders import FlatEncoder, make_encoder
@@ -17,6 +19,9 @@ from rlx.types import EnvSpec, Explanation, Mode, Tree
 
 if TYPE_CHECKING:
     from rlx.nn.compiled import CompiledNetwork
+
+ArrayPolicy = Callable[[NDArray[Any]], NDArray[Any]]
+"""From observations [B, *] to actions [B, *]."""
 
 _SMALL = 1 << 16
 """Parameters of the policy up to which the compiled kernels are used."""
@@ -148,6 +153,10 @@ class Network(nn.Module):
         if compiled := self.compiled:
             return torch.from_numpy(compiled.act(obs.numpy(), mode)), carry
         return self._act(obs, carry, is_first, mode)
+
+    def array_policy(self) -> ArrayPolicy | None:
+        """`act` in mode "train" as a function of arrays [B, *]; None where there are no kernels for it."""
+        return functools.partial(compiled.act, mode="train") if (compiled := self.compiled) else None
 
     @torch.no_grad()
     def _act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
