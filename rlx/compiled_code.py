@@ -2,7 +2,7 @@
 
 Importing numba and looking up its own cache would take 0.6 s of every start; loading machine code through llvmlite takes 0.03 s. The code
 is kept in `$XDG_CACHE_HOME/rlx` (by default `~/.cache/rlx`), in files whose names are digests of the kernels' source, the versions of numba
-and llvmlite, and the processor. It is loaded only if nobody else can write it; where it cannot be kept, every process compiles for itself.
+and llvmlite, and the processor. A file is loaded only if no other user can write it. Without a cache, every process compiles anew.
 
 Nothing here imports torch, so that environments can use it.
 """
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 Kernel = Callable[..., int]
-"""A function of addresses and numbers. It holds on to nothing, so that the caller keeps the arrays behind the addresses alive."""
+"""A function of addresses and numbers. It keeps no references: the caller keeps the arrays behind the addresses alive."""
 
 _TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 
@@ -44,7 +44,7 @@ class KernelModule:
     parts: tuple[str, ...] = ()
     """Other modules whose source the kernels are made of."""
     long: tuple[str, ...] = ()
-    """Kernels that run without the GIL. Giving it up and taking it back costs as much as a short kernel."""
+    """Kernels that run without the GIL. Releasing and retaking it costs as much as a short kernel."""
 
 
 @functools.cache
@@ -126,7 +126,7 @@ def _cache_directory() -> Path:
 
 
 def _read(file: Path) -> bytes | None:
-    """The machine code in a file, followed there by its SHA-256; None if there is none that is whole and only ours to write."""
+    """The machine code in a file, which ends with its SHA-256; None if the file is missing, damaged, or writable by others."""
     with contextlib.suppress(OSError):
         for path in (file.parent, file):
             status = path.lstat()

@@ -1,4 +1,4 @@
-"""Algorithms and environments that come from elsewhere: `algo=my_module:MyAlgo`, and the entry points of installed packages.
+"""The names that an algorithm of your own imports (`algo=my_module:MyAlgo`). Packages declare algorithms and environments as entry points:
 
     [project.entry-points."rlx.algorithms"]
     my_algo = "my_package:MyAlgo"

@@ -13,12 +13,12 @@ from rlx.errors import ConfigError, user_line
 
 
 def import_user_module(module: str, setting: str, *, role: str = "") -> None:
-    """Import a module from the path or from the current directory, where a console script does not look by itself.
+    """Import a module from the path or the current directory, which a console script does not have on its path.
 
     Args:
         module: its name.
-        setting: what names it, for messages, e.g. "algo=my_module:MyAlgo".
-        role: what the module must do when it is imported, as the end of a message.
+        setting: the setting that names it, for messages, e.g. "algo=my_module:MyAlgo".
+        role: what importing the module must do, as the end of a message.
 
     Raises:
         ConfigError: if it is missing or fails.
@@ -41,11 +41,11 @@ def import_user_module(module: str, setting: str, *, role: str = "") -> None:
 
 
 def load_object(reference: str, setting: str) -> Any:
-    """What `module:Name` refers to.
+    """The object that `module:Name` refers to.
 
     Args:
         reference: a module and a name in it.
-        setting: what names it, for messages.
+        setting: the setting that names it, for messages.
 
     Raises:
         ConfigError: if the module cannot be imported, or has no such name; the message has the nearest one.

@@ -88,7 +88,7 @@ def write_checkpoint(run: RunDir, env_steps: int, *, score: float | None, why_no
     files = {"algo.pt": b"algo", "run.pt": b"run"}
     for name, data in files.items():
         (path / name).write_bytes(data)
-    manifest = {"format": 2, "env_steps": env_steps, "algo": "ppo", "score": score, "exact": why_not_exact is None,
+    manifest = {"format": 3, "env_steps": env_steps, "algo": "ppo", "score": score, "exact": why_not_exact is None,
                 "why_not_exact": why_not_exact, "files": {n: hashlib.sha256(d).hexdigest() for n, d in files.items()}}  # fmt: skip
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path

@@ -1,4 +1,4 @@
-"""A small network on a CPU through the kernels of `rlx.nn.kernels`: acting, values, and whole gradient steps in one call each."""
+"""Small networks on a CPU through the kernels of `rlx.nn.kernels`: one call each for acting, values and whole gradient steps."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class CompiledNetwork:
 
 
 class _Acting:
-    """Acting for a fixed number of rows: buffers whose addresses are looked up once."""
+    """Acting for a fixed number of rows. The addresses of its buffers are looked up once."""
 
     def __init__(self, network: CompiledNetwork, num_rows: int) -> None:
         num_actions, width = network._num_actions, network._encoder.num_features

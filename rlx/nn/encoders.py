@@ -1,4 +1,4 @@
-"""From observations to features: one encoder for each kind of observation space."""
+"""Encoders from observations to features, one for each kind of observation space."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rlx.types import EnvSpec, Tree
 class Encoder(nn.Module):
     """A function of observations in two parts: `preprocess` has no weights and is computed once per rollout, `forward` is trained.
 
-    A subclass sets `num_features` and overrides what it needs; nothing here has to be called by the network's user but through `Network`.
+    A subclass sets `num_features` and overrides what it needs. Algorithms call encoders only through `Network`.
     """
 
     num_features: int
@@ -39,19 +39,19 @@ class Encoder(nn.Module):
 
     @property
     def is_new(self) -> bool:
-        """Whether there are running statistics that have absorbed nothing yet."""
+        """Whether there are running statistics that have not been updated yet."""
         return self.normalizer is not None and self.normalizer.is_new
 
     def absorb(self, obs: Tree) -> None:
         """Update running statistics, if there are any, by observations [N, *]."""
 
     def learning_from(self, obs: Tree) -> AbstractContextManager[None]:
-        """A context for learning from a rollout's observations [N, *], in which running statistics absorb them at the right time."""
+        """A context for learning from a rollout's observations [N, *]; it updates running statistics at the right time."""
         return nullcontext()
 
 
 class FlatEncoder(Encoder):
-    """Observations of a Box as vectors: flattened, bytes scaled to [0, 1], optionally normalised. It has no weights.
+    """Observations of a Box as vectors: flattened, bytes scaled to [0, 1], optionally normalised. There are no weights.
 
     Args:
         space: of single observations.
@@ -88,7 +88,7 @@ class FlatEncoder(Encoder):
 
 
 def byte_scale(space: gymnasium.spaces.Box) -> NDArray[np.float32] | None:
-    """The factor that brings bytes into [0, 1]: a number for a space of bytes, a vector [D] where only some entries are, else None.
+    """The factor that scales bytes to [0, 1]: a number for a space of bytes, a vector [D] if only some entries are bytes, else None.
 
     An entry is a byte if its bounds are exactly 0 and 255, as where a dictionary with an image was flattened.
     """
@@ -99,7 +99,7 @@ def byte_scale(space: gymnasium.spaces.Box) -> NDArray[np.float32] | None:
 
 
 MakeEncoder = Callable[[EnvSpec, float | None], Encoder | None]
-"""Makes the encoder for an environment, given `observation_clip`; None for an observation space that it is not for."""
+"""A function from an environment and `observation_clip` to an encoder; None if it does not support the observation space."""
 
 
 def _flat(spec: EnvSpec, observation_clip: float | None) -> Encoder | None:
@@ -108,14 +108,14 @@ def _flat(spec: EnvSpec, observation_clip: float | None) -> Encoder | None:
 
 
 ENCODERS: list[MakeEncoder] = [_flat]
-"""Asked in this order; insert one at the front to have it asked first."""
+"""Tried in this order; insert a maker at the front to have it tried first."""
 
 
 def make_encoder(spec: EnvSpec, *, observation_clip: float | None = None) -> Encoder:
     """The encoder for the environment's observation space.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if no maker supports the space.
     """
     for make in ENCODERS:
         if (encoder := make(spec, observation_clip)) is not None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from rlx.errors import NonFiniteError
 
 _MOST_WAITING = 64
-"""Gradient steps that an accelerator takes at most before they are looked at."""
+"""Most gradient steps that an accelerator takes before they are checked."""
 
 
 def finite_moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,10 +24,10 @@ def finite_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class FiniteWatch:
-    """Looks at the loss and the gradient's norm of every gradient step.
+    """Checks the loss and the gradient's norm of every gradient step.
 
-    On a CPU at once, before the optimiser changes anything. An accelerator would have to be waited for in every step: there they are looked
-    at together in `check`, which is called before an update ends and before anything is saved, so that the last checkpoint is good.
+    On a CPU it checks at once, before the optimiser changes anything. On an accelerator that would wait for the device in every step: there
+    `check` looks at all steps together, before an update ends and before anything is saved, so that the last checkpoint is good.
     """
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class FiniteWatch:
             self.check()
 
     def check(self) -> None:
-        """Raise a NonFiniteError if a step that was not looked at yet had a loss or a norm that is not finite."""
+        """Raise a NonFiniteError if a step since the last check had a loss or a norm that is not finite."""
         if not self._waiting:
             return
         waiting, self._waiting = torch.stack(self._waiting).tolist(), []

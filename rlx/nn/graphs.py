@@ -1,4 +1,4 @@
-"""CUDA graphs: many small operations as one launch, because their launches take longer than the operations."""
+"""CUDA graphs: many small operations in one launch, because launching each one takes longer than computing it."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class Replayed:
-    """A function of tensors to a tuple of tensors, which is recorded once for each shape on a CUDA device and then replayed.
+    """A function from tensors to a tuple of tensors, recorded once for each shape on a CUDA device and then replayed.
 
-    On other devices, and where it cannot be recorded because it reads from the device, the function is called. Results are the same, random
-    numbers included. Tensors that the function uses beside its arguments must keep their memory.
+    On other devices the function is called. So is a function that cannot be recorded because it reads from the device. Results are the
+    same, random numbers included. Tensors that the function uses beside its arguments must keep their memory.
     """
 
     def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:

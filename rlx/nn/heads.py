@@ -1,8 +1,8 @@
-"""Action distributions as functions of the policy network's output; no distribution objects in the inner loop.
+"""Action distributions as functions of the policy network's output, without distribution objects in the inner loop.
 
 A head says how many outputs it needs and turns them, `params [B, D]`, into samples, log-probabilities, entropies and
 divergences, the last three with their derivatives (see `rlx.nn.mlp` for why they are written out). Continuous actions are
-not squashed: the environment clips, the policy remembers what it chose.
+not squashed: the environment clips them, and log-probabilities are those of the actions before clipping.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class Evaluation(NamedTuple):
-    """What a distribution says of actions, and how a loss on that changes the parameters."""
+    """Log-probability and entropy of actions, with their pullback to the distribution's parameters."""
 
     log_prob: Tensor  # [B]
     entropy: Tensor  # [B]
@@ -79,7 +79,7 @@ class CategoricalHead(nn.Module):
         return (old_log.exp() * (old_log - new_log)).sum(-1), lambda d_kl: (new_log.exp() - old_log.exp()) * d_kl
 
     def freeze(self, params: Tensor) -> Tensor:
-        """What `kl` needs to know later of this distribution, [B, D']."""
+        """The form of this distribution that `kl` takes as `old`, [B, D']."""
         return params.detach()
 
 
@@ -143,7 +143,7 @@ class GaussianHead(nn.Module):
         return kl, pullback
 
     def freeze(self, params: Tensor) -> Tensor:
-        """What `kl` needs to know later of this distribution, [B, 2 A]."""
+        """The form of this distribution that `kl` takes as `old`, [B, 2 A]."""
         return torch.cat((params.detach(), self.log_std.detach().expand_as(params)), dim=-1)
 
 

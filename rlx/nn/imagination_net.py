@@ -1,4 +1,4 @@
-"""Networks of an agent that imagines: a model-free path, an encoder of imagined rollouts, and the policy that rolls them out.
+"""Networks of I2A: the model-free path, the encoder of imagined rollouts, and the rollout policy.
 
 Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3 and appendix B.
 """
@@ -44,7 +44,7 @@ class ConvTrunk(nn.Module):
 
 
 class RolloutPolicy(nn.Module):
-    """The policy pi-hat of imagined steps, small because it is called D * A times as often as the agent's own."""
+    """The rollout policy pi-hat; small because it is evaluated D * A times as often as the agent's policy."""
 
     def __init__(self, shape: Shape, num_actions: int, channels: int) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class RolloutEncoder(nn.Module):
         self.inputs = nn.Linear(self.trunk.num_features, 4 * size)
         self.memory = nn.Linear(size, 4 * size, bias=False)
         with torch.no_grad():
-            self.inputs.bias[size : 2 * size] = 1.0  # bias of the forget gate, so that the memory lasts at first
+            self.inputs.bias[size : 2 * size] = 1.0  # bias of the forget gate, so that the initial LSTM does not forget
 
     def forward(self, planes: Tensor, reward: Tensor, order: Tensor) -> Tensor:
         """Encodings [n, size] of rollouts whose frames are rows `order` [D, n] of planes [U, C, H, W] with rewards [U].
 
-        Rollouts share most of their frames with one another, and what is in a frame does not depend on the rollout.
+        Rollouts share most of their frames, so each frame is convolved once, not once per rollout.
         """
         (d, n), (_, _, height, width) = order.shape, planes.shape
         tiled = reward[:, None, None, None].expand(-1, 1, height, width)
@@ -89,7 +89,7 @@ class RolloutEncoder(nn.Module):
 
 
 class I2ANet(nn.Module):
-    """Policy and value from planes, with or without encodings of what was imagined.
+    """Policy and value from planes, with or without encodings of imagined rollouts.
 
     Args:
         shape: (C, H, W) of the planes.
@@ -112,7 +112,7 @@ class I2ANet(nn.Module):
         self.hidden = nn.Linear(self.split + num_actions * encoder_size, hidden_size)
         with torch.no_grad():
             nn.init.orthogonal_(self.hidden.weight[:, : self.split], gain=2**0.5)
-            self.hidden.weight[:, self.split :] = 0.0  # imagination has no influence at first; training gives it weight
+            self.hidden.weight[:, self.split :] = 0.0  # zero initial weights: imagination has no influence until it is trained
             self.hidden.bias.zero_()
         self.policy = _initialise(nn.Linear(hidden_size, num_actions), gain=0.01)
         self.value = _initialise(nn.Linear(hidden_size, 1), gain=1.0)

@@ -1,4 +1,4 @@
-"""What the kernels of `rlx.nn.kernels` are made of: matrix products, activations, normalisation and Adam.
+"""Parts of the kernels of `rlx.nn.kernels`: matrix products, activations, normalisation and Adam.
 
 Matrix products are blocks of 4 x 4 with contracted multiply-adds. The order of every sum is fixed when a kernel is compiled: results
 repeat bit for bit on one machine.
@@ -19,7 +19,7 @@ BETA1, BETA2 = 0.9, 0.999
 exact: Any = numba.njit(**OPTIONS, fastmath={"contract"})
 """For element-wise arithmetic: multiply-adds may be contracted, nothing is reordered."""
 reordered: Any = numba.njit(**OPTIONS, fastmath={"contract", "reassoc", "nsz"})
-"""For sums, which are taken in the order that fits vector registers; not-a-numbers and infinities stay what they are."""
+"""For sums, which are taken in the order that fits vector registers; NaNs and infinities are kept."""
 
 
 @exact
@@ -61,7 +61,7 @@ def add_product(w, at, row_stride, column_stride, rows, inner, x, y, spill, n):
 def add_inner_products(x, y, out, rows, columns, n):
     """out[r * columns + c] += sum_j x[r, j] * y[c, j] for j < n."""
     for r in range(0, rows, 4):
-        # The last row and column fill incomplete blocks; what they give there is not written.
+        # The last row and column fill incomplete blocks; their results are not written.
         x0, x1, x2, x3 = x[r], x[min(r + 1, rows - 1)], x[min(r + 2, rows - 1)], x[min(r + 3, rows - 1)]
         for c in range(0, columns, 4):
             y0, y1, y2, y3 = y[c], y[min(c + 1, columns - 1)], y[min(c + 2, columns - 1)], y[min(c + 3, columns - 1)]

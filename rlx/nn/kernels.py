@@ -121,7 +121,7 @@ def _log_softmax(x, rows, n):
 
 @exact
 def _objective(kind, log_ratio, advantage, clip):
-    """What the policy maximises for one row, and its derivative with respect to the action's log-probability."""
+    """The policy objective of one row, to be maximised, and its derivative with respect to the action's log-probability."""
     if kind == LOG_PROB:
         return log_ratio * advantage, advantage
     ratio = math.exp(log_ratio)
@@ -223,7 +223,7 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
                    num_rows, index, action, old_log_prob, old_params, num_old, old_value, advantage, target, order, batch_size, kind,
                    normalize, clip, kl_coef, value_clip, value_coef, entropy_coef, learning_rate, max_norm, epsilon, space, widest,
                    num_hidden, log_ratios, stats):  # fmt: skip
-    """A gradient step on each `batch_size` rows of `order` [N]; returns the number of steps taken, fewer than asked if one was not finite.
+    """Take a gradient step on each `batch_size` rows of `order` [N]; returns the number of steps, which is less if one was not finite.
 
     A step that is not finite changes nothing. Rows are those of features [N, D], index [N] or action [N, A], old_log_prob, old_value,
     advantage and target [N] and old_params [N, *]. Writes log-ratios [N] and, for each step, its stats: policy loss, value loss, entropy

@@ -1,4 +1,4 @@
-"""What a policy-gradient algorithm states: its loss and its data."""
+"""The loss and the data of a policy-gradient algorithm."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class PolicyGradientLoss:
     """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the rows of a minibatch."""
 
     objective: Literal["log_prob", "surrogate", "clip"]
-    """What is maximised for a row with advantage A and probability ratio r: A log p, r A, or min(r A, clip(r) A)."""
+    """The policy objective of a row with advantage A and probability ratio r: A log p, r A, or min(r A, clip(r) A)."""
     value_coef: float
     entropy_coef: float
     normalize_advantage: bool
@@ -25,11 +25,11 @@ class PolicyGradientLoss:
     kl_coef: float = 0.0
     """Weight of KL(old || new), which is added to the policy loss; 0 leaves it out."""
     value_clip: float | None = None
-    """Bound on how far a value may move from the old one; None does not bound it."""
+    """Largest change of a value from the old one; None does not clip."""
 
 
 class Batch(NamedTuple):
-    """Rows to learn from, with what the behaviour policy and the old value function gave for them."""
+    """Rows to learn from, with the outputs of the behaviour policy and the old value function."""
 
     inputs: Tree  # [N, *], see `Network.preprocess`
     action: Tensor  # [N, *]
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What S gradient steps report, each before its step."""
+    """Statistics of S gradient steps, each computed before its step."""
 
     log_ratio: Tensor  # [N] log p - log p_old, in the order in which rows were visited
     policy_loss: Tensor  # [S]

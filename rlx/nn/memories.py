@@ -1,4 +1,4 @@
-"""What a network remembers between steps, as a value (`carry`) that is passed in and out."""
+"""Memories of networks between steps, as a value (`carry`) that is passed in and out."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class NoMemory(nn.Module):
         return ()
 
     def step(self, features: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
-        """Features [B, D] and the carry of one step to features [B, D'] and the next carry; `is_first` [B] begins an episode anew."""
+        """Features [B, D] and the carry of one step to features [B, D'] and the next carry; `is_first` [B] resets the carry."""
         return features, carry
 
     def unroll(self, features: Tensor, carry: Tree, is_first: Tensor | None) -> Tensor:
-        """Features of consecutive steps to those that `step` gives one after the other."""
+        """Features of consecutive steps to the features that `step` returns one step after the other."""
         return features

@@ -1,8 +1,8 @@
-"""Multi-layer perceptron that can be differentiated by hand.
+"""A multi-layer perceptron with gradients by hand or by autograd.
 
 For networks this small autograd's bookkeeping costs more than the arithmetic: without it a PPO minibatch takes half the time on
-a CPU. `forward_vjp` therefore returns, beside the output, the function that carries a gradient back (the pullback, in the language
-of vector-Jacobian products). `forward` is ordinary and differentiable. Activations are limited to those whose derivative is a
+a CPU. `forward_vjp` therefore returns the output and the function that carries a gradient back (the pullback of the vector-Jacobian
+product). `forward` is differentiable by autograd. Activations are limited to those whose derivative is a
 function of their output, so that only outputs are kept.
 """
 

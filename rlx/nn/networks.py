@@ -1,4 +1,4 @@
-"""The network of an actor-critic: encoder, memory, trunks of policy and value, and the head of the action distribution."""
+"""The network of an actor-critic: an encoder, a memory, trunks of policy and value, and an action head."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SMALL = 1 << 16
 class Network(nn.Module):
     """Policy and value function of observations.
 
-    Algorithms learn through `forward_vjp`, which is autograd unless there is a faster way to the same gradients.
+    Algorithms learn through `forward_vjp`: autograd, or a faster way to the same gradients where there is one.
 
     Args:
         spec: gives the observation and action spaces.
@@ -38,10 +38,10 @@ class Network(nn.Module):
         activation: "tanh" or "relu".
         shared: one network with two outputs instead of two networks.
         log_std_init: initial log standard deviation of a continuous policy.
-        observation_clip: normalise observations and clip them to this many standard deviations; None leaves them alone.
+        observation_clip: normalise observations and clip them to this many standard deviations; None does not normalise.
 
     Raises:
-        ConfigError: for spaces it has no encoder or head for.
+        ConfigError: for spaces that no encoder or head supports.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Network(nn.Module):
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
         self.by_hand = isinstance(self.encoder, FlatEncoder)
-        """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks can."""
+        """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks support it."""
         self.compiles = self.by_hand and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
         """Whether compiled kernels are used where the parameters are on a CPU."""
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
@@ -91,11 +91,11 @@ class Network(nn.Module):
         return CompiledNetwork(self.encoder, self.head, self.policy, self.critic)
 
     def preprocess(self, obs: Tree) -> Tree:
-        """Observations [N, *] to the network's inputs [N, *]: the part that has no weights, normalisation included."""
+        """Observations [N, *] to the network's inputs [N, *]: the part without weights, normalisation included."""
         return self.encoder.preprocess(obs)
 
     def learning_from(self, obs: Tree) -> AbstractContextManager[None]:
-        """A context for learning from a rollout's observations [N, *], in which running statistics absorb them at the right time."""
+        """A context for learning from a rollout's observations [N, *]; it updates running statistics at the right time."""
         return self.encoder.learning_from(obs)
 
     def forward(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -172,7 +172,7 @@ class Network(nn.Module):
 
         Args:
             obs, carry, is_first: as of `act`.
-            value_scale: brings values into the environment's units; None if the critic is not trained.
+            value_scale: factor from values to the environment's units; None if the critic is not trained.
         """
         features, _ = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
         out = self.policy(features)

@@ -1,4 +1,4 @@
-"""Running normalisation of observations and rewards. Part of the algorithm, so that it is saved, restored and frozen with it."""
+"""Running normalisation of observations and rewards. It is part of the algorithm, and saved, restored and frozen with it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class RunningMoments:
         self.mean, self.variance, self.count = state["mean"].clone(), state["variance"].clone(), state["count"].clone()
 
     def update(self, batch: Tensor) -> None:
-        """Absorb batch [N, *shape].
+        """Update the moments by batch [N, *shape].
 
         Raises:
             NonFiniteError: before anything is changed, if the batch is not finite.
@@ -47,7 +47,7 @@ class RunningMoments:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation; 1 of what has been constant so far, so that it is not blown up where it begins to vary."""
+        """Standard deviation; 1 where numbers were constant so far, because dividing by a tiny deviation would blow up the first change."""
         constant = self.variance.sqrt() <= _CONSTANT * (1.0 + self.mean.abs())
         return torch.where(constant, 1.0, (self.variance + 1e-8).sqrt())
 
@@ -77,11 +77,11 @@ class ObservationNormalizer(nn.Module):
 
     @property
     def is_new(self) -> bool:
-        """Whether nothing has been absorbed yet."""
+        """Whether there was no update yet."""
         return self.moments.count.item() < 1.0
 
     def update(self, features: Tensor) -> None:
-        """Absorb features [N, D]."""
+        """Update the statistics by features [N, D]."""
         self.moments.update(features)
         std = self.moments.std
         self.scale.copy_(1.0 / std)
@@ -89,10 +89,10 @@ class ObservationNormalizer(nn.Module):
 
     @contextmanager
     def learning_from(self, features: Tensor) -> Iterator[None]:
-        """Around learning from a rollout with features [N, D], to absorb it: the first one before, all others after.
+        """A context for learning from a rollout with features [N, D]; the first rollout updates the statistics before it, later ones after.
 
-        After, because a rollout is then acted and learnt from under one scale. The first was acted under none, by a policy that has learnt
-        nothing and hardly depends on what it sees; but what is learnt from it would be another function of the observations afterwards.
+        After, so that acting and learning use the same scale for a rollout. The first rollout was acted without a scale, by an untrained
+        policy that hardly depends on its input. Learning from it without a scale would be undone when the scale changes afterwards.
         """
         if first := self.is_new:
             self.update(features)
@@ -122,7 +122,7 @@ class RewardScaler(nn.Module):
         self.moments.load_state_dict(state)
 
     def forward(self, reward: Tensor, is_last: Tensor) -> Tensor:
-        """Absorb and scale reward [T, B]; is_last [T, B] bool restarts the running return."""
+        """Reward [T, B], scaled after the statistics are updated by it; is_last [T, B] bool restarts the running return."""
         # y[t] = r[t] + discount * (1 - is_last[t - 1]) * y[t - 1], led in by the carry: a scan in reversed time.
         lead = torch.full_like(reward[:1], self.discount)
         decay = torch.cat((torch.zeros_like(lead), lead, self.discount * (~is_last[:-1]).to(reward.dtype)))

@@ -1,4 +1,4 @@
-"""All parameters of a module as one vector, so that the optimiser and the clipping are a few operations in all."""
+"""Adam over all parameters of a module as one vector, so that a step with clipping is a few operations in all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ _BETA1, _BETA2 = 0.9, 0.999
 class FlatAdam:
     """Adam (Kingma and Ba 2015, algorithm 1) over the concatenated parameters of `module`, with clipping by global norm.
 
-    Parameters and their gradients become views of two vectors. The step is that of `torch.optim.Adam` over the separate tensors;
-    the overhead per tensor, a third of a small network's update, is gone.
+    Parameters and their gradients become views of two vectors. The step is that of `torch.optim.Adam` over the separate tensors,
+    without the overhead per tensor, which is a third of a small network's update.
 
     Args:
         module: already on its device; must not be moved afterwards.
@@ -67,7 +67,7 @@ class FlatAdam:
         return norm
 
     def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
-        """The gradient and Adam's two moments as views, on a CPU; who changes them counts its steps in `num_steps`."""
+        """The gradient and Adam's two moments as views, on a CPU; callers that change them count their steps in `num_steps`."""
         return self._grad.numpy(), self._mean.numpy(), self._square.numpy()
 
     def check(self) -> None:

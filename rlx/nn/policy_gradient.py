@@ -1,4 +1,4 @@
-"""Gradient steps on policy-gradient losses: what PPO, A2C and REINFORCE share once each has its data."""
+"""Gradient steps on policy-gradient losses, shared by PPO, A2C and REINFORCE."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def gradient_steps(
 def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, learning_rate: float) -> tuple[Tensor, ...]:
     """One step on a minibatch [M, ...]; returns log-ratios [M] and (policy loss, value loss, entropy, gradient norm).
 
-    The losses and the head bring their derivatives: d_x is d loss / d x.
+    The losses and the head return their derivatives: d_x is d loss / d x.
     """
     head, num_rows = network.head, len(batch.action)
     advantage = ops.normalize(batch.advantage) if loss.normalize_advantage else batch.advantage

@@ -1,4 +1,4 @@
-"""A residual tower with a policy and a value head, and a copy of it that is only asked."""
+"""A residual tower with a policy and a value head, and a frozen copy of it for inference."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ResNet(nn.Module):
         self.value_hidden = nn.Linear(HEAD_PLANES * h * w, channels)
         self.value = nn.Linear(channels, 1)
         nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)  # begins without an opinion
+        nn.init.zeros_(self.value.bias)  # the initial value is 0 everywhere
 
     def forward(self, planes: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [n, A] and values in (-1, 1) [n] of planes [n, C, H, W]."""
@@ -66,7 +66,7 @@ class ResNet(nn.Module):
 
 @functools.cache
 def fast_dtype(device_type: str) -> torch.dtype:
-    """The precision that convolutions are fast in: bfloat16 where the processor multiplies it, else float32."""
+    """The precision in which convolutions are fast: bfloat16 where the processor has instructions for it, else float32."""
     if device_type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     if device_type == "cpu" and torch.cpu._is_avx512_bf16_supported():
@@ -75,7 +75,7 @@ def fast_dtype(device_type: str) -> torch.dtype:
 
 
 class FrozenResNet:
-    """A tower that only predicts: normalisation folded into the convolutions, channels last, in the fast precision."""
+    """A tower for inference only: normalisation folded into the convolutions, channels last, in the fast precision."""
 
     def __init__(self, tower: ResNet, device: torch.device) -> None:
         self._device, self._dtype = device, fast_dtype(device.type)
@@ -97,7 +97,7 @@ class FrozenResNet:
 
 
 def fold_bn(module: nn.Module, conv: str, bn: str) -> None:
-    """Merge a normalisation, whose statistics no longer change, into the convolution before it."""
+    """Merge a normalisation with frozen statistics into the convolution before it."""
     setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, bn)))
     setattr(module, bn, nn.Identity())
 
@@ -118,7 +118,7 @@ def forward(net: ResNet, planes: Tensor) -> tuple[Tensor, Tensor]:
 def adam(net: nn.Module, learning_rate: float, c: float) -> torch.optim.Optimizer:
     """Adam on a loss + c ||theta||^2: 2 c theta is part of the gradient that it scales.
 
-    Decoupled decay would shrink weights by 2 c learning_rate per step, which in a run of a few thousand steps is nothing.
+    Decoupled decay would shrink weights by 2 c learning_rate per step, which has no effect in a run of a few thousand steps.
     """
     parameters = list(net.parameters())
     fused = parameters[0].device.type in ("cpu", "cuda")
@@ -138,7 +138,7 @@ def descend(
     """One step down the gradient of `loss`, which is scaled down to norm `max_grad_norm`.
 
     Args:
-        finite: what looks at the loss and the gradient, and is checked by the caller; None looks at once.
+        finite: checks the loss and the gradient later, when the caller calls its `check`; None checks at once.
 
     Raises:
         NonFiniteError: on a CPU before anything is changed, if the loss or the gradient is not finite.
