@@ -1,1 +1,1 @@
-"""Many runs: search spaces, the ledger of a sweep, and where its runs are worked on."""
+"""Sweeps: search spaces, plans of runs, the Optuna study, and the executors that train the runs."""

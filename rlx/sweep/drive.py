@@ -16,27 +16,27 @@ from rlx.track.heartbeat import clear_heartbeat, read_heartbeat
 
 _POLL_S = 0.2
 _SAVE_PATIENCE_S = 120.0
-"""How long runs that were told to stop may take to save, before they are killed."""
+"""Time for stopped runs to save, before they are killed."""
 
 
 class Plan(Protocol):
-    """Which jobs there are: all at once for a grid, one after the other for a search."""
+    """The source of a sweep's jobs: all at once for a grid, one after the other for a search."""
 
     total_runs: int
-    """How many runs there will be at the end."""
+    """Number of runs at the end."""
 
     def next(self) -> Job | None:
         """The next job to start; None if there is none now."""
         ...
 
     def ended(self, job: Job, result: Result) -> list[str]:
-        """Take in that a job finished, paused or failed for good; returns messages about it."""
+        """Record that a job finished, paused or failed for good; returns messages about it."""
         ...
 
     def finished_runs(self) -> int: ...
 
     def finished_elsewhere(self) -> int:
-        """How many of them other processes finished that share the study."""
+        """Number of finished runs of other processes that share the study."""
         ...
 
     def best(self) -> tuple[str, float, dict[str, Any]] | None:
@@ -44,13 +44,13 @@ class Plan(Protocol):
         ...
 
     def values_of(self, job: Job) -> dict[str, Any]:
-        """The settings of an open job that were swept."""
+        """The swept settings of an open job."""
         ...
 
 
 @dataclass
 class Slot:
-    """A job in the hands of the executor."""
+    """A job that the executor works on."""
 
     job: Job
     started: float
@@ -65,7 +65,7 @@ class Slot:
 
 
 class Watcher(Protocol):
-    """What shows a sweep while it runs."""
+    """A display of a sweep while it runs."""
 
     def begin(self, drive: Drive, *, new: bool, space: list[str]) -> None: ...
 
@@ -81,7 +81,7 @@ class Stop(Protocol):
 
 
 class Drive:
-    """One attempt to bring a sweep to its end.
+    """One session of training a sweep's runs.
 
     Args:
         sweep: locked by the caller.
@@ -175,7 +175,7 @@ class Drive:
                 self.watcher.note(text)
 
     def _say_in_run(self, job: Job, slot: Slot, error: str) -> None:
-        """Record why a run ended whose worker could not."""
+        """Record in a run why it ended, for a worker that could not."""
         run = RunDir(self.sweep.path / job.name)
         if slot.why_killed and run.segments and run.status == "killed":
             with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""Starting, continuing and finishing a sweep: everything between what the user asks for and what is printed."""
+"""Start, continue and finish sweeps: the functions behind `rlx sweep`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A sweep that is ready to be trained."""
+    """A sweep that is ready to train."""
 
     root: Path
     spec: Spec
@@ -71,7 +71,7 @@ def to_start(
     if found is not None:
         found.trust(trust)
         if list(found.grid().values()) != [point for point, _ in prepared.points.values()]:
-            prepared = Prepared.again(found, spec)  # shuffled, or the files that it was expanded from have changed since
+            prepared = Prepared.again(found, spec)  # the values are in another order, or the files that it was expanded from have changed
     return Launch(root=root, spec=spec, prepared=prepared, found=found)
 
 
@@ -110,7 +110,7 @@ def run_sweep(
         retries: how often a run is continued when its process dies or hangs.
         stall_s: seconds without a heartbeat after which a run counts as hung; 0 is never.
         retry_failed: try the runs again that failed before.
-        make_watcher: makes what shows the sweep, from its name.
+        make_watcher: makes the display, from the sweep's name.
         labels: notes and tags; those that are given replace those of a sweep that goes on.
 
     Raises:
@@ -135,7 +135,7 @@ def run_sweep(
                 plan = make_plan(sweep, spec, prepared, where=executor, failed=list(failures))
             except RlxError:
                 if found is None:
-                    shutil.rmtree(sweep.path, ignore_errors=True)  # its study cannot be: there is nothing to go on with
+                    shutil.rmtree(sweep.path, ignore_errors=True)  # its study cannot be opened, so the new sweep cannot be continued
                 raise
             watcher = make_watcher(sweep.name)
             drive = Drive(sweep, plan, place, retries=retries, stall_s=stall_s, watcher=watcher)
@@ -153,11 +153,11 @@ def run_sweep(
 
 
 def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, failed: list[str]) -> GridPlan | SearchPlan:
-    """Which runs a sweep consists of, from its spec, its ledger and its study.
+    """The plan of a sweep's runs, from its spec, its ledger and its study.
 
     Args:
         sweep: the sweep on disk.
-        spec: what it is.
+        spec: its specification.
         prepared: its points, composed.
         where: the name of the executor.
         failed: runs that failed before and are not tried again.
@@ -186,7 +186,7 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, fa
     )
 
     def compose_found(key: str, point: Point) -> Composed:
-        """Compose what the ledger says, which has not passed through the study now."""
+        """Compose a point of the ledger, which the study did not check in this process."""
         composer = prepared.composer if sweep.is_vouched_for or sweep.is_own_trial(key, point) else doubtful
         return composer.compose(point.arguments)
 

@@ -1,4 +1,4 @@
-"""How far a sweep is, what is best so far, and how long the rest will take. Imports neither torch nor optuna."""
+"""Summary of a sweep: finished runs, the best setting so far, the time left. Imports neither torch nor optuna."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which runs a sweep consists of: all of a grid, or those that a search asks for, seed by seed and rung by rung."""
+"""Plans of a sweep's runs: all points of a grid, or the trials of a search, seed by seed and rung by rung."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ LOGGED = {
     "eval": ("return_mean", "return_iqm", "return_std", "length_mean"),
     "episode": ("return", "length", "count", "return_mean_100"),
 }
-"""The metrics of every run whatever it reaches, by their group; without the ends of intervals, which may not exist. Those of
-other groups depend on the algorithm. Games may add eval/optimal_moves, grid worlds the solve_rate."""
+"""Metrics that every run logs, by group. The ends of intervals are left out, because short records have none. Metrics of other groups
+depend on the algorithm; games may add eval/optimal_moves, grid worlds solve_rate."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]
 
@@ -171,8 +171,8 @@ class _Trial:
 class SearchPlan:
     """Trials of a study: a point is trained with all its seeds to one rung, judged by their aggregate, and goes on or is pruned.
 
-    A failed trial counts as one of the trials and is not replaced; it can be retried. Pausing is exact: a paused run continues from its
-    checkpoint as if it had never stopped. So a bad point costs the first rung of every seed and nothing more.
+    A failed trial counts as one of the trials and is not replaced; it can be retried. A paused run resumes exactly from its checkpoint,
+    so a bad point costs no more than the first rung of every seed.
     """
 
     def __init__(
@@ -199,7 +199,7 @@ class SearchPlan:
         self._values = dict(history.values)
         self._points = dict(history.points)
         self._keys = {number: key for key, number in history.numbers.items()}
-        if self.search.storage is None:  # a kill came in between; in a shared storage it may be another process's trial
+        if self.search.storage is None:  # the process was killed in between, or it is another process's trial in a shared storage
             for number in sorted(set(study.unfinished()) - set(self._keys)):
                 self._log_trial(number, study.again(number))
             history = sweep.history()
@@ -330,7 +330,7 @@ def last_value(run: RunDir, metric: str, at: int | None = None) -> float | None:
 
 
 def missing_metric(run: RunDir, metric: str) -> ConfigError:
-    """The error for a run that has ended and never logged the objective."""
+    """The error for a finished run that never logged the objective."""
     logged = sorted({name for line in run.metrics() for name in line if "/" in name})
     return ConfigError(f"--objective {metric}: {run.path} has ended and no line of it has that, and a sweep keeps its objective: "
                        f"start it again under another --name; {did_you_mean(metric, logged)}")  # fmt: skip

@@ -1,4 +1,4 @@
-"""From the arguments of a command to a sweep: its points composed and checked, its name, and the sweep of that name on disk."""
+"""Sweeps from the arguments of a command: composes and checks the points, names the sweep, and finds the one of that name on disk."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Prepared:
 
     @classmethod
     def again(cls, sweep: SweepDir, spec: Spec) -> Prepared:
-        """A sweep that is on disk, with the points that it began with."""
+        """The sweep on disk, with the points that it began with."""
         composer = Composer(Path(spec.config_dir) if spec.config_dir else None, stranger=None if sweep.is_trusted else sweep.path)
         return cls(spec, sweep.name, composer, required=spec.search is not None, points=list(sweep.grid().values()))
 
@@ -73,7 +73,7 @@ def prepare(
     aggregate: str,
     options: dict[str, Any],
 ) -> tuple[Spec, Prepared]:
-    """From a command line to a sweep.
+    """The sweep that a command line describes.
 
     Raises:
         ConfigError: for anything that cannot be swept.

@@ -1,4 +1,4 @@
-"""What is swept: from overrides in Hydra's sweep syntax to the points of a grid, or to a space that Optuna searches.
+"""The points of a grid, or the space that Optuna searches, from overrides in Hydra's sweep syntax.
 
 Hydra parses the overrides. rlx expands them itself, because Hydra composes the base configuration without the swept groups and so refuses
 a key of an algorithm that is not the default.
@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from optuna.trial import Trial
 
 LOG_FROM = 100.0
-"""From this factor between its ends on, an interval has a logarithmic scale, unless a tag chooses."""
+"""Ratio of its ends from which an interval has a logarithmic scale, unless it is tagged."""
 _MOST = 10_000
-"""Most points, values and seeds; more are taken for a typo."""
+"""Largest number of points, values and seeds; more count as a typo."""
 
 
 Option = tuple[str, Any]
@@ -43,7 +43,7 @@ Option = tuple[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class _Swept:
-    """An override with the values that it may stand for."""
+    """An override with the values that it stands for."""
 
     override: Override
     options: list[Option]
@@ -71,7 +71,7 @@ def _read(overrides: Sequence[Override], composer: Composer) -> list[_Swept]:
 
 
 def _options(override: Override, group_options: Callable[[str], list[str]]) -> list[Option]:
-    """The values that an override may stand for, repetitions dropped.
+    """The values that an override stands for, without repetitions.
 
     Raises:
         ConfigError: if there are none.
@@ -96,7 +96,7 @@ def _options(override: Override, group_options: Callable[[str], list[str]]) -> l
         if isinstance(value, RangeSweep) and isinstance(value.range(), FloatRange) and not value.shuffle:
             return _at_least_one([(repr(v), v) for v in _decimal_range(value)], override)
         texts = list(map(str, parsed.sweep_iterator(transformer=Transformer.encode)))
-        shuffled = bool(getattr(value, "shuffle", False))  # two iterations would give two orders
+        shuffled = bool(getattr(value, "shuffle", False))  # a second iteration would shuffle again
         values = None if shuffled else [_plain(v) for v in parsed.sweep_iterator(transformer=Transformer.identity)]
     except (HydraException, ValueError) as error:
         raise ConfigError(f"{override}: cannot be expanded ({str(error).splitlines()[0]})") from error
@@ -140,12 +140,12 @@ def _plain(value: Any) -> Any:
 
 
 def swept_keys(overrides: Sequence[Override]) -> list[str]:
-    """The keys that have several values, in order."""
+    """The keys with several values, in order."""
     return [override.key for override in overrides if override.is_sweep]
 
 
 def seeds_of(overrides: Sequence[Override], seeds: str | None) -> tuple[list[Override], list[int]]:
-    """Take the seeds out of the overrides.
+    """The overrides without `seed`, and the seeds.
 
     Args:
         overrides: may have `seed=7`, which is where counting starts, or `seed=1,2,3`, which are the seeds.

@@ -1,4 +1,4 @@
-"""The Optuna study of a search: its trials are points of a sweep.
+"""The Optuna study of a search, whose trials are points of a sweep.
 
 Optuna's samplers restart their random numbers in every process, so that a resumed study would repeat its first suggestions. Here every
 trial has its own sampler, seeded by the study's seed and the trial's number: a suggestion is a function of these and of the history.
@@ -40,7 +40,7 @@ _DRIVERS = {"psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 """Packages that have another name than their module."""
 _OPENINGS = 5
 _BUSY_S = 60.0
-"""How long a storage that another process writes to is waited for."""
+"""Time to wait for a storage that another process writes to."""
 
 
 class Study:
@@ -52,7 +52,7 @@ class Study:
         space: what is searched.
         sampler, pruner: of SAMPLERS and PRUNERS.
         direction: maximize or minimize.
-        seed: suggestions follow from it and from the history.
+        seed: determines the suggestions, together with the history.
         num_rungs: how often the pruner judges a trial.
         objective: metric; studies of different objectives are not joined.
 
@@ -121,7 +121,7 @@ class Study:
             return [t.number for t in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)) if _is_first_attempt(t)]
 
     def report(self, number: int, rung: int, value: float) -> bool:
-        """Take in what a trial reached at a rung; whether to prune it."""
+        """Report a trial's value at a rung; returns whether to prune the trial."""
         with self._storage_errors(), _quiet():
             trial = self._trial(number)
             step = RUNG_FACTOR**rung
@@ -140,7 +140,7 @@ class Study:
         self._trials.pop(number, None)
 
     def claimed(self) -> int:
-        """How many trials were begun in the storage, by any process; retries are not counted."""
+        """Number of trials begun in the storage by any process, without retries."""
         with self._storage_errors():
             return sum(map(_is_first_attempt, self._study.get_trials(deepcopy=False)))
 
@@ -170,7 +170,7 @@ class Study:
         raise ConfigError(f"the study in {self._url} has no trial {number}, which the sweep's ledger names: the two do not belong together")
 
     def _check(self, name: str, mine: dict[str, Any]) -> None:
-        """Write down what the study searches, or compare."""
+        """Store what the study searches, or compare it with what is stored."""
         theirs = self._study.user_attrs.get(_ATTRIBUTE)
         mine = json.loads(json.dumps(mine))
         if theirs is None and not self._study.get_trials(deepcopy=False):
@@ -223,7 +223,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _open(url: str) -> BaseStorage:
-    """A storage; where several processes make its tables at the same time, all but one are refused once."""
+    """An open storage. When several processes create its tables at the same time, all but one fail once and try again."""
     from sqlalchemy.exc import DBAPIError
 
     for _ in range(_OPENINGS - 1):
@@ -297,8 +297,8 @@ def _make_sampler(name: str, space: SearchSpace, seed: int) -> MakeSampler:
 def _good_trials(finished: int) -> int:
     """How many trials TPE models as the good ones: a quarter, at most 25.
 
-    Optuna's default of a tenth is one to three of the 30 trials that a search with many seeds can afford. Then its prior decides, and of
-    several trials with the highest return all but the first count as bad.
+    Optuna's default of a tenth is one to three trials of the 30 that a search with many seeds can afford. With so few, TPE's prior
+    dominates, and of several trials with the highest return all but the first count as bad.
     """
     return min(math.ceil(finished / 4), 25)
 
@@ -351,4 +351,4 @@ class _GridSampler(BaseSampler):
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:  # fmt: skip
         before = sum(t.number < trial.number and _is_first_attempt(t) for t in study.get_trials(deepcopy=False))
-        return self._grid[before % len(self._grid)][param_name]  # processes that ask for the last one together get one too many
+        return self._grid[before % len(self._grid)][param_name]  # processes that take the last point at the same time get one too many

@@ -1,4 +1,4 @@
-"""Where the runs of a sweep are trained, chosen from a command line, and what they need there."""
+"""The executor that a command line chooses, and the jobs' needs of cores and GPUs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlx.track.wandb import mirrors
 
 
 def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, Any], *, folder: Path) -> Executor:
-    """The place that --executor names.
+    """The executor that --executor names.
 
     Raises:
         ConfigError: if it is not available here.
@@ -30,16 +30,16 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
     if where == "slurm":
         from rlx.sweep.executors.slurm import SlurmExecutor
 
-        any(map(asks_for_gpu, configs))  # refuses what cannot be asked for
+        any(map(asks_for_gpu, configs))  # raises for GPUs that a job elsewhere cannot request
         return SlurmExecutor(folder / ".submitit", slots=options["jobs"], options=options["slurm"])
     return LocalExecutor(options["jobs"], cores=most, gpus=_gpus(configs))
 
 
 def asks_for_gpu(config: RunConfig) -> bool:
-    """Whether a run on another machine asks for a GPU. auto asks for none: it is resolved on that machine.
+    """Whether a run on another machine requests a GPU. auto requests none: it is resolved on that machine.
 
     Raises:
-        ConfigError: if it asks for one by number, which on another machine is another card.
+        ConfigError: if it names a GPU by number, which is another GPU on another machine.
     """
     device = config.runtime.device
     if ":" in device:
@@ -48,16 +48,16 @@ def asks_for_gpu(config: RunConfig) -> bool:
 
 
 def _wants_gpu(config: RunConfig) -> bool:
-    """Whether a run on this machine needs a GPU of its own: it asks for one, or gains from one and there is one."""
+    """Whether a run on this machine needs a GPU of its own: it requests one, or trains faster on one and there is one."""
     if config.runtime.device in ("cpu", "mps") or (config.runtime.device == "auto" and not config.gains_from_gpu):
         return False
-    from rlx.build import resolve_device  # imports torch, which the others do without
+    from rlx.build import resolve_device  # imports torch, which the other cases do not need
 
     return resolve_device(config).type == "cuda"
 
 
 def _gpus(configs: Sequence[RunConfig]) -> list[str]:
-    """The GPUs that runs are spread over, if they need any and do not name one themselves."""
+    """The GPUs to spread runs over, if they need any and do not name one themselves."""
     if not any(_wants_gpu(c) for c in configs):
         return []
     import torch

@@ -29,7 +29,7 @@ def open_log(run: Path) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One stretch of one run, as plain data that can be sent to a worker."""
+    """One segment of one run, as plain data that can be sent to a worker."""
 
     run: str
     """Absolute path of the run's directory."""
@@ -59,16 +59,16 @@ class Result:
     """How a job ended."""
 
     status: Literal["finished", "paused", "stopped", "failed", "lost"]
-    """failed: the run ended with an error, and would again. lost: its worker died or hung."""
+    """failed: the run ended with an error that would repeat. lost: its worker died or hung."""
     error: str | None = None
     exit_code: int = 0
 
 
 class Executor(Protocol):
-    """Works on jobs, several at a time; none of its methods but `wait` takes long."""
+    """Trains several jobs at a time. Every method but `wait` returns at once."""
 
     slots: int
-    """How many jobs it works on at once."""
+    """Number of jobs at once."""
     description: str
     """A short text for the user."""
 
@@ -85,11 +85,11 @@ class Executor(Protocol):
         ...
 
     def stop(self, job: Job) -> None:
-        """Ask an open job to save and end; it is still reported by `wait`."""
+        """Signal an open job to save and end; `wait` still reports it."""
         ...
 
     def kill(self, job: Job) -> None:
-        """End an open job at once; it is still reported by `wait`, as lost."""
+        """End an open job at once; `wait` still reports it, as lost."""
         ...
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Runs of a sweep on this machine: a process for each, forked from a server that has imported torch once.
 
-A process of its own isolates a run (a crash ends nothing else, memory is given back); the fork makes it cheap, a hundredth of a second
-instead of the seconds that torch takes to import. The server only imports, so that no threads are lost by the fork.
+A process of its own isolates a run: a crash ends nothing else, and memory is freed. The fork takes a hundredth of a second instead of
+the seconds that importing torch takes. The server only imports, so that no threads are lost by the fork.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PRELOAD = (
 
 @dataclass(kw_only=True)
 class _Open:
-    """A job that is being worked on."""
+    """A job in progress."""
 
     process: Any
     answer: connection.Connection
@@ -172,7 +172,7 @@ def _child(job: Job, gpu: str | None, answer: connection.Connection) -> None:
 
 
 def _follow_the_sweep() -> None:
-    """Save and stop if the sweep is killed: nothing else would stop this process."""
+    """Save and stop when the sweep is killed, because nothing else would stop this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

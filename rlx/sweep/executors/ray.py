@@ -24,11 +24,11 @@ from rlx.sweep.executors.executor import Job, Result, open_log
 from rlx.sweep.executors.local import available_cores
 
 _CONNECT_S = 3.0
-"""How long a machine may take to accept a connection."""
+"""Timeout for connecting to a machine."""
 _ANSWER_S = 15.0
 """Timeout of Ray's health check; most of it is for importing ray on a busy machine."""
 _VISIBLE_WITHIN_S = 10.0
-"""How long a new directory may take to appear on another machine: network file systems cache what a directory holds."""
+"""Time for a new directory to appear on another machine, because network file systems cache directory listings."""
 _RECOUNT_EVERY_S = 2.0
 _QUIET: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
 
@@ -97,7 +97,7 @@ class RayExecutor:
         return [(job, self._result(job, ref)) for job, ref in list(self._open.items()) if ref in ready]
 
     def waiting(self, job: Job) -> bool:
-        """Whether the run has not begun a new segment yet: others may use the cluster, or nodes be missing."""
+        """Whether the run has not begun a new segment yet, because the cluster is busy or nodes are missing."""
         if job in self._queued and len(RunDir(Path(job.run)).segments) > self._queued[job]:
             del self._queued[job]
         return job in self._queued
@@ -145,7 +145,7 @@ class RayExecutor:
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def _recount(self) -> None:
-        """Follow the cluster; at least one slot is left, so that a sweep waits for a node instead of ending without one."""
+        """Set the slots to the cluster's size, at least 1, so that a sweep without nodes waits instead of ending."""
         now = time.monotonic()
         if not self._fixed and now - self._counted > _RECOUNT_EVERY_S:
             self._counted = now
@@ -158,7 +158,7 @@ class RayExecutor:
 
 
 def _capacity(nodes: list[dict[str, float]], cores: int, gpus: int) -> int:
-    """How many jobs fit into nodes at once; a job cannot be spread over two."""
+    """Number of jobs that fit into the nodes at once; a job cannot span two nodes."""
     return sum(min(int(n.get("CPU", 0)) // cores, int(n.get("GPU", 0)) // gpus if gpus else sys.maxsize) for n in nodes)
 
 

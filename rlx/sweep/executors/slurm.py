@@ -1,7 +1,7 @@
-"""Runs of a sweep as jobs of SLURM, submitted through submitit: what starts together is one job array.
+"""Runs of a sweep as jobs of SLURM, submitted through submitit: jobs that start together are one job array.
 
-A job that SLURM preempts, or whose time is up, gets SIGUSR2: its run saves, the job is put back into the queue under its own number, and
-goes on from there. The sweep itself sees nothing of that but a run that takes longer.
+A job that SLURM preempts, or whose time is up, gets SIGUSR2: its run saves, and the job is requeued under its own number and resumes.
+To the sweep this is only a run that takes longer.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ _SBATCH = "sbatch."
 _SIGNAL = "SUBMITIT_PREEMPT_SIGNAL"
 _SLOTS = 100
 _TIMEOUT_MIN = 60
-"""A short job is scheduled sooner, and one that needs longer is put back into the queue."""
+"""Default time limit: a short job is scheduled sooner, and one that needs longer is requeued."""
 _SIGNAL_DELAY_S = 120
-"""How long before its time limit a job is signalled; a run saves within it."""
+"""Time between the signal and a job's time limit, in which the run saves."""
 _MAX_REQUEUES = 1000
 """submitit's own limit is 3, which would end long runs."""
 _LOOK_EVERY_S = {"slurm": 1.0, "local": 0.05}
 _ASK_EVERY_S = 10.0
-"""How often squeue is asked; it burdens the controller of the cluster, which others share."""
+"""Interval between calls of squeue, which loads the cluster's shared controller."""
 _SUBMIT_AGAIN_S = 30.0
 _SUBMIT_TRIES = 20
 _COMMAND_S = 60.0
@@ -159,7 +159,7 @@ class SlurmExecutor:
         """Hand the new jobs to sbatch, one array for each kind of machine that they need.
 
         Raises:
-            ConfigError: if it takes none: at once if it never took one, else after minutes, in which a limit on jobs may clear.
+            ConfigError: if sbatch refuses the jobs: at once if it never accepted one, else after minutes, since a limit may clear.
         """
         refused = self._submitit.core.utils
         if time.monotonic() - self._refused < _SUBMIT_AGAIN_S:
@@ -191,7 +191,7 @@ class SlurmExecutor:
         return executor
 
     def parameters(self, job: Job) -> dict[str, Any]:
-        """Parameters of submitit for the machine that a job needs."""
+        """Submitit's parameters for a job's cores, GPU and time."""
         given = dict(self._options)
         more = {"requeue": True, **given.pop(_SBATCH, {})}
         chosen: dict[str, Any] = {"timeout_min": _TIMEOUT_MIN, "cpus_per_task": job.cores, "signal_delay_s": _SIGNAL_DELAY_S, **given}
@@ -253,7 +253,7 @@ class SlurmExecutor:
         self._ended.append((job, result))
 
     def _gone(self) -> set[Job]:
-        """Jobs that do not run and do not wait any more."""
+        """Jobs that neither run nor wait any more."""
         if self._cluster == "local":
             return {job for job, handle in self._open.items() if handle.done()}
         patience = 2.0 if self._stopped else _ASK_EVERY_S
@@ -271,7 +271,7 @@ class SlurmExecutor:
     def _result(self, handle: Any) -> Result:
         try:
             result = handle.result()
-        except Exception as error:  # whatever the job raised, as text
+        except Exception as error:  # the job may have raised anything; keep it as text
             trace = str(error).split("-" * 22)
             last = [line for line in (trace[1] if len(trace) > 2 else str(error)).splitlines() if line.strip()]
             return Result(status="failed", error=last[-1].strip() if last else type(error).__name__, exit_code=1)

@@ -12,11 +12,11 @@ from rlx.sweep.executors.executor import Job, Result
 from rlx.track.heartbeat import HeartbeatConsole
 
 _LOCK_PATIENCE_S = 60.0
-"""How long to wait for a run that another process holds: after a request to stop it still saves."""
+"""Time to wait for a run that another process holds, because a stopped process still saves."""
 
 
 def work(job: Job) -> Result:
-    """Train a run to its end or to where the job pauses it. Raises nothing: an error is a result, its traceback is printed."""
+    """Train a run to its end or to the job's pause. It never raises: an error is a result, and its traceback is printed."""
     from rlx.run import train
 
     run = RunDir(Path(job.run))
