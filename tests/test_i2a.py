@@ -168,7 +168,7 @@ def test_what_was_remembered_is_what_would_be_imagined_again(settings: dict[str,
     rollout, _ = collector.collect(3)
     torch.manual_seed(7)
     for t in range(3):
-        logits, _value, (bits, reward) = algo._think(algo._planes(rollout.obs[t]))
+        logits, _value, (bits, reward) = algo._evaluate(algo._planes(rollout.obs[t]))
         algo.head.sample(logits)
         assert torch.equal(bits, rollout.extras["imagined"][t])
         assert torch.equal(reward, rollout.extras["imagined_reward"][t])
@@ -499,10 +499,10 @@ def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
     assert run_main("eval boxes --episodes 3 --decide search", monkeypatch) == 0
     assert "model calls" in capsys.readouterr().out
     for wrong, said in (
-        ("--decide tree --stochastic", "--stochastic: a tree decides"),
+        ("--decide tree --stochastic", "--stochastic: a tree chooses the actions"),
         ("--simulations 7", "add --decide tree"),
         ("--decide oracle", "expected one of network, search, tree"),
-        ("--decide tree --imagination off", "no encoder that could read nothing"),
+        ("--decide tree --imagination off", "no encoder whose input could be ablated"),
     ):
         assert run_main(f"eval boxes --episodes 3 {wrong}", monkeypatch) == 2
         assert said in capsys.readouterr().err

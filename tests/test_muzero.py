@@ -296,7 +296,7 @@ def remember_steps(algo: MuZero, steps: list[tuple[float, str]]) -> None:
     """Steps with their rewards and how the episode ends with them; the i-th observes i, and beyond a cut i is observed again."""
     for i, (reward, end) in enumerate(steps):
         ends: dict[str, bool] = {end: True} if end else {}
-        algo._remember(rollout(algo, torch.full((1, 4), float(i)), [reward], **ends))
+        algo._add_to_replay(rollout(algo, torch.full((1, 4), float(i)), [reward], **ends))
 
 
 STEPS = [(1.0, ""), (2.0, ""), (4.0, "terminated"), (8.0, ""), (16.0, "truncated"), (0.0, "")]
@@ -352,7 +352,7 @@ def test_in_games_the_outcome_counts_for_whoever_moved() -> None:
     for ply in range(5):
         seen = GAME.look([GAME.state_of(moves[:ply])])
         obs, won = torch.from_numpy(seen.planes), ply == 4
-        algo._remember(rollout(algo, obs, [float(won)], terminated=won, player=torch.tensor([[ply % 2]])))
+        algo._add_to_replay(rollout(algo, obs, [float(won)], terminated=won, player=torch.tensor([[ply % 2]])))
     unroll = algo.targets(torch.arange(5))
     assert unroll.value.tolist() == [[1, -1, 1], [-1, 1, -1], [1, -1, 1], [-1, 1, 0], [1, 0, 0]]
     assert unroll.reward.tolist() == [[0, 0], [0, 0], [0, 0], [0, 1], [1, 0]]
@@ -368,7 +368,7 @@ def test_turned_positions_keep_their_moves() -> None:
         step = rollout(algo, torch.from_numpy(seen.planes), [0.0], terminated=ply == 3, player=torch.tensor([[ply % 2]]))
         step.action[:] = move
         step.extras["policy"] = torch.nn.functional.one_hot(torch.tensor([[move]]), 9).float()
-        algo._remember(step)
+        algo._add_to_replay(step)
     turns = set()
     for seed in range(40):
         torch.manual_seed(seed)
@@ -393,7 +393,7 @@ def test_one_batch_can_be_learnt_by_heart() -> None:
             extras={"obs": obs[None], "legal": torch.ones(1, 4, 2, dtype=torch.bool), "player": torch.zeros(1, 4), "policy": policy,
                     "root_value": torch.zeros(1, 4)},
         )  # fmt: skip
-        algo._remember(step)
+        algo._add_to_replay(step)
     unroll = algo.targets(torch.arange(24))
     floor = -(unroll.policy * unroll.policy.log()).nan_to_num() * unroll.has_policy[..., None]
     scale = torch.tensor([1.0, 1 / 3, 1 / 3, 1 / 3])
@@ -418,7 +418,7 @@ def test_continuous_actions_are_refused(monkeypatch: pytest.MonkeyPatch, capsys:
 def test_players_who_do_not_take_turns_are_refused() -> None:
     game = Game("dots_and_boxes")
     spec = EnvSpec(id="spiel:dots_and_boxes", observation_space=POLE.observation_space, action_space=POLE.action_space, game=game)
-    with pytest.raises(ConfigError, match=r"its players do not take turns.*algo=alphazero plays it"):
+    with pytest.raises(ConfigError, match=r"its players do not take turns.*try algo=alphazero"):
         muzero(spec)
 
 

@@ -85,7 +85,7 @@ class A2C:
         }
 
     def _advantage(self, rollout: Rollout, value: Tensor) -> Tensor:
-        """Advantages [T * B], from value [T, B]; only the last and the final observations still need a value."""
+        """Advantages [T * B] from values [T, B]; values of the last and of the final observations are computed here."""
         beyond = self.net.value(self.net.preprocess(torch.cat((rollout.all_obs[-1], rollout.final_obs))))
         last, final = beyond[: value.shape[1]], beyond[value.shape[1] :]
         next_value = rollout.to_next(torch.cat((value, last.unsqueeze(0))), final)

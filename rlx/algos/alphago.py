@@ -1,9 +1,10 @@
-"""AlphaGo: a policy learnt from experts, improved by policy gradient, a value network from its games, and a search that uses them all.
+"""AlphaGo: supervised learning from experts, a policy gradient, a value network, and a tree search that uses all three.
 
-Silver et al. 2016, https://doi.org/10.1038/nature16961. One run goes through three phases, which follow from its env steps: experts play
-and are imitated (the supervised and the rollout policy); the policy plays a pool of its past selves and follows the gradient of the
-outcome; games of both teach the value network, one position of each. Deviations: the experts are a tree search with random
-rollouts instead of people; the rollout policy is linear in the board's cells instead of in patterns; networks are residual.
+Silver et al. 2016, https://doi.org/10.1038/nature16961. A run has three phases, which its env steps determine. First, experts play, and the
+supervised and the rollout policy imitate them. Second, the policy plays against a pool of its earlier versions and follows the gradient of
+the outcome. Third, the value network learns from games of both policies, one position of each game. Deviations: the experts are a tree
+search with random rollouts instead of people; the rollout policy is linear in the board's cells instead of in patterns; networks are
+residual.
 """
 
 from __future__ import annotations
@@ -29,10 +30,8 @@ from rlx.replay import PositionReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch
 from rlx.types import EnvSpec, Metrics, Mode, Policy, PolicyOutput, Progress, Rollout, State, Tree
 
-_SUPERVISED = -1
-"""Who moves: the supervised policy, the current one (`_CURRENT`), or a member of the pool, from 0."""
-_CURRENT = -2
-_ANYTHING = -3
+_SUPERVISED, _CURRENT, _UNIFORM = -1, -2, -3
+"""Which policy moves: the supervised one, the current one, or uniformly random moves; numbers from 0 are members of the pool."""
 
 
 class Phase(IntEnum):
@@ -65,7 +64,7 @@ class AlphaGo:
         self.optimizers = {
             "supervised": self._adam(self.supervised, config.learning_rate),
             "rollout_policy": self._adam(self.rollout_policy, config.learning_rate),
-            "policy": adam(self.policy, config.reinforce_learning_rate, 0.0),  # the outcome is all that it follows, as in the paper
+            "policy": adam(self.policy, config.reinforce_learning_rate, 0.0),  # no weight decay in this phase, as in the paper
             "value": self._adam(self.value, config.learning_rate),
         }
         self.expert_moves, self.values = (
@@ -76,7 +75,7 @@ class AlphaGo:
         self._finite = FiniteWatch()
         self._fraction = 0.0  # of the budget that is spent
         self._pool: list[State] = []
-        self._opponent = 0  # of the games that begin now
+        self._opponent = 0  # member of the pool that new games are played against
         self._played: list[_Played] = []
         self._freeze()
 
@@ -115,7 +114,7 @@ class AlphaGo:
         self._freeze()
 
     def _freeze(self) -> None:
-        """Copies of the networks that only predict."""
+        """Make copies of the networks for inference."""
         self._fast_supervised, self._fast_policy, self._fast_value = (
             FrozenResNet(net, self.device) for net in (self.supervised, self.policy, self.value)
         )
@@ -140,7 +139,7 @@ class AlphaGo:
         return Phase.reinforce if self._fraction < self.config.expert_fraction + self.config.reinforce_fraction else Phase.value
 
     def initial_carry(self, batch_size: int) -> Tree:
-        """What is drawn when a game begins (phase, side of the current policy, opponent, ply of the random move), and its labels."""
+        """Roles [B, 4], drawn when a game begins (phase, side of the current policy, opponent, ply of the random move); labels [B, L]."""
         roles = torch.zeros(batch_size, 4, dtype=torch.long, device=self.device)
         return {"roles": roles, "labels": torch.full((batch_size, self.game.max_length), -1, device=self.device)}
 
@@ -161,7 +160,7 @@ class AlphaGo:
 
     @property
     def player(self) -> Part:
-        """What evaluations play with: before all parts are trained, the newest policy."""
+        """The part that evaluations play with: `algo.player` in the last phase, before it the policy that is being trained."""
         newest = {Phase.expert: Part.sl_policy, Phase.reinforce: Part.rl_policy, Phase.value: self.config.player}
         return newest[self.phase]
 
@@ -171,24 +170,24 @@ class AlphaGo:
         return np.stack([np.full(n, int(self.phase)), side, np.full(n, self._opponent), turn], axis=1)
 
     def _usual_length(self) -> int:
-        """The range that the ply of the random move is drawn from; most games should reach it."""
+        """Upper limit of the ply of the random move: three quarters of the longest game, which most games reach."""
         return max(2, self.game.max_length * 3 // 4)
 
     def _play(
         self, obs: Tree, ply: NDArray[np.int64], roles: NDArray[np.int64], rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The moves [B], and what the experts would have played, -1 where nobody asked them."""
+        """Moves [B], and the experts' moves [B], -1 in games of other phases."""
         seen = self.game.seen(obs)
         phase, side, opponent, turn = roles.T
         expert = phase == Phase.expert
         who = np.where(seen.player == side, _CURRENT, opponent)
         if self.config.value_data is ValueData.one_position:
-            of_value = np.where(ply < turn, _SUPERVISED, np.where(ply == turn, _ANYTHING, _CURRENT))
+            of_value = np.where(ply < turn, _SUPERVISED, np.where(ply == turn, _UNIFORM, _CURRENT))
         else:
             of_value = np.full(len(ply), _CURRENT)
-        who = np.where(phase == Phase.value, of_value, np.where(expert, _ANYTHING, who))
+        who = np.where(phase == Phase.value, of_value, np.where(expert, _UNIFORM, who))
         logits = np.zeros((len(ply), self.game.num_actions), dtype=np.float32)
-        for number in np.unique(who[who != _ANYTHING]).tolist():
+        for number in np.unique(who[who != _UNIFORM]).tolist():
             rows = np.flatnonzero(who == number)
             net = self._fast_supervised if number == _SUPERVISED else self._fast_policy if number == _CURRENT else self._fast_pool[number]
             logits[rows] = net(seen.planes[rows])[0]
@@ -202,7 +201,7 @@ class AlphaGo:
         return action, label
 
     def best(self, part: Part, obs: Tree, rng: np.random.Generator, *, mix: float | None = None) -> NDArray[np.int64]:
-        """The moves [B] of a part of the player, without exploration; `mix` instead of the setting."""
+        """Moves [B] of one part of the player, without exploration; `mix` replaces `algo.mix`."""
         if part is Part.search:
             return np.asarray(self.search(obs, mode="eval", rng=rng, mix=mix)[0].best())
         seen = self.game.seen(obs)
@@ -214,11 +213,11 @@ class AlphaGo:
         return sample_legal(net(seen.planes)[0], seen.num_legal, seen.legal, None)
 
     def _states(self, obs: Tree) -> list[Any]:
-        """The states of the games, which planes do not determine."""
+        """States of the games, rebuilt from their histories, because planes do not determine a state."""
         return [self.game.state_of(history) for history in obs["history"].tolist()]
 
     def _best_by_value(self, states: list[Any], seen: Any) -> NDArray[np.int64]:
-        """The moves to the positions that the value network likes best."""
+        """Moves [B] to the positions with the highest predicted value."""
         parent = np.repeat(np.arange(len(states)), seen.num_legal)
         after = self.game.look([states[b].child(a) for b, a in zip(parent.tolist(), seen.legal.tolist(), strict=True)])
         going = after.player >= 0
@@ -236,7 +235,7 @@ class AlphaGo:
         """Search from the positions obs [B, *], guided by the supervised policy.
 
         Returns:
-            The trees, the model that they were grown with, and ones [B]: every search is a full one.
+            The trees, the model that was searched, and ones [B]: every search is a full one.
         """
         config = self.config
         mix = config.mix if mix is None else mix
@@ -275,7 +274,7 @@ class AlphaGo:
         return metrics | {"train/phase": float(before)}
 
     def _keep(self, history: Tensor, labels: Tensor, roles: list[int], outcome: float) -> dict[str, float]:
-        """Keep a game that is over for what it is to teach; returns what it says of the policies and the value network."""
+        """Store a finished game for the training of its phase; returns metrics of the networks before they are trained on it."""
         phase, side, opponent, turn = roles
         if phase == Phase.expert:
             return self._learn_moves(history, labels)
@@ -286,7 +285,7 @@ class AlphaGo:
         return {"reinforce/score_against_supervised": (1.0 + (outcome if side == 0 else -outcome)) / 2.0} if opponent == supervised else {}
 
     def _learn_moves(self, history: Tensor, labels: Tensor) -> dict[str, float]:
-        """Keep what experts played; returns how often the policies, that have not seen it yet, agree."""
+        """Store the experts' moves; returns the accuracy of both policies on them, before they are trained on them."""
         seen = self.game.look(self.game.plies(history.tolist()))
         label = labels[: len(seen.player)]
         greedy = sample_legal(self._fast_supervised(seen.planes)[0], seen.num_legal, seen.legal, None)
@@ -299,7 +298,7 @@ class AlphaGo:
         }
 
     def _learn_outcome(self, history: Tensor, outcome: float, turn: int) -> dict[str, float]:
-        """Keep the position after the random move, or all, with the outcome; returns the error of the value that has not seen it."""
+        """Store the position after the random move, or all positions, with the outcome; returns the value's error before the training."""
         states = self.game.plies(history.tolist())
         if self.config.value_data is ValueData.one_position:
             states = states[turn + 1 : turn + 2]
@@ -353,9 +352,9 @@ class AlphaGo:
         return planes.to(self.device).contiguous(memory_format=torch.channels_last), policy.to(self.device), z.to(self.device)
 
     def _begin_reinforce(self) -> None:
-        """The supervised policy is where the policy gradient begins, and its first opponent."""
+        """Copy the supervised policy: it is the start of the policy gradient, and its first opponent."""
         self.policy.load_state_dict(self.supervised.state_dict())
-        self.policy.eval()  # statistics stay those of the experts' games: a batch of one's own games is no fair sample
+        self.policy.eval()  # batch normalisation keeps the statistics of the experts' games: a batch of own games is too correlated
         self._fast_policy = FrozenResNet(self.policy, self.device)
         self._join_pool()
 
@@ -364,13 +363,13 @@ class AlphaGo:
         self._fast_pool.append(self._frozen(self._pool[-1]))
 
     def _reinforce(self) -> dict[str, Tensor | float]:
-        """One step of the policy gradient when enough games are over: the mean of (z - b) grad log p."""
+        """Take one policy-gradient step once `games_per_update` games are over, along the mean of (z - b) grad log p; returns metrics."""
         if len(self._played) < self.config.games_per_update:
             return {}
         games, self._played = self._played, []
         sides = np.array([game.side for game in games])
         z = np.array([game.outcome if game.side == 0 else -game.outcome for game in games], dtype=np.float32)
-        baseline = np.array([z[sides == side].mean() for side in sides])  # whoever begins wins more often
+        baseline = np.array([z[sides == side].mean() for side in sides])  # one for each side, because the first player wins more often
         states: list[Any] = []
         actions: list[int] = []
         advantage: list[float] = []
@@ -403,7 +402,7 @@ class AlphaGo:
             "reinforce/pool_size": float(len(self._pool)),
         }
 
-    # Parts of the player, to be compared
+    # Parts of the player, for comparisons
 
     def parts(self) -> Mapping[str, Policy]:
         """Every part as a player of its own, and the search with each kind of leaf (Silver et al. 2016, figure 4b)."""

@@ -1,8 +1,8 @@
-"""AlphaZero: a network that guides a tree search through the rules, and learns from the search's own games.
+"""AlphaZero: a network guides a tree search over the known rules, and is trained on the games that the search plays against itself.
 
 Silver et al. 2017 (AlphaGo Zero) and 2018 (AlphaZero); l = (z - v)^2 - pi^T log p + c ||theta||^2. The search is PUCT as there, or Gumbel
-(Danihelka et al. 2022), whose target is the improved policy. Deviations: Adam instead of momentum; games
-are trained on in the order in which they began, so that short ones, which end first, are not over-represented.
+(Danihelka et al. 2022), whose target is the improved policy. Deviations: Adam instead of momentum; games enter the replay in the order in
+which they began, so that short games, which end first, are not over-represented.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from rlx.types import EnvSpec, Game, Metrics, Mode, PolicyOutput, Progress, Roll
 
 
 class _Ply(NamedTuple):
-    """What is remembered of a move until its game is over."""
+    """The training data of one move, kept until its game is over."""
 
     planes: Tensor  # [C, H, W] as they were observed
     player: int  # who moved
     policy: Tensor  # [A]
-    value: float  # of the search, for whoever moved
-    trained: bool
-    random: bool  # any move was played, instead of one that the search found
+    value: float  # of the search, for the player who moved
+    trained: bool  # the search was a full one, so that the position enters the replay
+    random: bool  # a uniformly random move was played instead of the search's
 
 
 class AlphaZero:
@@ -58,8 +58,8 @@ class AlphaZero:
         self._finite = FiniteWatch()
         self._open: list[list[_Ply]] = [[] for _ in range(num_envs)]
         self._order = list(range(num_envs))  # when each open game began, counted in games
-        self._begun, self._released = num_envs, 0
-        self._waiting: dict[int, dict[str, Any]] = {}  # games that ended before one that began earlier
+        self._begun, self._released = num_envs, 0  # games that have begun, and games that were moved to the replay
+        self._waiting: dict[int, dict[str, Any]] = {}  # finished games by number, while a game that began earlier is still open
 
     # Saving
 
@@ -89,7 +89,7 @@ class AlphaZero:
     # Acting
 
     def initial_carry(self, batch_size: int) -> Tree:
-        """What the network said in the search before, and after how many gradient steps it did."""
+        """Empty: network evaluations are cached in the carry from one search to the next, and dropped after a gradient step."""
         return ()
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
@@ -122,10 +122,10 @@ class AlphaZero:
         """Search from the positions obs [B, *], with training's noise only in mode "train".
 
         Args:
-            known: what the network, as it is now, said before.
+            known: cached evaluations of the network with its current weights.
 
         Returns:
-            The trees, the model that they were grown with, and where the search was a full one [B].
+            The trees, the model that was searched, and where the search was a full one [B].
         """
         config = self.config
         simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
@@ -146,10 +146,10 @@ class AlphaZero:
     def _explore(
         self, found: SearchResult, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Early in the game, moves in proportion to their visits under PUCT, and now and then any move.
+        """Moves of training: early in a game sampled by their visits under PUCT, and with probability `random_moves` uniformly.
 
         Returns:
-            The moves [B], and where they are not what the search would have played [B].
+            The moves [B], and where they are uniformly random instead of the search's [B].
         """
         config, action, early = self.config, best, ply < self.config.exploration_plies
         if config.search.rule is SearchRule.puct:
@@ -187,14 +187,14 @@ class AlphaZero:
         return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
 
     def _end(self, b: int, outcome: float) -> None:
-        """Keep a game that is over until all that began before it are."""
+        """Keep a finished game until all games that began before it are finished too."""
         game, self._open[b] = self._open[b], []
         self._waiting[self._order[b]] = {"outcome": outcome, **_pack(game, self.game)}
         self._order[b] = self._begun
         self._begun += 1
 
     def _release(self) -> dict[str, float]:
-        """Move games to the replay, in the order in which they began; returns what they were like."""
+        """Move finished games to the replay, in the order in which they began; returns metrics of these games."""
         lengths, outcomes = [], []
         while self._released in self._waiting:
             game = self._waiting.pop(self._released)
@@ -216,7 +216,7 @@ class AlphaZero:
         }
 
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
-        """Take the gradient steps that are owed."""
+        """Take the gradient steps that the replay ratio requires; returns their metrics."""
         config, replay = self.config, self.replay
         num_added = replay.added - config.replay_start
         owed = gradient_steps_owed(num_added, replay_ratio=config.replay_ratio, batch_size=config.batch_size, taken=self._steps)
@@ -247,7 +247,7 @@ class AlphaZero:
         result = {
             "loss/policy": policy_loss,
             "loss/value": value_loss,
-            "update/target_entropy": entropy,  # what the policy's loss cannot fall below
+            "update/target_entropy": entropy,  # the lower bound of the policy's loss
             "replay/repeated": torch.tensor(repeated),
         }
         return {name: number.detach() for name, number in result.items()}
@@ -256,15 +256,15 @@ class AlphaZero:
 def outcomes_of_play(
     player: NDArray[np.int64], value: NDArray[np.float32], random: NDArray[np.bool_], outcome: float
 ) -> NDArray[np.float64]:
-    """What each of a game's positions [n] led to under the play that is being learnt, for whoever moves there: z.
+    """Value targets z of a game's positions [n], each for the player to move.
 
-    That is the game's outcome, but after a random move it says nothing of the moves before: up to there it is the search's value where
-    the random move was made.
+    z is the game's outcome. A random move makes the outcome no estimate of the moves before it: up to that move, z is the search's value
+    of the position in which it was played.
 
     Args:
-        player: [n] who moves, 0 or 1.
-        value: [n] of the search, for whoever moves.
-        random: [n] where any move was played instead.
+        player: [n] the player to move, 0 or 1.
+        value: [n] of the search, for the player to move.
+        random: [n] where a uniformly random move was played.
         outcome: of the game, for player 0.
     """
     z, sign = np.empty(len(player)), np.where(player == 0, 1.0, -1.0)
@@ -298,7 +298,7 @@ def _unpack(state: dict[str, Any]) -> list[_Ply]:
 
 
 def _timing(spent: Tensor) -> dict[str, float]:
-    """What the search spent its time on, from extras [T, B, 5]."""
+    """How the search's time divides into network and tree, from extras [T, B, 5]."""
     network_s, tree_s, total_s, evaluations, duplicates = spent.sum(dim=(0, 1)).tolist()
     return {
         "search/duplicate_share": duplicates / max(evaluations + duplicates, 1.0),

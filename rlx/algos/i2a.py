@@ -1,14 +1,14 @@
-"""Imagination-augmented agents: a model-free agent that also reads what a model says would come of its actions.
+"""Imagination-augmented agents: a model-free agent with encodings of imagined rollouts as additional inputs.
 
-Racaniere et al. 2017, https://arxiv.org/abs/1707.06203. For each action a rollout of `rollout_depth` steps is imagined, which begins with
-that action and goes on with those of a small policy that imitates the agent's own; an encoder reads each rollout backwards, and policy and
-value see the encodings beside the model-free path. How far a model is to be trusted is for the encoder to learn.
+Racaniere et al. 2017, https://arxiv.org/abs/1707.06203. For each action a rollout of `rollout_depth` steps is imagined. It begins with that
+action and continues with a small rollout policy that imitates the agent's own. An encoder processes each rollout backwards in time, and
+policy and value take the encodings beside the model-free path. The encoder learns how much weight to give to the model's predictions.
 
-Deviations: PPO's surrogate and GAE instead of A3C, Adam instead of RMSProp. The model is not trained beforehand on an agent that is then
-thrown away: in phase one, `model_fraction` of the env steps, the agent is model-free and the model learns from what it sees. Phase two adds
-imagination to that agent, at first with weight zero, so that no policy step is lost and no policy is thrown off by what it cannot read yet.
-The model goes on learning slowly, since the agent comes to places that a weaker one never saw. What was imagined when acting is kept as
-bits, and every gradient step reads it again.
+Deviations: PPO's surrogate and GAE instead of A3C, Adam instead of RMSProp. The paper trains its model beforehand on data of another agent.
+Here, in phase one, `model_fraction` of the env steps, the agent is model-free and the model learns from the agent's steps. Phase two adds
+imagination to the same agent. The encodings enter with weight zero at first, so that the policy does not change at the transition. The
+model continues to learn at a lower replay ratio, because a better agent reaches states that a weaker one did not. Rollouts that were
+imagined when acting are stored as bits, and the gradient steps use these instead of imagining again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rlx.types import EnvSpec, Explanation, GridWorld, Metrics, Mode, Model, Pol
 _LOOK_AHEAD = 5
 """Steps of model/frame_accuracy_5."""
 _MOST_JUDGED = 256
-"""Most steps of a rollout on which the model and the trust in it are measured."""
+"""Most steps of a rollout on which the model's error and its influence on the policy are measured."""
 
 
 class _Batch(NamedTuple):
@@ -62,7 +62,7 @@ class I2A:
         self.config, self.device = config, device
         self.rollout_length, self.weight_parts = config.rollout_length, ("net", "model")
         self.grid = grid = _grid(spec)
-        # Rewards are seen in units of the largest event's: the encoder reads them, and values of ten would take over the clipped gradient.
+        # Rewards are divided by the largest event's: the encoder takes them, and values around 10 would dominate the clipped gradient.
         self._reward_scale = 1.0 / max(float(abs(grid.event_reward).max()), 1e-8)
         self.head = CategoricalHead(grid.num_actions)
         self.net = _network(config, grid).to(device)
@@ -78,8 +78,8 @@ class I2A:
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._ablation = "on"  # one of IMAGINATION_ABLATIONS
         self._decide = config.decide
-        self._in_use = config.has_world and not self.learns_model  # whether there is a world that is good enough to imagine in
-        self._owed = 0.0  # gradient steps of the model that are due, a fraction of one
+        self._in_use = config.has_world and not self.learns_model  # whether the agent imagines; False in phase one
+        self._owed = 0.0  # fraction of a gradient step of the model that is due
 
     # Saving
 
@@ -111,7 +111,7 @@ class I2A:
         if mode == "eval" and self._searches:
             plan = self._plan(planes, lines=False)
             return PolicyOutput(plan.action, carry, {"model_calls": plan.calls})
-        logits, value, imagined = self._think(planes)
+        logits, value, imagined = self._evaluate(planes)
         action = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
         extras = {"logits": logits, "value": value}
         if imagined:
@@ -121,30 +121,30 @@ class I2A:
 
     @property
     def _searches(self) -> bool:
-        """Whether evaluations search, instead of reading."""
+        """Whether evaluations choose actions by a search in the model instead of by the policy network."""
         return self._in_use and self._decide is not Decide.network
 
-    def _think(self, planes: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Logits [B, A] and values [B] of planes [B, C, H, W], and what was imagined of them for `_encode`."""
+    def _evaluate(self, planes: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Logits [B, A] and values [B] of planes [B, C, H, W], and the imagined rollouts as `_imagine` returns them, or ()."""
         if not (self._in_use and self.net.encoder):
             return *self.net(planes, None), ()
         imagined = self._imagine(planes)
-        c_ia = None if self._ablation == "off" else self._encode(*self._deal(*imagined))
+        c_ia = None if self._ablation == "off" else self._encode(*self._shuffle(*imagined))
         return *self.net(planes, c_ia), imagined
 
     @torch.no_grad()
     def explain(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode = "eval") -> tuple[PolicyOutput, Explanation]:
-        """What `act` returns, under the same draws, and what of its imagination the policy reads."""
+        """What `act` returns for the same random numbers, and an explanation with the imagined rollouts."""
         planes = self._planes(obs)
         without, value = self.net(planes, None)
         if self._searches and mode == "eval":
             plan = self._plan(planes)
-            said = Explanation(without.softmax(-1), value / self._reward_scale, planes=plan.planes, reward=plan.reward,
-                               q_value=plan.q_value / self._reward_scale)  # fmt: skip
-            return PolicyOutput(plan.action, carry, {"model_calls": plan.calls}), said
+            explanation = Explanation(without.softmax(-1), value / self._reward_scale, planes=plan.planes, reward=plan.reward,
+                                      q_value=plan.q_value / self._reward_scale)  # fmt: skip
+            return PolicyOutput(plan.action, carry, {"model_calls": plan.calls}), explanation
         logits, saliency, frames, rewards = without, None, None, None
         if self._in_use and self.net.encoder:
-            bits, reward = self._deal(*self._imagine(planes))
+            bits, reward = self._shuffle(*self._imagine(planes))
             frames = unpack(bits.flatten(0, 2), self.grid.planes_shape).unflatten(0, reward.shape)
             rewards = reward / self._reward_scale
             if self._ablation != "off":
@@ -152,12 +152,12 @@ class I2A:
                 logits, value = self.net(planes, c_ia)
                 saliency = self._saliency(planes, c_ia, logits)
         action = self.head.sample(logits) if mode == "train" else self.head.mode(logits)
-        said = Explanation(logits.softmax(-1), value / self._reward_scale, planes=frames, reward=rewards, saliency=saliency,
-                           probs_without=None if saliency is None else without.softmax(-1))  # fmt: skip
-        return PolicyOutput(action, carry, {}), said
+        explanation = Explanation(logits.softmax(-1), value / self._reward_scale, planes=frames, reward=rewards, saliency=saliency,
+                                  probs_without=None if saliency is None else without.softmax(-1))  # fmt: skip
+        return PolicyOutput(action, carry, {}), explanation
 
     def _saliency(self, planes: Tensor, c_ia: Tensor, logits: Tensor) -> Tensor:
-        """Shares [B, A], which sum to 1, of how far the policy moves if a rollout's encoding is zeros: KL(policy || policy without it)."""
+        """Saliency [B, A] of each action's rollout: KL(policy || policy with this rollout's encoding set to 0), normalised to sum 1."""
         num_actions = self.grid.num_actions
         kept = 1.0 - torch.eye(num_actions, device=self.device)
         held_out = (c_ia.unflatten(1, (num_actions, -1))[:, None] * kept[:, :, None]).flatten(2)  # [B, A, A * encoder_size]
@@ -173,15 +173,15 @@ class I2A:
         bits = pack(rolled.states.flatten(0, 1)).unflatten(0, (depth, -1, num_actions))
         return bits.permute(1, 2, 0, 3), self._reward_scale * rolled.reward.unflatten(1, (-1, num_actions)).permute(1, 2, 0)
 
-    def _deal(self, bits: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
-        """What is read in place of what `_imagine` gave: the same, unless it is shuffled over states and actions."""
+    def _shuffle(self, bits: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+        """Rollouts of `_imagine` as the encoder takes them: unchanged, or under "shuffled" permuted over states and actions."""
         if self._ablation != "shuffled":
             return bits, reward
-        dealt = torch.randperm(bits.shape[0] * bits.shape[1], device=self.device)
-        return bits.flatten(0, 1)[dealt].view_as(bits), reward.flatten(0, 1)[dealt].view_as(reward)
+        order = torch.randperm(bits.shape[0] * bits.shape[1], device=self.device)
+        return bits.flatten(0, 1)[order].view_as(bits), reward.flatten(0, 1)[order].view_as(reward)
 
     def _encode(self, bits: Tensor, reward: Tensor) -> Tensor:
-        """c_ia [B, A * encoder_size] of what `_imagine` gave."""
+        """c_ia [B, A * encoder_size], the encodings of rollouts of `_imagine`."""
         shape, bits, reward = reward.shape, bits.flatten(0, 2), reward.flatten()
         rows, place = distinct(bits, reward)
         frames = unpack(bits[rows], self.grid.planes_shape)
@@ -189,10 +189,10 @@ class I2A:
 
     @torch.no_grad()
     def _plan(self, planes: Tensor, *, lines: bool = True) -> GridPlan:
-        """What a search in the world says of planes [B, C, H, W], whose leaves are worth what the model-free path says.
+        """Plan of a search in the model from planes [B, C, H, W], whose leaves have the model-free path's values.
 
         Args:
-            lines: whether its lines of play are wanted, which a tree has to be walked for.
+            lines: whether a tree's lines of play are extracted.
         """
         assert self.world is not None
         config, num_actions = self.config, self.grid.num_actions
@@ -219,19 +219,19 @@ class I2A:
         return {"imagination": IMAGINATION_ABLATIONS, "decide": [decide.value for decide in Decide]}
 
     def ablate(self, choices: Mapping[str, str], *, mode: Mode = "eval") -> I2A:
-        """This agent with another input from imagination, or with another way to decide.
+        """This agent with other rollouts as the encoder's input, or another method of decision.
 
-        Raises as `Ablatable.ablate`. Choices of "imagination": on changes nothing; off gives the policy no imagination (c_ia = 0);
-        shuffled gives it rollouts of other states and actions; copy and perfect exchange the model. "decide" is as algo.decide.
+        Raises as `Ablatable.ablate`. Choices of "imagination": on changes nothing; off sets c_ia = 0; shuffled permutes the rollouts over
+        states and actions; copy and perfect exchange the model. "decide" is as algo.decide.
         """
         imagination = choices.get("imagination", "on")
         decide = Decide(choices.get("decide", self._decide.value))
         if mode == "train" and decide is not Decide.network:
-            raise ConfigError(f"--stochastic: a {decide.value} decides, and it samples no actions; leave it out, or add --decide network")
+            raise ConfigError(f"--stochastic: a {decide.value} chooses the actions and samples none; leave it out, or add --decide network")
         if not choices:
             return self
         given = " ".join(f"--{name} {choice}" for name, choice in choices.items())
-        brings_world = decide is Decide.tree and imagination in ("copy", "perfect")  # all else that a tree needs is a policy and a value
+        brings_world = decide is Decide.tree and imagination in ("copy", "perfect")  # beside a model, a tree needs only policy and value
         if not (self._in_use or brings_world):
             why = f"algo.imagination={self.config.imagination.value} imagines nothing"
             if self.learns_model:
@@ -240,7 +240,7 @@ class I2A:
                 "leave it out, or choose a run or a checkpoint that imagines")  # fmt: skip
             raise ConfigError(f"{given}: {why}; {instead}")
         if decide is not Decide.network and imagination in ("off", "shuffled"):
-            raise ConfigError(f"{given}: algo.decide={decide.value} has no encoder that could read nothing; use copy or perfect")
+            raise ConfigError(f"{given}: algo.decide={decide.value} has no encoder whose input could be ablated; use copy or perfect")
         if decide is Decide.search and self.net.rollout_policy is None:
             raise ConfigError(f"{given}: this run has no rollout policy, since it was trained with algo.decide=tree; use --decide tree")
         other = copy.copy(self)
@@ -259,7 +259,7 @@ class I2A:
         metrics["imagination/in_use"] = float(self._in_use)
         if self.learns_model:
             metrics |= self._learn_model(rollout)
-            # Once begun, imagining does not end, also if a resumed run is given a larger budget.
+            # Phase two does not end again if a resumed run is given more env steps.
             self._in_use |= progress.env_steps >= self.config.model_fraction * progress.total_env_steps
         return metrics
 
@@ -313,9 +313,9 @@ class I2A:
         return policy_loss, value_loss, distill_loss, entropy, ops.approximate_kl(log_ratio), grad_norm
 
     def _advantage(self, rollout: Rollout) -> Tensor:
-        """Advantages [T, B]; beyond what was acted in, only the last and the cut observations need a value, and imagination for it."""
+        """Advantages [T, B]. Values of the rollout are in its extras; only the last and the truncated observations are evaluated here."""
         cut = rollout.truncated[rollout.final_t, rollout.final_b]
-        _, beyond, _ = self._think(self._planes(torch.cat([rollout.all_obs[-1], rollout.final_obs[cut]])))
+        _, beyond, _ = self._evaluate(self._planes(torch.cat([rollout.all_obs[-1], rollout.final_obs[cut]])))
         value, num_envs = rollout.extras["value"], rollout.reward.shape[1]
         final = value.new_zeros(len(cut))
         final[cut] = beyond[num_envs:]
@@ -325,13 +325,13 @@ class I2A:
                        lam=self.config.gae_lambda)  # fmt: skip
 
     def _measure_trust(self, rollout: Rollout) -> dict[str, Tensor | float]:
-        """How far imagination moved the policy, how wrong it was, and whether it moved the policy less where it was wrong."""
+        """Metrics of imagination: the policy's shift by it (KL), the model's one-step error, and their correlation over steps."""
         t, b = _spread(rollout.reward.shape, _MOST_JUDGED)
         planes, action = self._planes(rollout.obs[t, b]), rollout.action[t, b]
         without, _ = self.net(planes, None)
         shift = ops.categorical_kl(rollout.extras["logits"][t, b], without)
-        said = unpack(rollout.extras["imagined"][t, b, action, 0], self.grid.planes_shape)
-        error = cell_errors(said, planes, self._planes(rollout.next_obs[t, b]))
+        predicted = unpack(rollout.extras["imagined"][t, b, action, 0], self.grid.planes_shape)
+        error = cell_errors(predicted, planes, self._planes(rollout.next_obs[t, b]))
         metrics: dict[str, Tensor | float] = {"imagination/policy_shift": shift.mean(), "imagination/model_error": error.mean()}
         agreement = ops.correlation(shift, error)
         return metrics | ({"imagination/shift_error_correlation": agreement} if agreement.isfinite() else {})
@@ -339,7 +339,7 @@ class I2A:
     # The model
 
     def _learn_model(self, rollout: Rollout) -> dict[str, Tensor | float]:
-        """Judge the model by what it was not trained on yet, then train it on that too."""
+        """Measure the model on a rollout that it was not trained on, then add it to the replay and train; returns metrics."""
         config = self.config
         metrics: dict[str, Tensor | float] = dict(self._judge_model(rollout))
         obs, next_obs = (x.flatten(0, 1) for x in (rollout.obs, rollout.next_obs))
@@ -356,7 +356,7 @@ class I2A:
             index = torch.randint(self.replay.size, (config.model_batch_size,), device=self.device)
             self.model_optimizer.zero_grad()
             with torch.enable_grad():
-                loss = model_loss(self.model, self._remembered(index))
+                loss = model_loss(self.model, self._transitions(index))
             loss.backward()
             self.model_optimizer.step(loss.detach(), config.model_learning_rate)
             losses.append(loss.detach())
@@ -377,7 +377,7 @@ class I2A:
         return metrics | dict(frame_accuracy(self.model, self._planes(rollout.obs[t, b]), action, reached))
 
     def _outcome(self, rollout: Rollout) -> Tensor:
-        """[T * B, E + 1] bool the events of the steps, and where the episode ended of itself."""
+        """[T * B, E + 1] bool the events of the steps, and where the episode terminated."""
         obs, action, next_obs, terminated = (
             x.flatten(0, 1).cpu() for x in (rollout.obs, rollout.action, rollout.next_obs, rollout.terminated)
         )
@@ -385,7 +385,7 @@ class I2A:
         events = self.grid.events_of(obs.reshape(shape).numpy(), action.numpy(), next_obs.reshape(shape).numpy(), terminated.numpy())
         return torch.cat([torch.from_numpy(events), terminated[:, None]], dim=1).to(self.device)
 
-    def _remembered(self, index: Tensor) -> Transitions:
+    def _transitions(self, index: Tensor) -> Transitions:
         planes, action, next_planes, outcome = (self.replay[name][index] for name in ("planes", "action", "next_planes", "outcome"))
         shape = self.grid.planes_shape
         return Transitions(unpack(planes, shape), action.long(), unpack(next_planes, shape), outcome)
@@ -399,16 +399,16 @@ class I2A:
         return CopyGrid() if imagination is Imagination.copy else None
 
     def _planes(self, obs: Tensor) -> Tensor:
-        """Observations [n, *] as the networks see them: [n, C, H, W] float32, channels last in memory."""
+        """Observations [n, *] as the networks take them: [n, C, H, W] float32, channels last in memory."""
         planes = obs.reshape(-1, *self.grid.planes_shape).to(torch.float32)
         return planes.contiguous(memory_format=torch.channels_last)
 
 
 def _grid(spec: EnvSpec) -> GridWorld:
-    """The grid that is imagined.
+    """The rules of the environment's grid world.
 
     Raises:
-        ConfigError: if the environment shows none.
+        ConfigError: if the environment is no grid world.
     """
     if spec.grid is None:
         raise ConfigError(
@@ -425,7 +425,7 @@ def _model(config: I2AConfig, grid: GridWorld) -> GridModel:
 
 
 def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
-    """The agent's network; that of the wide arm has at least the parameters of all that a learned imagination takes."""
+    """The agent's network. With imagination=wide it has at least as many parameters as an imagining agent and its model together."""
 
     def build(width: float, *, rolls_out: bool, encodes: bool) -> I2ANet:
         return I2ANet(
@@ -444,6 +444,6 @@ def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
 
 
 def _spread(shape: torch.Size, most: int) -> tuple[Tensor, Tensor]:
-    """Times and envs of at most so many steps of a rollout [T, B], evenly spread."""
+    """Times and envs of at most `most` steps of a rollout [T, B], evenly spread."""
     index = torch.arange(0, shape.numel(), -(-shape.numel() // most))
     return index // shape[1], index % shape[1]

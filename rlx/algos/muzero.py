@@ -1,10 +1,10 @@
 """MuZero: tree search in a learned latent model, for games and for any environment with discrete actions.
 
-Schrittwieser et al. 2020, https://arxiv.org/abs/1911.08265. A representation, a latent dynamics and a prediction are trained together,
-unrolled over steps that were really taken; the search is AlphaZero's, with latents in the place of positions. Old steps are searched again
-(Reanalyse, appendix H), which renews their policies in the replay. Gumbel search (Danihelka et al. 2022) is the default.
-Deviations: Adam instead of momentum; values bootstrap from the network before the gradient steps that are taken together, instead of from
-a target network that is renewed less often; where an episode was cut, nothing is learnt of what would have come after it.
+Schrittwieser et al. 2020, https://arxiv.org/abs/1911.08265. Networks for representation, latent dynamics and prediction are trained
+together, unrolled over steps of the environment. The search is AlphaZero's, with latents instead of positions. Old steps are searched again
+(Reanalyse, appendix H), which renews their policy targets in the replay. Gumbel search (Danihelka et al. 2022) is the default.
+Deviations: Adam instead of momentum; value targets bootstrap from the network as it was before an update's gradient steps, instead of from
+a target network that is renewed less often; steps beyond a truncation have no targets.
 """
 
 from __future__ import annotations
@@ -35,33 +35,33 @@ from rlx.tree_ops import map_tree
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _SMALL_BOARD = 16
-"""Cells up to which a convolution would see nearly all of the board anyway, at ten times the cost."""
+"""Most cells of a board for which dense layers are the default: a convolution covers nearly all of it, at ten times the cost."""
 _JUDGE_EVERY = 25
-"""Gradient steps between two looks at how well the model foresees what it was not trained on."""
+"""Gradient steps between two measurements of the model's errors on steps that it was not trained on."""
 
 
-class _Seen(NamedTuple):
-    """What is to be searched from."""
+class _Roots(NamedTuple):
+    """Observations to search from, as the network takes them."""
 
     obs: Tensor  # [B, D] or [B, C, H, W]
     legal: NDArray[np.bool_]  # [B, A]
-    player: NDArray[np.int64]  # [B] who moves; 0 where nobody else does
+    player: NDArray[np.int64]  # [B] the player to move; 0 where there is one agent
 
 
 class Unroll(NamedTuple):
-    """N windows to train on; K steps of the model, and K + 1 predictions."""
+    """Targets of N windows: K steps of the model, and K + 1 predictions."""
 
-    obs: Tensor  # [N, *] where they begin
+    obs: Tensor  # [N, *] the first observation of each window
     action: Tensor  # [N, K]
     policy: Tensor  # [N, K + 1, A]
     value: Tensor  # [N, K + 1]
     reward: Tensor  # [N, K]
-    has_policy: Tensor  # [N, K + 1] bool: the step was taken
-    has_value: Tensor  # [N, K + 1] bool: the step was taken, or lies behind a termination, where nothing is worth 0
+    has_policy: Tensor  # [N, K + 1] bool: the step lies within the episode
+    has_value: Tensor  # [N, K + 1] bool: the step lies within the episode, or after a termination, where value and reward are 0
 
 
 class MuZero:
-    """Learns a latent model and plays by searching in it."""
+    """An agent that learns a latent model and acts by tree search in it."""
 
     def __init__(self, config: MuZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device, self.game = config, device, spec.game
@@ -93,7 +93,7 @@ class MuZero:
         self._frozen = FrozenLatent(self.net, self.bins)
         self._steps = 0  # gradient steps
         self._finite = FiniteWatch()
-        self._reanalysed = 0  # old steps that were searched again
+        self._reanalysed = 0  # old steps that were searched again so far
         self._length = torch.zeros(num_envs, dtype=torch.long)  # of the open episodes
 
     # Saving
@@ -123,7 +123,7 @@ class MuZero:
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         """Search from obs [B, *], and choose an action in each."""
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        seen = self._look(obs)
+        seen = self._roots(obs)
         found, model = self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
         action = found.best()
         if mode == "train":
@@ -134,7 +134,7 @@ class MuZero:
             "legal": torch.from_numpy(seen.legal),
             "player": torch.from_numpy(seen.player),
             "policy": torch.from_numpy(found.policy(self.num_actions)),
-            "root_value": self._worth(found),
+            "root_value": self._root_value(found),
             "depth": torch.from_numpy(found.depth),
             "spent": torch.tensor([model.network_s, found.times["tree"], total_s, model.calls]).expand(len(action), -1) / len(action),
         }
@@ -143,7 +143,7 @@ class MuZero:
     def search(self, obs: Tree, *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentAdapter]:
         """Search from observations [B, *] that are arrays."""
         obs = map_tree(torch.from_numpy, obs)
-        seen = self._look(obs)
+        seen = self._roots(obs)
         return self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
 
     def _search(
@@ -162,27 +162,27 @@ class MuZero:
             **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.search.min_return_range
         )
 
-    def _worth(self, found: SearchResult) -> Tensor:
-        """What the roots [B] are worth to whoever acts there."""
+    def _root_value(self, found: SearchResult) -> Tensor:
+        """Values of the roots [B] after the search, for the player to move."""
         value = found.improved_value() if self.config.search.rule is SearchRule.gumbel else found.value()
         return torch.from_numpy(value.astype(np.float32))
 
-    def _look(self, obs: Tree) -> _Seen:
-        """What the network is shown of obs, and which actions are possible."""
+    def _roots(self, obs: Tree) -> _Roots:
+        """Observations [B, *] as the network takes them, with legal actions and the player to move."""
         if self.game is None:
             everything = np.ones((len(obs), self.num_actions), dtype=bool)
-            return _Seen(obs.reshape(len(obs), *self._shape).float(), everything, np.zeros(len(obs), dtype=np.int64))
+            return _Roots(obs.reshape(len(obs), *self._shape).float(), everything, np.zeros(len(obs), dtype=np.int64))
         planes, legal, player = fetch(obs["planes"], obs["legal"], obs["player"])
-        return _Seen(torch.from_numpy(planes).float(), legal.astype(bool), player)
+        return _Roots(torch.from_numpy(planes).float(), legal.astype(bool), player)
 
     def _exploring(self, obs: Tree) -> NDArray[np.bool_] | None:
-        """Which of obs [B, *] are early enough in their games to draw moves, under Gumbel by noise at the root; None is all."""
+        """Mask [B] of observations within the exploration plies of their games, where moves are sampled; None where all are."""
         return None if self._plies is None else (obs["history"] >= 0).sum(dim=1).cpu().numpy() < self._plies
 
     def _explore(
-        self, found: SearchResult, best: NDArray[np.int64], seen: _Seen, obs: Tree, rng: np.random.Generator
+        self, found: SearchResult, best: NDArray[np.int64], seen: _Roots, obs: Tree, rng: np.random.Generator
     ) -> NDArray[np.int64]:  # fmt: skip
-        """Actions in proportion to their visits under PUCT (under Gumbel the noise explores), and any before there is a model."""
+        """Actions [B] of training: uniform before the first gradient step, then sampled by visits under PUCT; Gumbel's noise explores."""
         action = best
         if self._steps == 0:
             chances = seen.legal / seen.legal.sum(axis=1, keepdims=True)
@@ -197,7 +197,7 @@ class MuZero:
     # Learning
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
-        expected = self._remember(rollout)
+        expected = self._add_to_replay(rollout)
         extras = rollout.extras
         metrics: dict[str, Tensor | float] = {
             "search/root_value": extras["root_value"].mean(),
@@ -208,8 +208,8 @@ class MuZero:
         self._reanalyse()
         return metrics | self._train(self.config.learning_rate_at(progress.fraction_before(rollout)))
 
-    def _remember(self, rollout: Rollout) -> Tensor:
-        """Add a rollout to the replay; returns what is expected beyond its cuts [T, B], 0 where there is none."""
+    def _add_to_replay(self, rollout: Rollout) -> Tensor:
+        """Add a rollout to the replay; returns the values [T, B] of observations at truncations, 0 elsewhere."""
         extras = rollout.extras
         action, reward, terminated, truncated, final_t, final_b = map(torch.from_numpy, fetch(
             rollout.action, rollout.reward, rollout.terminated, rollout.truncated, rollout.final_t, rollout.final_b
@@ -218,23 +218,23 @@ class MuZero:
         cut = truncated[final_t, final_b]
         beyond: dict[tuple[int, int], Tensor] = {}
         if cut.any():
-            obs, t, b = self._look(map_tree(lambda x: x.cpu()[cut], rollout.final_obs)).obs, final_t[cut], final_b[cut]
+            obs, t, b = self._roots(map_tree(lambda x: x.cpu()[cut], rollout.final_obs)).obs, final_t[cut], final_b[cut]
             expected[t, b] = self._expected(obs)
             beyond = dict(zip(zip(t.tolist(), b.tolist(), strict=True), obs, strict=True))
         rows = {
             "obs": extras["obs"], "action": action, "legal": extras["legal"], "policy": extras["policy"],
             "value": extras["root_value"], "terminated": terminated, "is_last": terminated | truncated,
-            "reward": torch.where(extras["player"].cpu() == 1, -reward, reward),  # for whoever acted
+            "reward": torch.where(extras["player"].cpu() == 1, -reward, reward),  # for the player who acted
         }  # fmt: skip
         self.replay.add(beyond, **{name: column.cpu() for name, column in rows.items()})
         return expected
 
     def _expected(self, obs: Tensor) -> Tensor:
-        """What the network, as it is now, says that observations [n, *] are worth [n]."""
+        """The current network's values [n] of observations [n, *]."""
         return torch.from_numpy(self._frozen.root(obs.to(self.device))[2]).float()
 
     def _compare_with_returns(self, rollout: Rollout, expected: Tensor) -> dict[str, float]:
-        """The values that searches found beside the discounted returns that followed, of the episodes that ended."""
+        """Metrics that compare the searches' root values with the discounted returns that followed, over the episodes that ended."""
         self._length += 1
         predicted, realised = list[float](), list[float]()
         for t, b in zip(rollout.final_t.tolist(), rollout.final_b.tolist(), strict=True):
@@ -253,7 +253,7 @@ class MuZero:
         return {"search/predicted_return": p, "search/realised_return": r, "search/return_gap": p - r}
 
     def _reanalyse(self) -> None:
-        """Search old steps again with the network of today; values need no renewal, since targets bootstrap from it."""
+        """Search old steps again with the current network, and renew their policies. Value targets bootstrap from it anyway."""
         if self._steps == 0:
             return
         added, batch = self.replay.rows.added - self.config.replay_start, self.replay.num_envs
@@ -266,7 +266,7 @@ class MuZero:
             self._reanalysed += batch
 
     def _train(self, learning_rate: float) -> dict[str, Tensor | float]:
-        """Take the gradient steps that are owed."""
+        """Take the gradient steps that the replay ratio requires; returns their metrics."""
         config, added = self.config, self.replay.rows.added
         num_added = added - config.replay_start
         owed = gradient_steps_owed(num_added, replay_ratio=config.replay_ratio, batch_size=config.batch_size, taken=self._steps)
@@ -300,7 +300,7 @@ class MuZero:
         return means | {"update/target_entropy": target_entropy}
 
     def targets(self, index: Tensor) -> Unroll:
-        """What the windows that begin at rows `index` [N] of the replay should teach."""
+        """Targets of the windows that begin at rows `index` [N] of the replay."""
         k, n, replay = self.config.num_unroll_steps, self._td_steps, self.replay
         reward, terminated, is_last = (replay.windows(name, index, k + n + 1) for name in ("reward", "terminated", "is_last"))
         value, next_value = self._bootstraps(replay.following(index, k + n + 1), terminated, is_last)
@@ -309,7 +309,7 @@ class MuZero:
         over = (terminated[:, :k] & going[:, :k]).cumsum(1) > 0  # [N, K] a termination at or before the step
         over = torch.cat([torch.zeros(len(index), 1, dtype=torch.bool), over], dim=1)
         action = replay.windows("action", index, k)
-        action = torch.where(going[:, :k], action, torch.randint(self.num_actions, action.shape))  # behind an end any action leads nowhere
+        action = torch.where(going[:, :k], action, torch.randint(self.num_actions, action.shape))  # random after the end
         obs, policy = replay.rows["obs"][index], replay.windows("policy", index, k + 1)
         if self._symmetries is not None:
             which = torch.randint(len(self._symmetries), (len(index),))
@@ -323,20 +323,20 @@ class MuZero:
         return Unroll(*send(self.device, *unroll))
 
     def _bootstraps(self, rows: Tensor, terminated: Tensor, is_last: Tensor) -> tuple[Tensor, Tensor]:
-        """Values of the steps [N, L] in `rows` of the replay and of what followed them, where `targets` reads them; zeros elsewhere.
+        """Values [N, L] of the steps in `rows` of the replay and of their successors, where `targets` uses them; 0 elsewhere.
 
-        They are today's network's. Those of the searches that played these steps, up to a whole replay ago, would be of another policy.
+        They are predicted by the current network. The root values of the searches that played these steps belong to older policies.
         """
         n = self._td_steps
         going = torch.cat([torch.ones(len(rows), 1, dtype=torch.bool), (~is_last[:, :-1]).cumprod(1).bool()], dim=1)
         ahead = torch.zeros_like(going)
-        ahead[:, n:] = going[:, n:]  # n steps after one of the first, in the same episode
+        ahead[:, n:] = going[:, n:]  # the steps that n-step returns bootstrap from, in the same episode
         cut = going & is_last & ~terminated
         value, next_value = torch.zeros(rows.shape), torch.zeros(rows.shape)
         (now, at_now), (after, at_after) = (rows[where].unique(return_inverse=True) for where in (ahead, cut))
         seen = [self.replay.rows["obs"][now], *([self.replay.beyond(after)] if len(after) else [])]
         if len(now) + len(after):
-            expected = self._expected(torch.cat(seen))  # in one call, which a device is waited for
+            expected = self._expected(torch.cat(seen))  # one call: every call waits for the device
             value[ahead], next_value[cut] = expected[: len(now)][at_now], expected[len(now) :][at_after]
         return value, next_value
 
@@ -362,7 +362,7 @@ class MuZero:
         return losses, self.bins.decode(value[:, 0].detach())
 
     def _judge_model(self) -> dict[str, Tensor | float]:
-        """How well K steps of the model predict the newest steps, which it was not trained on."""
+        """Errors of K steps of the model on the newest steps, which it was not trained on."""
         k, b = self.config.num_unroll_steps, self.replay.num_envs
         if self.replay.size < (k + 1) * b:
             return {}
@@ -379,19 +379,19 @@ class MuZero:
         )
         spread = true.std(dim=0).square().mean().sqrt().clamp(min=1e-6)
         return {
-            "latent/unrolled_error": (latent - true).square().mean().sqrt() / spread,  # in deviations of the latents
+            "latent/unrolled_error": (latent - true).square().mean().sqrt() / spread,  # in standard deviations of the latents
             "latent/reward_error": float(np.mean([np.abs(p - r).mean() for p, r in zip(predicted, earned, strict=True)])),
-            "latent/value_error": float(np.abs(value - true_value).mean()),  # predicted, and of what was seen
+            "latent/value_error": float(np.abs(value - true_value).mean()),  # after K steps of the model, against the observation's
         }
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
-    """Of distributions [*, D], each on its own: [*]."""
+    """Cross-entropies [*] of distributions [*, D]."""
     return -(target * logits.log_softmax(-1)).sum(-1)
 
 
 def _timing(spent: Tensor, simulations: int) -> dict[str, float]:
-    """What the search spent its time on, from extras [T, B, 4]."""
+    """How the search's time divides into network and tree, from extras [T, B, 4]."""
     network_s, tree_s, total_s, calls = spent.sum(dim=(0, 1)).tolist()
     return {
         "search/network_calls_per_simulation": calls / simulations,
@@ -402,7 +402,7 @@ def _timing(spent: Tensor, simulations: int) -> dict[str, float]:
 
 
 def _shapes(config: MuZeroConfig, spec: EnvSpec) -> tuple[tuple[int, ...], int]:
-    """Of what the network is shown, and the number of actions.
+    """Shape of the network's input, and the number of actions.
 
     Raises:
         ConfigError: for actions that are not discrete, and for games whose players do not take turns.
@@ -424,7 +424,7 @@ def _convolves(config: MuZeroConfig, spec: EnvSpec, shape: tuple[int, ...]) -> b
     """Whether the network has convolutions.
 
     Raises:
-        ConfigError: if it should have and cannot.
+        ConfigError: if `algo.layers=conv` and observations are no planes.
     """
     is_board = len(shape) == 3
     if config.layers is Layers.conv and not is_board:
@@ -441,8 +441,8 @@ def _refuse_uneven_turns(spec: EnvSpec) -> None:
         while (who := int(game.look([state]).player[0])) >= 0:
             if who == before:
                 raise ConfigError(
-                    f"env={spec.id}: its players do not take turns, and muzero's model, which knows no rules, must assume that they do; "
-                    "algo=alphazero plays it"
+                    f"env={spec.id}: its players do not take turns, and muzero learns its model on the assumption that they do; "
+                    "try algo=alphazero, which uses the rules"
                 )
             before = who
             state = state.child(int(rng.choice(game.look([state]).legal)))

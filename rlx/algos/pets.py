@@ -1,9 +1,9 @@
-"""PETS: probabilistic ensembles with trajectory sampling: a learned model with a measure of its uncertainty, and a planner as the policy.
+"""PETS, probabilistic ensembles with trajectory sampling: a learned model with a measure of its uncertainty, and a planner as the policy.
 
-Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. Act at random first; then fit an ensemble to all steps so far, plan at
-every step, starting from the rest of the plan before, and take the plan's first action. Deviations of the model are in
-`rlx.models.ensemble` and `rlx.models.ensemble_rollouts`, of the planners in `rlx.planning.shooting`; fits come every `fit_every` env
-steps and not with the episodes.
+Chua et al. 2018, https://arxiv.org/abs/1805.12114, algorithm 1. The first actions are random. Then an ensemble is fitted to all steps so
+far. At every step a planner begins from the previous plan, shifted by one step, and its first action is taken. Deviations of the model are
+listed in `rlx.models.ensemble` and `rlx.models.ensemble_rollouts`, of the planners in `rlx.planning.shooting`. Deviation here: the ensemble
+is fitted every `fit_every` env steps instead of after every episode.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MAX_STARTS = 256
 
 
 class PETS:
-    """Plans with a learned ensemble, for continuous actions."""
+    """An agent that plans with a learned ensemble, for continuous actions."""
 
     def __init__(self, config: PETSConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -81,7 +81,7 @@ class PETS:
 
     @torch.no_grad()
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        """Plan from obs [B, *], beginning from what is left of the plan of the step before, a `Memory` as a dictionary.
+        """Plan from obs [B, *]; the carry is the warm start from the previous step's plan, a `Memory` as a dictionary.
 
         Evaluation draws new noise at every step, as training does: the same noise in every plan would bias all plans the same way. Only the
         actions before the first fit explore.
@@ -90,7 +90,7 @@ class PETS:
         memory = Memory(**carry)
         memory = Memory(torch.where(is_first[:, None, None], 0.0, memory.mean), memory.elites, memory.known & ~is_first)
         found = self.plan(obs.flatten(1).to(torch.float32), memory) if self.learner.num_fits else self._nothing_planned(memory, mode)
-        if self.device.type == "cuda":  # otherwise the time of the launches would be measured; the environment waits for the action anyway
+        if self.device.type == "cuda":  # measure the kernels, not their launches; the environment waits for the action anyway
             torch.cuda.synchronize(self.device)
         spent_s = time.perf_counter() - begun
         extras = {
@@ -103,7 +103,7 @@ class PETS:
         return PolicyOutput(self._to_action(found.mean[:, 0]), rest._asdict(), extras)
 
     def plan(self, obs: Tensor, memory: Memory) -> Plan:
-        """Plan from obs [B, D]."""
+        """Plans [B] from obs [B, D]."""
         return Plan(*self._replayed(obs, *memory))
 
     def _model(self) -> EnsembleModel:
@@ -158,13 +158,13 @@ class PETS:
         return metrics
 
     def _compare_with_plans(self, rollout: Rollout) -> dict[str, Tensor | float]:
-        """Predicted and realised returns of the plans whose horizon passed in this rollout."""
+        """Metrics of plans: predicted and realised returns of those whose horizon has passed, disagreement and time of the new ones."""
         extras = rollout.extras
-        told = torch.stack([
+        columns = torch.stack([
             extras["predicted_return"], extras["disagreement"], extras["horizon"], extras["plan_s"], rollout.reward, rollout.terminated,
             rollout.truncated,
         ]).to("cpu", torch.float32)  # fmt: skip  # in one transfer
-        predicted, disagreement, horizon, plan_s, reward, terminated, truncated = told
+        predicted, disagreement, horizon, plan_s, reward, terminated, truncated = columns
         kept = [
             self.windows.add(predicted[t], horizon[t].long(), reward[t], terminated[t] > 0.0, truncated[t] > 0.0)
             for t in range(len(reward))
@@ -183,7 +183,7 @@ class PETS:
         return metrics
 
     def _judge_model(self) -> dict[str, Tensor | float]:
-        """Errors of the model on the steps since the last fit, which it was not trained on."""
+        """Errors of the model on the steps since the last fit, on which it was not trained."""
         obs, action, change, reward, is_last = self.learner.since_last_fit("obs", "action", "change", "reward", "is_last")
         metrics: dict[str, Tensor | float] = {}
         if self._reward_fn is not None:
@@ -239,7 +239,7 @@ def _known_rules(config: PETSConfig, spec: EnvSpec) -> tuple[Any, Any]:
     """The reward function, or None if it is learned, and the termination function, or None if nothing terminates.
 
     Raises:
-        ConfigError: if something that should be known is not.
+        ConfigError: if the config says that reward or termination is known, and the environment does not give it.
     """
     reward_fn, termination_fn = spec.reward_fn, spec.termination_fn
     if config.reward is RewardSource.learned:
@@ -247,13 +247,13 @@ def _known_rules(config: PETSConfig, spec: EnvSpec) -> tuple[Any, Any]:
     elif reward_fn is None:
         raise ConfigError(
             f"algo.reward=known: the reward of env={spec.id} is not known as a function of its observations ({spec.reward_unknown}); "
-            "say algo.reward=learned"
+            "use algo.reward=learned"
         )
     if config.termination is TerminationSource.never:
         return reward_fn, None
     if termination_fn is None and not spec.never_terminates:
         raise ConfigError(
             f"algo.termination=known: it is not known when the episodes of env={spec.id} terminate, and pets does not learn it; if they "
-            "never do, or if plans may ignore it, say algo.termination=never"
+            "never do, or if plans may ignore it, use algo.termination=never"
         )
     return reward_fn, termination_fn

@@ -52,8 +52,8 @@ class PPO:
         return self.net.memory.initial(batch_size)
 
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        # Values and log-probabilities of the behaviour policy are computed in `update`, in one batch instead of T: nothing
-        # that they depend on changes before.
+        # `update` computes values and log-probabilities of the behaviour policy, in one batch instead of T: the network does not
+        # change before.
         return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
 
     def array_policy(self) -> ArrayPolicy | None:
@@ -143,7 +143,7 @@ class PPO:
         )
 
     def _adapt_kl_coef(self, inputs: Tree, old_params: Tensor) -> None:
-        """Halve or double the penalty's weight when the divergence is off its target by half (section 4 of the paper)."""
+        """Halve or double the penalty's weight when the divergence is off its target by a factor of 1.5 (section 4 of the paper)."""
         kl = self.net.head.kl(old_params, self.net.policy_params(inputs))[0].mean().item()
         if kl < self.config.kl_target / 1.5:
             self.kl_coef /= 2.0

@@ -23,9 +23,9 @@ from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progres
 class Reinforce:
     """Monte-Carlo policy gradient for discrete and continuous actions.
 
-    Steps wait in `pending` until their episode is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and
-    unused [P, B]. `unused` marks steps that no update has learnt from yet. The normaliser absorbs the first rollout as it comes, before any
-    value is taken, and after every gradient step all that has come since: that of an update is `unabsorbed` rows.
+    Steps are kept in `pending` until their episode is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and
+    unused [P, B]. `unused` marks steps that no update has used yet. The observation normaliser is updated with the first rollout before any
+    value is computed, and then after each gradient step with the rollouts since the previous one, the last `unabsorbed` rows of `pending`.
     """
 
     weight_parts = ("net",)
@@ -100,14 +100,14 @@ class Reinforce:
         self.pending = {name: torch.cat((self.pending[name], x)) if self.pending else x for name, x in new.items()}
 
     def _final_value(self, rollout: Rollout) -> Tensor:
-        """[T, B] what lies beyond an episode's last step: V where it was cut and V is known, else 0."""
+        """[T, B] value after an episode's last step: V(next_obs) where it was truncated and there is a baseline, else 0."""
         final_value = torch.zeros_like(rollout.reward)
         if self.config.baseline is Baseline.value and len(rollout.final_t):
             final_value[rollout.final_t, rollout.final_b] = self.net.value(self.net.preprocess(rollout.final_obs))
         return final_value * ~rollout.terminated
 
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
-        """One gradient step on the steps [P, B] marked `complete`."""
+        """Take one gradient step on the steps marked in `complete` [P, B]; returns metrics."""
         config, pending = self.config, self.pending
         return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)[complete]
         inputs = self.net.preprocess(pending["obs"][complete])
@@ -136,7 +136,7 @@ class Reinforce:
         return metrics
 
     def _drop(self, used: Tensor) -> None:
-        """Forget the steps that were used, and the rows of which nothing is left."""
+        """Mark steps as used, and drop the first rows of `pending` in which all steps are used."""
         unused = self.pending["unused"] & ~used
         rows = unused.any(1).nonzero()
         first = int(rows[0]) if len(rows) else len(unused)
