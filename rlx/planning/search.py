@@ -1,7 +1,7 @@
-"""Search in B trees side by side: select a leaf in every tree, look at all leaves in one call of the network, back up.
+"""Tree search in B trees side by side: select a leaf in every tree, evaluate all leaves in one network call, back up.
 
-A `TreeModel` expands edges: it gives the legal moves, logits, value, reward and discount behind them. `rlx.planning.adapters` has one for
-known rules, for a latent model and for grid worlds.
+A `TreeModel` expands edges: it returns the legal moves, logits, value, reward and discount of the positions that they lead to.
+`rlx.planning.adapters` has one for known rules, for a latent model and for grid worlds.
 """
 
 from __future__ import annotations
@@ -24,58 +24,57 @@ _DIRICHLET_TOTAL = 10.0
 
 
 class Expansion(NamedTuple):
-    """What a model says of n positions, m legal moves in all."""
+    """Legal moves and evaluations of n positions, with m legal moves in all."""
 
     counts: Array  # [n] legal moves; 0: the game is over
-    actions: Array  # [m] the moves
-    logits: Array  # [m] the network's, float32
-    value: Array  # [n] for whoever moves there, float32
-    reward: Array  # [n] of the move that led there, for whoever made it, float32
-    discount: Array  # [n] -1: the opponent moves there; 0: the game is over; else what the value there counts for the same player
+    actions: Array  # [m] the moves, of one position after the other
+    logits: Array  # [m] of the network, float32
+    value: Array  # [n] for the player to move there, float32
+    reward: Array  # [n] of the move that led there, for the player who made it, float32
+    discount: Array  # [n] -1: the opponent moves there; 0: the game is over; else the discount, where the same player moves again
 
     def checked(self) -> Expansion:
-        """Itself.
+        """This expansion.
 
         Raises:
-            NonFiniteError: if it has a number that no move could be selected by.
+            NonFiniteError: if a logit, value or reward is not finite.
         """
         if not all(np.isfinite(column).all() for column in (self.logits, self.value, self.reward)):
-            raise NonFiniteError("the network's logits, values or rewards are not finite, so that a search cannot go by them; "
+            raise NonFiniteError("the search got logits, values or rewards that are not finite from the network; "
                                  "try a smaller algo.learning_rate")  # fmt: skip
         return self
 
 
 class TreeModel(Protocol):
-    """What a search asks about positions; each is known by its tree and its slot, of which the root's is 0."""
+    """The model that a search expands nodes with. A node is identified by its tree and its slot; a root's slot is 0."""
 
     def root(self) -> Expansion:
-        """The B positions that are searched; reward and discount have no meaning."""
+        """The B root positions; their reward and discount have no meaning."""
         ...
 
     def step(self, trees: Array, parents: Array, actions: Array, slots: Array) -> Expansion:
-        """Positions after `actions` [n] in the nodes `parents` [n] of `trees` [n]; they are called `slots` [n] from here on."""
+        """Positions after `actions` [n] in the nodes `parents` [n] of `trees` [n]; `slots` [n] are the slots of the new nodes."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How to search.
+    """Settings of a search.
 
     Attributes:
         gumbel: Gumbel search instead of PUCT.
         simulations: of every tree.
         q_range: PUCT: width of the range that Q is scaled to: 2 for [-1, 1] as in AlphaZero, 1 for [0, 1] as in MuZero (eq. 2 and 5 of its
             appendix B); c_init and fpu_reduction are in the same unit.
-        forced: PUCT: visits owed to a root's child, squared, per prior and visit (KataGo's k); 0 forces none.
+        forced: PUCT: forced playouts: a visited child of a root gets sqrt(forced * prior * visits) visits at least (KataGo's k); 0 is none.
         dirichlet_alpha: of the root's noise under PUCT; None is 10 over the root's legal moves, 0 adds none.
         dirichlet_fraction: the noise's share of the root's prior.
         max_considered: most root moves that Gumbel search begins with.
-        gumbel_scale: 1 samples them, 0 takes the best.
-        prove: carry wins, losses and draws that are certain up the tree; for known rules, whose returns are within [-1, 1].
+        gumbel_scale: of the root's Gumbel noise: 1 samples the moves to consider, 0 takes the most probable.
+        prove: back up proven wins, losses and draws; for known rules, whose returns are within [-1, 1].
         leaves: descents of one tree before their leaves are evaluated together, with virtual losses; PUCT only.
-        track_bounds: scale returns by the least and greatest that were seen in the tree (Schrittwieser et al. 2020, eq. 5), instead of as
-            numbers within [-1, 1].
-        min_range: of returns that are scaled so: smaller differences are noise, and stay small.
+        track_bounds: normalise Q by the least and greatest Q of the tree (Schrittwieser et al. 2020, eq. 5), instead of by [-1, 1].
+        min_range: minimum range for normalising Q, so that small differences are not scaled up to the whole range.
     """
 
     gumbel: bool = False
@@ -122,17 +121,17 @@ class SearchResult:
         return slice(start, start + int(self.trees.count[b, 0]))
 
     def value(self) -> Array:
-        """Mean return of each root [B], its own value among them, within what is proven."""
+        """Mean of the returns that were backed up to each root [B] and of its own value, within the proven bounds."""
         trees, out = self.trees, np.empty(len(self.trees.size))
         for b in range(len(out)):
             out[b] = (trees.value[b, 0] + trees.w[b, self.root_edges(b)].sum()) / trees.visits[b, 0]
         return np.clip(out, trees.least[:, 0], trees.most[:, 0]) if self.config.prove else out
 
     def improved_value(self) -> Array:
-        """What the roots [B] are worth to who follows `policy`, within what is proven.
+        """Values of the roots [B] under `policy`: the mean of Q weighted by it, within the proven bounds.
 
-        The mean of `value` also counts the moves that were only tried, which pulls it down where there are few simulations. A move that was
-        not visited counts as v_mix (Danihelka et al. 2022, eq. 33).
+        `value` weighs Q by visits, which include the exploring ones and lower it where there are few simulations. The Q of an unvisited
+        move is v_mix (Danihelka et al. 2022, eq. 33).
         """
         trees, out = self.trees, np.empty(len(self.trees.size))
         for b in range(len(out)):
@@ -147,7 +146,7 @@ class SearchResult:
 
     @functools.cached_property
     def candidates(self) -> Array:
-        """Which of the roots' moves [B, A'] no other move is proven to be at least as good as, and perhaps better."""
+        """Mask of root moves [B, A'] that are not proven dominated by another move."""
         if not self.config.prove:
             return np.ones(self.gumbel.shape, dtype=bool)
         least, most = self.trees.root_bounds()
@@ -157,7 +156,7 @@ class SearchResult:
         return np.asarray(promising | ((least == floor) & ~surpassed))
 
     def policy(self, num_actions: int) -> Array:
-        """What the network should learn to play [B, A]: shares of the visits, or Gumbel's improved policy."""
+        """Policy targets [B, A]: shares of the visits under PUCT, or Gumbel's improved policy."""
         trees, out = self.trees, np.zeros((len(self.trees.size), num_actions), dtype=np.float32)
         for b in range(len(out)):
             out[b, trees.action[b, self.root_edges(b)]] = self._target(b)
@@ -180,7 +179,7 @@ class SearchResult:
         return out
 
     def best(self) -> Array:
-        """The move to play [B]: the most visited of the candidates; under Gumbel the one of these with the best score, noise included."""
+        """Moves to play [B]: the most visited candidate. Ties go to the larger prior, under Gumbel to the larger score plus noise."""
         trees, out = self.trees, np.empty(len(self.trees.size), dtype=np.int64)
         for b in range(len(out)):
             edges = self.root_edges(b)
@@ -198,7 +197,7 @@ class SearchResult:
         return out
 
     def _pruned_visits(self, b: int, candidates: Array) -> Array:
-        """Visits of the candidates, less those that were forced and that PUCT would not have made (Wu 2019, section 3.2)."""
+        """Visits of the candidates, without forced playouts that PUCT would not have made: policy target pruning (Wu 2019, section 3.2)."""
         trees, edges, config, forced = self.trees, self.root_edges(b), self.config, float(self.trees.forced[b])
         n = np.where(candidates, trees.n[b, edges], 0).astype(np.float64)
         if forced > 0.0 and len(n) > 1:
@@ -210,8 +209,8 @@ class SearchResult:
             goal = q[best] + prior[best] * scale / (1.0 + n[best])
             gap = goal - q
             needed = np.where(gap > 0.0, np.ceil(prior * scale / np.maximum(gap, 1e-9) - 1.0), n)
-            owed = np.floor(np.sqrt(forced * prior * (total - 1.0)))
-            kept = np.maximum(n - owed, np.minimum(n, needed))
+            num_forced = np.floor(np.sqrt(forced * prior * (total - 1.0)))
+            kept = np.maximum(n - num_forced, np.minimum(n, needed))
             kept[kept <= 1.0] = 0.0
             kept[best] = n[best]
             n = kept
@@ -224,7 +223,7 @@ def softmax(x: Array) -> Array:
 
 
 def considered_visits(most: int, simulations: int) -> list[int]:
-    """For each simulation the visits of the move it goes to, under sequential halving of `most` moves (Danihelka et al. 2022, fig. 1)."""
+    """For each simulation, the visits of its move before it, under sequential halving of `most` moves (Danihelka et al. 2022, fig. 1)."""
     if most <= 1:
         return list(range(simulations))
     rounds = math.ceil(math.log2(most))
@@ -240,12 +239,14 @@ def considered_visits(most: int, simulations: int) -> list[int]:
 def search(
     model: TreeModel, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None, explore: Array | None = None
 ) -> SearchResult:
-    """Search from the model's roots.
+    """Search B trees from the model's roots.
 
     Args:
-        rng: of the root's noise.
-        simulations: of each tree [B], instead of the same for all.
-        explore: which trees' roots get noise and, under PUCT, forced visits [B]; otherwise all do.
+        model: expands the nodes.
+        config: settings for all trees.
+        rng: of the noise at the roots.
+        simulations: [B] of each tree; the default is config.simulations.
+        explore: [B] bool: roots that get noise and, under PUCT, forced playouts; the default is all.
     """
     began = time.perf_counter()
     root = model.root().checked()
@@ -283,14 +284,14 @@ def search(
 
 
 def _evaluate(model: TreeModel, trees: Trees, chosen: Array, config: SearchConfig) -> float:
-    """Back up the edges [n, 2] (tree, edge) that descents ended at, asking the model where they are new; returns the seconds it took."""
+    """Expand the edges [n, 2] (tree, edge) at which descents ended, where they are new, and back up; returns the model's seconds."""
     b, edges = chosen[:, 0], chosen[:, 1]
     new = trees.child[b, edges] < 0
     values, seconds = np.zeros(len(b), dtype=np.float32), 0.0
     if new.any():
         at, by = b[new], edges[new]
         slots = trees.size[at].copy()
-        if config.leaves > 1:  # several new nodes of one tree: they are added in this order
+        if config.leaves > 1:  # several new nodes of one tree get consecutive slots
             slots += np.arange(len(at)) - np.searchsorted(at, at)
         began = time.perf_counter()
         found = model.step(at, trees.node[at, by], trees.action[at, by], slots).checked()
@@ -303,7 +304,7 @@ def _evaluate(model: TreeModel, trees: Trees, chosen: Array, config: SearchConfi
 
 
 def _root_noise(trees: Trees, config: SearchConfig, rng: np.random.Generator, explore: Array) -> Array:
-    """Mix Dirichlet noise into the priors of the roots that explore [B], or draw Gumbel's; returns the latter [B, A'], else zeros."""
+    """Gumbel noise of the root moves [B, A']; under PUCT zeros, and Dirichlet noise is mixed into the priors of the roots in `explore`."""
     counts = trees.count[:, 0]
     shape = len(counts), max(1, int(counts.max()))
     if config.gumbel:
@@ -318,7 +319,7 @@ def _root_noise(trees: Trees, config: SearchConfig, rng: np.random.Generator, ex
 
 
 def _table(counts: Array, budget: Array, config: SearchConfig) -> Array:
-    """Visits that a root's child must have to be visited at each simulation [B, S]."""
+    """Visits [B, S] that a root's child must have to be selected at each simulation of Gumbel search."""
     rows: dict[tuple[int, int], list[int]] = {}
     out = np.zeros((len(counts), int(budget.max())), dtype=np.int64)
     for b, (c, n) in enumerate(zip(counts.tolist(), budget.tolist(), strict=True)):
@@ -330,7 +331,7 @@ def _table(counts: Array, budget: Array, config: SearchConfig) -> Array:
 
 
 def _mean_depth(trees: Trees) -> Array:
-    """Mean depth of the nodes of each tree [B], the root's being 0."""
+    """Mean depth of the nodes of each tree [B] below its root."""
     depth = np.zeros(trees.visits.shape, dtype=np.int32)
     everyone = np.arange(len(trees.size))
     for slot in range(1, depth.shape[1]):

@@ -1,8 +1,8 @@
-"""Planners that shoot sequences of actions through a model and keep to those that return most: CEM, iCEM and MPPI.
+"""Shooting planners, which optimise sequences of actions by their returns in a model: CEM, iCEM and MPPI.
 
-For B states at once, N candidates of H actions each. They work in a space where every action lies within [-1, 1]. All return the final mean
-of their distribution, not the best sample, which has been chosen for the model's errors as much as for its merit. Nothing here waits for a
-device: shapes are known beforehand, and no number is read.
+They plan for B states at once, with N candidates of H actions each. Actions are scaled to [-1, 1]. All planners return the final mean of
+their distribution, not the best sample: the best of many samples also has the largest errors of the model in its favour. Nothing here waits
+for the device: shapes are fixed, and no number is read on the CPU.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rlx.models.unroll import Imagined, unroll
 from rlx.types import Model
 
 Score = Callable[[Tensor], Tensor]
-"""Candidates [B, N, H, A] within [-1, 1] to what they are worth [B, N]; what is not finite is the worst."""
+"""Candidates [B, N, H, A] within [-1, 1] to their returns [B, N]; returns that are not finite rank last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannerConfig:
-    """How to plan."""
+    """Settings of a planner."""
 
     method: Literal["cem", "icem", "mppi"] = "cem"
     population: int = 200  # N
@@ -44,7 +44,7 @@ class PlannerConfig:
 
 
 class Memory(NamedTuple):
-    """What is left of the plan of the env step before."""
+    """Warm start: the previous env step's plan, shifted by one step."""
 
     mean: Tensor  # [B, H, A] within [-1, 1]
     elites: Tensor  # [B, E, H, A]
@@ -52,23 +52,23 @@ class Memory(NamedTuple):
 
 
 def no_memory(batch_size: int, horizon: int, num_actions: int, config: PlannerConfig, device: torch.device) -> Memory:
-    """The memory of one who has not planned yet."""
+    """The warm start before the first plan: a mean of zeros, and no elites."""
     mean = torch.zeros(batch_size, horizon, num_actions, device=device)
     elites = torch.zeros(batch_size, config.num_kept, horizon, num_actions, device=device)
     return Memory(mean, elites, torch.zeros(batch_size, dtype=torch.bool, device=device))
 
 
 class Plan(NamedTuple):
-    """Actions to take, and what the model says of them."""
+    """Actions to take, and the model's predictions for them."""
 
     mean: Tensor  # [B, H, A] within [-1, 1]
-    elites: Tensor  # [B, E, H, A] what competes again at the next env step
+    elites: Tensor  # [B, E, H, A] candidates that compete again at the next env step
     predicted_return: Tensor  # [B] over the first `horizon` steps
     disagreement: Tensor  # [B] of the model, mean over those steps
     horizon: Tensor  # [B] long: steps that counted
 
     def rest(self) -> Memory:
-        """What is left of the plan once its first action is taken; it ends in the middle."""
+        """The warm start of the next env step: the plan without its first action, with 0, the centre of the space, as the last one."""
         mean = torch.cat([self.mean[:, 1:], torch.zeros_like(self.mean[:, :1])], dim=1)
         elites = torch.cat([self.elites[:, :, 1:], torch.zeros_like(self.elites[:, :, :1])], dim=2)
         return Memory(mean, elites, torch.ones(len(mean), dtype=torch.bool, device=mean.device))
@@ -81,7 +81,7 @@ def mean_reward(imagined: Imagined) -> Tensor:
 
 
 class UncertaintyPenalty(NamedTuple):
-    """What a model's disagreement does to plans: its price per step, and the disagreement at which plans end."""
+    """How the model's disagreement changes returns: its cost per step, and the limit at which plans end."""
 
     cost: float = 0.0
     limit: float = math.inf
@@ -93,8 +93,8 @@ class UncertaintyPenalty(NamedTuple):
     def returns(self, reward: Tensor, disagreement: Tensor | None) -> tuple[Tensor, Tensor]:
         """Penalised returns [B, N] of candidates with rewards and disagreements [H, B, N], and how many steps of them count [B].
 
-        With a limit, the plans of a state end where the members disagree by more than `limit` in the median over its candidates: all at the
-        same step, because of plans of different lengths the shorter would win wherever rewards are negative. One step always counts.
+        With a limit, the plans of a state end where the median disagreement over its candidates exceeds `limit`. All end at the same step:
+        among plans of different lengths, the shorter would win wherever rewards are negative. The first step always counts.
         """
         horizon = torch.full(reward.shape[1:2], len(reward), device=reward.device)
         if disagreement is None:
@@ -109,30 +109,30 @@ class UncertaintyPenalty(NamedTuple):
 
 
 def _median(x: Tensor) -> Tensor:
-    """Lower median of x [*, N] without what is not a number, NaN where nothing is; torch's has no deterministic kernel on a GPU."""
+    """Lower median of x [*, N], ignoring NaN; NaN if all are. torch's has no deterministic kernel on a GPU."""
     index = ((~x.isnan()).sum(-1, keepdim=True) - 1).div(2, rounding_mode="floor").clamp(min=0)
-    return x.sort(-1).values.gather(-1, index).squeeze(-1)  # what is not a number comes last
+    return x.sort(-1).values.gather(-1, index).squeeze(-1)  # NaN comes last
 
 
 def plan(
     model: Model, obs: Tensor, memory: Memory, config: PlannerConfig, *, to_action: Callable[[Tensor], Tensor], penalty: UncertaintyPenalty,
     measured: Model,
 ) -> Plan:  # fmt: skip
-    """Plan from obs [B, D].
+    """Plans from obs [B, D].
 
     Args:
-        model: asked about candidates.
+        model: predicts the candidates' returns.
         obs: where plans begin.
         memory: the warm start.
-        config: how.
+        config: settings of the planner.
         to_action: from [-1, 1] to the units of the action space.
-        penalty: what the model's disagreement does to a plan.
-        measured: asked about the final mean; the same model, which also says how much its members disagree.
+        penalty: how disagreement changes returns.
+        measured: the same model, with its disagreement measured; predicts the return of the final mean.
     """
 
-    def imagine(asked: Model, candidates: Tensor) -> tuple[Tensor, Tensor | None]:
+    def imagine(with_model: Model, candidates: Tensor) -> tuple[Tensor, Tensor | None]:
         actions = to_action(candidates).movedim(2, 0)  # [H, B, N, A]
-        imagined = unroll(asked, asked.initial(obs, candidates.shape[1]), actions, len(actions))
+        imagined = unroll(with_model, with_model.initial(obs, candidates.shape[1]), actions, len(actions))
         return mean_reward(imagined), imagined.disagreement
 
     mean, elites = PLANNERS[config.method](lambda candidates: penalty.returns(*imagine(model, candidates))[0], memory, config)
@@ -166,8 +166,8 @@ def cem(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Te
 def icem(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Tensor]:
     """Improved CEM: coloured noise, a population that shrinks, elites that compete again; returns the final mean and elites [B, E, H, A].
 
-    Pinneri et al. 2020, https://arxiv.org/abs/2008.06389. Elites of the env step before, whose last action is drawn anew, stand in the
-    first iteration for as many new candidates. Deviation: the mean is returned, where the paper takes the best sample.
+    Pinneri et al. 2020, https://arxiv.org/abs/2008.06389. In the first iteration, elites of the previous env step replace as many new
+    candidates; their last action is drawn anew. Deviation: the mean is returned, where the paper takes the best sample.
     """
     mean = memory.mean
     batch, horizon, features = mean.shape
@@ -221,7 +221,7 @@ PLANNERS = {"cem": cem, "icem": icem, "mppi": mppi}
 
 
 def _fit_elites(candidates: Tensor, returns: Tensor, num_elites: int, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean and variance [B, H, A] of the best candidates [B, N, H, A], and these, best first; the old ones where no return is finite."""
+    """Mean and variance [B, H, A] of the elites, unchanged where no return is finite, and the elites [B, E, H, A], best first."""
     returns = torch.where(returns.isfinite(), returns, -math.inf)
     values, index = returns.topk(num_elites, dim=1)
     elites = candidates.gather(1, index[:, :, None, None].expand(-1, -1, *candidates.shape[2:]))
@@ -234,14 +234,14 @@ def _fit_elites(candidates: Tensor, returns: Tensor, num_elites: int, mean: Tens
 
 
 def truncated_normal(shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """Standard normal numbers within two standard deviations, by inversion: rejecting would wait for the slowest."""
+    """Standard normal numbers truncated at two standard deviations, by inversion: rejection would repeat until the last one is accepted."""
     inside = math.erf(2.0**0.5)
     uniform = torch.rand(shape, device=device)
     return uniform.mul_(2.0 * inside).sub_(inside).erfinv_().mul_(2.0**0.5).clamp_(-2.0, 2.0)
 
 
 def coloured(shape: tuple[int, ...], horizon: int, features: int, beta: float, device: torch.device) -> Tensor:
-    """Normal noise [*shape, H, A] of unit variance, whose power spectrum along H falls as 1 / frequency^beta (Timmer and Koenig 1995)."""
+    """Normal noise [*shape, H, A] of unit variance with a power spectrum along H of 1 / frequency^beta (Timmer and Koenig 1995)."""
     frequency = torch.arange(horizon // 2 + 1, device=device, dtype=torch.float32) / horizon
     amplitude = frequency.clamp(min=1.0 / horizon) ** (-beta / 2.0)
     angle = 2.0 * math.pi * torch.arange(horizon, device=device)[:, None] * frequency

@@ -2,15 +2,15 @@
 
 A node is a position; its legal moves are a stretch of the tree's edges, so that a game with thousands of actions costs only what is
 legal. An edge (s, a) carries the prior of the network, the visits N, the sum W of the returns backed up through it, and the model's
-reward r and discount d, from the view of the player who moves at s. A return is backed up as G <- r + d G: d = -1 hands the move to the
-opponent, 1 (or gamma) keeps it, 0 ends the game. With rules that is AlphaZero (Silver et al. 2018), with a learned model MuZero
-(Schrittwieser et al. 2020).
+reward r and discount d, from the view of the player who moves at s. A return is backed up as G <- r + d G: d = -1 where the opponent moves
+next, 1 (or gamma) where the same player does, 0 where the game is over. With known rules this is AlphaZero (Silver et al. 2018), with a
+learned model MuZero (Schrittwieser et al. 2020).
 
-Where the rules are known, the end of a game is a proof: every node keeps bounds of its return under perfect play, those of its best move
-(Cazenave and Saffidine 2010, score-bounded search). Returns are clipped to them, and descents end where they have met.
+With known rules, ends of games prove returns: every node has bounds of its return under perfect play, those of its best move (Cazenave and
+Saffidine 2010, score-bounded search). Returns are clipped to these bounds, and a descent ends at a node whose bounds are equal.
 
 Selection is by PUCT (eq. 2 of MuZero's appendix B) or, under Gumbel (Danihelka et al. 2022), by sequential halving at the root and by
-matching the improved policy below it. `tests/reference_tree.py` is the same in plain Python.
+matching the improved policy below it. `tests/reference_tree.py` is a reference implementation in plain Python.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class Rule(NamedTuple):
     kind: int  # PUCT or GUMBEL
     c_init: float  # PUCT's exploration rate at the first visits
     c_base: float  # visits at which the rate begins to grow
-    fpu_reduction: float  # an unvisited move is worth its parent's value less this times the square root of the prior seen
+    fpu_reduction: float  # an unvisited move's Q is its parent's value less this times the square root of the visited moves' prior
     q_range: float  # PUCT scales Q to [0, q_range]
     c_visit: float  # Gumbel's c_visit
     c_scale: float  # Gumbel's c_scale
-    prove: bool  # below the root, moves whose return is known are not tried again
-    min_range: float  # returns of a tree that differ by less are scaled as if they differed by this
+    prove: bool  # below the root, moves whose return is proven are not selected again
+    min_range: float  # minimum range for normalising Q
 
 
 class Trees:
@@ -64,8 +64,8 @@ class Trees:
         self.w = np.zeros(edges, dtype=np.float64)
         self.reward = np.zeros(edges, dtype=np.float32)
         self.discount = np.zeros(edges, dtype=np.float32)
-        self.forced = np.zeros(num_trees)  # at a root: visits owed to a child, squared, per prior and visit (KataGo's k); 0 forces none
-        self.low = np.full(num_trees, -1.0)  # bounds of the returns, which scale them to [0, 1]
+        self.forced = np.zeros(num_trees)  # at a root: a visited child gets sqrt(forced * prior * visits) visits at least (KataGo's k)
+        self.low = np.full(num_trees, -1.0)  # bounds of Q, by which it is normalised to [0, 1]
         self.high = np.full(num_trees, 1.0)
         self.least = np.full(nodes, -1.0, dtype=np.float32)  # bounds of the return of the player who moves, under perfect play
         self.most = np.full(nodes, 1.0, dtype=np.float32)
@@ -104,7 +104,7 @@ class Trees:
              self.value, self.action, self.logit, self.prior, self.node, self.child, self.least, self.most)  # fmt: skip
 
     def select(self, trees: Array, rule: Rule, considered: Array, gumbel: Array) -> Array:
-        """The edge [b] at which a descent of each of `trees` [b] leaves the tree, or ends in a position whose return is known.
+        """The edge [b] at which a descent of each of `trees` [b] leaves the tree, or reaches a position whose return is proven.
 
         Args:
             considered: [b] visits that a root's child must have to be visited next; -1 under PUCT.
@@ -116,20 +116,20 @@ class Trees:
         )  # fmt: skip
 
     def backup(self, trees: Array, edges: Array, values: Array, *, prove: bool = False, track_bounds: bool = False) -> None:
-        """Add a return through each of `edges` [b]: values [b] are those of the positions that they lead to."""
+        """Back up values [b], of the positions that `edges` [b] lead to, through these edges to the roots."""
         _backup(trees, edges, values, prove, track_bounds, self.start, self.count, self.parent_edge, self.visits, self.node, self.child,
                 self.n, self.w, self.reward, self.discount, self.low, self.high, self.least, self.most)  # fmt: skip
 
     def root_bounds(self) -> tuple[Array, Array]:
-        """What perfect play after the roots' moves [B, A'] brings, at least and at most, as far as it is proven."""
+        """Proven lower and upper bounds [B, A'] of the return of the roots' moves under perfect play."""
         return _root_bounds(self.count, self.start, self.child, self.reward, self.discount, self.least, self.most)
 
     def is_proven(self, trees: Array) -> Array:
-        """Whether the return of the roots of `trees` [b] is known."""
+        """Whether the return of the roots of `trees` [b] is proven."""
         return np.asarray(self.least[trees, 0] == self.most[trees, 0])
 
     def hold(self, trees: Array, edges: Array, sign: int) -> None:
-        """Count a loss through each of `edges` (sign 1) until its value is known, so that the next descent goes elsewhere; -1 undoes it."""
+        """Add a virtual loss through each of `edges` (sign 1), so that the next descent selects another leaf; sign -1 removes it."""
         _hold(trees, edges, sign, self.parent_edge, self.visits, self.node, self.n, self.w)
 
 
@@ -171,13 +171,13 @@ def _q(b, e, n, w):
 
 @numba.njit(cache=True, nogil=True)
 def _is_known(b, e, rule, child, least, most):
-    """Whether another visit of edge e would tell nothing."""
+    """Whether the return after edge e is proven, so that another visit adds nothing."""
     return rule.prove and child[b, e] >= 0 and least[b, child[b, e]] == most[b, child[b, e]]
 
 
 @numba.njit(cache=True, nogil=True)
 def _puct(b, s, rule, start, count, visits, value, prior, child, n, w, forced, low, high, least, most):
-    """The edge of node s with the largest Q + U; where Q begins makes no difference to that, how wide its range is does."""
+    """The edge of node s with the largest Q + U. Only the width of Q's range matters for that, not its lower end."""
     first, last = start[b, s], start[b, s] + count[b, s]
     width = max(high[b] - low[b], rule.min_range)
     seen, total = 0.0, value[b, s]
@@ -214,7 +214,7 @@ def improved_scores(b, s, rule, out, start, count, visits, value, logit, prior, 
             weighted += prior[b, e] * _q(b, e, n, w)
             total += n[b, e]
             most = max(most, n[b, e])
-    mixed = value[b, s]  # v_mix: what an unvisited move is taken to be worth
+    mixed = value[b, s]  # v_mix: the completed Q of an unvisited move
     if mass > 0.0:
         mixed = (value[b, s] + total * weighted / mass) / (1.0 + total)
     for k in range(c):
@@ -276,7 +276,7 @@ def _select(trees, rule, considered, gumbel, start, count, visits, value, logit,
 
 @numba.njit(cache=True, nogil=True)
 def _edge_bounds(b, e, child, reward, discount, least, most):
-    """What perfect play after edge e brings, at least and at most."""
+    """Lower and upper bound of the return after edge e under perfect play."""
     c = child[b, e]
     if c < 0:
         return np.float32(-1.0), np.float32(1.0)
@@ -296,7 +296,7 @@ def _root_bounds(count, start, child, reward, discount, least, most):
 
 @numba.njit(cache=True, nogil=True)
 def _narrow(b, s, start, count, child, reward, discount, least, most):
-    """Bound node s by its best move; whether that told anything new."""
+    """Bound node s by its best move; returns whether its bounds became tighter."""
     lower, upper = np.float32(-1.0), np.float32(-1.0)
     for e in range(start[b, s], start[b, s] + count[b, s]):
         one, other = _edge_bounds(b, e, child, reward, discount, least, most)

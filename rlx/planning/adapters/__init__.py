@@ -1,1 +1,1 @@
-"""How a tree search asks each kind of model."""
+"""Adapters that give each kind of model the interface of a tree search, `rlx.planning.search.TreeModel`."""

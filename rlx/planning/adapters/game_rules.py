@@ -1,7 +1,4 @@
-"""Known rules and a network as a tree search asks them: only positions that are new are evaluated.
-
-What a network says of positions outlives a search, for the next one to know.
-"""
+"""Known rules and a network as the model of a tree search. Network evaluations are cached within a search and for the next one."""
 
 from __future__ import annotations
 
@@ -17,29 +14,29 @@ from rlx.planning.search import Array, Expansion
 from rlx.planning.tree import Trees
 
 _DIGEST = 16
-"""Bytes that stand for a position: two that differ share them once in 2^64 positions."""
+"""Bytes of a position's hash: a collision is expected after 2^64 positions."""
 Evaluate = Callable[[NDArray[np.float32]], tuple[NDArray[np.float32], NDArray[np.float32]]]
 """From planes [n, C, H, W] to logits [n, A] and values [n] for the player to move."""
 
 
 class EvaluationCache(NamedTuple):
-    """What a network said of the positions of B trees, for a later search to know; E edges, as in `Trees`."""
+    """Network evaluations of the positions in B trees, for reuse by a later search; E edges, as in `Trees`."""
 
-    digest: Array  # [B, N, 16] uint8 of a position's planes and legal moves
-    num_legal: Array  # [B, N]; 0: nothing is known
+    digest: Array  # [B, N, 16] uint8 hash of a position's planes and legal moves
+    num_legal: Array  # [B, N]; 0: no evaluation
     value: Array  # [B, N]
     logit: Array  # [B, E] of the legal moves of one node after the other
 
 
 class RulesAdapter:
-    """Known rules and a network: states of a game are stepped, and only those that are new are evaluated.
+    """Known rules and a network: game states are stepped, and each distinct position is evaluated once.
 
     Args:
         game: with `look(states)`; states with `child(action)`.
         states: the B roots; none is over.
         evaluate: the network.
-        known: what the same network said before.
-        seen: what `game.look` says of the roots, where that is known already.
+        known: cached evaluations of the same network.
+        seen: the result of `game.look(states)`, if it is already computed.
     """
 
     def __init__(self, game: Any, states: list[Any], evaluate: Evaluate, known: EvaluationCache | None = None, *, seen: Any = None) -> None:
@@ -51,11 +48,11 @@ class RulesAdapter:
         self._logits: list[Array] = []  # of the legal moves, by index
         self._values: list[float] = []
         if known is not None:
-            self._remember(known)
+            self._load_cache(known)
         self.evaluations = self.duplicates = 0
         self.network_s = 0.0
 
-    def _remember(self, known: EvaluationCache) -> None:
+    def _load_cache(self, known: EvaluationCache) -> None:
         digests, start = known.digest.tobytes(), np.cumsum(known.num_legal, axis=1) - known.num_legal
         num_nodes = known.num_legal.shape[1]
         for b, slot in np.argwhere(known.num_legal > 0).tolist():
@@ -66,7 +63,7 @@ class RulesAdapter:
             self._values.append(known.value[b, slot])
 
     def known(self, trees: Trees) -> EvaluationCache:
-        """What the network said in these trees, that were grown with this model."""
+        """Cached evaluations of the nodes in these trees, which this model was searched with."""
         digest = np.zeros((*trees.count.shape, _DIGEST), dtype=np.uint8)
         for b, digests in enumerate(self._digest):
             digest[b, : len(digests)] = np.frombuffer(b"".join(digests), dtype=np.uint8).reshape(-1, _DIGEST)
@@ -99,7 +96,7 @@ class RulesAdapter:
         return Expansion(seen.num_legal, seen.legal, logits, value, reward, discount)
 
     def _predict(self, seen: Any, trees: Array) -> tuple[Array, NDArray[np.float32]]:
-        """Logits of the legal moves [m] and values [n] of positions in trees [n]; every position is evaluated once."""
+        """Logits of the legal moves [m] and values [n] of positions in trees [n], from the cache or the network."""
         value = np.zeros(len(seen.player), dtype=np.float32)
         ends = np.cumsum(seen.num_legal)
         which, new, going = list[int](), list[int](), list[int]()
@@ -126,9 +123,10 @@ class RulesAdapter:
 
 
 def _digest(planes: NDArray[np.float32], legal: NDArray[np.int64]) -> bytes:
-    """What a position is known by: the network's value depends on the planes, the logits that are kept on the legal moves too.
+    """Hash of a position's planes and legal moves, the key of its cached evaluation.
 
-    Planes do not always imply the legal moves: few games show repetitions, and some rules look further back than a board.
+    The value depends on the planes alone, the cached logits also on the legal moves. Planes do not always determine these: few games
+    encode repetitions, and some rules depend on more of the history than the board.
     """
     digest = hashlib.blake2b(planes.data, digest_size=_DIGEST)
     digest.update(legal.data)

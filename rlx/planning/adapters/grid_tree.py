@@ -1,4 +1,4 @@
-"""Searches in a model of a grid world, for an agent that decides without an encoder: rollouts of every action, or a tree."""
+"""Searches in a model of a grid world, for an agent that plans instead of encoding rollouts: rollouts of every action, or a tree."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Evaluate = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class GridPlan(NamedTuple):
-    """What a search found in B states."""
+    """Results of a search from B states."""
 
     q_value: Tensor  # [B, A] expected return of each action
-    action: Tensor  # [B] the one to take
-    planes: Tensor  # [B, A, D, C, H, W] a line of play for each action, as bits
+    action: Tensor  # [B] to take
+    planes: Tensor  # [B, A, D, C, H, W] frames of a line of play for each action, zeros and ones
     reward: Tensor  # [B, A, D] along it
-    calls: Tensor  # [B] steps of the model that were taken
+    calls: Tensor  # [B] steps of the model
 
 
 def weigh_rollouts(
     imagined: Imagined, evaluate: Evaluate, *, num_actions: int, num_rollouts: int, discount: float,
     reward_scale: float,
 ) -> GridPlan:  # fmt: skip
-    """Take the action whose rollouts return most, on average.
+    """A plan that takes the action whose rollouts have the highest mean return.
 
-    Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where nothing is added beyond the end of an episode.
+    Q(s, a) = E[sum_{k < D} gamma^k r_k + gamma^D V(s_D)], where rewards and value after a termination are 0.
 
     Args:
         imagined: D steps of n = B * num_rollouts * A rollouts, with states [D, n, C, H, W].
@@ -41,7 +41,7 @@ def weigh_rollouts(
         num_actions: A.
         num_rollouts: of each action.
         discount: of every step.
-        reward_scale: rewards are multiplied by it, which makes them the values' units.
+        reward_scale: factor from rewards to the unit of values.
     """
     planes, reward, alive = imagined.states, imagined.reward, imagined.alive
     depth = len(reward)
@@ -51,7 +51,7 @@ def weigh_rollouts(
         returns = returns + discount**k * reward_scale * reward[k]
     shape = (-1, num_rollouts, num_actions)
     q_value = returns.view(shape).mean(1)
-    frames, rewards = (x.unflatten(1, shape)[:, :, 0].movedim(0, 2) for x in (planes, reward))  # of each action's rollouts the first
+    frames, rewards = (x.unflatten(1, shape)[:, :, 0].movedim(0, 2) for x in (planes, reward))  # the first rollout of each action
     calls = torch.full((len(q_value),), num_rollouts * num_actions * depth, device=planes.device)
     return GridPlan(q_value, q_value.argmax(-1), frames, rewards, calls)
 
@@ -59,12 +59,17 @@ def weigh_rollouts(
 def search_tree(
     model: Model, evaluate: Evaluate, planes: Tensor, config: SearchConfig, *, depth: int, discount: float, reward_scale: float
 ) -> GridPlan:
-    """Take the action that a search tree over planes [B, C, H, W] visits most.
+    """A plan that takes the most visited action of a search tree from planes [B, C, H, W].
 
     Args:
-        config: of the search, which must track the bounds of returns.
-        depth: length D of the lines of play in the plan, those that were visited most; where a line ends, its last frame stands still.
-            0 for an agent that only acts.
+        model: of the grid world.
+        evaluate: logits and values of frames.
+        planes: of the roots.
+        config: of the search, with `track_bounds`.
+        depth: length D of the plan's lines of play, which follow the most visited edges. A line that ends earlier repeats its last frame.
+            0 where only the action is needed.
+        discount: of every step.
+        reward_scale: factor from rewards to the unit of values.
     """
     adapter = GridAdapter(model, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.simulations + 1)
     found = search(adapter, config, np.random.default_rng(0))  # without noise at the roots nothing is drawn
@@ -91,7 +96,7 @@ def search_tree(
 
 
 def _most_visited(start: Array, count: Array, visits: Array) -> Array:
-    """The edge that was visited most of those of nodes [B, A], and -1 where there is none."""
+    """The most visited edge of each node [B, A]; -1 where no edge was visited."""
     best = np.full(start.shape, -1)
     for b, a in np.ndindex(start.shape):
         stretch = visits[b, start[b, a] : start[b, a] + count[b, a]]
@@ -101,16 +106,16 @@ def _most_visited(start: Array, count: Array, visits: Array) -> Array:
 
 
 class GridAdapter:
-    """A model of a grid world behind the interface of a tree search.
+    """A model of a grid world with the interface of a tree search.
 
-    Each edge is imagined once: its random events are drawn for the whole search.
+    Each edge is expanded once, so that its random events are drawn once for the whole search.
 
     Args:
         model: of the grid world.
         evaluate: logits and values of frames, without imagination.
         planes: [B, C, H, W] of the roots.
         discount: of every step.
-        reward_scale: rewards are multiplied by it, which makes them the values' units.
+        reward_scale: factor from rewards to the unit of values.
         num_nodes: most nodes of a tree.
     """
 

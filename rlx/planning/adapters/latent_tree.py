@@ -1,4 +1,4 @@
-"""A learned latent model as a tree search asks it: no rules, and one call of the network for each simulation of all trees."""
+"""A learned latent model as the model of a tree search: no rules, and one network call for each simulation of all trees."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class LatentNetwork(Protocol):
 
 
 class LatentAdapter:
-    """Positions are latents; every action is possible everywhere but at the roots, and nothing ends.
+    """A latent model with the interface of a tree search. Below the roots every action is legal, and no position is terminal.
 
     Args:
         net: the network.
         obs: [B, *] of the roots.
-        legal: [B, A] bool, which actions are possible at the roots.
+        legal: [B, A] bool, legal actions at the roots.
         discount: of every step; negative if players take turns.
         num_nodes: most nodes of a tree.
     """

@@ -1,4 +1,4 @@
-"""Games played out to their end by a fast policy, and a search whose leaves are worth what such games say."""
+"""Rollouts of a fast policy to the end of a game, and known rules with such rollouts in the values of leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rlx.planning.search import Array, Expansion
 
 
 def sample_legal(logits: Array, num_legal: Array, legal: Array, rng: np.random.Generator | None) -> NDArray[np.int64]:
-    """Moves [n] from softmax(logits [n, A]) over the legal moves, as `Game.look` lists them; without a generator the most probable."""
+    """Moves [n] sampled from softmax(logits [n, A]) over the legal moves, as `Game.look` lists them; the most probable if rng is None."""
     rows = np.repeat(np.arange(len(logits)), num_legal)
     scores = np.full(logits.shape, -np.inf)
     scores[rows, legal] = logits[rows, legal]
@@ -22,7 +22,7 @@ def sample_legal(logits: Array, num_legal: Array, legal: Array, rng: np.random.G
 
 
 class LinearPolicy:
-    """Softmax of a linear function of a position's planes: weak, and hundreds of times faster than a tower.
+    """A softmax policy, linear in a position's planes: weak, and hundreds of times faster than a residual network.
 
     Args:
         weight: [A, C * H * W].
@@ -38,7 +38,7 @@ class LinearPolicy:
 
 
 def play_out(game: Any, states: list[Any], policy: LinearPolicy, rng: np.random.Generator) -> Array:
-    """Outcomes [n] for player 0 of one game from each of the states, none of which is over; the states are left as they are."""
+    """Outcomes [n] for player 0 of one rollout from each of the states, none of which is over; the states are not changed."""
     outcome = np.zeros(len(states), dtype=np.float32)
     going, states = np.arange(len(states)), [s.clone() for s in states]
     while len(going):
@@ -55,7 +55,7 @@ def play_out(game: Any, states: list[Any], policy: LinearPolicy, rng: np.random.
 
 
 class PlayoutAdapter(RulesAdapter):
-    """Known rules, and leaves worth (1 - mix) * value network + mix * one rollout (Silver et al. 2016, section 5 and Methods).
+    """Known rules, with leaf values (1 - mix) * value network + mix * outcome of one rollout (Silver et al. 2016, section 5 and Methods).
 
     Args:
         mix: the paper's lambda, above 0.
