@@ -15,8 +15,8 @@ def check_shapes(**tensors: Tensor) -> None:
 def reverse_scan(x: Tensor, decay: Tensor) -> Tensor:
     """Solve y[t] = x[t] + decay[t] * y[t + 1] with y[T] = 0.
 
-    By recursive doubling (Hillis and Steele 1986): ceil(log2 T) vector operations instead of T, which is what makes a
-    rollout of one env and 2048 steps as cheap as one of 64 envs and 32 steps.
+    By recursive doubling (Hillis and Steele 1986): ceil(log2 T) vector operations instead of T, so that a rollout of one env and 2048 steps
+    costs as much as one of 64 envs and 32 steps.
 
     Args:
         x: [T, ...].
@@ -67,8 +67,8 @@ def returns_to_go(reward: Tensor, final_value: Tensor, is_last: Tensor, *, disco
 
     Args:
         reward: [T, B].
-        final_value: [T, B] what lies beyond the last step of an episode: 0 where it terminated, an estimate of V(next_obs)
-            where it was cut. Read only where `is_last`.
+        final_value: [T, B] value after the last step of an episode: 0 where it terminated, an estimate of V(next_obs)
+            where it was truncated. Used only where `is_last`.
         is_last: [T, B] bool.
         discount: per-step gamma in [0, 1].
 
@@ -81,7 +81,7 @@ def returns_to_go(reward: Tensor, final_value: Tensor, is_last: Tensor, *, disco
 
 
 def window_starts(is_last: Tensor, length: int, *, most: int) -> tuple[Tensor, Tensor]:
-    """Where windows of `length` steps begin that lie within one episode: at most `most`, spread evenly over time.
+    """First steps of windows of `length` steps that lie within one episode: at most `most` windows, spread evenly over time.
 
     Args:
         is_last: [T, B] bool: the episode ended with the step.
@@ -128,7 +128,7 @@ def ppo_clip_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> tuple
     ratio = log_ratio.exp()
     objective = ratio * advantage
     clipped = ratio.clamp_(1.0 - clip, 1.0 + clip).mul_(advantage)
-    # d(r A) / d(log r) = r A, and nothing where the clipped term is the smaller one.
+    # d(r A) / d(log r) = r A, and 0 where the clipped term is the smaller one.
     slope = torch.where(objective <= clipped, objective, 0.0).mul_(-1.0 / len(objective))
     return -torch.min(objective, clipped).mean(), slope
 
@@ -163,7 +163,7 @@ def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip
     """
     move = value - old_value
     error, clipped_error = value - target, old_value + move.clamp(-clip, clip) - target
-    # Beyond the bound the clipped value is constant; within it both errors are one but for rounding.
+    # Beyond the bound the clipped value is constant; within it both errors are equal up to rounding.
     outside = (move.abs() > clip) & (clipped_error.square() > error.square())
     loss = 0.5 * torch.where(outside, clipped_error, error).square().mean()
     return loss, torch.where(outside, 0.0, error) / len(error)
@@ -178,7 +178,7 @@ _SQUASH_EPSILON = 1e-3
 
 
 def squash(x: Tensor) -> Tensor:
-    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x, which lets returns of every size be learnt as numbers of a similar size.
+    """h(x) = sign(x) (sqrt(|x| + 1) - 1) + eps x, which maps returns of any size to numbers of a similar size.
 
     Pohlen et al. 2018, https://arxiv.org/abs/1805.11593, proposition A.2; eps is 0.001.
     """
@@ -186,16 +186,16 @@ def squash(x: Tensor) -> Tensor:
 
 
 def unsquash(y: Tensor) -> Tensor:
-    """The inverse of `squash`, written so that nothing cancels near 0."""
+    """The inverse of `squash`, in a form without cancellation near 0."""
     eps, size = _SQUASH_EPSILON, y.abs() + 1.0 + _SQUASH_EPSILON
     root = 2.0 * size / ((1.0 + 4.0 * eps * size).sqrt() + 1.0)
     return y.sign() * (root.square() - 1.0)
 
 
 def two_hot(x: Tensor, *, limit: float, num_bins: int) -> Tensor:
-    """Distributions over `num_bins` evenly spaced numbers in [-limit, limit], whose means are x [*]; [*, num_bins].
+    """Distributions [*, num_bins] over evenly spaced numbers in [-limit, limit], whose means are x [*].
 
-    At most two neighbouring bins have a share (Schrittwieser et al. 2020, appendix F). What lies outside is brought to the nearer end.
+    Only the two neighbouring bins have weight (Schrittwieser et al. 2020, appendix F). x is clipped to the limits.
     """
     at = (x.clamp(-limit, limit) + limit) * ((num_bins - 1) / (2.0 * limit))
     low = at.floor().clamp(max=num_bins - 2)
@@ -210,12 +210,12 @@ def n_step_returns(
 ) -> Tensor:
     """G_t = r_t + d r_{t+1} + ... + d^{n-1} r_{t+n-1} + d^n V_{t+n}, or less where the episode ends on the way.
 
-    Schrittwieser et al. 2020, appendix G. With a negative d the value of the other player counts against this one.
+    Schrittwieser et al. 2020, appendix G. A negative d is for two players who take turns: values of one are losses of the other.
 
     Args:
-        reward: [N, L] of consecutive steps; what lies behind the end of an episode is ignored.
+        reward: [N, L] of consecutive steps; steps after the end of an episode are ignored.
         value: [N, L] of the positions in which these steps were taken.
-        next_value: [N, L] of the positions that they led to; read only where an episode was cut.
+        next_value: [N, L] of the positions that they led to; used only where an episode was truncated.
         terminated: [N, L] bool.
         truncated: [N, L] bool.
         num_steps: n, below L.
@@ -236,12 +236,12 @@ def n_step_returns(
 def distillation_loss(logits: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a policy that imitates another, E[-sum_a pi(a) log pi_hat(a)], and its derivative with respect to logits [B, A].
 
-    Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.3, which prints it without the minus; minimised as printed it would
-    drive the imitator to the actions that its teacher likes least.
+    Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.3, which prints it without the minus. Minimised as printed, it would
+    lead the imitator to the teacher's least probable actions.
 
     Args:
         logits: [B, A] of the imitator, pi_hat.
-        teacher: [B, A] logits of pi, which is not changed.
+        teacher: [B, A] logits of pi, without gradient.
     """
     check_shapes(logits=logits, teacher=teacher)
     log_probs, target = logits.log_softmax(-1), teacher.softmax(-1)
@@ -255,6 +255,6 @@ def categorical_kl(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def correlation(x: Tensor, y: Tensor) -> Tensor:
-    """Pearson's, of [B] and [B]; NaN if either is constant."""
+    """Pearson's correlation of x [B] and y [B]; NaN if either is constant."""
     x, y = x - x.mean(), y - y.mean()
     return (x * y).sum() / (x.square().sum() * y.square().sum()).sqrt()

@@ -1,4 +1,4 @@
-"""What an algorithm remembers of the past to train on again."""
+"""Replay buffers, of positions of games, of transitions, and of sequences with priorities."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from rlx.types import State
 
 
 def gradient_steps_owed(num_added: int, *, replay_ratio: float, batch_size: int, taken: int) -> int:
-    """Gradient steps to take now, so that on average each of `num_added` rows is in `replay_ratio` batches; at least 0.
+    """Gradient steps to take now, at least 0, so that each of `num_added` rows is in `replay_ratio` batches on average.
 
     Args:
-        num_added: rows that were ever added.
-        replay_ratio: batches that a row is in, on average.
+        num_added: rows added so far, overwritten ones included.
+        replay_ratio: mean number of batches that a row is in.
         batch_size: rows of a batch.
         taken: gradient steps so far.
     """
@@ -26,7 +26,7 @@ def gradient_steps_owed(num_added: int, *, replay_ratio: float, batch_size: int,
 
 
 class PositionReplay:
-    """The newest positions of games, with what was searched and how the game ended.
+    """The newest positions of games, with policy targets and outcomes.
 
     Args:
         capacity: positions; the oldest are overwritten.
@@ -52,7 +52,7 @@ class PositionReplay:
         self.added += len(z)
 
     def _grow(self, size: int) -> None:
-        """Memory is taken as it is needed, in steps of a half."""
+        """Allocate memory for `size` positions, half as much again at a time."""
         have = len(self._z)
         if size > have:
             more = min(self.capacity, max(size, have + have // 2, 1024)) - have
@@ -78,7 +78,7 @@ class PositionReplay:
 
 
 class Symmetries:
-    """The ways in which a game's positions can be turned, each as (cells [H * W], actions [A]): new[i] = old[permutation[i]]."""
+    """A game's symmetries, each as permutations of cells [H * W] and of actions [A]: new[i] = old[permutation[i]]."""
 
     def __init__(self, tables: list[tuple[NDArray[Any], NDArray[Any]]]) -> None:
         self._cells, self._actions = (torch.from_numpy(np.stack(each)) for each in zip(*tables, strict=True))
@@ -122,7 +122,7 @@ class TransitionReplay:
             index = (self.added + torch.arange(len(new), device=self.device)) % self.capacity
             old = self._columns[name]
             need = min(self.capacity, self.added + len(new)) - len(old)
-            if need > 0:  # memory is taken as it is needed, in steps of a half
+            if need > 0:  # allocate memory as it is needed, half as much again at a time
                 grown = min(self.capacity - len(old), max(need, len(old) // 2, 1024))
                 old = self._columns[name] = torch.cat([old, old.new_zeros(grown, *old.shape[1:])])
             old[index] = new.to(device=self.device, dtype=old.dtype)
@@ -149,16 +149,16 @@ class TransitionReplay:
 class SequenceReplay:
     """The newest steps of B environments, from which windows of consecutive steps are drawn by priority.
 
-    A step is drawn once it is known what came after it: `ahead` steps, or the end of its episode. Cut episodes are rare, so that what was
-    observed after their last steps is kept apart from the columns.
+    A step can be drawn once `ahead` steps follow it, or the end of its episode. Truncations are rare, so that the observations after them
+    are kept apart from the columns.
 
     Args:
         capacity: steps of all environments.
         num_envs: B.
         columns: as of `TransitionReplay`; `is_last` is one of them.
         ahead: steps after which a step can be drawn.
-        exponent: of the priorities (Schaul et al. 2016, eq. 1); 0 draws all alike.
-        correction: of the bias that they bring, their beta.
+        exponent: of the priorities, alpha (Schaul et al. 2016, eq. 1); 0 draws uniformly.
+        correction: of the importance-sampling weights, beta (section 3.4).
     """
 
     def __init__(
@@ -167,9 +167,9 @@ class SequenceReplay:
     ) -> None:  # fmt: skip
         self.num_envs, self._ahead, self._exponent, self._correction = num_envs, ahead, exponent, correction
         self.rows = TransitionReplay(capacity, num_envs, {**columns, "weight": (torch.float64, ())})
-        self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that can be drawn, of all that ever were
-        self._top = 1.0  # largest weight so far: what is new is drawn before long
-        self._beyond: dict[int, Tensor] = {}  # by row, what was observed after the last step of an episode that was cut
+        self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
+        self._top = 1.0  # largest weight so far, which new steps get
+        self._beyond: dict[int, Tensor] = {}  # by row, the observation after the last step of a truncated episode
 
     @property
     def size(self) -> int:
@@ -182,7 +182,7 @@ class SequenceReplay:
         return int((self._ready - first).clamp(min=0).sum())
 
     def add(self, beyond: Mapping[tuple[int, int], Tensor], **rows: Tensor) -> None:
-        """Add [T, B, *] of every column; `beyond` is what was observed after the steps (t, b) at which episodes were cut."""
+        """Add [T, B, *] of every column; `beyond` has the observations after the steps (t, b) at which episodes were truncated."""
         is_last = rows["is_last"]
         begin = self.rows.added // self.num_envs
         for offset in range(is_last.numel()):
@@ -205,15 +205,15 @@ class SequenceReplay:
         return (step * self.num_envs + env) % self.rows.capacity
 
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
-        """Steps [num] as their rows, and the weights of their losses, at most 1 [num]."""
+        """Rows [num] of steps drawn by priority, and the importance-sampling weights [num] of their losses, at most 1."""
         total = self.rows["weight"].cumsum(0)
         index = torch.searchsorted(total, torch.rand(num, dtype=torch.float64) * total[-1], right=True).clamp(max=self.size - 1)
-        chance = self.rows["weight"][index] / total[-1]
-        correction = (self.num_ready * chance) ** -self._correction
+        prob = self.rows["weight"][index] / total[-1]
+        correction = (self.num_ready * prob) ** -self._correction
         return index, (correction / correction.max()).float()
 
     def windows(self, name: str, index: Tensor, length: int) -> Tensor:
-        """A column of `length` steps from the rows `index` [n] on, [n, length, *]; what is beyond the newest has no meaning."""
+        """A column of `length` steps from the rows `index` [n] on, [n, length, *]; entries after the newest step have no meaning."""
         return self.rows[name][self.following(index, length)]
 
     def following(self, index: Tensor, length: int) -> Tensor:
@@ -221,11 +221,11 @@ class SequenceReplay:
         return (index[:, None] + self.num_envs * torch.arange(length)) % self.size
 
     def beyond(self, index: Tensor) -> Tensor:
-        """What was observed after the steps in rows `index` [n], at each of which an episode was cut."""
+        """Observations [n, *] after the steps in rows `index` [n], at each of which an episode was truncated."""
         return torch.stack([self._beyond[row] for row in index.tolist()])
 
     def prioritise(self, index: Tensor, error: Tensor) -> None:
-        """Let the rows `index` [n] be drawn in proportion to their errors [n], to the power of the exponent."""
+        """Set the priorities of the rows `index` [n] to |error| [n] to the power of the exponent."""
         weight = (error.double().abs() + 1e-3) ** self._exponent
         self._top = max(self._top, float(weight.max()))
         self.rows["weight"][index] = weight

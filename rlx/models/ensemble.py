@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from rlx.nn.finite import finite_moments
 
 _CONSTANT = 1e-6
-"""A feature counts as constant if its standard deviation is below this share of |mean| + 1, which float32 cannot resolve."""
+"""A feature is constant if its standard deviation is below this share of |mean| + 1, which float32 cannot resolve."""
 _MIN_LOG_VARIANCE, _MAX_LOG_VARIANCE = -10.0, 0.5
 
 
@@ -34,7 +34,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def bound_log_variance(raw: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Smoothly within (low, high): appendix A.1 of the paper."""
+    """Log-variances bounded smoothly to (low, high): appendix A.1 of the paper."""
     raw = high - F.softplus(high - raw)
     return low + F.softplus(raw - low)
 
@@ -45,14 +45,14 @@ def gaussian_nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
 
 
 class Ensemble(nn.Module):
-    """K networks as one: every layer is one batched matrix product.
+    """K networks in one module: every layer is one batched matrix product.
 
     Args:
         num_inputs: I.
         num_outputs: O.
         num_members: K.
         hidden_sizes: widths of the hidden layers.
-        learn_bounds: learn the bounds of the log-variance, drawn together by the loss.
+        learn_bounds: learn the bounds of the log-variance, with a loss on their distance.
     """
 
     input_mean: Tensor
@@ -76,7 +76,7 @@ class Ensemble(nn.Module):
         self.register_buffer("output_scale", torch.ones(num_outputs))  # the deviation; 0 of a constant, which is then predicted exactly
 
     def standardise(self, inputs: Tensor, targets: Tensor) -> None:
-        """Take the scales of inputs [N, I] and targets [N, O].
+        """Set the scales to those of inputs [N, I] and targets [N, O].
 
         Raises:
             NonFiniteError: before anything is changed, if they are not finite.

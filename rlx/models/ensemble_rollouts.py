@@ -1,8 +1,8 @@
-"""An ensemble as a model to plan with: particles follow its members, which carries their uncertainty through time.
+"""An ensemble as a model to plan with: particles follow its members, which propagates their uncertainty through time.
 
 Chua et al. 2018, section 5. Particles are laid out by member, [K, P, B, N, D], so that trajectory sampling with a member for each particle
-(TS-infinity) moves no data at all, and a network's layer is one product over K. States are followed as distances from the inputs' centre;
-rewards and terminations are asked for once, of all steps together. A GPU's time goes into launches, not into arithmetic.
+(TS-infinity) moves no data, and a network's layer is one product over K. States are kept as distances from the inputs' centre. Rewards and
+terminations are computed once, for all steps together, because a GPU spends its time on launches here, not on arithmetic.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class FrozenEnsemble:
         low, high = ensemble.low.detach(), ensemble.high.detach()
         self.num_members = ensemble.num_members
         self.centre = ensemble.input_mean.clone()
-        """[I] is subtracted from inputs, and not in a bias, which would cancel all digits of a feature far from 0."""
+        """[I] is subtracted from inputs. In a bias it would cancel all digits of a feature far from 0."""
         self._weights = [w.detach().clone() for w in ensemble.weights]
         self._biases = [b.detach().clone() for b in ensemble.biases]
         self._weights[0] *= ensemble.input_scale[:, None]
-        # The last layer gives the mean in the targets' units, and raw - high of `bound_log_variance`, whose rest is in `spread`.
+        # The last layer gives the mean in the targets' units, and raw - high of `bound_log_variance`; `spread` computes the rest.
         self._weights[-1] *= torch.cat([ensemble.output_scale, torch.ones_like(low)])
         self._biases[-1] = self._biases[-1] * torch.cat([ensemble.output_scale, torch.ones_like(low)])
         self._biases[-1] += torch.cat([ensemble.output_mean, -high])
@@ -41,7 +41,7 @@ class FrozenEnsemble:
 
     @torch.no_grad()
     def predict(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs less their centre [K, M, I] to means [K, M, O] in the targets' units, and what `spread` takes [K, M, O]."""
+        """Inputs less their centre [K, M, I] to means [K, M, O] in the targets' units, and raw log-variances [K, M, O] for `spread`."""
         for weight, bias in zip(self._weights[:-1], self._biases[:-1], strict=True):
             x = F.silu(torch.baddbmm(bias, x, weight), inplace=True)
         mean, raw = torch.baddbmm(self._biases[-1], x, self._weights[-1]).chunk(2, dim=-1)
@@ -58,7 +58,7 @@ class FrozenEnsemble:
 
 
 class _Deal(NamedTuple):
-    """Which member predicts for which particle in a step."""
+    """The assignment of particles to members in a step."""
 
     places: Tensor  # [K, P]
     members: Tensor  # [K, P]
@@ -67,24 +67,24 @@ class _Deal(NamedTuple):
 
 @dataclass(kw_only=True)
 class EnsembleModel:
-    """A `rlx.types.Model` of observations [D], whose outputs are their changes and, if the reward is learned, the reward.
+    """A `rlx.types.Model` of observations [D]; the ensemble's outputs are their changes and, if the reward is learned, the reward.
 
-    All candidates meet the same noise, which is the method of common random numbers. A plan must not be able to exploit it: if all
-    particles met the same noise too, a plan would act against it, although the noise to come will be another. Each particle therefore has
-    noise of its own, as in the paper, and at every step the noise of all particles sums to 0, so that its mean tells a plan nothing; each
-    alone is still standard normal. A single particle follows the mean. What separates the members without any noise is their disagreement.
+    All candidates are compared with common random numbers. A plan must not exploit them: with the same noise in all particles too, the plan
+    would counteract this noise, although the environment's will be different. Therefore each particle has its own noise, as in the paper,
+    and at every step the noise of all particles sums to 0, while each particle's is still standard normal. A single particle follows the
+    mean. Disagreement is the spread of the members' states without noise.
 
     Args:
         frozen: the members.
         obs_scale: [D] deviations of the observations; 0 of a constant feature.
-        propagation: ts_inf keeps a particle with its member, ts_1 deals the particles anew at every step, mean goes on from the mean of
-            the members' means and has no noise.
+        propagation: ts_inf keeps a particle with its member, ts_1 assigns particles to members anew at every step, mean follows the mean
+            of the members' means without noise.
         particles: of each member, P.
-        reward_fn: the known reward, or None if the last output is it.
+        reward_fn: the known reward; None if the last output is the reward.
         termination_fn: None if episodes never terminate.
-        measure_disagreement: also say, at every step, how far apart the members are that have been followed without noise: the standard
-            deviation of their states in units of obs_scale, as root mean square over the features that vary.
-        own_noise: independent noise for every particle of every candidate: samples of what may come.
+        measure_disagreement: also return the disagreement at every step: the standard deviation of the members' states without noise, in
+            units of obs_scale, as root mean square over the features that vary.
+        own_noise: independent noise for every particle of every candidate, so that particles are samples of the prediction.
     """
 
     frozen: FrozenEnsemble
@@ -112,7 +112,7 @@ class EnsembleModel:
     def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
         """States [K, P, B, N, D] in obs [B, D]; K = 1 where particles go on from the members' mean.
 
-        Where there is noise and disagreement is measured, one more particle of each member goes without noise, to tell the two apart.
+        Where there is noise and disagreement is measured, each member has one more particle, without noise, for the disagreement.
         """
         members = 1 if self._is_mean else self.frozen.num_members
         measuring = self.measure_disagreement and members > 1 and self._has_noise
@@ -128,7 +128,7 @@ class EnsembleModel:
     def steps(self, state: Tensor, actions: Tensor) -> ModelStep:
         """H steps at once from states [K, P, B, N, D] under actions [H, B, N, A].
 
-        Noise is drawn for all steps together, and rewards and terminations are asked for once.
+        Noise is drawn for all steps together, and rewards and terminations are computed once.
         """
         frozen, features = self.frozen, state.shape[-1]
         horizon, (members, slots, batch, candidates) = len(actions), state.shape[:-1]
@@ -174,7 +174,7 @@ class EnsembleModel:
         return noise.unflatten(1, (members, particles))
 
     def _deal(self, horizon: int, slots: int) -> list[_Deal | None]:
-        """For ts_1: of the places with the same number P, which one each member predicts for, and which member each place asks."""
+        """For ts_1, assignments of each step: among the K places with the same P, the place of each member and vice versa."""
         device = self.obs_scale.device
         order = torch.rand(horizon, self.frozen.num_members, slots, device=device).argsort(1)
         number = torch.arange(slots, device=device)

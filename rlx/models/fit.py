@@ -2,7 +2,7 @@
 
 ```
 learner = EnsembleLearner(EnsembleConfig(...), num_features=4, num_actions=1, num_envs=8, device=device)
-learner.add(rollout)  # every step is dealt to the members' bootstraps, or held out
+learner.add(rollout)  # every step joins members' bootstraps, or is held out
 fitted = learner.fit(FitConfig(...))
 model = EnsembleModel(frozen=FrozenEnsemble(learner.ensemble), obs_scale=learner.obs_scale, ...)
 ```
@@ -28,7 +28,7 @@ from rlx.types import Rollout, State
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """How to fit an ensemble."""
+    """Settings of a fit."""
 
     learning_rate: float
     batch_size: int
@@ -48,7 +48,7 @@ class Fitted(NamedTuple):
 
 
 _MIN_STEPS = 10
-"""Fewest gradient steps of an epoch: with little data an epoch would change nothing, and patience would end the fit at once."""
+"""Fewest gradient steps of an epoch: with little data an epoch would change little, and patience would end the fit at once."""
 _PROGRESS = 0.01
 """Smallest decrease of the held-out negative log-likelihood that counts as progress."""
 
@@ -56,7 +56,7 @@ _PROGRESS = 0.01
 def fit(
     ensemble: Ensemble, optimizer: FlatAdam, inputs: Tensor, targets: Tensor, counts: Tensor, holdout: Tensor, config: FitConfig
 ) -> Fitted:
-    """Go on fitting an ensemble to data, under new scales.
+    """Fit an ensemble further, with the scales of this data; returns the results.
 
     Args:
         ensemble: changed in place.
@@ -107,7 +107,7 @@ def _shuffle(rows: list[Tensor], length: int) -> Tensor:
 
 
 class _Best:
-    """The weights of every member that had the least loss on held-out data so far."""
+    """The weights of every member with the lowest loss on held-out data so far."""
 
     def __init__(self, ensemble: Ensemble, held: tuple[Tensor, Tensor] | None) -> None:
         self._ensemble, self._held = ensemble, held
@@ -125,7 +125,7 @@ class _Best:
 
     @torch.no_grad()
     def compare(self, epoch: int) -> int:
-        """Keep the weights of an epoch where they are better; returns the number of epochs since any member made progress."""
+        """Keep an epoch's weights of members that improved; returns the number of epochs since any member did."""
         if self._held is None:
             return 0
         nll, mse = self._measure()
@@ -208,7 +208,7 @@ class EnsembleLearner:
         self.num_fits, self._num_fitted = state["num_fits"], state["num_fitted"]
 
     def add(self, rollout: Rollout) -> None:
-        """Add the steps of a rollout; each is held out, or in the bootstraps that are drawn for it here, for as long as it is kept."""
+        """Add the steps of a rollout; which are held out, and how often each is in each bootstrap, is drawn here once."""
         config, obs, next_obs = self.config, rollout.obs.flatten(2), rollout.next_obs.flatten(2)
         shape = rollout.reward.shape
         counts = torch.ones(*shape, config.num_members, device=self.device)
@@ -220,11 +220,11 @@ class EnsembleLearner:
         )  # fmt: skip
 
     def since_last_fit(self, *names: str) -> list[Tensor]:
-        """Columns of the replay [T, B, *] with the steps that were added after the last fit, in the order of time."""
+        """Columns of the replay [T, B, *]: the steps that were added after the last fit, in the order of time."""
         return [self.replay.newest(name, self.replay.added - self._num_fitted).to(self.device) for name in names]
 
     def fit(self, config: FitConfig) -> Fitted:
-        """Go on fitting the ensemble to all steps in the replay."""
+        """Fit the ensemble further, to all steps in the replay; returns the results."""
         replay = self.replay
         obs, action, target = (replay[name].to(self.device) for name in ("obs", "action", "change"))
         if self.config.predict_reward:

@@ -1,4 +1,4 @@
-"""Models of grid worlds to imagine with: learned, the true rules, or one in which nothing happens; and imagined frames as bits.
+"""Models of grid worlds to imagine with: learned, the true rules, or one that copies its state; and imagined frames as bits.
 
 Racaniere et al. 2017, https://arxiv.org/abs/1707.06203, section 3.2. States are planes [n, C, H, W] of zeros and ones, as float32.
 """
@@ -16,10 +16,10 @@ from rlx.types import GridWorld, ModelStep
 
 
 class _GridModel:
-    """What the models of grid worlds share: a state is what is observed."""
+    """Base of the models of grid worlds: a state is an observation."""
 
     def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
-        """States [B * N, C, H, W] in planes [B, C, H, W]; the N candidates of one of them lie side by side."""
+        """States [B * N, C, H, W] from planes [B, C, H, W]; the N candidates of one observation are neighbours."""
         return obs.repeat_interleave(num_candidates, 0).contiguous(memory_format=torch.channels_last)
 
 
@@ -28,8 +28,8 @@ class LearnedGrid(_GridModel):
 
     Args:
         model: predicts changes and events.
-        event_reward: [E] what each event is worth.
-        corrupt_prob: share of the bits of every predicted frame that are flipped at random, by which a model is made poor.
+        event_reward: [E] reward of each event.
+        corrupt_prob: probability of each bit of a predicted frame to be flipped, for experiments with a poor model.
     """
 
     def __init__(self, model: GridModel, event_reward: Tensor, *, corrupt_prob: float = 0.0) -> None:
@@ -42,7 +42,7 @@ class LearnedGrid(_GridModel):
 
 
 class CopyGrid(_GridModel):
-    """Nothing ever happens: the control arm, whose imagination carries no information."""
+    """A model whose frames never change: the control arm, in which imagination carries no information."""
 
     def step(self, planes: Tensor, action: Tensor) -> ModelStep:
         nothing = planes.new_zeros(len(planes))
@@ -50,7 +50,7 @@ class CopyGrid(_GridModel):
 
 
 class PerfectGrid(_GridModel):
-    """The true rules. What is random in them is drawn under torch's generator."""
+    """The true rules. Their random events are drawn from a generator that torch's seeds."""
 
     def __init__(self, grid: GridWorld, *, corrupt_prob: float = 0.0) -> None:
         self._grid, self._corrupt_prob = grid, corrupt_prob
@@ -106,22 +106,22 @@ def unpack(packed: Tensor, planes_shape: tuple[int, int, int]) -> Tensor:
 
 @functools.cache
 def _multipliers(count: int, device: torch.device) -> Tensor:
-    """[count] odd numbers of 64 bits, always the same."""
+    """Odd 64-bit numbers [count], always the same."""
     numbers = np.random.default_rng(0).integers(-(2**62), 2**62, size=count)
     return torch.from_numpy(2 * numbers + 1).to(device)
 
 
 def distinct(packed: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of n frames with their rewards are distinct.
+    """The distinct ones of n frames with their rewards.
 
-    They are told apart by 64 bits: two different ones share them once in 2^64 pairs.
+    They are compared by a hash of 64 bits: one pair in 2^64 different ones collides.
 
     Args:
         packed: [n, bytes] of `pack`.
         reward: [n] float32.
 
     Returns:
-        Rows [U] of one of each, and for every one of the n the place [n] of its like among them.
+        Rows [U] of the distinct ones, and for each of the n its index [n] among these.
     """
     weights = _multipliers(packed.shape[1] + 1, packed.device)
     marks = (packed * weights[:-1]).sum(-1) + reward.contiguous().view(torch.int32).long() * weights[-1]

@@ -1,9 +1,9 @@
-"""The networks of MuZero: a representation of what is observed, latent dynamics with rewards, and a prediction of policy and value.
+"""The networks of MuZero: a representation of observations, latent dynamics with rewards, and a prediction of policy and value.
 
 Schrittwieser et al. 2020, https://arxiv.org/abs/1911.08265, eq. 1 and appendices E to G. Boards go through residual convolutions, vectors
-through residual layers. Latents are scaled to [0, 1], as there, so that what the dynamics returns looks like what the representation
-does. Values and rewards are distributions over bins of a squashed scale. Deviations: vectors are passed through symlog first (Hafner et
-al. 2023, eq. 9), so that observations of any size need no normaliser; an action enters as a learned bias of the first layer.
+through residual layers. Latents are scaled to [0, 1], as there, so that those of the dynamics and of the representation have one range.
+Values and rewards are distributions over bins of a squashed scale. Deviations: vectors are passed through symlog first (Hafner et al. 2023,
+eq. 9), so that observations of any size need no normaliser; an action enters as a learned bias of the first layer.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Array = NDArray[np.float32]
 
 
 class Bins:
-    """Numbers within [-limit, limit] as distributions over bins, which are evenly spaced on the squashed scale."""
+    """Encodes numbers within [-limit, limit] as distributions over bins, which are evenly spaced on the squashed scale."""
 
     def __init__(self, limit: float, num_bins: int, device: torch.device | None = None) -> None:
         self.num_bins = num_bins
@@ -105,7 +105,7 @@ class VectorNet(nn.Module):
         return logits, value
 
     def fold(self) -> None:
-        """Merge into fewer operations what only training needs apart."""
+        """Merge layers that only training needs apart; there are none here."""
 
 
 class BoardNet(nn.Module):
@@ -154,16 +154,16 @@ LatentNet = VectorNet | BoardNet
 
 
 def make_net(shape: tuple[int, ...], num_actions: int, num_bins: int, *, width: int, blocks: int, convolve: bool) -> LatentNet:
-    """The network for observations of a shape, of which (C, H, W) can be convolved."""
+    """The network for observations of a shape; `convolve` needs a shape (C, H, W)."""
     if convolve:
         return BoardNet((shape[0], shape[1], shape[2]), num_actions, num_bins, width=width, blocks=blocks)
     return VectorNet(math.prod(shape), num_actions, num_bins, width=width, blocks=blocks)
 
 
 class FrozenLatent:
-    """A copy of a network without gradients, as a `rlx.types.Model` whose states are latents; and what a tree search needs beside.
+    """A copy of a network without gradients: a `rlx.types.Model` whose states are latents, and the network of a tree search.
 
-    Its methods for the search join a step with the prediction there, and fetch the numbers from the device in one transfer.
+    `root` and `expand` are for the search: they return predictions with the latents, in one transfer from the device.
     """
 
     def __init__(self, net: LatentNet, bins: Bins) -> None:
@@ -177,7 +177,7 @@ class FrozenLatent:
 
     @torch.inference_mode()
     def step(self, state: Tensor, action: Tensor) -> ModelStep:
-        """Latents after actions [n], and the rewards [n]; a latent model has no terminations."""
+        """Latents [n, *] after actions [n], and the rewards [n]; a latent model predicts no terminations."""
         latent = self.net.step(state, action.to(state.device))
         return ModelStep(latent, self.bins.decode(self.net.reward_after(latent)))
 
@@ -198,12 +198,12 @@ class FrozenLatent:
         """Latents [n, *] after actions [n], rewards [n], and logits [n, A] and values [n] there."""
         latent = self.net.step(latent, action.to(latent.device))
         logits, value = self.net.predict(latent)
-        worth, policy = fetch(self.bins.decode(torch.stack([self.net.reward_after(latent), value])), logits)
-        return latent, worth[0], policy, worth[1]
+        reward_and_value, policy = fetch(self.bins.decode(torch.stack([self.net.reward_after(latent), value])), logits)
+        return latent, reward_and_value[0], policy, reward_and_value[1]
 
 
 def _zero_linear(inputs: int, outputs: int) -> nn.Linear:
-    """A layer whose outputs are 0 at first."""
+    """A linear layer with all parameters 0."""
     layer = nn.Linear(inputs, outputs)
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -12,13 +12,13 @@ from rlx.types import Prediction
 
 
 def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, particles: int) -> Prediction:
-    """Follow actions [H, B, A], in units of the action space, from obs [B, D].
+    """Predictions of observations under actions [H, B, A], in units of the action space, from obs [B, D].
 
     Args:
-        model: as a planner asks it, with its disagreement measured.
-        obs: where the actions begin.
-        action: what is done.
-        particles: samples of each member, P, whatever the planner's own number and propagation.
+        model: as a planner uses it, with its disagreement measured.
+        obs: [B, D] before the first action.
+        action: [H, B, A].
+        particles: samples of each member, P; the model's own number and propagation are not used for samples.
     """
     sampled = replace(model, propagation="ts_inf", particles=particles, measure_disagreement=False, own_noise=True)
     samples = _follow(sampled, obs, action).states[..., 0, :].flatten(1, 2)
@@ -28,7 +28,7 @@ def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, p
 
 
 def follow_mean(model: EnsembleModel, obs: Tensor, action: Tensor) -> Tensor:
-    """Observations [H, B, D] that the mean of the members' means leads to under actions [H, B, A] from obs [B, D]."""
+    """Observations [H, B, D] that follow from the mean of the members' means under actions [H, B, A] from obs [B, D]."""
     mean = replace(model, propagation="mean", particles=1, measure_disagreement=False)
     return _follow(mean, obs, action).states[:, 0, 0, :, 0]
 

@@ -13,7 +13,7 @@ from rlx.tree_ops import Tree, map_tree
 from rlx.types import Model, ModelStep
 
 ActionOf = Callable[[Tree, int], Tensor]
-"""The actions of step k in the states of a model."""
+"""From the states of a model and the step k to the actions [*] of that step."""
 
 
 class Imagined(NamedTuple):
@@ -27,7 +27,7 @@ class Imagined(NamedTuple):
 
 @runtime_checkable
 class TakesManySteps(Protocol):
-    """A model that takes all steps of given actions faster together than one by one."""
+    """A model that computes all steps under given actions at once, faster than one by one."""
 
     def steps(self, state: Tree, actions: Tensor) -> ModelStep:
         """`step` under each of the actions [H, *] in turn; the results have H in front."""
@@ -35,20 +35,19 @@ class TakesManySteps(Protocol):
 
 
 def unroll(model: Model, state: Tree, actions: Tensor | ActionOf, horizon: int) -> Imagined:
-    """Take `horizon` steps of a model.
+    """`horizon` steps of a model.
 
     Args:
-        model: is stepped.
+        model: to step.
         state: from `model.initial`.
         actions: [H, *] in units of the action space, or a policy.
         horizon: steps, H.
 
-    A model that is stepped one by one keeps the state of a terminated episode. States of one that takes many steps at once mean nothing
-    after a termination.
+    After a termination, states repeat if the model is stepped one by one, and have no meaning if it computes all steps at once.
     """
     if isinstance(actions, Tensor) and isinstance(model, TakesManySteps):
         states, reward, discount, disagreement = model.steps(state, actions)
-        return _without_what_follows_an_end(states, reward, discount, disagreement)
+        return _masked(states, reward, discount, disagreement)
     steps: list[ModelStep] = []
     going: Tensor | None = None
     for k in range(horizon):
@@ -62,11 +61,11 @@ def unroll(model: Model, state: Tree, actions: Tensor | ActionOf, horizon: int) 
     states = map_tree(lambda *leaves: torch.stack(leaves), *(step.state for step in steps))
     reward = torch.stack([step.reward for step in steps])
     discounts, disagreements = [step.discount for step in steps], [step.disagreement for step in steps]
-    return _without_what_follows_an_end(states, reward, _stack(discounts), _stack(disagreements))
+    return _masked(states, reward, _stack(discounts), _stack(disagreements))
 
 
 def every_action_then(policy: Callable[[Tree], Tensor], num_actions: int) -> ActionOf:
-    """For `unroll` with a candidate for each action: begin with that action, then sample from the logits [n, A] of a rollout policy."""
+    """Actions for `unroll` with a candidate for each action: first that action, then samples from the logits [n, A] of a rollout policy."""
 
     def action_of(state: Tensor, k: int) -> Tensor:
         if k == 0:
@@ -77,8 +76,8 @@ def every_action_then(policy: Callable[[Tree], Tensor], num_actions: int) -> Act
     return action_of
 
 
-def _without_what_follows_an_end(states: Tree, reward: Tensor, discount: Tensor | None, disagreement: Tensor | None) -> Imagined:
-    """Rewards and disagreements of states that do not exist count as 0, whatever the model makes of them, not-a-number included."""
+def _masked(states: Tree, reward: Tensor, discount: Tensor | None, disagreement: Tensor | None) -> Imagined:
+    """Steps with reward and disagreement 0 after a termination, also where the model predicts NaN there."""
     if discount is None:
         return Imagined(states, reward, None, disagreement)
     alive = discount.cumprod(0)
