@@ -25,17 +25,17 @@ from rlx.errors import ConfigError
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
 from rlx.tree_ops import Tree, leaves
-from rlx.types import Algorithm, EnvSpec, RewardFn, VectorEnv
+from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, RewardFn, VectorEnv
 
 _IMAGE = 256
-"""Bytes from which an array of two or three dimensions is an image."""
+"""Bytes from which an array of two or three dimensions counts as an image."""
 
 
 def resolve_device(config: RunConfig) -> torch.device:
-    """The device that runtime.device means on this machine.
+    """The device for runtime.device on this machine.
 
     Raises:
-        ConfigError: if it is not there.
+        ConfigError: if this machine does not have it.
     """
     wanted = config.runtime.device
     if wanted == "auto":
@@ -50,7 +50,7 @@ def resolve_device(config: RunConfig) -> torch.device:
 
 
 def setup_torch(config: RunConfig, device: torch.device) -> None:
-    """Threads, precision and determinism of this process."""
+    """Set the threads, precision and determinism of this process."""
     _keep_freed_memory()
     torch.set_num_threads(config.runtime.threads)
     torch.set_float32_matmul_precision(config.runtime.precision.value)
@@ -58,13 +58,13 @@ def setup_torch(config: RunConfig, device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # whose generator is saved, see `rlx.rng`
     if config.runtime.deterministic and (device.type != "cpu" or config.runtime.threads > 1):
-        # One CPU thread is deterministic as it is, and torch takes 0.9 s to import what this call configures.
+        # One CPU thread is deterministic without it, and this call imports modules of torch for 0.9 s.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
 
 def _keep_freed_memory() -> None:
-    """Keep glibc from giving memory back whenever it can: batches of frames come and go, and each time all of their pages fault anew."""
+    """Let glibc keep freed memory: otherwise every batch of frames is allocated from the system again, with a page fault for each page."""
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if hasattr(libc, "mallopt"):
         for option, value in ((-3, 1 << 25), (-1, 1 << 29), (-2, 1 << 26)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD
@@ -84,15 +84,15 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
 
 
 def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> EnvSpec:
-    """What may be known of an environment, of which `env` is one or a batch."""
+    """The EnvSpec of an environment; `env` is one environment or a batch."""
     rules = Rules(reward_unknown="env.wrappers may change it") if config.wrappers else rules_of(config.id, config.kwargs)
     observation_space, action_space = spaces_of(env)
     return EnvSpec(
         id=config.id,
         observation_space=observation_space,
         action_space=action_space,
-        game=getattr(env, "game", None),
-        grid=None if config.wrappers else getattr(getattr(env, "unwrapped", env), "grid", None),
+        game=env.game if isinstance(env, HasGame) else None,
+        grid=None if config.wrappers else _grid_of(env),
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,
@@ -100,28 +100,33 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
     )
 
 
+def _grid_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> GridWorld | None:
+    inner = env.unwrapped if isinstance(env, gymnasium.Env) else env
+    return inner.grid if isinstance(inner, HasGrid) else None
+
+
 def spaces_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:
-    """The spaces of observations and actions of an environment or of each of a batch."""
+    """The spaces of observations and actions of an environment, or of one environment of a batch."""
     if isinstance(env, gymnasium.Env):
         return env.observation_space, env.action_space
     return env.single_observation_space, env.single_action_space
 
 
 def spaces_in_words(env: VectorEnv | gymnasium.Env[Any, Any]) -> dict[str, str]:
-    """The same for a checkpoint, which is refused where they have changed."""
+    """Descriptions of the spaces for a checkpoint, which is refused if they have changed."""
     observation, action = spaces_of(env)
     return {"observation": describe_space(observation), "action": describe_space(action)}
 
 
 def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
-    """A reward that is known of the environment's own actions as one of the actions that the algorithm chooses."""
+    """A reward function of the algorithm's rescaled actions, from one of the environment's own actions."""
     original = original_space(space)
     if original is space or not isinstance(original, gymnasium.spaces.Box):
         return reward
     constants = [torch.from_numpy(x.astype(np.float32)) for x in stretch(original)]
 
     def of_actions(obs: Tensor, action: Tensor, next_obs: Tensor) -> Tensor:
-        if constants[0].device != action.device:  # moved once: a copy in every call would be waited for
+        if constants[0].device != action.device:  # moved once, because every copy waits for the device
             constants[:] = [x.to(action.device) for x in constants]
         centre, half = constants
         return reward(obs, centre + half * action, next_obs)
@@ -142,11 +147,11 @@ def image_notes(spec: EnvSpec) -> list[str]:
     if not images:
         return []
     why = "which are flattened into a vector, as no network here has convolutions for them: expect it to learn slowly or not at all"
-    return [f"env={spec.id} shows images ({', '.join(images)}), {why}"]
+    return [f"env={spec.id} observes images ({', '.join(images)}), {why}"]
 
 
 def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> tuple[Tree, NDArray[Any]] | None:
-    """Observations [P, *] of positions and their best moves [P, A], if the environment is a game that is solved here."""
+    """Observations [P, *] of positions and their best moves [P, A], if the environment is a game that `rlx.envs.games.solvers` solves."""
     if not isinstance(make_env, GameEnvFactory):
         return None
     from rlx.envs.games.solvers import probe  # imports numba, which most runs do without
@@ -163,7 +168,7 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
         ConfigError: if it has no network for the env's spaces, or not enough memory.
     """
     seed_everything(config.seed)
-    if device.type == "cpu":  # beside each weight its gradient and Adam's two moments
+    if device.type == "cpu":  # 4 numbers of 4 bytes for each weight: itself, its gradient and Adam's two moments
         check_fits(4 * 4 * config.algo.least_weights(), f"the networks of algo={config.algo.name}")
     with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
         algo: Algorithm = algo_registry.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)

@@ -14,23 +14,23 @@ from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig
 from rlx.evaluation.evaluator import Evaluator
-from rlx.types import Algorithm
+from rlx.types import Algorithm, HasNotes, ReportsReplay
 
 
 @dataclass(kw_only=True)
 class Parts:
-    """What `loop.train` needs, less the logger."""
+    """The parts of `loop.train`, without the logger."""
 
     algo: Algorithm
     collector: Collector
     evaluator: Evaluator
     checkpointer: Checkpointer
     notes: list[str]
-    """What the user should hear of the environment."""
+    """Warnings about the environment."""
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Say what there is to say of the environment, and from now on that a replay takes long."""
-        if hasattr(self.collector.env, "note"):
+        """Pass the warnings about the environment to `note`, and later a message if a replay of episodes takes long."""
+        if isinstance(self.collector.env, ReportsReplay):
             self.collector.env.note = note
         for text in self.notes:
             note(f"warning: {text}")
@@ -70,5 +70,5 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             config=save_config(config),
             spaces=spaces_in_words(env),
         ),
-        notes=[f"env={spec.id}: {text}" for text in getattr(env, "notes", [])] + image_notes(spec),
+        notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])] + image_notes(spec),
     )

@@ -26,7 +26,7 @@ Mode = Literal["train", "eval"]
 RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """reward(obs [..., D], action [..., A], next_obs [..., D]) -> [...], of tensors that broadcast."""
 TerminationFn = Callable[[Tensor], Tensor]
-"""termination(next_obs [..., D]) -> [...] bool: whether the episode ends there, other than by being cut."""
+"""termination(next_obs [..., D]) -> [...] bool: whether the episode terminates there."""
 
 
 class Stateful(Protocol):
@@ -44,15 +44,15 @@ class PolicyOutput(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """What a policy's decision in B states was based on; rewards and values as the environment's. What does not apply is None."""
+    """Quantities behind a policy's decision in B states, in the environment's units of reward. What does not apply is None."""
 
     probs: Tensor | None  # [B, A] of discrete actions
     value: Tensor | None = None  # [B], discounted
-    probs_without: Tensor | None = None  # [B, A] if the policy did not read what it imagined; None where it reads nothing
+    probs_without: Tensor | None = None  # [B, A] of the same policy without imagination; None where none is in use
     planes: Tensor | None = None  # [B, A, D, C, H, W] the imagined frames of each action's rollout, zeros and ones
     reward: Tensor | None = None  # [B, A, D] of each imagined step
     saliency: Tensor | None = None  # [B, A], sums to 1: how much the policy depends on each rollout
-    q_value: Tensor | None = None  # [B, A] of a search that decides
+    q_value: Tensor | None = None  # [B, A] where a search chooses the action
 
 
 class Game(Protocol):
@@ -64,11 +64,11 @@ class Game(Protocol):
     symmetries: list[tuple[NDArray[Any], NDArray[Any]]]
 
     def new_state(self) -> Any:
-        """The beginning; a state has `child(action)`."""
+        """The initial state; a state has `child(action)`."""
         ...
 
     def state_of(self, history: Any) -> Any:
-        """The state after a list of actions, which ends at the first negative one."""
+        """The state after a list of actions, up to the first negative one."""
         ...
 
     def plies(self, history: Any) -> list[Any]:
@@ -76,7 +76,7 @@ class Game(Protocol):
         ...
 
     def uct(self, simulations: int, seed: int) -> Any:
-        """A player that searches without a network: `step(state)` is its move."""
+        """A tree-search player with random rollouts; `step(state)` returns its move."""
         ...
 
     def observe(self, states: Any) -> dict[str, NDArray[Any]]:
@@ -84,7 +84,7 @@ class Game(Protocol):
         ...
 
     def seen(self, obs: Mapping[str, NDArray[Any]]) -> Any:
-        """What an observation [n, *] shows, as `look` sees the states, but for outcomes."""
+        """As `look`, from an observation [n, *] instead of states, without outcomes."""
         ...
 
     def look(self, states: Any) -> Any:
@@ -93,7 +93,7 @@ class Game(Protocol):
 
 
 class GridWorld(Protocol):
-    """What may be known of a grid world whose observations are planes [C, H, W] of zeros and ones; n boards at a time."""
+    """The rules of a grid world whose observations are planes [C, H, W] of zeros and ones, for n boards at a time."""
 
     planes_shape: tuple[int, int, int]
     num_actions: int
@@ -105,7 +105,7 @@ class GridWorld(Protocol):
     def events_of(
         self, planes: NDArray[Any], action: NDArray[Any], next_planes: NDArray[Any], terminated: NDArray[Any]
     ) -> NDArray[np.bool_]:
-        """The events [n, E] of steps as they were observed: planes before and after [n, C, H, W], action [n], terminated [n]."""
+        """The events [n, E] of observed steps: planes before and after [n, C, H, W], action [n], terminated [n]."""
         ...
 
     def step(
@@ -121,54 +121,54 @@ class GridWorld(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
-    """What an algorithm may know of its environment beyond samples."""
+    """What an algorithm may use of its environment beyond samples."""
 
     id: str
     observation_space: gymnasium.Space[Any]
     action_space: gymnasium.Space[Any]
     game: Game | None = None
-    """The rules, if it is a two-player game; an observation is then what `Game.observe` shows."""
+    """The rules of a two-player game; observations are then those of `Game.observe`."""
     grid: GridWorld | None = None
-    """The rules, if it is a grid world that is observed as planes."""
+    """The rules of a grid world that is observed as planes."""
     reward_fn: RewardFn | None = None
-    """The reward, where it is known and a function of what is observed."""
-    reward_unknown: str = "nobody has declared it"
+    """The reward, where it is known as a function of observations and actions."""
+    reward_unknown: str = "no reward function is declared"
     """Why there is no `reward_fn`."""
     termination_fn: TerminationFn | None = None
-    """When episodes terminate, where that is known."""
+    """Where episodes terminate, if that is known."""
     never_terminates: bool = False
-    """Whether it is known that episodes are only ever cut."""
+    """Whether episodes are known to end only by truncation."""
 
 
 @dataclass(kw_only=True)
 class Rollout:
     """T steps of B parallel envs, with the true successor of every step. Observations are trees of tensors.
 
-    `all_obs[t + 1]` is what the policy saw next. Where an episode ended at t that is the first observation of the next
-    episode, and the observation the step really led to is in `final_obs`; `next_obs` puts the two together. Storing them
-    apart keeps images from costing double.
+    `all_obs[t + 1]` is the policy's next input. Where an episode ended at t, that is the first observation of the next
+    episode, and the true successor is in `final_obs`; `next_obs` combines the two. They are stored apart so that images
+    are not stored twice.
     """
 
     all_obs: Tree  # [T + 1, B, *]
     action: Tensor  # [T, B, *], as the policy chose it, before clipping to the action space
     reward: Tensor  # [T, B] float32
-    terminated: Tensor  # [T, B] bool: the successor is worth nothing
+    terminated: Tensor  # [T, B] bool: the successor has value 0
     truncated: Tensor  # [T, B] bool: the episode was cut; bootstrap from the successor
     is_first: Tensor  # [T, B] bool: obs[t] begins an episode
     final_t: Tensor  # [E] long: where an episode ended
     final_b: Tensor  # [E] long
     final_obs: Tree  # [E, *]
-    carry: Tree  # [B, *] the policy's memory before t = 0
+    carry: Tree  # [B, *] of the policy, before t = 0
     extras: dict[str, Tensor] = field(default_factory=dict)  # {name: [T, B, *]}
 
     @property
     def obs(self) -> Tree:
-        """[T, B, *] what the policy saw."""
+        """[T, B, *] the observations that the policy acted on."""
         return pick(self.all_obs, slice(-1))
 
     @property
     def is_last(self) -> Tensor:
-        """[T, B] bool: the episode ended with this step, either way."""
+        """[T, B] bool: the episode terminated or was truncated with this step."""
         return self.terminated | self.truncated
 
     @property
@@ -181,7 +181,7 @@ class Rollout:
         return self.reward.numel()
 
     def to_next(self, of_all_obs: Tree, of_final_obs: Tree) -> Tree:
-        """Arrange a function of `all_obs` [T + 1, B, *] and of `final_obs` [E, *] as one of `next_obs` [T, B, *]."""
+        """Values [T, B, *] of `next_obs`, from the same function's values of `all_obs` [T + 1, B, *] and of `final_obs` [E, *]."""
 
         def arrange(every: Tensor, final: Tensor) -> Tensor:
             out = every[1:].clone()
@@ -200,7 +200,7 @@ class Progress:
     iteration: int = 0
 
     def fraction_before(self, rollout: Rollout) -> float:
-        """Share of the budget that was spent when `rollout`, already counted, began: 0 in the first update."""
+        """Fraction of the budget that was spent before `rollout`, which is already counted: 0 in the first update."""
         return min(1.0, (self.env_steps - rollout.num_env_steps) / self.total_env_steps)
 
     def advance(self, rollout: Rollout) -> tuple[int, int]:
@@ -218,27 +218,27 @@ class Progress:
 
 
 class ModelStep(NamedTuple):
-    """Where one action leads from each state of a model; the tensors have the leading shape of its states, or one that broadcasts.
+    """One step of a model from each of its states; the tensors have the leading shape of the states, or one that broadcasts.
 
     A planner's model has states [*, B, N, D] of N candidates from each of B observations, with particles in front if it has any;
-    a model that convolves has [n, C, H, W], n = B * N.
+    a convolutional model has [n, C, H, W], n = B * N.
     """
 
-    state: Tree  # [*, D]
+    state: Tree  # [*, D] the next states
     reward: Tensor  # [*]; without meaning where the episode had terminated before
     discount: Tensor | None = None  # [*]: 0 where the episode terminates with the step, else 1; None if it never does
     disagreement: Tensor | None = None  # [B, N], at least 0: spread of an ensemble's predictions; None where it was not measured
 
 
 class Model(Protocol):
-    """What an agent imagines with: rules, a simulator, an ensemble, a latent model. `rlx.models.unroll` takes many steps of one."""
+    """A model to imagine with: rules, a simulator, an ensemble, a latent model. `rlx.models.unroll` takes many steps of one."""
 
     def initial(self, obs: Tree, num_candidates: int = 1) -> Tree:
-        """States from which `num_candidates` action sequences begin in each of the observations [B, *]."""
+        """Initial states of `num_candidates` action sequences from each of the observations [B, *]."""
         ...
 
     def step(self, state: Tree, action: Tensor) -> ModelStep:
-        """One step under actions in units of the action space, one for each state; changes neither of its arguments."""
+        """One step under actions in units of the action space, one for each state; does not change its arguments."""
         ...
 
 
@@ -263,8 +263,41 @@ class VectorEnv(Protocol):
     def close(self) -> None: ...
 
 
+# Optional attributes of an environment, or of a batch of them.
+
+
+@runtime_checkable
+class HasGame(Protocol):
+    """An environment of a two-player game."""
+
+    game: Game
+
+
+@runtime_checkable
+class HasGrid(Protocol):
+    """An environment of a grid world."""
+
+    grid: GridWorld | None
+    """The rules; None where observations are no planes."""
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """An environment with warnings for the user."""
+
+    notes: Sequence[str]
+
+
+@runtime_checkable
+class ReportsReplay(Protocol):
+    """An environment that is restored by replaying its open episodes, which may take long."""
+
+    note: Callable[[str], None]
+    """Called with a message before a long replay."""
+
+
 class Policy(Protocol):
-    """Chooses actions. Memory is a value that is passed in and out, so evaluation cannot disturb training."""
+    """Chooses actions. The carry is passed in and out, so that evaluation cannot change training."""
 
     @property
     def device(self) -> torch.device: ...
@@ -272,27 +305,27 @@ class Policy(Protocol):
     def initial_carry(self, batch_size: int) -> Tree: ...
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        """Actions for obs [B, *]; must not change the policy, zeroes carry where is_first, and explores only in mode "train"."""
+        """Actions for obs [B, *]. Does not change the policy, resets the carry where is_first, and explores only in mode "train"."""
         ...
 
 
 class Algorithm(Policy, Stateful, Protocol):
     rollout_length: int
-    """Env steps per env that the algorithm wants between two updates, T."""
+    """Env steps per env between two updates, T."""
 
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
-        """Absorb the data and take zero or more gradient steps; the only method that changes the algorithm."""
+        """Process the data, take zero or more gradient steps, and return metrics; the only method that changes the algorithm."""
         ...
 
 
-# What an algorithm may be able to do beyond acting and learning. Commands ask for these, and never for an algorithm by its name.
+# Optional capabilities of an algorithm. Commands test for these, never for an algorithm's name.
 
 
 class Prediction(NamedTuple):
     """Observations 1 to H steps ahead."""
 
     mean: Tensor  # [H, B, D] without noise
-    samples: Tensor  # [H, M, B, D] of what may be observed
+    samples: Tensor  # [H, M, B, D] of the predicted distribution
     disagreement: Tensor  # [H, B] of the model's members, at least 0
 
 
@@ -301,7 +334,7 @@ class PredictsObservations(Protocol):
     """An algorithm with a model that predicts observations (`rlx model`)."""
 
     def predict_observations(self, obs: Tensor, action: Tensor, *, min_samples: int) -> Prediction:
-        """What follows actions [H, B, A] from obs [B, D], with M >= min_samples."""
+        """Predictions under actions [H, B, A] from obs [B, D], with M >= min_samples."""
         ...
 
     def observation_scale(self) -> Tensor | None:
@@ -309,22 +342,22 @@ class PredictsObservations(Protocol):
         ...
 
     def prediction_horizon(self) -> int:
-        """Steps ahead that the algorithm itself predicts, H."""
+        """Steps ahead that the algorithm's own planner predicts, H."""
         ...
 
 
 @runtime_checkable
 class Explains(Protocol):
-    """An algorithm that can say what a decision was based on (`rlx watch`)."""
+    """An algorithm that can explain its decisions (`rlx watch`)."""
 
     def explain(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
-        """What `act` returns for the same arguments and the same random numbers, and an explanation of it."""
+        """The result of `act` for the same arguments and random numbers, and its explanation."""
         ...
 
 
 @runtime_checkable
 class Ablatable(Protocol):
-    """An algorithm that can do without one of its parts, which shows how much it relies on it (`rlx eval --imagination`)."""
+    """An algorithm that can act with a part removed or replaced (`rlx eval --imagination`)."""
 
     @classmethod
     def ablations(cls) -> Mapping[str, Sequence[str]]:
@@ -332,10 +365,10 @@ class Ablatable(Protocol):
         ...
 
     def ablate(self, choices: Mapping[str, str], *, mode: Mode) -> Self:
-        """This algorithm, or a copy that acts otherwise; what is not in `choices` stays as it is.
+        """This algorithm, or a copy with these ablations; those that are not in `choices` stay as they are.
 
         Raises:
-            ConfigError: if it cannot act so, or not in this mode.
+            ConfigError: if the algorithm has no such ablation as it is configured, or not in this mode.
         """
         ...
 
@@ -345,7 +378,7 @@ class Exportable(Protocol):
     """An algorithm whose evaluation policy is a function of tensors, so that other programs can run it without rlx."""
 
     def policy_module(self) -> torch.nn.Module:
-        """forward(obs [B, *], carry, is_first [B]) -> (action [B, *], carry): what `act` does in mode "eval", in operations of torch."""
+        """A module with forward(obs [B, *], carry, is_first [B]) -> (action [B, *], carry), equal to `act` in mode "eval"."""
         ...
 
 
@@ -354,7 +387,7 @@ class Finetunable(Protocol):
     """An algorithm that can start from the networks of another run (`rlx train --from`)."""
 
     weight_parts: tuple[str, ...]
-    """Entries of its state that are networks or normalisers, e.g. "net" or "reward_scaler/_extra_state"; the first one is needed."""
+    """Entries of its state that are networks or normalisers, e.g. "net" or "reward_scaler/_extra_state"; the first one is required."""
 
 
 @runtime_checkable

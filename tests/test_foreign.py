@@ -118,7 +118,7 @@ def test_what_is_odd_about_an_environment_is_said_when_it_is_trained_and_images_
     image = spaces.Dict(camera=spaces.Box(0, 255, (20, 20, 3), np.uint8), speed=spaces.Box(-1, 1, (1,)))
     code, out, _ = mine(f"train {SETTINGS} --dry-run", observation_space=image)
     assert code == 0
-    assert "# warning: env=mine:Mine-v0 shows images (20 x 20 x 3), which are flattened" in out
+    assert "# warning: env=mine:Mine-v0 observes images (20 x 20 x 3), which are flattened" in out
 
 
 @pytest.mark.parametrize("dry", [True, False])

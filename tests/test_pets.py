@@ -250,7 +250,7 @@ def test_the_change_of_the_last_step_of_an_episode_is_to_where_it_ended():
     [
         ({}, {"action_space": spaces.Discrete(2)}, r"algo=pets plans continuous actions.*Discrete\(2\).*algo=ppo"),
         ({}, {"action_space": spaces.Box(-np.inf, np.inf, (1,))}, "unbounded action space"),
-        ({}, {"reward_fn": None}, r"reward of env=.* is not known .*\(nobody has declared it\); use algo.reward=learned"),
+        ({}, {"reward_fn": None}, r"reward of env=.* is not known .*\(no reward function is declared\); use algo.reward=learned"),
         ({}, {"reward_fn": None, "reward_unknown": "of the speed"}, r"\(of the speed\)"),
         ({}, {"termination_fn": None}, r"not known when the episodes .* terminate.*use algo.termination=never"),
     ],

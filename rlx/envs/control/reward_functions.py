@@ -25,7 +25,7 @@ class Rules:
     """The known reward and termination of an environment."""
 
     reward: RewardFn | None = None
-    reward_unknown: str = "nobody has declared it"
+    reward_unknown: str = "no reward function is declared"
     """Why there is no `reward`."""
     termination: TerminationFn | None = None
     never_terminates: bool = False
