@@ -38,31 +38,31 @@ MEANINGS = {
     "loss/supervised": "cross-entropy of a policy with experts' moves",
     "update/entropy": "entropy of the policy that is trained, nats",
     "update/approx_kl": "divergence of the policy from the one that acted, nats",
-    "update/clip_fraction": "share of the probability ratios beyond the clip",
+    "update/clip_fraction": "clip fraction: share of the probability ratios beyond the clip",
     "update/kl_coef": "weight of the divergence's penalty",
     "update/grad_norm": "norm of the gradient before it is clipped",
-    "update/explained_variance": "share of the targets' variance that the values before the update explain",
+    "update/explained_variance": "explained variance: share of the targets' variance that the values before the update explain",
     "update/learning_rate": "step size",
     "update/num_epochs": "passes over the data",
     "update/num_gradient_steps": "sum of the gradient steps since the last line",
-    "update/num_reanalysed": "old steps that were searched again so far",
+    "update/num_reanalysed": "reanalysed steps (old steps that were searched again) so far",
     "update/target_entropy": "entropy of the searches' policies, a lower bound of the policy's cross-entropy",
     "replay/size": "steps in the replay",
     "replay/repeated": "share of a batch whose positions had been trained on before",
     "game/length": "plies of a game",
-    "game/first_player_score": "score of the player who moves first, 1 for a win",
+    "game/first_player_score": "score of the player that moves first, 1 for a win",
     "game/draws": "share of games that were drawn",
     "search/depth": "mean length of a descent",
     "search/root_value": "mean value of the roots after the search",
-    "search/duplicate_share": "share of leaves that had been evaluated before",
+    "search/duplicate_share": "share of leaves whose network evaluation was cached",
     "search/network_calls_per_simulation": "calls of the network divided by simulations",
     "search/predicted_return": "values of the roots when the agent acted",
-    "search/realised_return": "discounted returns that followed",
+    "search/realised_return": "realised discounted returns from these roots",
     "search/return_gap": "predicted minus realised discounted return",
     "latent/unrolled_error": "distance of unrolled latents to those of the observations, in deviations of the latents",
-    "latent/reward_error": "mean absolute error of the predicted rewards on the way",
-    "latent/value_error": "mean absolute difference of the values of the two latents",
-    "model/changed_cell_accuracy": "share of the cells that changed that were predicted",
+    "latent/reward_error": "mean absolute error of the rewards predicted along the unrolled steps",
+    "latent/value_error": "mean absolute difference between the values of unrolled and observed latents",
+    "model/changed_cell_accuracy": "share of the changed cells that were predicted correctly",
     "model/frame_accuracy_*": "share of frames that are exact after so many steps of the model",
     "model/event_f1": "F1 of the events that do not always happen",
     "model/event_f1_*": "F1 of one event",
@@ -74,10 +74,10 @@ MEANINGS = {
     "plan/predicted_return": "predicted return of plans, over their horizon",
     "plan/realised_return": "sum of the rewards over that horizon",
     "plan/exploitation_gap": "predicted minus realised return of plans",
-    "plan/horizon": "steps of a plan before it was cut",
+    "plan/horizon": "steps of a plan before it was truncated",
     "imagination/in_use": "1 once the agent imagines",
     "imagination/policy_shift": "divergence of the policy with imagination from that without, nats",
-    "imagination/model_error": "share of cells that were predicted wrongly in imagination",
+    "imagination/model_error": "share of imagined cells that were predicted wrongly",
     "imagination/shift_error_correlation": "correlation of policy_shift and model_error",
     "train/phase": "number of the phase of a run that has several",
     "supervised/new_game_accuracy": "share of experts' moves predicted in held-out games",
@@ -98,7 +98,7 @@ MEANINGS = {
 
 
 class MetricBuffer:
-    """Collects episodes and metrics of updates until they are flushed into one line."""
+    """Episodes and update metrics, collected until they are flushed into one line."""
 
     def __init__(self) -> None:
         self._episodes: list[Episode] = []
@@ -137,7 +137,7 @@ class MetricBuffer:
             if name.endswith("/num_gradient_steps"):
                 line[name] = float(sum(values))
             elif isinstance(values[0], Tensor):
-                line[name] = math.nan  # keeps its place
+                line[name] = math.nan  # the key keeps its place in the line
                 where = values[-1].device if isinstance(values[-1], Tensor) else None
                 means[name] = torch.stack([v.to(where) for v in values if isinstance(v, Tensor)]).mean()
             else:

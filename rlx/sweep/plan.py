@@ -28,7 +28,7 @@ LOGGED = {
     "eval": ("return_mean", "return_iqm", "return_std", "length_mean"),
     "episode": ("return", "length", "count", "return_mean_100"),
 }
-"""Metrics that every run logs, by group. The ends of intervals are left out, because short records have none. Metrics of other groups
+"""Metrics that every run logs, by group. The ends of intervals are left out, because few episodes give none. Metrics of other groups
 depend on the algorithm; games may add eval/optimal_moves, grid worlds solve_rate."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]

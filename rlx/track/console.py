@@ -85,7 +85,7 @@ class QuietConsole:
 
 
 class PlainConsole:
-    """One line for every line of the record: for log files, pipes and CI. The run goes on if the reader ends."""
+    """Prints one line for every line of the record: for log files, pipes and CI. Training continues if the reader ends."""
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None:
         head = f"{line['env_steps']:>10,} / {progress.total_env_steps:,} steps"

@@ -1,4 +1,4 @@
-"""The heartbeat of a run, for other processes: a small file that says how far training is, replaced once a second."""
+"""The heartbeat of a run: a small file with its progress, replaced once a second and read by other processes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FILE = "progress.json"
 class HeartbeatConsole:
     """A console for a run of a sweep: progress goes into progress.json, notes go to stdout.
 
-    Every phase of an iteration replaces the file, at most once a second, so that a run that hangs can be told from one that works.
+    Every phase of an iteration replaces the file, at most once a second, so that other processes can detect a run that hangs.
     """
 
     def __init__(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""One logger for the loop, out of a record, a console and mirrors."""
+"""The loop's logger: a record, a console and mirrors behind one interface."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Console(Protocol):
-    """What is printed while a run trains."""
+    """The output on the terminal while a run trains."""
 
     def line(self, line: Mapping[str, Any], progress: Progress) -> None: ...
 
@@ -25,10 +25,10 @@ class Console(Protocol):
 
 
 class Mirror(Protocol):
-    """A copy of the record elsewhere; never raises into the loop."""
+    """A copy of the record elsewhere. Its methods never raise."""
 
     def rewind(self, env_steps: int) -> None:
-        """Called once before the first line: the run goes on from env_steps, and the record was cut there."""
+        """Called once before the first line: the run continues from env_steps, and the record was cut there."""
         ...
 
     def write(self, line: Mapping[str, Any]) -> None: ...

@@ -20,17 +20,17 @@ _FLUSH_S = 5
 
 
 def check_installed() -> None:
-    """Raise a ConfigError if log.tensorboard=true cannot be."""
+    """Raise a ConfigError if the package for log.tensorboard=true is not installed."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("log.tensorboard=true needs a package that is not installed: pip install 'rlx[tensorboard]', or leave it out")
 
 
 class TensorboardMirror:
-    """Writes every number of the record as a scalar at step env_steps. A disk that refuses ends the copying with one note.
+    """Writes every number of the record as a scalar at step env_steps. An error of writing ends the copying with one note.
 
     Args:
         run_dir: of the run.
-        note: says one line to the user.
+        note: prints one line.
     """
 
     def __init__(self, run_dir: Path, note: Callable[[str], None]) -> None:
@@ -39,11 +39,11 @@ class TensorboardMirror:
         self._record, self._note = run_dir / "metrics.jsonl", note
         directory = run_dir / DIRECTORY
         self._is_new = not directory.is_dir() or not any(directory.iterdir())
-        make_directory(directory)  # no link that leads the files elsewhere
+        make_directory(directory)  # do not follow a link out of the run's directory
         self._writer: Any = EventFileWriter(str(directory), flush_secs=_FLUSH_S)
 
     def rewind(self, env_steps: int) -> None:
-        """Go on from env_steps: events from there on are void, and what the record has of that step is written again.
+        """Continue from env_steps: later events are purged, and the record's lines of that step are written again.
 
         The record was rewound already. Where there are no events yet, all of it is written.
         """
@@ -74,7 +74,7 @@ class TensorboardMirror:
     def _try(self, call: Callable[[], None]) -> None:
         try:
             call()
-        except Exception as error:  # it only copies: the record has everything
+        except Exception as error:  # this is only a copy: the record has everything
             self._writer = None
             self._note(f"TensorBoard: stopped ({type(error).__name__}: {error}); nothing is lost, metrics.jsonl is the record")
 

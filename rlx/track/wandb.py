@@ -1,12 +1,12 @@
 """A copy of the record in Weights & Biases: live while a run trains, or rebuilt afterwards by `rlx sync`.
 
-metrics.jsonl is complete without W&B, so nothing here may stop or slow training: whatever W&B raises ends the copying with one
-note, and only a thread of this module waits for it. Lines are logged with step=env_steps; W&B joins lines of the same step (a log
-line and the evaluation after it) into one row.
+metrics.jsonl is complete without W&B, so nothing here may stop or slow training: any error of W&B ends the copying with one note,
+and only a thread of this module waits for it. Lines are logged with step=env_steps; W&B joins lines of the same step (a log line
+and the evaluation after it) into one row.
 
-What W&B cannot do: a step is written once. A run resumed from an earlier checkpoint keeps its W&B id while online, and its lines
-up to the last step that W&B has seen are ignored. Offline nothing can be continued, so every segment is a W&B run of its own in
-the group of the first. `rlx sync` makes one clean W&B run of either.
+W&B keeps the first value of a step. A run resumed from an earlier checkpoint keeps its W&B id while online, and W&B ignores its
+lines up to the last step that it has. An offline W&B run cannot be continued, so every segment is a W&B run of its own in the
+group of the first. `rlx sync` makes one clean W&B run of either.
 
 This module and wandb_upload are the only ones that import wandb, and only inside functions.
 """
@@ -37,11 +37,11 @@ _INIT_TIMEOUT_S = 15.0
 _FINISH_TIMEOUT_S = 8.0
 _CLOSE_TIMEOUT_S = 10.0  # above _FINISH_TIMEOUT_S, after which W&B gives up by itself
 _LAST_CHANCE_S = 3.0
-"""How long the end of a short run waits for W&B to begin."""
-_FLUSH_S = 2.0  # what a killed trainer loses of the copy; W&B's own is 15
+"""Time that the end of a short run waits for W&B to begin."""
+_FLUSH_S = 2.0  # the part of the copy that a killed trainer loses; W&B's default is 15
 _LOGIN_VARIABLES = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 BEST_OF = ("eval/return_mean", "episode/return_mean_100")
-"""Metrics whose highest value is in W&B's summary too, as best/KEY."""
+"""Metrics whose highest value is also in W&B's summary, as best/KEY."""
 _MAX_TAG = 64  # W&B refuses longer ones
 
 
@@ -59,7 +59,7 @@ class Description:
     group: str | None = None
     entity: str | None = None
     title: str | None = None
-    """What W&B calls it; None is its name."""
+    """Its name in W&B; None is the run's name."""
     best: Mapping[str, float] = field(default_factory=dict)
     """The highest values of `BEST_OF` before."""
 
@@ -81,23 +81,23 @@ def make_mirror(
     title: str | None = None,
     best: Mapping[str, float] = MappingProxyType({}),
 ) -> Mirror:
-    """The mirror for log.wandb. It never prompts, and it never raises what W&B raises.
+    """The mirror for log.wandb. It never prompts, and it catches W&B's errors.
 
     Args:
         mode: auto, online, offline or disabled. auto follows $WANDB_MODE if it is set, else it is online where a login exists.
             Without a login, online is offline too.
-        run_dir: where W&B keeps its files, in wandb/; $WANDB_DIR beats it.
+        run_dir: where W&B keeps its files, in wandb/; $WANDB_DIR overrides it.
         run_id: the run's W&B id, the same in all of its segments.
-        name: the run's name, here and there.
+        name: the run's name.
         project: W&B project; None is $WANDB_PROJECT, or else rlx.
-        config: what the run is configured with, as plain data; enums are written by name.
+        config: the run's settings as plain data; enums are written by name.
         tags: labels to filter by.
         segment: 0 for a new run, k for the k-th resumption.
         note: prints one line; called only within this function, `write` and `close`.
-        group: what W&B shows the run together with, such as the other seeds of its setting; $WANDB_RUN_GROUP beats it.
+        group: the W&B group of the run, e.g. for the seeds of one setting; $WANDB_RUN_GROUP overrides it.
         notes: text about the run.
         entity: W&B user or team; None is $WANDB_ENTITY, or else the login's default.
-        title: what W&B calls the run; None is its name.
+        title: the run's name in W&B; None is `name`.
         best: the highest values of `BEST_OF` in earlier segments.
     """
     mode = _mode_of_environment() if mode == "auto" else mode
@@ -117,7 +117,7 @@ def make_mirror(
 
 
 def files_directory(run_dir: Path) -> Path:
-    """Where W&B keeps files of a run, in wandb/: $WANDB_DIR, or the run's directory.
+    """The directory of W&B's wandb/ for a run: $WANDB_DIR, or the run's directory.
 
     Raises:
         OSError: if it cannot be made, or a link is in the place of a run's wandb/.
@@ -126,7 +126,7 @@ def files_directory(run_dir: Path) -> Path:
         directory = Path(elsewhere)
         directory.mkdir(parents=True, exist_ok=True)
         return directory
-    make_directory(run_dir / "wandb")  # no link that leads W&B's files elsewhere
+    make_directory(run_dir / "wandb")  # do not follow a link out of the run's directory
     return run_dir
 
 
@@ -147,13 +147,13 @@ class BestSoFar:
 
 
 class WandbMirror:
-    """Copies lines to W&B from a thread of its own; `write` costs the trainer microseconds.
+    """Copies lines to W&B in its own thread; `write` takes microseconds of the training thread.
 
-    An offline run is begun in the constructor, before there is training to compete with. An online one is begun in the thread, while
-    lines queue up; if that fails, it is offline.
+    The constructor begins an offline run, before training starts. The thread begins an online run, while lines queue up; if that
+    fails, the run is offline.
 
     Raises:
-        Exception: whatever W&B raises when an offline run cannot be begun.
+        Exception: any error of W&B when an offline run cannot be begun.
     """
 
     def __init__(self, described: Description, *, segment: int, offline: bool, note: Callable[[str], None]) -> None:
@@ -175,7 +175,7 @@ class WandbMirror:
         self._tell()
 
     def close(self, *, exit_code: int) -> None:
-        """Finish the W&B run; takes at most about 10 seconds, whatever W&B does, and 3 if it has never answered."""
+        """Finish the W&B run, within about 10 seconds, or 3 if W&B never answered."""
         self._todo.put(exit_code)
         if self._begun.wait(_LAST_CHANCE_S):
             self._thread.join(_CLOSE_TIMEOUT_S)
@@ -191,7 +191,7 @@ class WandbMirror:
             self._note(self._news.get())
 
     def _copy(self, run: wandb.Run | None) -> None:
-        """The thread: begin if that is still to be done, log until told to end, finish."""
+        """The thread's function: begin the W&B run if needed, log lines until the exit code comes, and finish."""
         try:
             run = run or self._begin_online()
             self._begun.set()
@@ -232,17 +232,17 @@ def mirrors(mode: str) -> bool:
     if mode != "auto" or (mode := _mode_of_environment()) != "auto":
         return mode != "disabled"
     if not any(os.environ.get(name) for name in _LOGIN_VARIABLES) and not any(map(os.path.exists, _login_files())):
-        return False  # found out without W&B, which takes two seconds to say so
+        return False  # determined without importing W&B, which takes two seconds
     try:
         return not why_no_login()
-    except Exception:  # the runs would not do better
+    except Exception:  # the runs would be offline too
         return False
     finally:
         tear_down()
 
 
 def why_offline(mode: str) -> str:
-    """Why runs that are to be mirrored online will not be; "" if they will, or were not to be."""
+    """Why runs under log.wandb=`mode` are offline although they should be online; "" otherwise."""
     if mode != "online" and (mode != "auto" or _mode_of_environment() != "online"):
         return ""
     try:
@@ -254,13 +254,13 @@ def why_offline(mode: str) -> str:
 
 
 def is_online(mode: str) -> bool:
-    """Whether log.wandb=`mode` and the environment mean W&B's server, and there is a login for it; asks neither network nor user."""
+    """Whether log.wandb=`mode` and the environment select W&B's server and there is a login; uses no network and no prompt."""
     mode = _mode_of_environment() if mode == "auto" else mode
     return mode in ("auto", "online") and mirrors("auto") and not why_offline("online")
 
 
 def _login_files() -> list[str]:
-    """Where W&B keeps credentials, or the address of a server that has its own."""
+    """The files in which W&B keeps logins and server addresses."""
     home = Path.home()
     settings = Path(os.environ.get("WANDB_CONFIG_DIR") or home / ".config" / "wandb") / "settings"
     return [os.environ.get("NETRC") or str(home / ".netrc"), str(home / "_netrc"), str(settings), "wandb/settings"]
@@ -269,10 +269,10 @@ def _login_files() -> list[str]:
 def begin(
     described: Description, *, mode: Literal["online", "offline"], resume: Literal["allow", "must"] | None = None, **settings: Any
 ) -> wandb.Run:
-    """Begin a W&B run without a prompt, a word on the terminal, or a look at the user's code.
+    """A new W&B run, begun without a prompt, without output, and without saving the user's code.
 
     Raises:
-        Exception: what W&B raises, in the online case within _INIT_TIMEOUT_S.
+        Exception: any error of W&B, in the online case within _INIT_TIMEOUT_S.
     """
     _set_up(mode)
     import wandb
@@ -310,7 +310,7 @@ def begin(
 
 
 def _set_up(mode: Literal["online", "offline"]) -> None:
-    """Start W&B's process if it does not run, silently; the mode is ours to say, not $WANDB_MODE's."""
+    """Start W&B's process silently if it does not run. The mode is `mode`, not $WANDB_MODE."""
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
     import wandb
 
@@ -329,12 +329,12 @@ def tear_down() -> None:
     process = service()
     try:
         wandb.teardown()
-    except Exception:  # it has crashed or hangs, which is why we are here
+    except Exception:  # it has crashed or hangs
         kill(process)
 
 
 def service() -> subprocess.Popen[bytes] | None:
-    """W&B's process. There is no public way to it, and none to end it before its own timeouts: the interpreter would not exit."""
+    """W&B's process. W&B has no public access to it, and no way to end it before its timeouts, which would keep the interpreter alive."""
     with contextlib.suppress(AttributeError, ImportError):
         from wandb.sdk import wandb_setup
 
@@ -351,7 +351,7 @@ def kill(service: subprocess.Popen[bytes] | None) -> None:
 
 
 def why_no_login() -> str:
-    """Why W&B has no credentials for its server, found out without asking the network or the user; "" if it has."""
+    """Why W&B has no login for its server, determined without network or prompt; "" if it has one."""
     _set_up("online")
     import wandb
 
@@ -363,7 +363,7 @@ def why_no_login() -> str:
 
 
 def _mode_of_environment() -> str:
-    """auto, unless the variables that W&B itself listens to say otherwise."""
+    """The mode that W&B's own environment variables set, else auto."""
     if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "true"):
         return "disabled"
     mode = os.environ.get("WANDB_MODE", "").lower()
@@ -375,7 +375,7 @@ def _tags_of_environment() -> list[str]:
 
 
 def check_login(mode: str) -> None:
-    """Raise a ConfigError if log.wandb=online cannot be, since W&B has no login here."""
+    """Raise a ConfigError if log.wandb=online and W&B has no login."""
     if mode == "online" and (why := why_offline(mode)):
         raise ConfigError(f"log.wandb=online: W&B has {why}; run `wandb login` or set WANDB_API_KEY, or use log.wandb=auto or offline")
 
@@ -390,6 +390,6 @@ def _plain(tree: Any) -> Any:
 
 
 def reason(error: BaseException) -> str:
-    """What went wrong, on one line."""
+    """An error as one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__

@@ -1,4 +1,4 @@
-"""Copies in Weights & Biases that are made after the fact: of a whole record, and of videos."""
+"""Uploads to Weights & Biases after training: a whole record, or videos."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def upload(
     videos: Sequence[Path] = (),
     offline: bool = False,
 ) -> str:
-    """Make a W&B run of a whole record.
+    """Make a new W&B run of a whole record.
 
     Args:
         lines: the record; steps do not fall.
-        run_dir: where an offline run is written, in wandb/; an online one leaves nothing behind.
-        run_id: a W&B id that was never used.
+        run_dir: where an offline run is written, in wandb/; an online one leaves no files.
+        run_id: an unused W&B id, because W&B keeps the first value of a step.
         group: the W&B id of the run that this is a copy of.
         name, project, config, tags, notes, entity, title: as for `make_mirror`.
         videos: films of evaluations.
@@ -79,7 +79,7 @@ def upload(
 
 @contextlib.contextmanager
 def _ended_service() -> Iterator[None]:
-    """End W&B's process after the block, at once if it is left by an exception: then there is nothing to wait for."""
+    """End W&B's process after the block, at once after an exception, because then nothing is left to upload."""
     try:
         yield
     except BaseException:
