@@ -15,8 +15,8 @@
             break
     print(rlx.evaluate("car", episodes=20).return_mean)
 
-Runs are found in ./runs, or in $RLX_RUNS_DIR. What fails raises the errors of the command line, subclasses of `rlx.errors.RlxError`.
-Nothing here changes the caller's random generators or torch's settings.
+Runs are found in ./runs, or in $RLX_RUNS_DIR. Failures raise the errors of the command line, subclasses of `rlx.errors.RlxError`.
+No function changes the caller's random generators or torch's settings.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Run:
 
     Attributes:
         path: its directory.
-        name: what commands call it.
+        name: its name in commands.
     """
 
     def __init__(self, directory: RunDir) -> None:
@@ -60,7 +60,7 @@ class Run:
 
     @classmethod
     def open(cls, run: str | Path = "latest") -> Run:
-        """Find a run by name, by path, or as `latest`, the one that was started last. Raises a ConfigError if there is none."""
+        """The run with a name or path, or for `latest` the one that was started last. Raises a ConfigError if there is none."""
         return cls(RunDir.open(runs_directory(), str(run)))
 
     @property
@@ -75,7 +75,7 @@ class Run:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What meta.json says: when, where and with what it was started."""
+        """The content of meta.json: when, where and with which versions the run was started."""
         return self._directory.meta()
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -87,7 +87,7 @@ class Run:
         return load(self.path, checkpoint=checkpoint, device=device, trust=trust, seed=seed)
 
     def resume(self, overrides: Sequence[str] = (), *, trust: bool = False, quiet: bool = True) -> Run:
-        """Train on, see `resume`."""
+        """Continue training, see `resume`."""
         return resume(self.path, overrides, trust=trust, quiet=quiet)
 
     def evaluate(self, **arguments: Any) -> EvaluationResult:
@@ -106,14 +106,14 @@ def load(
     trust: bool = False,
     seed: int = 0,
 ) -> Policy:
-    """Load a trained policy.
+    """The trained policy of a run.
 
     Args:
         run: a run's name, its path, `latest`, or a `Run`.
         checkpoint: `latest`, `best` (the highest evaluation), or the env steps of one.
         device: cpu, cuda, cuda:N, mps or auto; the default is the run's own setting, or the CPU where its device is missing.
-        trust: allow the code that somebody else's run names, such as an environment's module; your own runs need no trust.
-        seed: of what the policy draws when it acts. The caller's generators are neither read nor changed.
+        trust: allow imports of code that somebody else's run names, such as an environment's module; your own runs need no trust.
+        seed: of the random numbers that the policy draws when it acts. The caller's generators are neither used nor changed.
 
     Raises:
         ConfigError: if there is no such run or device, or its environment cannot be made or is not trusted.
@@ -162,19 +162,19 @@ def train(
         name: of the run's directory; the default says algo, env, seed and time.
         from_: another run whose networks and normalisers this one starts from: its name or path, with `@best` or `@ENV_STEPS` for a
             checkpoint that is not the latest, or a `Run`.
-        auto_resume: continue the run of this name if there is one, which must have the same settings but for those a resume may change.
+        auto_resume: continue the run of this name if there is one. Its settings must be the same, except those that a resume may change.
         config_dir: a directory with YAML groups of your own.
-        notes: what to remember of the run; `rlx show` prints it, W&B has it.
+        notes: free text about the run, which `rlx show` prints and W&B gets.
         tags: labels to find the run by.
         trust: with auto_resume, see `load`.
-        quiet: print nothing but warnings; False shows what log.console says.
+        quiet: print only warnings; False prints progress as log.console sets it.
 
     Returns:
         The run, which is finished.
 
     Raises:
         ConfigError: if a setting is wrong, the name is taken, or this process already trains in another thread.
-        RlxError: what else ends training; the run can be resumed from its last checkpoint.
+        RlxError: if training fails; the run can be resumed from its last checkpoint.
         KeyboardInterrupt: after a Ctrl-C, when everything is saved.
     """
     words, labels = _words(overrides), Labels.given(notes, list(tags))
@@ -193,7 +193,7 @@ def resume(run: str | Path | Run = "latest", overrides: Sequence[str] = (), *, t
     """Continue a run from its last checkpoint, exactly as if it had never stopped, as `rlx resume` does.
 
     Args:
-        run: a run's name, its path, `latest`, or a `Run`. One that is finished is returned as it is, unless `overrides` give it more to do.
+        run: a run's name, its path, `latest`, or a `Run`. A finished one is returned as it is, unless `overrides` raise its env steps.
         overrides: changes of loop.*, log.* and runtime.device, e.g. `["loop.total_env_steps=1_000_000"]`.
         trust: see `load`.
         quiet: see `train`.
@@ -224,20 +224,20 @@ def evaluate(
 
     Args:
         run: a run's name, its path, `latest`, or a `Run`.
-        episodes: how many to play.
+        episodes: number of episodes.
         checkpoint: `latest`, `best`, or the env steps of one.
         stochastic: sample actions as in training, instead of taking the most likely one.
-        seed: draws other episodes than the usual ones.
+        seed: another one draws other episodes.
         env: arguments of the environment's constructor that are changed, e.g. `{"num_boxes": 2}`.
         opponent: of a two-player game: random, one_ply, uct:N or solver; the default is that of training's evaluations.
         simulations: of each tree search, for algorithms that search.
-        ablation: what an agent does without, e.g. `{"imagination": "shuffled"}`, see `rlx eval --help`.
-        videos: how many of the episodes are recorded, in the run's directory.
+        ablation: parts of the agent that are removed or replaced, e.g. `{"imagination": "shuffled"}`, see `rlx eval --help`.
+        videos: number of episodes that are recorded, in the run's directory.
         trust: see `load`.
 
     Returns:
-        The mean return with its interval, the episodes, and whatever else the environment gives; `as_dict()` is what
-        `rlx eval --json` prints.
+        The mean return with its confidence interval, the episodes, and other measures that the environment supports; `as_dict()` is the
+        output of `rlx eval --json`.
 
     Raises:
         ConfigError: if an argument does not fit the run.
@@ -253,7 +253,7 @@ def evaluate(
 
 
 def runs() -> Any:
-    """One row for every run in the runs directory, the one that was started last first.
+    """One row for every run in the runs directory, the newest first.
 
     Returns:
         A `pandas.DataFrame` if pandas is installed, else a list of dictionaries; columns and keys are the fields of
@@ -295,7 +295,7 @@ def _train(begun: start.Start, argv: list[str], *, quiet: bool) -> Run:
 
 @contextmanager
 def _torch_as_it_was() -> Iterator[None]:
-    """Put torch's settings and the random generators back after the block, which training sets for the whole process."""
+    """Restore torch's settings and the random generators after the block; training sets them for the whole process."""
     threads, precision, tf32 = torch.get_num_threads(), torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     deterministic, rng = torch.are_deterministic_algorithms_enabled(), GlobalRNG()
     saved = rng.state_dict()

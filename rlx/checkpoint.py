@@ -1,9 +1,9 @@
-"""Checkpoints: directories that are whole or not there, verified before they are read, and never executed.
+"""Checkpoints: directories that are written atomically, verified before they are read, and loaded as data only.
 
     checkpoints/000000012345/algo.pt  run.pt  manifest.json
 
-`algo.pt` is the algorithm alone, which is all an evaluation reads; `run.pt` is the rest of the run. The manifest, written last,
-holds the SHA-256 of both and of itself: torch.load accepts a flipped bit in tensor data without a word, JSON one in a number.
+`algo.pt` has the algorithm's state, which is all that an evaluation reads; `run.pt` has the rest of the run. The manifest is written last.
+It holds the SHA-256 of both files and of itself, because torch.load does not notice a flipped bit in tensor data, nor JSON one in a number.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from rlx.files import (
 )
 
 if TYPE_CHECKING:
-    from rlx.types import State, Stateful  # torch is imported where tensors are read or written: looking at manifests does without
+    from rlx.types import State, Stateful  # torch is imported only where tensors are read or written: manifests need none
 
 FORMAT = 3
 _ALGO, _RUN, _MANIFEST = "algo.pt", "run.pt", "manifest.json"
@@ -45,12 +45,12 @@ _NAME = re.compile(r"[0-9]{12,15}")
 
 
 class FormatError(CheckpointError):
-    """A checkpoint of another version of rlx: nothing is wrong with it, so it must not be put aside as damaged."""
+    """A checkpoint of another version of rlx, which is intact and must not be renamed as damaged."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One checkpoint directory whose manifest could be read."""
+    """One checkpoint directory with a readable manifest."""
 
     path: Path
     manifest: dict[str, Any]
@@ -67,7 +67,7 @@ class Checkpoint:
 
     @property
     def owes_evaluation(self) -> bool:
-        """Whether an evaluation was due when it was saved and has not been written down since."""
+        """Whether an evaluation was due when the checkpoint was saved, and its result has not been written since."""
         return self.manifest.get("evaluation_due") is True
 
     @property
@@ -76,7 +76,7 @@ class Checkpoint:
         return self.manifest.get("evaluated") is True or self.score > -math.inf
 
     def read(self, name: str) -> State:
-        """Load one file after checking its digest, without unpickling code.
+        """The content of one file, after its digest is checked; unpickles no code.
 
         Raises:
             CheckpointError: if the file is missing, damaged, or holds anything but data.
@@ -113,7 +113,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory.
 
     Raises:
-        CheckpointError: if it is missing or torn.
+        CheckpointError: if it is missing or damaged.
         FormatError: if it is of another format.
     """
     try:
@@ -135,7 +135,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _sealed(manifest: Mapping[str, Any]) -> bytes:
-    """A manifest as a file, with its own digest."""
+    """The content of a manifest's file, with the manifest's own digest."""
     content = {key: value for key, value in manifest.items() if key != "sha256"}
     return json.dumps({**content, "sha256": _digest(content)}, indent=1).encode()
 
@@ -146,7 +146,7 @@ def _digest(manifest: Mapping[str, Any]) -> str:
 
 
 def find_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[CheckpointError]]:
-    """Checkpoints in a directory, newest first, and what is wrong with those that have no good manifest."""
+    """Checkpoints in a directory, newest first, and an error for each one without a valid manifest."""
     found, broken = [], []
     try:
         paths = checkpoint_paths(directory)
@@ -161,10 +161,10 @@ def find_checkpoints(directory: Path) -> tuple[list[Checkpoint], list[Checkpoint
 
 
 def checkpoint_paths(directory: Path) -> list[Path]:
-    """What has the name of a checkpoint in a run's checkpoints/, newest first.
+    """Paths in a run's checkpoints/ with the name of a checkpoint, newest first.
 
     Raises:
-        CheckpointError: if the directory is a link, which nothing of a run may be led away by.
+        CheckpointError: if the directory is a link or a file; a link could lead to files outside the run.
     """
     if not is_directory(directory):
         if os.path.lexists(directory):
@@ -174,24 +174,24 @@ def checkpoint_paths(directory: Path) -> list[Path]:
 
 
 def _memory() -> int:
-    """Bytes that a file can have and still be loaded: what the machine has."""
+    """Largest size of a file that is loaded, in bytes: the machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def best_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint | None:
-    """The one with the highest evaluation; of equals the newest."""
+    """The checkpoint with the highest evaluation return, of equal ones the newest; None if none was evaluated."""
     scored = [c for c in checkpoints if c.score > -math.inf]
     return max(scored, key=lambda c: (c.score, c.env_steps), default=None)
 
 
 def load_algorithm(checkpoint: Checkpoint, algo: Stateful, *, name: str, spaces: Mapping[str, str] | None = None) -> None:
-    """Put a checkpoint's algorithm into `algo`.
+    """Load the algorithm's state of a checkpoint into `algo`.
 
     Args:
-        checkpoint: what to load.
-        algo: where to.
+        checkpoint: to load.
+        algo: is changed.
         name: of the algorithm.
-        spaces: what the environment's spaces are now, in words, by "observation" and "action".
+        spaces: descriptions of the environment's current spaces, by "observation" and "action".
 
     Raises:
         CheckpointError: if it was written by another algorithm or for other spaces, or is damaged.
@@ -228,11 +228,11 @@ class Checkpointer:
     Args:
         directory: the run's `checkpoints/`.
         algo: name of the algorithm, checked on restore.
-        keep: how many of the newest to keep, beside the best.
+        keep: number of the newest to keep, beside the best.
         inexact: why a resume from these is not exact, or None.
-        config: what the run was started with, as text, for the manifest.
-        spaces: the environment's spaces in words, compared on restore.
-        warn: told about every checkpoint that had to be passed over.
+        config: the run's config as text, for the manifest.
+        spaces: descriptions of the environment's spaces, compared on restore.
+        warn: called with a message for every checkpoint that is skipped.
     """
 
     def __init__(
@@ -252,10 +252,10 @@ class Checkpointer:
         self._writing: Future[None] | None = None
 
     def save(self, state: Mapping[str, Stateful], env_steps: int) -> None:
-        """Write a checkpoint atomically, then drop what need not be kept. Does nothing if there is one at env_steps.
+        """Write a checkpoint atomically, then delete those that need not be kept. Does nothing if there is one at env_steps.
 
         Raises:
-            StorageError: if the disk refuses; what was saved before is untouched.
+            StorageError: if it cannot be written; earlier checkpoints are not changed.
         """
         self.begin_save(state, env_steps)
         self.wait()
@@ -264,14 +264,14 @@ class Checkpointer:
         """Return when the last `begin_save` or `begin_score` is on the disk.
 
         Raises:
-            StorageError: if the disk refused it.
+            StorageError: if it could not be written.
         """
         if self._writing is not None:
             writing, self._writing = self._writing, None
             writing.result()
 
     def close(self) -> None:
-        """Let a save in flight end; what went wrong with it does not hide what ended the run."""
+        """Wait for a save in progress. Its error is suppressed, so that it does not hide the error that ended the run."""
         with contextlib.suppress(StorageError):
             self.wait()
         self._writer.shutdown()
@@ -285,19 +285,19 @@ class Checkpointer:
         evaluated: bool = False,
         first: Callable[[], None] = lambda: None,
     ) -> None:
-        """`save`, with the waiting for the disk left to a thread: it costs more than all the rest of a small run's checkpoint.
+        """`save` in a thread, because waiting for the disk takes longer than the rest of a small run's checkpoint.
 
         The state is copied before this returns.
 
         Args:
             state: the parts of the run.
-            env_steps: how far it is.
-            evaluation_due: whether the policy is evaluated next; what resumes from here evaluates it, unless `begin_score` was called.
+            env_steps: of the checkpoint.
+            evaluation_due: whether the policy is evaluated next; a resume from here evaluates it, unless `begin_score` was called.
             evaluated: whether the run was ever evaluated.
-            first: called before anything is written, in the thread.
+            first: called in the thread before anything is written.
 
         Raises:
-            StorageError: if the disk refused the save before this one.
+            StorageError: if the save before this one could not be written.
         """
         import torch
 
@@ -341,7 +341,7 @@ class Checkpointer:
             sync_directory(self.directory)
         except OSError as error:
             shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, StorageError):  # it says which file or directory
+            if isinstance(error, StorageError):  # its message already names the file or directory
                 raise
             raise StorageError(
                 f"the checkpoint at {int(target.name)} env steps could not be written to {self.directory} ({error.strerror or error}); "
@@ -350,15 +350,15 @@ class Checkpointer:
         self._drop()
 
     def begin_score(self, env_steps: int, score: float, *, first: Callable[[], None] = lambda: None) -> None:
-        """Give a checkpoint the score of its policy's evaluation, without writing the rest of it again.
+        """Add the score of an evaluation to a checkpoint's manifest, in the thread, without writing its other files again.
 
         Args:
             env_steps: of the checkpoint.
             score: mean evaluation return.
-            first: as for `begin_save`: the line of the evaluation is on the disk before the score says that there is one.
+            first: as for `begin_save`; writes the evaluation's metrics, which must be on the disk before the score is.
 
         Raises:
-            StorageError: if the disk refused the save before.
+            StorageError: if the save before could not be written.
         """
         self.wait()
         self._writing = self._writer.submit(self._write_score, self.directory / f"{env_steps:012d}", score, first)
@@ -367,22 +367,22 @@ class Checkpointer:
         first()
         try:
             manifest = read_manifest(path)
-        except CheckpointError as error:  # deleted or damaged by somebody: the next one is whole again
+        except CheckpointError as error:  # deleted or damaged from outside; the next checkpoint is a new one
             self.warn(f"{error}; it gets no score")
             return
         replace_durably(path / _MANIFEST, _sealed({**manifest, "score": score, "evaluation_due": False}))
-        self._drop()  # what was the best until now
+        self._drop()  # the previous best
 
     def restore(self, state: Mapping[str, Stateful]) -> Checkpoint | None:
-        """Load the newest checkpoint that is whole, and return it; None if there never was one.
+        """Load the newest intact checkpoint into `state`, and return it; None if there never was one.
 
-        Damaged ones are renamed to `*.damaged`, so that the run can write its own again when it gets there.
+        Damaged ones are renamed to `*.damaged-*`, so that the run can write checkpoints at the same env steps again.
 
         Raises:
             CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm, networks or format.
         """
         paths = checkpoint_paths(self.directory)
-        for directory in (self.directory, *paths):  # in a checkpoint, a manifest that was about to get its score
+        for directory in (self.directory, *paths):  # a checkpoint may have a temporary manifest of an interrupted `begin_score`
             clean_temporaries(directory, of_anybody=True)
         for path in paths:
             try:
@@ -399,7 +399,7 @@ class Checkpointer:
             load_algorithm(checkpoint, state["algo"], name=self.algo, spaces=self.spaces)
             _load(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(_RUN))
             return checkpoint
-        if paths or any(self.directory.glob("*.damaged-*")):  # also the next time: not to begin anew without a word
+        if paths or any(self.directory.glob("*.damaged-*")):  # raised every time, so that the run does not start again unnoticed
             raise CheckpointError(f"every checkpoint in {self.directory} is damaged; they were renamed to *.damaged-*: start a new run")
         return None
 
@@ -412,7 +412,7 @@ class Checkpointer:
 
 
 def serialize(state: State) -> bytes:
-    """A state as torch saves it, without what cannot be read back as data."""
+    """A state in torch's file format, with only what `weights_only` reads back."""
     import torch
 
     buffer = io.BytesIO()
@@ -421,7 +421,7 @@ def serialize(state: State) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy arrays as tensors, which `weights_only` can read back."""
+    """A state with NumPy arrays as tensors and NumPy scalars as numbers, which `weights_only` can read back."""
     import numpy as np
     import torch
 
@@ -432,9 +432,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        raise TypeError(f"{type(value).__name__} would come back as something else: put a tuple or a dictionary into the state")
+        raise TypeError(f"{type(value).__name__} would be read back as another type: put a tuple or a dictionary into the state")
     if isinstance(value, list | tuple):
         return type(value)(_plain(v) for v in value)
     if isinstance(value, torch.Tensor):
-        return value.detach().clone()  # a view would save the whole vector it looks into
+        return value.detach().clone()  # torch saves the whole storage of a view
     return value

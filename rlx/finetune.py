@@ -1,7 +1,7 @@
 """Starting a run from another run's networks and normalisers: `rlx train … --from RUN@CHECKPOINT`.
 
-The weights are copied into the new run's directory when it is made, so that it can be resumed, also from before its first checkpoint,
-when the other run is gone. Optimisers, replay, counters and random generators start anew.
+The weights are copied into the new run's directory when it is created, so that the run does not depend on the other one, also before its
+first checkpoint. Optimisers, replay, counters and random generators start anew.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from rlx.store.runs import RunDir
 from rlx.types import Algorithm, Finetunable, State
 
 FILE = "initial.pt"
-"""In the directory of a run: the weights that it started from."""
+"""File in a run's directory with the weights that it started from."""
 _SHOWN = 8
 
 
@@ -36,14 +36,14 @@ class Source:
     """The weights of another run."""
 
     state: State
-    """Of its algorithm, whole."""
+    """Complete state of its algorithm."""
     spaces: Any
-    """Of its environment, in words."""
+    """Descriptions of its environment's spaces."""
     origin: dict[str, Any]
-    """Where the weights are from, for meta.json."""
+    """Source of the weights, for meta.json."""
 
     def file(self, algo: Algorithm) -> tuple[bytes, dict[str, Any]]:
-        """The content of `FILE` for an algorithm like this, and what meta.json says of it."""
+        """The content of `FILE` for this algorithm, and its entry in meta.json."""
         own = algo.state_dict()
         parts = {name: _get(self.state, name) for name in _parts(algo) if _has(self.state, name) and _has(own, name)}
         data = serialize(parts)
@@ -51,9 +51,9 @@ class Source:
 
 
 def find_source(reference: str, *, warn: Callable[[str], None] = warnings.warn) -> Source:
-    """Read the weights that `RUN` or `RUN@CHECKPOINT` names, the checkpoint being latest, best, or a number of env steps.
+    """The weights of `RUN` or `RUN@CHECKPOINT`, where the checkpoint is latest, best, or a number of env steps.
 
-    Weights are read as data, so that runs of other people need no trust. `warn` is called if a damaged checkpoint is passed over.
+    Weights are read as data, so that runs of other people need no trust. `warn` is called if a damaged checkpoint is skipped.
 
     Raises:
         ConfigError: if there is no such run.
@@ -80,7 +80,7 @@ def check_fits(source: Source, algo: Algorithm, *, name: str, spaces: Mapping[st
         source: the weights.
         algo: newly built.
         name: of the algorithm.
-        spaces: of its environment, in words.
+        spaces: descriptions of its environment's spaces.
     """
     there, reference = source.origin, source.origin["reference"]
     parts = _parts(algo)
@@ -107,7 +107,7 @@ def check_fits(source: Source, algo: Algorithm, *, name: str, spaces: Mapping[st
 
 
 def load_initial(run: RunDir, algo: Algorithm) -> None:
-    """Put the weights that a run started from into its newly built algorithm, unless it has a checkpoint to go on from.
+    """Load the weights that a run starts from into its newly built algorithm, unless the run has a checkpoint.
 
     Raises:
         CheckpointError: if they are damaged or missing.
@@ -122,13 +122,13 @@ def load_initial(run: RunDir, algo: Algorithm) -> None:
 
 
 def read_initial(path: Path, sha256: object) -> State:
-    """The weights in a `FILE` of this digest. Raises a CheckpointError if it is missing or another one."""
+    """The weights in a `FILE`. Raises a CheckpointError if it is missing or has another digest."""
     try:
         data = read_file(path, limit=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     except UnreadableError as error:
         raise CheckpointError(f"{path}, the weights that the run starts from, cannot be read: {error.reason}; start a new run") from error
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise CheckpointError(f"{path} is not what the run was started from: its SHA-256 is not that of meta.json; start a new run")
+        raise CheckpointError(f"{path} has changed since the run was started: its SHA-256 is not that of meta.json; start a new run")
     try:
         return torch.load(io.BytesIO(data), weights_only=True, map_location="cpu")
     except Exception as error:
@@ -149,7 +149,7 @@ def put(algo: Algorithm, weights: State) -> None:
 
 
 def _has(state: Any, path: str) -> bool:
-    """Whether a state has an entry, whose path is written with slashes."""
+    """Whether a state has an entry at a path with slashes."""
     for name in path.split("/"):
         if not isinstance(state, Mapping) or name not in state:
             return False
@@ -164,7 +164,7 @@ def _get(state: Any, path: str) -> Any:
 
 
 def _parts(algo: Algorithm) -> tuple[str, ...]:
-    """Paths of the entries of an algorithm's state that are networks and normalisers; a run can start without all but the first."""
+    """Paths of the entries of an algorithm's state that are networks and normalisers; only the first is required."""
     return algo.weight_parts if isinstance(algo, Finetunable) else ()
 
 

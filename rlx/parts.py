@@ -41,7 +41,7 @@ class Parts:
 
 
 def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False) -> Parts:
-    """Everything a run is made of."""
+    """The parts of a run."""
     setup_torch(config, device)
     make_env = env_factory(config)
     env, defect = make_env.training(config.env.num_envs, inexact=inexact)

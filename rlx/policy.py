@@ -1,4 +1,4 @@
-"""A trained policy that takes observations as an environment returns them and gives actions as it takes them."""
+"""Trained policies with observations as the environment returns them, and actions as it takes them."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from rlx.types import Algorithm, EnvSpec, Mode, Tree
 Array = NDArray[Any]
 
 _TRAINING = threading.Lock()
-"""Held while this process trains or evaluates: that draws from the global generators, which another thread would disturb."""
+"""Held while this process trains or evaluates, which draws from the global generators; another thread would change their state."""
 _trainer: int | None = None
-"""The thread that does."""
+"""The thread that trains or evaluates."""
 
 
 @contextmanager
@@ -55,14 +55,14 @@ class Policy:
         observation_space: of the environment, as gymnasium makes it.
         action_space: of the environment; `act` returns members of it.
         device: where the networks are.
-        algorithm, spec: what is inside, for code that works on rlx itself.
+        algorithm, spec: the internal algorithm and its environment's description, for code that extends rlx.
     """
 
     def __init__(self, config: RunConfig, algorithm: Algorithm, spec: EnvSpec, *, env_steps: int, seed: int) -> None:
         self.config, self.env_steps, self.device = config, env_steps, algorithm.device
         seen = spec.observation_space
         if spec.game is not None and isinstance(seen, spaces.Dict):
-            seen = seen["history"]  # all that is asked for: the rest follows from it
+            seen = seen["history"]  # `act` computes the rest of the observation from it
         self.observation_space: gymnasium.Space[Any] = original_space(seen)
         self.action_space: gymnasium.Space[Any] = original_space(spec.action_space)
         self.algorithm, self.spec = algorithm, spec
@@ -77,8 +77,8 @@ class Policy:
         Args:
             obs: one observation as the environment returns it, or B of them stacked: [B, *] for a Box or Discrete space; for a Dict or
                 Tuple, a dictionary or tuple of stacked parts. A game's is that of its environment in rlx.
-            carry: what the call before returned, the policy's memory; None begins an episode everywhere. It belongs to the B
-                observations that it was returned for, in their order.
+            carry: the policy's memory, as the previous call returned it for the same B environments in the same order; None begins an
+                episode in each.
             is_first: [B] bool: where `obs` begins an episode although `carry` is given; the default is nowhere.
             mode: "eval" acts as evaluations do, mostly deterministically; "train" explores as training does.
 
@@ -86,10 +86,10 @@ class Policy:
             The action that `env.step` takes, or an array [B, *] of them, clipped or rescaled to `action_space`; and the new carry.
 
         Raises:
-            ConfigError: if the observation is not of `observation_space`, or carry or is_first are of another number of them.
+            ConfigError: if the observation is not in `observation_space`, or carry or is_first have another batch size.
         """
         if _trainer not in (None, threading.get_ident()):
-            raise ConfigError("another thread of this process trains or evaluates, from whose random generators a policy would draw; "
+            raise ConfigError("another thread of this process trains or evaluates, and a policy would draw from its random generators; "
                               "act in another process, or after it")  # fmt: skip
         tree, is_batch = self._read(obs)
         num = batch_size(tree)
@@ -114,11 +114,11 @@ class Policy:
         return action if self._rescale is None else self._rescale(action)
 
     def initial_carry(self, num_envs: int) -> Tree:
-        """The memory at the beginning of an episode in each of `num_envs` environments; `act` makes it itself where carry is None."""
+        """The carry at the beginning of an episode in each of `num_envs` environments; `act` uses it where carry is None."""
         return self.algorithm.initial_carry(num_envs)
 
     def seed(self, seed: int) -> None:
-        """Draw from now on as a policy does that was loaded with this seed."""
+        """Reset the policy's rng state to that of a policy loaded with this seed."""
         self._rng = PrivateRNG(seed, self.device)
 
     def __repr__(self) -> str:
@@ -126,11 +126,11 @@ class Policy:
 
 
 class ObservationReader:
-    """Turns observations as an environment returns them, one or many stacked, into the array, or the tree of arrays, that a policy sees.
+    """Converts observations as an environment returns them, one or many stacked, to the policy's input, an array or a tree of arrays.
 
     Args:
-        space: what the policy sees.
-        env_id: its name in errors.
+        space: of the policy's input.
+        env_id: the environment's name in errors.
     """
 
     def __init__(self, space: gymnasium.Space[Any], env_id: str) -> None:
@@ -141,7 +141,7 @@ class ObservationReader:
         """The observations [B, *], and whether several were given; B is 1 where it was one.
 
         Raises:
-            ConfigError: for what is neither one nor several observations of the space.
+            ConfigError: if `value` is neither one nor several observations of the space.
         """
         try:
             size = _num_stacked(value, self._original, "the observation")

@@ -1,8 +1,8 @@
-"""Trained policies as ONNX and TorchScript files that hold everything between an observation and an action.
+"""Trained policies as ONNX and TorchScript files that include everything between an observation and an action.
 
-The graph takes observations as the environment returns them, B at a time, and gives actions as the environment takes them. Encoding of
-bytes and choices, normalisation, the network, its most likely action, and the clipping or rescaling to the action space are inside. Its
-actions are those of `rlx.load`, up to the rounding of float32.
+The graph takes observations as the environment returns them, B at a time, and returns actions as the environment takes them. It includes
+the encoding of bytes and choices, normalisation, the network, its most likely action, and the clipping or rescaling to the action space.
+Its actions are those of `rlx.load`, up to the rounding of float32.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from rlx.types import Exportable, Tree
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
 _BATCH = 2
-"""Observations that a graph is traced with: exporters take 1 for a constant."""
+"""Batch size that a graph is traced with; exporters would treat a size of 1 as constant."""
 
 
 class PolicyGraph(nn.Module):
-    """From observations to actions, both as the environment has them.
+    """A module from observations to actions, both in the environment's format.
 
     Inputs are the parts of the observation, each [B, *]: one, unless the space is a Dict or Tuple. A policy with memory has more of them:
     is_first [B] bool, and the parts of its carry. Outputs are the actions [B, *] and the parts of the next carry.
@@ -48,8 +48,8 @@ class PolicyGraph(nn.Module):
         name = policy.config.algo.name
         if not isinstance(policy.algorithm, Exportable):
             raise ConfigError(
-                f"algo={name} cannot be exported: its actions come from a search, a planner or a model that it imagines with, "
-                "and a network alone would choose others; rlx.load gives the whole policy in Python"
+                f"algo={name} cannot be exported: its actions come from a search, a planner or an imagination model, and its network "
+                "alone would choose others; rlx.load returns the whole policy in Python"
             )
         self.module = policy.algorithm.policy_module()
         self._parts = space_leaves(policy.observation_space)
@@ -80,7 +80,7 @@ class PolicyGraph(nn.Module):
 
     @property
     def num_obs(self) -> int:
-        """Inputs that are parts of the observation."""
+        """Number of inputs that are parts of the observation."""
         return len(self._parts)
 
     @property
@@ -94,7 +94,7 @@ class PolicyGraph(nn.Module):
         return ["action", *(f"next_carry_{i}" for i in range(len(leaves(self._carry))))]
 
     def examples(self) -> tuple[Tensor, ...]:
-        """Inputs to trace with."""
+        """Example inputs for tracing."""
         obs = []
         for _, part in self._parts:
             low = part.low if isinstance(part, spaces.Box) else np.full(part.shape or (), getattr(part, "start", 0))
@@ -131,24 +131,24 @@ class PolicyGraph(nn.Module):
 
 
 def _structure(space: gymnasium.Space[Any]) -> Tree:
-    """A tree of the structure of a space's members."""
+    """A tree with the structure of a space's members."""
     if isinstance(space, spaces.Dict):
         return {key: _structure(part) for key, part in space.spaces.items()}
     return tuple(map(_structure, space.spaces)) if isinstance(space, spaces.Tuple) else None
 
 
 def _as_box(value: Tensor) -> Tensor:
-    """Members [B, *] of a Box, which has at least one dimension where a policy sees it."""
+    """Members [B, *] of a Box with at least one dimension besides the batch, as a policy's input has."""
     return value if value.ndim > 1 else value.unsqueeze(1)
 
 
 def _words(path: str) -> list[str]:
-    """The keys of a path such as ['camera'][0], as words that a graph's input can be called by."""
+    """The keys of a path such as ['camera'][0], as words for the name of a graph's input."""
     return ["".join(c if c.isalnum() else "_" for c in part.strip("'\"")) for part in path.replace("]", "").split("[")[1:]]
 
 
 def _torch_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
-    """The kind of numbers that a graph takes for members of a space; float32 where torch has no such kind."""
+    """The dtype of a graph's input for members of a space; float32 where torch has no such dtype."""
     try:
         return torch.from_numpy(np.zeros(0, dtype=space.dtype)).dtype
     except TypeError:
@@ -156,7 +156,7 @@ def _torch_dtype(space: gymnasium.Space[Any]) -> torch.dtype:
 
 
 def _encode(value: Tensor, space: gymnasium.Space[Any]) -> Tensor:
-    """Members [B, *] of a space that is a part of a Dict or Tuple, or no Box, as `rlx.envs.edge` encodes them: [B, D] float32."""
+    """Encodings [B, D] float32 of members [B, *] of a space, equal to those of `rlx.envs.edge`."""
     if isinstance(space, spaces.Box):
         vector = value.reshape(value.shape[0], -1).to(torch.float32)
         return vector * (1.0 / max(1.0, float(space.high.max()))) if space.dtype == np.uint8 else vector
@@ -170,7 +170,7 @@ def _encode(value: Tensor, space: gymnasium.Space[Any]) -> Tensor:
 
 
 def description(policy: Policy, run: str) -> dict[str, str]:
-    """What a file says of where it comes from, and how it is used."""
+    """A file's metadata: the run, the versions and the spaces."""
     return {
         "rlx_version": rlx.__version__, "run": run, "algo": policy.config.algo.name, "env": policy.config.env.id,
         "env_kwargs": json.dumps(policy.config.env.kwargs), "env_steps": str(policy.env_steps), "seed": str(policy.config.seed),
@@ -184,14 +184,14 @@ def export_policy(policy: Policy, kind: str, *, run: str) -> bytes:
     Args:
         policy: on the CPU.
         kind: onnx or torchscript.
-        run: what the file calls the run.
+        run: name of the run in the file's metadata.
 
     Raises:
-        ConfigError: if this policy has no such form, or a package for it is missing.
+        ConfigError: if this policy cannot be exported, or a package for it is missing.
     """
     graph = PolicyGraph(policy).eval()
-    with torch.enable_grad(), warnings.catch_warnings():  # without gradients, networks act by NumPy, which no exporter follows
-        warnings.simplefilter("ignore")  # what torch deprecates of its own
+    with torch.enable_grad(), warnings.catch_warnings():  # without gradients networks compute in NumPy, which exporters cannot trace
+        warnings.simplefilter("ignore")  # torch's own deprecations
         return _onnx(graph, description(policy, run)) if kind == "onnx" else _torchscript(graph, description(policy, run))
 
 
@@ -214,7 +214,7 @@ def _onnx(graph: PolicyGraph, described: dict[str, str]) -> bytes:
 
 
 def _torchscript(graph: PolicyGraph, described: dict[str, str]) -> bytes:
-    """A traced module. torch deprecates TorchScript since 2.13 and still loads it; `torch.export` has no C++ runtime without compiling."""
+    """A traced module. torch deprecated TorchScript in 2.13 and still loads it; `torch.export` needs a compiler for use from C++."""
     traced, buffer = torch.jit.trace(graph, graph.examples(), check_trace=False), io.BytesIO()
     torch.jit.save(traced, buffer, _extra_files={"rlx.json": json.dumps(described | {"inputs": graph.input_names})})
     return buffer.getvalue()
@@ -222,7 +222,7 @@ def _torchscript(graph: PolicyGraph, described: dict[str, str]) -> bytes:
 
 @contextlib.contextmanager
 def _quiet(logger: str) -> Iterator[None]:
-    """Keep a logger from telling of what it does not need."""
+    """Suppress a logger's messages below errors in the block."""
     log = logging.getLogger(logger)
     level = log.level
     log.setLevel(logging.ERROR)

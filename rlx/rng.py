@@ -1,4 +1,4 @@
-"""Every global source of randomness, saved, restored, and kept apart."""
+"""Global random generators: seeding, saving and restoring their state, and isolation."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def seed_everything(seed: int) -> None:
 
 
 class GlobalRNG:
-    """The state of the global generators of python, numpy and torch, as something that can be checkpointed.
+    """The rng state of the global generators of python, numpy and torch, for checkpoints.
 
-    Of several GPUs that of the current one counts, which is the one that a run is on, whatever its number. A run that goes on on the CPU
-    carries the GPU's state along, for when it comes back.
+    Of several GPUs, only the current one's generator is saved: a run uses one GPU, whose number may change. A run that is resumed on the
+    CPU keeps the GPU's rng state in its checkpoints, so that it can be resumed on a GPU again.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class GlobalRNG:
             "python": random.getstate(),
             "numpy": {**numpy_state, "state": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()}},
             "torch": torch.get_rng_state(),
-            # Asking would initialise CUDA, which a run on the CPU does not need.
+            # torch.cuda.get_rng_state would initialise CUDA, which a run on the CPU does not need.
             "cuda": [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else list(self._elsewhere["cuda"]),
             "mps": [torch.mps.get_rng_state()] if torch.backends.mps.is_available() else list(self._elsewhere["mps"]),
         }
@@ -58,7 +58,7 @@ class GlobalRNG:
 
 @contextmanager
 def isolated_rng(seed: int, env_steps: int) -> Iterator[None]:
-    """Run a block under generators of its own and put the outer ones back, so that evaluating cannot change training."""
+    """Run a block with freshly seeded global generators and restore their state after it, so that evaluation cannot change training."""
     outer = GlobalRNG()
     saved = outer.state_dict()
     seed_everything(int(np.random.SeedSequence([seed, env_steps]).generate_state(1, np.uint64)[0] >> np.uint64(1)))
@@ -69,15 +69,15 @@ def isolated_rng(seed: int, env_steps: int) -> Iterator[None]:
 
 
 _SWAPPING = threading.RLock()
-"""Held while the global generators are not in their owner's state."""
+"""Held while the global generators have the state of a `PrivateRNG`."""
 
 
 class PrivateRNG:
-    """The global generators of python, numpy and torch in a state of one's own, for code that draws from them and must not disturb others.
+    """A separate rng state for code that draws from the global generators of python, numpy and torch, without changing theirs.
 
     Args:
-        seed: what the state begins from.
-        device: whose torch generator is kept beside the CPU's.
+        seed: of the initial state.
+        device: its torch generator is included, beside the CPU's.
     """
 
     def __init__(self, seed: int, device: torch.device) -> None:
@@ -98,7 +98,7 @@ class PrivateRNG:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Draw from this state in the block; what was drawn from outside goes on undisturbed after it."""
+        """Use this rng state in the block, and restore the outer one after it."""
         with _SWAPPING:
             outer = self._state()
             self._set(self._own)

@@ -90,7 +90,7 @@ def test_weights_that_were_changed_afterwards_are_refused(here: Path) -> None:
     data = bytearray((tuned.path / "initial.pt").read_bytes())
     data[len(data) // 2] ^= 1
     (tuned.path / "initial.pt").write_bytes(data)
-    with pytest.raises(rlx.errors.CheckpointError, match="is not what the run was started from"):
+    with pytest.raises(rlx.errors.CheckpointError, match="has changed since the run was started"):
         tuned.resume(["loop.log_every=173"])
 
 
