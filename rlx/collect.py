@@ -1,4 +1,4 @@
-"""Steps the environments for every algorithm."""
+"""Collects rollouts: steps the environments under an algorithm's policy."""
 
 from __future__ import annotations
 
@@ -21,21 +21,17 @@ SEED_LIMIT = 2**31 - 1
 
 
 class Episode(NamedTuple):
-    """One finished episode: undiscounted return, length in env steps, and what is known of some only.
+    """One finished episode."""
 
-    These are whether it was solved, of environments that say so, and how many steps of a model the agent asked for, of agents that do.
-    An episode is cut if an evaluation ended it at its limit.
-    """
-
-    return_: float
-    length: int
-    solved: bool | None = None
-    model_calls: int | None = None
-    cut: bool = False
+    return_: float  # undiscounted
+    length: int  # env steps
+    solved: bool | None = None  # None where the environment does not say
+    model_calls: int | None = None  # steps of the agent's model; None where it has none
+    cut: bool = False  # an evaluation ended the episode at its limit of steps
 
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
-    """How a policy's actions [B, *] become an environment's: clipped to a Box, counted from a Discrete's start."""
+    """A function from a policy's actions [B, *] to the environment's: clipped to a Box, or offset by a Discrete's start."""
     convert = env_array_actions(space)
     return lambda action: convert(action.cpu().numpy())
 
@@ -51,7 +47,7 @@ def env_array_actions(space: gymnasium.Space[Any]) -> Callable[[NDArray[Any]], N
 
 
 def solved_of(env: VectorEnv, terminated: NDArray[np.bool_]) -> NDArray[Any]:
-    """Whether episodes that ended were solved [B]: terminated, where the environment says that this is what it means; else None."""
+    """Whether the episodes that ended were solved [B]: `terminated` where the environment declares `termination_solves`, else None."""
     return terminated if getattr(env, "termination_solves", False) else np.full(len(terminated), None)
 
 
@@ -60,15 +56,15 @@ class ActsOnArrays(Protocol):
     """An algorithm that can act without tensors."""
 
     def array_policy(self) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-        """A function from observations [B, *] to the actions [B, *] of `act` in mode "train"; None where acting is more than that.
+        """A function from observations [B, *] to the actions [B, *] of `act` in mode "train", as a new array.
 
-        It is more on an accelerator, and with a memory or extras. The actions are a new array.
+        None on an accelerator, and where `act` needs a carry or returns extras.
         """
         ...
 
 
 def array_policy(algo: Algorithm) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
-    """The algorithm's `array_policy`; None if it has none, or has another `act` than the class that it inherited it from."""
+    """The algorithm's `array_policy`; None if it has none, or overrides `act` without it."""
     if not isinstance(algo, ActsOnArrays) or "act" in vars(algo):
         return None
     defined = next(c for c in type(algo).__mro__ if "act" in vars(c) or "array_policy" in vars(c))
@@ -95,7 +91,7 @@ class _Acting:
         return self._to_env(action)
 
     def actions(self) -> Tensor:
-        """[T, B, *] as the policy chose them."""
+        """[T, B, *] before clipping to the action space."""
         return torch.stack(self._actions)
 
     def extras(self) -> dict[str, Tensor]:
@@ -131,7 +127,7 @@ class _ActingOnArrays:
 
 
 class Collector:
-    """Runs a policy in B environments and keeps what it saw.
+    """Runs a policy in B environments and returns rollouts.
 
     Args:
         env: gymnasium's vector API with autoreset disabled. If it has `state_dict`, resuming is exact.
@@ -162,7 +158,7 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> tuple[Rollout, list[Episode]]:
-        """Take num_steps steps in every environment; also returns the episodes that ended."""
+        """The rollout of num_steps steps in every environment, and the episodes that ended in it."""
         step, num_envs, obs = self.env.step, self.env.num_envs, self._obs
         all_obs = map_tree(lambda leaf: np.empty((num_steps + 1, *leaf.shape), dtype=leaf.dtype), obs)
         store = all_obs.__setitem__ if isinstance(all_obs, np.ndarray) else functools.partial(put, all_obs)
@@ -237,10 +233,10 @@ class Collector:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Go on where the state was taken; where environments cannot be restored, begin new episodes.
+        """Continue from a saved state; begin new episodes if environments cannot be restored.
 
         Raises:
-            CheckpointError: if an environment does not lead back to where it was.
+            CheckpointError: if replaying an environment's episode does not reproduce it.
         """
         self._rng.bit_generator.state = state["rng"]
         if self.inexact or state["env"] is None:
