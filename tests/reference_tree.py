@@ -82,8 +82,8 @@ def search_one(model: TreeModel, config: SearchConfig, tree: int, root: Expansio
     top = make_node(root, tree, 0)
     size = 1
     bounds = Bounds(top.value, top.value) if config.track_bounds else Bounds()
-    table = considered_visits(min(len(top.edges), config.max_considered), config.simulations)
-    for simulation in range(config.simulations):
+    table = considered_visits(min(len(top.edges), config.max_considered), config.num_simulations)
+    for simulation in range(config.num_simulations):
         if config.prove and top.bounds[0] == top.bounds[1]:
             break
         node, path = top, []

@@ -220,7 +220,7 @@ def test_search_with_rollouts_alone_finds_the_win_and_the_block() -> None:
 
     states = [game.state_of([0, 3, 1, 4]), game.state_of([0, 3, 1]), game.state_of([0, 3, 8, 4])]
     model = PlayoutAdapter(game, states, evaluate, mix=1.0, policy=uniform(game), rng=np.random.default_rng(0))
-    found = search(model, SearchConfig(simulations=300, c_init=2.5), np.random.default_rng(0))
+    found = search(model, SearchConfig(num_simulations=300, c_init=2.5), np.random.default_rng(0))
     assert found.best().tolist() == [2, 2, 5]
 
 

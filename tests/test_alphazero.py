@@ -134,7 +134,7 @@ def test_positions_and_policies_turn_together() -> None:
 
 def test_the_copy_that_searches_ask_is_the_network() -> None:
     torch.manual_seed(1)
-    net = ResNet((2, 6, 7), 7, blocks=2, channels=16)
+    net = ResNet((2, 6, 7), 7, num_blocks=2, num_channels=16)
     net.train()
     for _ in range(5):  # running statistics that are not the initial ones
         net(torch.rand(32, 2, 6, 7))
@@ -147,7 +147,7 @@ def test_the_copy_that_searches_ask_is_the_network() -> None:
 
 
 def test_a_new_network_has_no_opinion_of_any_position() -> None:
-    net = ResNet((2, 6, 7), 7, blocks=1, channels=8).eval()
+    net = ResNet((2, 6, 7), 7, num_blocks=1, num_channels=8).eval()
     assert net((torch.rand(16, 2, 6, 7) > 0.5).float())[1].abs().max() == 0.0
 
 
@@ -184,7 +184,7 @@ def test_losses_fall_towards_what_the_data_allows() -> None:
 def test_weight_decay_is_c_times_the_squared_norm_in_the_loss() -> None:
     """Steps of the optimiser under c are those of plain Adam on loss + c ||theta||^2."""
     torch.manual_seed(0)
-    nets = [ResNet((2, 3, 3), 9, blocks=1, channels=4).double() for _ in range(2)]
+    nets = [ResNet((2, 3, 3), 9, num_blocks=1, num_channels=4).double() for _ in range(2)]
     nets[1].load_state_dict(nets[0].state_dict())
     decayed, plain = adam(nets[0], 1e-2, 0.3), adam(nets[1], 1e-2, 0.0)
     planes = torch.rand(8, 2, 3, 3, dtype=torch.float64)

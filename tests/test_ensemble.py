@@ -241,9 +241,9 @@ def test_without_bootstraps_every_member_has_every_row_once():
 # Imagination
 
 
-def model(ensemble: Ensemble, propagation: str, *, particles: int = 1, **settings) -> EnsembleModel:
+def model(ensemble: Ensemble, propagation: str, *, num_particles: int = 1, **settings) -> EnsembleModel:
     return EnsembleModel(
-        frozen=FrozenEnsemble(ensemble), obs_scale=torch.tensor([1.0, 2.0, 4.0]), propagation=propagation, particles=particles,
+        frozen=FrozenEnsemble(ensemble), obs_scale=torch.tensor([1.0, 2.0, 4.0]), propagation=propagation, num_particles=num_particles,
         reward_fn=lambda obs, action, next_obs: next_obs[..., 0] + action[..., 0], termination_fn=None, measure_disagreement=True,
         **settings,
     )  # fmt: skip
@@ -265,7 +265,7 @@ def quiet() -> Ensemble:
 @pytest.mark.parametrize("particles", [1, 2])
 def test_a_particle_of_ts_infinity_stays_with_its_member(particles):
     ensemble, obs, action = quiet(), torch.randn(2, 3), torch.randn(2, 4, 1)
-    states = take(model(ensemble, "ts_inf", particles=particles), obs, action.expand(3, -1, -1, -1)).state[:, :, :particles]
+    states = take(model(ensemble, "ts_inf", num_particles=particles), obs, action.expand(3, -1, -1, -1)).state[:, :, :particles]
     assert states.shape == (3, 5, particles, 2, 4, 3)
     for k in range(5):
         expected = obs[:, None].expand(2, 4, 3).reshape(8, 3)
@@ -311,7 +311,7 @@ def test_mean_propagation_goes_on_from_the_members_mean_without_noise():
 
 def test_candidates_share_their_noise_and_particles_do_not():
     ensemble = scaled()
-    after = take(model(ensemble, "ts_inf", particles=3), torch.zeros(1, 3), torch.zeros(1, 1, 2, 1)).state[0, :, :3]
+    after = take(model(ensemble, "ts_inf", num_particles=3), torch.zeros(1, 3), torch.zeros(1, 1, 2, 1)).state[0, :, :3]
     mean, std = (p[:, 0] for p in predict(ensemble, torch.zeros(1, 4)))
     z = (after[:, :, 0] - mean[:, None, None]) / std[:, None, None]  # [K, P, N, D]
     torch.testing.assert_close(z, z[:, :, :1].expand_as(z), atol=1e-3, rtol=1e-3)
@@ -324,7 +324,7 @@ def test_candidates_share_their_noise_and_particles_do_not():
 def test_the_noise_of_each_particle_is_standard_normal(members, particles):
     frozen = FrozenEnsemble(Ensemble(4, 3, num_members=members, hidden_sizes=[4], learn_bounds=False))
     imagination = EnsembleModel(
-        frozen=frozen, obs_scale=torch.ones(3), propagation="ts_inf", particles=particles, reward_fn=None, termination_fn=None,
+        frozen=frozen, obs_scale=torch.ones(3), propagation="ts_inf", num_particles=particles, reward_fn=None, termination_fn=None,
         measure_disagreement=False,
     )  # fmt: skip
     noise = imagination._noise((1, members, particles, 20_000, 7, 3))
@@ -339,7 +339,7 @@ def test_noise_is_no_disagreement(propagation):
     ensemble = scaled()
     for p in [*ensemble.weights, *ensemble.biases]:
         p.data = p.data[:1].expand_as(p.data).clone()
-    found = take(model(ensemble, propagation, particles=2), torch.zeros(1, 3), torch.randn(4, 1, 6, 1))
+    found = take(model(ensemble, propagation, num_particles=2), torch.zeros(1, 3), torch.randn(4, 1, 6, 1))
     assert found.disagreement.max() < 1e-4
     assert found.reward.var(1).min() > 1e-3
 
@@ -347,7 +347,7 @@ def test_noise_is_no_disagreement(propagation):
 def test_a_reward_that_is_learned_is_the_last_output():
     ensemble, obs, action = scaled(), torch.randn(1, 2), torch.randn(1, 1, 2)
     imagination = EnsembleModel(
-        frozen=FrozenEnsemble(ensemble), obs_scale=torch.ones(2), propagation="ts_inf", particles=1, reward_fn=None,
+        frozen=FrozenEnsemble(ensemble), obs_scale=torch.ones(2), propagation="ts_inf", num_particles=1, reward_fn=None,
         termination_fn=None, measure_disagreement=False,
     )  # fmt: skip
     expected = [one_member(ensemble, k, torch.cat([obs, action[0]], dim=1))[0][0, 2].item() for k in range(5)]
@@ -358,7 +358,7 @@ def test_a_reward_that_is_learned_is_the_last_output():
 
 @pytest.mark.parametrize("propagation", ["ts_inf", "mean"])
 def test_many_steps_at_once_are_the_same_as_one_after_the_other(propagation: str) -> None:
-    one_by_one, obs, actions = model(quiet(), propagation, particles=2), torch.randn(2, 3), torch.randn(4, 2, 3, 1)
+    one_by_one, obs, actions = model(quiet(), propagation, num_particles=2), torch.randn(2, 3), torch.randn(4, 2, 3, 1)
     state, steps = one_by_one.initial(obs, 3), []
     for action in actions:
         steps.append(one_by_one.step(state, action))

@@ -114,7 +114,7 @@ def test_no_corruption_draws_no_luck() -> None:
 
 def test_worlds_are_made_poor_at_every_step() -> None:
     env, obs = sokoban(200)
-    for world in (PerfectGrid(env.grid, corrupt_prob=0.1), LearnedGrid(GridModel(SHAPE, 4, 4, channels=4, layers=1),
+    for world in (PerfectGrid(env.grid, corrupt_prob=0.1), LearnedGrid(GridModel(SHAPE, 4, 4, num_channels=4, num_layers=1),
                                                                          torch.zeros(4), corrupt_prob=0.1)):  # fmt: skip
         rolled = imagine(world, uniform, bits(obs), num_actions=4, depth=3)
         for k in range(1, 3):  # walls never change by the rules, nor in a new model
@@ -163,7 +163,7 @@ def test_beyond_an_end_the_last_frame_stands_still_and_is_worth_nothing() -> Non
 
 
 def test_the_model_says_at_first_that_hardly_anything_happens() -> None:
-    model = GridModel(SHAPE, 4, 4, channels=8, layers=2)
+    model = GridModel(SHAPE, 4, 4, num_channels=8, num_layers=2)
     _, obs = sokoban(20)
     change, outcome = model(bits(obs), torch.randint(4, (20,)))
     assert change.shape == (20, *SHAPE)
@@ -172,7 +172,7 @@ def test_the_model_says_at_first_that_hardly_anything_happens() -> None:
 
 
 def test_the_tiled_action_is_the_same_as_planes_of_it() -> None:
-    model = GridModel(SHAPE, 4, 4, channels=8, layers=2)
+    model = GridModel(SHAPE, 4, 4, num_channels=8, num_layers=2)
     _, obs = sokoban(6)
     action = torch.tensor([0, 1, 2, 3, 3, 0])
     onehot = torch.nn.functional.one_hot(action, 4).float()[:, :, None, None].expand(-1, -1, 7, 7)
@@ -187,7 +187,7 @@ def test_the_tiled_action_is_the_same_as_planes_of_it() -> None:
 def test_the_model_overfits_one_batch() -> None:
     torch.manual_seed(1)
     grid, data = transitions(16, 12)
-    model = GridModel(grid.planes_shape, 4, len(grid.events), channels=24, layers=2)
+    model = GridModel(grid.planes_shape, 4, len(grid.events), num_channels=24, num_layers=2)
     optimizer = FlatAdam(model, epsilon=1e-8, max_grad_norm=10.0)
     for _ in range(450):
         optimizer.zero_grad()

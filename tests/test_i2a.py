@@ -106,7 +106,7 @@ def test_rollout_a_begins_with_action_a_and_stands_at_place_a() -> None:
 
 
 def test_encodings_stand_beside_each_other_in_the_order_of_the_actions() -> None:
-    net = I2ANet((4, 7, 7), 3, channels=4, hidden_size=8, encoder_channels=4, encoder_size=5, rolls_out=True)
+    net = I2ANet((4, 7, 7), 3, num_channels=4, hidden_size=8, num_encoder_channels=4, encoder_size=5, rolls_out=True)
     planes, reward = torch.randint(2, (2, 6, 4, 7, 7)).float(), torch.rand(2, 6)
     together = net.encode(planes.flatten(0, 1), reward.flatten(), torch.arange(12).view(2, 6))
     assert net.encoder is not None

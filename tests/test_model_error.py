@@ -46,7 +46,7 @@ class KnownMembers:
 
 def model(members: KnownMembers) -> EnsembleModel:
     return EnsembleModel(
-        frozen=members, obs_scale=torch.ones(2), propagation="ts_inf", particles=1,  # type: ignore[arg-type]
+        frozen=members, obs_scale=torch.ones(2), propagation="ts_inf", num_particles=1,  # type: ignore[arg-type]
         reward_fn=lambda o, a, n: n[..., 0], termination_fn=None, measure_disagreement=True,
     )  # fmt: skip
 
@@ -61,7 +61,7 @@ def linear_process(noise: float) -> tuple[Tensor, Tensor]:
 
 def judged(members: KnownMembers, noise: float) -> ModelError:
     obs, action = linear_process(noise)
-    mean, samples, disagreement = (x.numpy() for x in predict_observations(model(members), obs[0], action, particles=100))
+    mean, samples, disagreement = (x.numpy() for x in predict_observations(model(members), obs[0], action, num_particles=100))
     true = obs.numpy()
     rank = np.stack([predictive_rank(s, o) for s, o in zip(samples, true[1:], strict=True)])
     return judge(true.astype(float), mean.astype(float), rank, disagreement.astype(float), np.ones(2))
@@ -85,7 +85,7 @@ def test_a_model_that_believes_in_half_the_noise_covers_less():
 
 def test_samples_have_noise_of_their_own_where_planners_share_it():
     obs, action = torch.zeros(3, 2), torch.zeros(1, 3, 1)
-    samples = predict_observations(model(KnownMembers(NOISE)), obs, action, particles=4).samples
+    samples = predict_observations(model(KnownMembers(NOISE)), obs, action, num_particles=4).samples
     assert samples.shape == (1, 8, 3, 2)
     assert len(samples.unique()) == 48
     planned = model(KnownMembers(NOISE))
@@ -119,7 +119,7 @@ def test_a_constant_error_of_the_mean_adds_up_along_the_look_ahead():
 
 def test_members_that_differ_by_a_constant_disagree_by_what_they_differ():
     obs, action = torch.randn(3, 2), torch.randn(1, 3, 1)
-    doubt = predict_observations(model(KnownMembers(NOISE, (-0.1, 0.3))), obs, action, particles=2).disagreement
+    doubt = predict_observations(model(KnownMembers(NOISE, (-0.1, 0.3))), obs, action, num_particles=2).disagreement
     np.testing.assert_allclose(doubt.numpy(), 0.2, atol=1e-6)  # the deviation of -0.1 and 0.3
 
 

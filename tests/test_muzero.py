@@ -98,15 +98,15 @@ def histories() -> np.ndarray:
 
 
 @pytest.mark.parametrize("config", [
-    SearchConfig(simulations=60, gumbel=True), SearchConfig(simulations=45, gumbel=True, gumbel_scale=1.0, c_scale=0.1),
-    SearchConfig(simulations=60, gumbel=True, track_bounds=True), SearchConfig(simulations=60, fpu_reduction=3.0, c_init=4.0),
+    SearchConfig(num_simulations=60, gumbel=True), SearchConfig(num_simulations=45, gumbel=True, gumbel_scale=1.0, c_scale=0.1),
+    SearchConfig(num_simulations=60, gumbel=True, track_bounds=True), SearchConfig(num_simulations=60, fpu_reduction=3.0, c_init=4.0),
 ])  # fmt: skip
 def test_a_model_that_equals_the_rules_gives_the_same_tree_as_the_rules(config: SearchConfig) -> None:
     rules = TrueRules()
     states = [GAME.state_of(row) for row in HISTORIES]
     legal = np.array([[a in s.legal_actions() for a in range(9)] for s in states])
     known = search(RulesAdapter(GAME, states, rules.evaluate), config, np.random.default_rng(1))
-    latent = LatentAdapter(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=config.simulations + 2)
+    latent = LatentAdapter(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=config.num_simulations + 2)
     learned = search(latent, config, np.random.default_rng(1))
 
     def same(b: int, s: int, other: int) -> int:
@@ -137,17 +137,17 @@ def test_the_network_is_called_once_for_each_simulation_of_all_trees() -> None:
     rules = TrueRules()
     legal = np.array([[a not in row for a in range(9)] for row in HISTORIES])
     model = LatentAdapter(rules, torch.from_numpy(histories()), legal, discount=-1.0, num_nodes=22)
-    found = search(model, SearchConfig(simulations=20, gumbel=True), np.random.default_rng(0))
+    found = search(model, SearchConfig(num_simulations=20, gumbel=True), np.random.default_rng(0))
     assert rules.calls == model.calls == 21  # and once for the roots
     assert (found.visits(9).sum(axis=1) == 20).all()
     assert (found.visits(9)[1, [0, 4]] == 0).all()
 
 
 def test_latents_of_different_trees_do_not_mix() -> None:
-    net = make_net((4,), 3, 7, width=8, blocks=1, convolve=False)
+    net = make_net((4,), 3, 7, num_channels=8, num_blocks=1, convolve=False)
     torch.nn.init.normal_(net.heads.weight)
     frozen = FrozenLatent(net, Bins(10.0, 7))
-    obs, config = torch.randn(6, 4), SearchConfig(simulations=12, gumbel=True, track_bounds=True)
+    obs, config = torch.randn(6, 4), SearchConfig(num_simulations=12, gumbel=True, track_bounds=True)
 
     def visits(rows: Tensor) -> np.ndarray:
         model = LatentAdapter(frozen, rows, np.ones((len(rows), 3), dtype=bool), discount=0.9, num_nodes=14)
@@ -162,7 +162,7 @@ def test_latents_of_different_trees_do_not_mix() -> None:
 @pytest.mark.parametrize("shape", [(5,), (3, 4, 4)])
 def test_a_frozen_copy_says_what_the_network_says(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    net, bins = make_net(shape, 3, 11, width=8, blocks=2, convolve=len(shape) == 3), Bins(5.0, 11)
+    net, bins = make_net(shape, 3, 11, num_channels=8, num_blocks=2, convolve=len(shape) == 3), Bins(5.0, 11)
     for p in net.parameters():
         p.data += 0.1 * torch.randn_like(p)
     for _ in range(3):  # so that running statistics are not those of the beginning

@@ -65,11 +65,12 @@ def same_tree(trees: Trees, b: int, slot: int, node: Node) -> int:
 
 
 @pytest.mark.parametrize("config", [
-    SearchConfig(simulations=60), SearchConfig(simulations=60, c_init=3.0, fpu_reduction=0.0),
-    SearchConfig(simulations=60, gumbel=True), SearchConfig(simulations=45, gumbel=True, gumbel_scale=1.0, max_considered=4, c_scale=0.1),
-    SearchConfig(simulations=60, track_bounds=True), SearchConfig(simulations=60, track_bounds=True, q_range=1.0),
-    SearchConfig(simulations=60, gumbel=True, track_bounds=True, min_range=0.7),
-    SearchConfig(simulations=60, prove=True), SearchConfig(simulations=60, gumbel=True, prove=True),
+    SearchConfig(num_simulations=60), SearchConfig(num_simulations=60, c_init=3.0, fpu_reduction=0.0),
+    SearchConfig(num_simulations=60, gumbel=True),
+    SearchConfig(num_simulations=45, gumbel=True, gumbel_scale=1.0, max_considered=4, c_scale=0.1),
+    SearchConfig(num_simulations=60, track_bounds=True), SearchConfig(num_simulations=60, track_bounds=True, q_range=1.0),
+    SearchConfig(num_simulations=60, gumbel=True, track_bounds=True, min_range=0.7),
+    SearchConfig(num_simulations=60, prove=True), SearchConfig(num_simulations=60, gumbel=True, prove=True),
 ])  # fmt: skip
 def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -> None:
     for seed in range(4):
@@ -84,10 +85,10 @@ def test_the_kernels_grow_the_same_trees_as_plain_python(config: SearchConfig) -
 
 
 def test_trees_side_by_side_do_not_touch_each_other() -> None:
-    config = SearchConfig(simulations=40)
+    config = SearchConfig(num_simulations=40)
     together = search(RandomModel(8, seed=1), config, np.random.default_rng(0))
     budgets = np.array([40, 1, 17, 40, 5, 40, 40, 2])
-    mixed = search(RandomModel(8, seed=1), config, np.random.default_rng(0), simulations=budgets)
+    mixed = search(RandomModel(8, seed=1), config, np.random.default_rng(0), num_simulations=budgets)
     for b in np.flatnonzero(budgets == 40):
         np.testing.assert_array_equal(together.visits(20)[b], mixed.visits(20)[b])
     np.testing.assert_array_equal(mixed.visits(20).sum(axis=1), budgets)
@@ -111,7 +112,7 @@ class Bandit:
 
 def test_the_improved_value_by_hand() -> None:
     """Each move was visited once: Q = 0, 1, -1. Weights 0.5 e^.51, 0.3 e^1.02 and 0.2, where .51 = (50 + 1) 0.02 (Q + 1) / 2."""
-    found = search(Bandit(), SearchConfig(simulations=3, gumbel=True, c_scale=0.02), np.random.default_rng(0))
+    found = search(Bandit(), SearchConfig(num_simulations=3, gumbel=True, c_scale=0.02), np.random.default_rng(0))
     weights = np.array([0.5, 0.3, 0.2]) * np.exp([0.51, 1.02, 0.0])
     assert found.improved_value()[0] == pytest.approx((weights[1] - weights[2]) / weights.sum(), abs=1e-6)
     assert found.value()[0] == 0.0  # the mean also counts the two moves that were only tried
@@ -120,10 +121,10 @@ def test_the_improved_value_by_hand() -> None:
 def test_the_improved_value_is_within_what_is_proven_and_counts_no_move_that_is_proven_worse() -> None:
     """Three moves that end the game at once, of which one wins. The mean counts what was only tried, the improved value does not."""
     for gumbel in (False, True):
-        found = search(Bandit(), SearchConfig(simulations=3, gumbel=gumbel, prove=True, forced=2.0), np.random.default_rng(0))
+        found = search(Bandit(), SearchConfig(num_simulations=3, gumbel=gumbel, prove=True, forced_playouts=2.0), np.random.default_rng(0))
         assert found.improved_value()[0] == 1.0
-    free = search(Bandit(), SearchConfig(simulations=50), np.random.default_rng(0))
-    forced = search(Bandit(), SearchConfig(simulations=50, forced=8.0), np.random.default_rng(0))
+    free = search(Bandit(), SearchConfig(num_simulations=50), np.random.default_rng(0))
+    forced = search(Bandit(), SearchConfig(num_simulations=50, forced_playouts=8.0), np.random.default_rng(0))
     assert forced.value()[0] < free.value()[0] - 0.1
     assert forced.improved_value()[0] > free.value()[0]
 
@@ -142,7 +143,7 @@ def test_the_value_that_is_learnt_is_not_pulled_down_by_moves_that_were_only_tri
     def network(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return rng.normal(size=(len(planes), 9)).astype(np.float32), np.array([table[p.tobytes()] for p in planes], dtype=np.float32)
 
-    config = SearchConfig(simulations=16, gumbel=gumbel, gumbel_scale=1.0, c_scale=0.5, forced=0.0 if gumbel else 2.0)
+    config = SearchConfig(num_simulations=16, gumbel=gumbel, gumbel_scale=1.0, c_scale=0.5, forced_playouts=0.0 if gumbel else 2.0)
     found = search(RulesAdapter(game, states, network), config, rng)
     mean, improved = found.value() - truth, found.improved_value() - truth
     assert mean.mean() < -0.2
@@ -152,10 +153,10 @@ def test_the_value_that_is_learnt_is_not_pulled_down_by_moves_that_were_only_tri
 
 def test_puct_by_hand() -> None:
     """Without reduction and with c = 1: scores of the first visits are P sqrt(N), then Q + P sqrt(N) / (1 + n)."""
-    config = SearchConfig(simulations=1, c_init=1.0, c_base=1e9, fpu_reduction=0.0)
+    config = SearchConfig(num_simulations=1, c_init=1.0, c_base=1e9, fpu_reduction=0.0)
 
     def visits(simulations: int) -> list[int]:
-        config_n = dataclasses.replace(config, simulations=simulations)
+        config_n = dataclasses.replace(config, num_simulations=simulations)
         return search(Bandit(), config_n, np.random.default_rng(0)).visits(3)[0].tolist()
 
     assert visits(1) == [1, 0, 0]  # the prior alone
@@ -168,11 +169,11 @@ def test_puct_by_hand() -> None:
 
 def test_muzeros_values_are_within_0_and_1_beside_the_same_exploration() -> None:
     """As above, with Q scaled to [0, 1]. N = 2: a: 1/2 + .354, b: 1/2 + .424; N = 3: a: 1/2 + .433, b: 1 + .260, c: 2/3 + .346."""
-    config = SearchConfig(simulations=3, c_init=1.0, c_base=1e9, fpu_reduction=0.0, q_range=1.0)
+    config = SearchConfig(num_simulations=3, c_init=1.0, c_base=1e9, fpu_reduction=0.0, q_range=1.0)
     assert search(Bandit(), config, np.random.default_rng(0)).visits(3)[0].tolist() == [1, 2, 0]
 
     def share(q_range: float) -> float:
-        config = SearchConfig(simulations=400, c_init=4.0, fpu_reduction=0.0, q_range=q_range)
+        config = SearchConfig(num_simulations=400, c_init=4.0, fpu_reduction=0.0, q_range=q_range)
         return float(search(Bandit(), config, np.random.default_rng(0)).visits(3)[0, 1] / 400)
 
     assert share(1.0) < share(2.0) - 0.05, "half the range is twice the exploration"
@@ -189,17 +190,17 @@ def priors(game: Game, config: SearchConfig, num: int, explore: np.ndarray | Non
 @pytest.mark.parametrize(("name", "least", "most"), [("tic_tac_toe", 4.5, 6.0), ("breakthrough", 6.0, 9.5), ("gomoku", 8.0, 12.0)])
 def test_noise_has_about_as_many_moves_in_every_game(name: str, least: float, most: float) -> None:
     """1 / sum p^2 of the noise alone: 10 / legal moves each, whether there are 9, 22 of 768 or all 225."""
-    noise = priors(Game(name), SearchConfig(simulations=1, dirichlet_alpha=None, dirichlet_fraction=1.0), 200)
+    noise = priors(Game(name), SearchConfig(num_simulations=1, dirichlet_alpha=None, dirichlet_fraction=1.0), 200)
     assert least < 1.0 / np.square(noise).sum(axis=1).mean() < most
 
 
 def test_only_searches_that_explore_have_noise_and_forced_visits() -> None:
     game, explore = Game("tic_tac_toe"), np.array([True, False, False, True])
-    config = SearchConfig(simulations=64, dirichlet_alpha=None, forced=8.0)
+    config = SearchConfig(num_simulations=64, dirichlet_alpha=None, forced_playouts=8.0)
     noisy = priors(game, config, 4, explore)
     assert [bool(np.ptp(row) > 0.01) for row in noisy] == explore.tolist()
-    bandit = SearchConfig(simulations=200, forced=8.0)
-    free = search(Bandit(), dataclasses.replace(bandit, forced=0.0), np.random.default_rng(0))
+    bandit = SearchConfig(num_simulations=200, forced_playouts=8.0)
+    free = search(Bandit(), dataclasses.replace(bandit, forced_playouts=0.0), np.random.default_rng(0))
     for explores in (True, False):
         found = search(Bandit(), bandit, np.random.default_rng(0), explore=np.array([explores]))
         assert (found.visits(3)[0].tolist() != free.visits(3)[0].tolist()) == explores
@@ -224,7 +225,7 @@ def test_sequential_halving_spends_its_budget_on_ever_fewer_moves(most: int, sim
 
 
 def test_gumbel_plays_by_values_where_they_differ_and_by_logits_where_they_do_not() -> None:
-    found = search(Bandit(), SearchConfig(simulations=16, gumbel=True), np.random.default_rng(0))
+    found = search(Bandit(), SearchConfig(num_simulations=16, gumbel=True), np.random.default_rng(0))
     assert found.best()[0] == 1
     policy = found.policy(3)[0]
     assert policy[1] > 0.99
@@ -232,8 +233,8 @@ def test_gumbel_plays_by_values_where_they_differ_and_by_logits_where_they_do_no
 
 
 def test_forced_visits_are_not_part_of_the_target() -> None:
-    forced = search(Bandit(), SearchConfig(simulations=200, forced=8.0), np.random.default_rng(0))
-    free = search(Bandit(), SearchConfig(simulations=200), np.random.default_rng(0))
+    forced = search(Bandit(), SearchConfig(num_simulations=200, forced_playouts=8.0), np.random.default_rng(0))
+    free = search(Bandit(), SearchConfig(num_simulations=200), np.random.default_rng(0))
     assert forced.visits(3)[0][2] > free.visits(3)[0][2]
     assert forced.policy(3)[0][2] <= free.policy(3)[0][2]
 
@@ -247,8 +248,8 @@ def blind(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 MODES = [
-    SearchConfig(simulations=400), SearchConfig(simulations=400, gumbel=True), SearchConfig(simulations=400, leaves=8),
-    SearchConfig(simulations=400, gumbel=True, prove=True), SearchConfig(simulations=400, leaves=8, prove=True),
+    SearchConfig(num_simulations=400), SearchConfig(num_simulations=400, gumbel=True), SearchConfig(num_simulations=400, num_leaves=8),
+    SearchConfig(num_simulations=400, gumbel=True, prove=True), SearchConfig(num_simulations=400, num_leaves=8, prove=True),
 ]  # fmt: skip
 
 
@@ -277,7 +278,7 @@ def test_search_finds_the_moves_of_perfect_play(gumbel: bool) -> None:
     assert known is not None
     some = np.random.default_rng(0).choice(len(known.histories), 150, replace=False)
     states = [game.state_of(h) for h in known.histories[some]]
-    found = search(RulesAdapter(game, states, blind), SearchConfig(simulations=800, gumbel=gumbel), np.random.default_rng(0))
+    found = search(RulesAdapter(game, states, blind), SearchConfig(num_simulations=800, gumbel=gumbel), np.random.default_rng(0))
     assert known.optimal[some, found.best()].mean() > 0.97
 
 
@@ -292,7 +293,7 @@ def test_what_a_search_proves_is_the_outcome_of_perfect_play(gumbel: bool, simul
     def misled(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return rng.normal(size=(len(planes), 9)).astype(np.float32), np.tanh(rng.normal(size=len(planes))).astype(np.float32)
 
-    found = search(RulesAdapter(game, states, misled), SearchConfig(simulations=simulations, gumbel=gumbel, prove=True), rng)
+    found = search(RulesAdapter(game, states, misled), SearchConfig(num_simulations=simulations, gumbel=gumbel, prove=True), rng)
     least, most = found.trees.least[:, 0], found.trees.most[:, 0]
     truth = np.array([outcome(state) for state in states])
     assert ((least <= truth) & (truth <= most)).all()
@@ -305,7 +306,7 @@ def test_what_a_search_proves_is_the_outcome_of_perfect_play(gumbel: bool, simul
 
 def test_of_proven_moves_only_the_best_are_candidates() -> None:
     """Moves with the bounds of a draw, anything, a loss and a win; then without the win, and without what is open."""
-    found = search(Bandit(), SearchConfig(simulations=3, prove=True), np.random.default_rng(0))
+    found = search(Bandit(), SearchConfig(num_simulations=3, prove=True), np.random.default_rng(0))
     assert found.candidates.tolist() == [[False, True, False]]
     assert found.policy(3)[0].tolist() == [0.0, 1.0, 0.0]
     draw, open_, loss, win, at_least_draw = (0.0, 0.0), (-1.0, 1.0), (-1.0, -1.0), (1.0, 1.0), (0.0, 1.0)
@@ -325,7 +326,7 @@ def test_of_proven_moves_only_the_best_are_candidates() -> None:
 
 def test_a_move_that_is_proven_worse_is_not_learnt_however_often_it_was_visited() -> None:
     """One visit each: without forced visits only the likeliest would be left, and of two that are lost none is better than the third."""
-    config = SearchConfig(simulations=2, c_init=1.0, c_base=1e9, fpu_reduction=0.0, prove=True, forced=2.0)
+    config = SearchConfig(num_simulations=2, c_init=1.0, c_base=1e9, fpu_reduction=0.0, prove=True, forced_playouts=2.0)
     found = search(Bandit(), config, np.random.default_rng(0))
     assert found.visits(3)[0].tolist() == [1, 1, 0]
     assert found.policy(3)[0].tolist() == [0.0, 1.0, 0.0]
@@ -343,7 +344,7 @@ def test_a_search_knows_what_the_network_said_in_the_one_before() -> None:
         rows = planes.reshape(len(planes), -1)
         return np.sin(rows @ np.arange(84 * 7).reshape(84, 7)).astype(np.float32), np.tanh(rows[:, :42].sum(axis=1) / 20).astype(np.float32)
 
-    config, rng = SearchConfig(simulations=60, gumbel=True), np.random.default_rng(0)
+    config, rng = SearchConfig(num_simulations=60, gumbel=True), np.random.default_rng(0)
     states = [game.state_of(h) for h in ([], [3], [3, 3, 2])]
     model = RulesAdapter(game, states, some)
     found = search(model, config, rng)
@@ -367,7 +368,7 @@ def test_search_finds_forced_wins_of_connect_four() -> None:
             winning = [a for a, v in solver.values(moves).items() if v == 1]
             mates += [(moves, winning[0])] if len(winning) == 1 else []
     found = search(
-        RulesAdapter(game, [game.state_of(m) for m, _ in mates], blind), SearchConfig(simulations=3000), np.random.default_rng(0)
+        RulesAdapter(game, [game.state_of(m) for m, _ in mates], blind), SearchConfig(num_simulations=3000), np.random.default_rng(0)
     )
     assert np.mean(found.best() == [best for _, best in mates]) > 0.6, "one column in seven would be right by chance"
 
@@ -380,7 +381,7 @@ def test_equal_positions_are_evaluated_once() -> None:
         return blind(planes)
 
     model = RulesAdapter(game, [game.new_state() for _ in range(16)], count)
-    search(model, SearchConfig(simulations=30), np.random.default_rng(0))
+    search(model, SearchConfig(num_simulations=30), np.random.default_rng(0))
     assert len(asked) == len(set(asked)) == model.evaluations
     assert model.duplicates > 10 * model.evaluations
 
@@ -429,9 +430,9 @@ def test_positions_with_equal_planes_and_other_legal_moves_are_searched_together
     look = game.look
     game.look = lambda some: (seen := look(some))._replace(planes=np.ascontiguousarray(seen.planes[:, [0, 1, 2, 4]]))  # type: ignore[method-assign]
     model = RulesAdapter(game, states, lambda planes: opinion(planes, 10))
-    found = search(model, SearchConfig(simulations=20, gumbel=True), np.random.default_rng(0))
+    found = search(model, SearchConfig(num_simulations=20, gumbel=True), np.random.default_rng(0))
     assert found.trees.count[:, 0].tolist() == [1, 2, 9]
-    alone = [search(RulesAdapter(game, [s], lambda planes: opinion(planes, 10)), SearchConfig(simulations=20, gumbel=True),
+    alone = [search(RulesAdapter(game, [s], lambda planes: opinion(planes, 10)), SearchConfig(num_simulations=20, gumbel=True),
                     np.random.default_rng(0)) for s in states]  # fmt: skip
     for b, one in enumerate(alone):
         np.testing.assert_allclose(found.trees.prior[b, found.root_edges(b)], one.trees.prior[0, one.root_edges(0)], atol=1e-6)
@@ -446,7 +447,7 @@ def test_a_model_whose_answer_has_the_wrong_length_is_refused_before_a_kernel_re
             return whole._replace(**{column: np.resize(getattr(whole, column), short)})
 
     with pytest.raises(ValueError, match="one action and one logit for each of"):
-        search(Wrong(3, seed=0), SearchConfig(simulations=4), np.random.default_rng(0))
+        search(Wrong(3, seed=0), SearchConfig(num_simulations=4), np.random.default_rng(0))
 
 
 @pytest.mark.parametrize("column", ["logits", "value", "reward"])
@@ -457,11 +458,11 @@ def test_a_network_that_is_not_finite_is_not_searched_with(column: str) -> None:
             return found._replace(**{column: getattr(found, column) * np.float32("nan")})
 
     with pytest.raises(NonFiniteError, match="not finite"):
-        search(Broken(3, seed=0), SearchConfig(simulations=40), np.random.default_rng(0))
+        search(Broken(3, seed=0), SearchConfig(num_simulations=40), np.random.default_rng(0))
 
 
 def test_edges_grow_when_positions_have_more_moves_than_the_first() -> None:
     model = RandomModel(3, seed=5, most=20)
-    found = search(model, SearchConfig(simulations=120), np.random.default_rng(0))
+    found = search(model, SearchConfig(num_simulations=120), np.random.default_rng(0))
     assert (found.trees.used <= found.trees.action.shape[1]).all()
     np.testing.assert_array_equal(found.visits(20).sum(axis=1), 120)

@@ -30,12 +30,12 @@ from rlx.planning.windows import ReturnWindows
 from rlx.types import Model, ModelStep
 
 CPU = torch.device("cpu")
-METHODS = pytest.mark.parametrize("method", PLANNERS)
+KINDS = pytest.mark.parametrize("kind", PLANNERS)
 TARGET = torch.tensor([[[0.5], [-0.3], [0.1], [0.8]], [[-0.5], [0.0], [0.9], [-0.7]]])  # [B, H, A]
 
 
-def config(method: str = "cem", **settings) -> PlannerConfig:
-    return PlannerConfig(**{"method": method, "population": 300, "elites": 30, "iterations": 8, "noise_beta": 0.0, **settings})
+def config(kind: str = "cem", **settings) -> PlannerConfig:
+    return PlannerConfig(**{"kind": kind, "num_candidates": 300, "num_elites": 30, "num_iterations": 8, "noise_beta": 0.0, **settings})
 
 
 def begin(mean: Tensor, settings: PlannerConfig) -> Memory:
@@ -45,7 +45,7 @@ def begin(mean: Tensor, settings: PlannerConfig) -> Memory:
 
 def search(score: Score, mean: Tensor, settings: PlannerConfig) -> Tensor:
     """The final mean of a planner."""
-    return PLANNERS[settings.method](score, begin(mean, settings), settings)[0]
+    return PLANNERS[settings.kind](score, begin(mean, settings), settings)[0]
 
 
 def quadratic(candidates: Tensor) -> Tensor:
@@ -53,66 +53,66 @@ def quadratic(candidates: Tensor) -> Tensor:
     return -(candidates - TARGET[:, None]).square().sum((2, 3))
 
 
-@METHODS
-def test_a_planner_finds_the_optimum_of_a_quadratic(method):
-    found = search(quadratic, torch.zeros(2, 4, 1), config(method))
+@KINDS
+def test_a_planner_finds_the_optimum_of_a_quadratic(kind):
+    found = search(quadratic, torch.zeros(2, 4, 1), config(kind))
     assert (found - TARGET).abs().max() < 0.1
 
 
-@METHODS
-def test_a_planner_finds_an_optimum_on_the_bounds(method):
-    found = search(lambda c: c.sum((2, 3)), torch.zeros(1, 4, 2), config(method))
-    assert found.min() > (0.4 if method == "mppi" else 0.7)  # an average lies inside
+@KINDS
+def test_a_planner_finds_an_optimum_on_the_bounds(kind):
+    found = search(lambda c: c.sum((2, 3)), torch.zeros(1, 4, 2), config(kind))
+    assert found.min() > (0.4 if kind == "mppi" else 0.7)  # an average lies inside
     assert found.max() <= 1.0
 
 
-@METHODS
-def test_candidates_stay_within_the_bounds(method):
+@KINDS
+def test_candidates_stay_within_the_bounds(kind):
     seen = []
 
     def score(candidates: Tensor) -> Tensor:
         seen.append(candidates)
         return quadratic(candidates)
 
-    search(score, torch.full((2, 4, 1), 0.95), config(method, init_std=2.0))
+    search(score, torch.full((2, 4, 1), 0.95), config(kind, init_std=2.0))
     assert torch.cat(seen, dim=1).abs().max() <= 1.0
 
 
-@METHODS
+@KINDS
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_candidates_whose_return_is_not_finite_are_never_elites(method, bad):
+def test_candidates_whose_return_is_not_finite_are_never_elites(kind, bad):
     def score(candidates: Tensor) -> Tensor:
         # whoever has a positive first action would be the best, and is none
         return torch.where(candidates[:, :, 0, 0] > 0.0, bad, candidates[:, :, 0, 0] * 0.01 - 100.0)
 
-    found = search(score, torch.zeros(1, 4, 1), config(method))
+    found = search(score, torch.zeros(1, 4, 1), config(kind))
     assert found.isfinite().all()
     assert found[0, 0, 0] < 0.0
 
 
-@METHODS
-def test_with_fewer_finite_returns_than_elites_only_they_count(method):
+@KINDS
+def test_with_fewer_finite_returns_than_elites_only_they_count(kind):
     def score(candidates: Tensor) -> Tensor:
         returns = torch.full(candidates.shape[:2], float("nan"))
         returns[:, 5] = 1.0
         score.only = candidates[:, 5]
         return returns
 
-    found = search(score, torch.zeros(1, 4, 1), config(method, iterations=1, momentum=0.0))
+    found = search(score, torch.zeros(1, 4, 1), config(kind, num_iterations=1, momentum=0.0))
     torch.testing.assert_close(found, score.only)
 
 
-@METHODS
-def test_without_any_finite_return_the_plan_stays_as_it_was(method):
+@KINDS
+def test_without_any_finite_return_the_plan_stays_as_it_was(kind):
     before = torch.full((2, 4, 1), 0.25)
-    found = search(lambda c: torch.full(c.shape[:2], float("nan")), before, config(method))
+    found = search(lambda c: torch.full(c.shape[:2], float("nan")), before, config(kind))
     torch.testing.assert_close(found, before)
 
 
-@METHODS
-def test_states_are_planned_for_apart(method):
-    both = search(quadratic, torch.zeros(2, 4, 1), config(method, iterations=20))
-    alone = search(lambda c: -(c - TARGET[1:, None]).square().sum((2, 3)), torch.zeros(1, 4, 1), config(method, iterations=20))
+@KINDS
+def test_states_are_planned_for_apart(kind):
+    both = search(quadratic, torch.zeros(2, 4, 1), config(kind, num_iterations=20))
+    alone = search(lambda c: -(c - TARGET[1:, None]).square().sum((2, 3)), torch.zeros(1, 4, 1), config(kind, num_iterations=20))
     torch.testing.assert_close(both[1:], alone, atol=0.1, rtol=0.0)
 
 
@@ -125,7 +125,7 @@ def test_icem_shrinks_its_population_and_lets_elites_compete_again():
         best.append(returns.amax(1))
         return returns
 
-    search(score, torch.zeros(2, 4, 1), config("icem", population=100, elites=10, iterations=4, population_decay=2.0))
+    search(score, torch.zeros(2, 4, 1), config("icem", num_candidates=100, num_elites=10, num_iterations=4, population_decay=2.0))
     assert sizes == [100, 53, 28, 23]  # half, plus three elites of ten; never fewer than twice the elites
     assert all((later >= earlier).all() for earlier, later in itertools.pairwise(best))
 
@@ -184,11 +184,11 @@ def test_what_a_model_makes_of_a_state_that_does_not_exist_is_ignored():
         assert imagined.reward.flatten().tolist() == [1, 2, 3, 0, 0]
 
 
-@METHODS
-def test_plans_stop_short_of_a_termination_that_costs_the_future(method):
+@KINDS
+def test_plans_stop_short_of_a_termination_that_costs_the_future(kind):
     # three steps up end the episode with 6; staying at two earns 1 + 2 + 2 + 2 ...
     found = plan(
-        Counter(), torch.zeros(1, 1), begin(torch.zeros(1, 8, 1), config(method)), config(method, iterations=10, noise_beta=1.0),
+        Counter(), torch.zeros(1, 1), begin(torch.zeros(1, 8, 1), config(kind)), config(kind, num_iterations=10, noise_beta=1.0),
         to_action=lambda a: a, penalty=UncertaintyPenalty(), measured=Counter(),
     )  # fmt: skip
     assert found.predicted_return.item() > 9.0
@@ -237,7 +237,8 @@ def test_a_plan_that_is_believed_counts_in_full():
 
 def test_what_a_cut_plan_predicts_is_the_return_over_the_steps_that_count():
     found = plan(
-        Counter(ends=False), torch.zeros(1, 1), begin(torch.full((1, 5, 1), 0.9), config()), config(iterations=1), to_action=lambda a: a,
+        Counter(ends=False), torch.zeros(1, 1), begin(torch.full((1, 5, 1), 0.9), config()), config(num_iterations=1),
+        to_action=lambda a: a,
         penalty=UncertaintyPenalty(limit=1.5), measured=Counter(ends=False),
     )  # fmt: skip
     steps = found.mean[0, :, 0].cumsum(0)
@@ -265,11 +266,11 @@ class TruePendulum:
         return ModelStep(after, reward(state, action, after), None, torch.zeros(state.shape[:-1]))
 
 
-@pytest.mark.parametrize("method", ["icem", "mppi"])
-def test_planning_with_the_true_dynamics_swings_the_pendulum_up(method):
+@pytest.mark.parametrize("kind", ["icem", "mppi"])
+def test_planning_with_the_true_dynamics_swings_the_pendulum_up(kind):
     theta = torch.tensor([3.1, 1.5, -2.0])
     obs, model, total = torch.stack([theta.cos(), theta.sin(), torch.zeros(3)], dim=-1), TruePendulum(), torch.zeros(3)
-    settings = PlannerConfig(method=method, population=100, elites=10, iterations=3)
+    settings = PlannerConfig(kind=kind, num_candidates=100, num_elites=10, num_iterations=3)
     memory = no_memory(3, 20, 1, settings, CPU)
     for _ in range(120):
         found = plan(model, obs, memory, settings, to_action=lambda a: 2.0 * a, penalty=UncertaintyPenalty(), measured=model)
@@ -298,14 +299,14 @@ class KnownMembers:
         return torch.ones_like(raw)
 
 
-def cost_of_planning(method: str, *, members: int, particles: int, propagation: str, penalty: UncertaintyPenalty) -> float:
+def cost_of_planning(kind: str, *, members: int, particles: int, propagation: str, penalty: UncertaintyPenalty) -> float:
     """Mean x^2 where the cost is x^2, the noise of a step cannot be known, and undoing what it did is the best one can do."""
     measured = EnsembleModel(
-        frozen=KnownMembers(members), obs_scale=torch.ones(1), propagation=propagation, particles=particles,  # type: ignore[arg-type]
+        frozen=KnownMembers(members), obs_scale=torch.ones(1), propagation=propagation, num_particles=particles,  # type: ignore[arg-type]
         reward_fn=lambda obs, action, next_obs: -next_obs[..., 0].square(), termination_fn=None, measure_disagreement=True,
     )  # fmt: skip
     model = dataclasses.replace(measured, measure_disagreement=penalty.needs_disagreement)
-    settings = PlannerConfig(method=method, population=80, elites=8, iterations=4, noise_beta=0.0)
+    settings = PlannerConfig(kind=kind, num_candidates=80, num_elites=8, num_iterations=4, noise_beta=0.0)
     x, memory, cost = torch.zeros(400, 1), no_memory(400, 3, 1, settings, CPU), 0.0
     for step in range(8):
         found = plan(model, x, memory, settings, to_action=lambda a: a, penalty=penalty, measured=measured)
@@ -326,15 +327,15 @@ def cost_of_planning(method: str, *, members: int, particles: int, propagation: 
         (3, 2, "ts_inf", UncertaintyPenalty(limit=0.1)),
     ],
 )
-@pytest.mark.parametrize("method", ["cem", "icem"])
-def test_plans_do_not_act_against_noise_that_they_imagined(method, members, particles, propagation, penalty):
+@pytest.mark.parametrize("kind", ["cem", "icem"])
+def test_plans_do_not_act_against_noise_that_they_imagined(kind, members, particles, propagation, penalty):
     """With noise in common to all particles the cost is 0.14 to 0.17: a plan undoes what will not happen."""
-    cost = cost_of_planning(method, members=members, particles=particles, propagation=propagation, penalty=penalty)
+    cost = cost_of_planning(kind, members=members, particles=particles, propagation=propagation, penalty=penalty)
     assert 0.8 * OPTIMUM < cost < 1.2 * OPTIMUM
 
 
 def test_icem_lets_the_elites_of_the_step_before_compete_where_there_were_any():
-    settings, seen = config("icem", population=20, elites=10, keep_elites=0.3), []
+    settings, seen = config("icem", num_candidates=20, num_elites=10, keep_elites=0.3), []
     elites = torch.arange(1.0, 7.0).view(2, 3, 1, 1).expand(2, 3, 4, 1) / 10.0
     memory = Memory(torch.zeros(2, 4, 1), elites, torch.tensor([True, False]))
 
@@ -359,9 +360,9 @@ def test_what_is_left_of_a_plan_is_a_step_shorter_and_ends_in_the_middle():
     assert rest.known.all()
 
 
-@pytest.mark.parametrize("method", ["cem", "mppi"])
-def test_only_icem_has_elites_to_remember(method):
-    assert no_memory(2, 4, 1, config(method), CPU).elites.shape[1] == 0
+@pytest.mark.parametrize("kind", ["cem", "mppi"])
+def test_only_icem_has_elites_to_remember(kind):
+    assert no_memory(2, 4, 1, config(kind), CPU).elites.shape[1] == 0
 
 
 # Promised and kept

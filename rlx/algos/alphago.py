@@ -80,7 +80,9 @@ class AlphaGo:
         self._freeze()
 
     def _tower(self) -> ResNet:
-        net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=self.config.num_blocks, channels=self.config.num_channels)
+        net = ResNet(
+            self.game.planes_shape, self.game.num_actions, num_blocks=self.config.num_blocks, num_channels=self.config.num_channels
+        )
         return net.to(self.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _adam(self, net: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
@@ -243,8 +245,10 @@ class AlphaGo:
         model = RulesAdapter(self.game, states, self._prior_and_value, seen=seen)
         if mix > 0.0:
             model = PlayoutAdapter(self.game, states, self._prior_and_value, mix=mix, policy=self._fast_rollout_policy, rng=rng, seen=seen)
-        simulations = config.search.num_eval_simulations or config.search.num_simulations
-        found = search(model, SearchConfig(simulations=simulations, c_init=config.search.c_puct, leaves=config.search.num_leaves), rng)
+        num_simulations = config.search.num_eval_simulations or config.search.num_simulations
+        found = search(
+            model, SearchConfig(num_simulations=num_simulations, c_init=config.search.c_puct, num_leaves=config.search.num_leaves), rng
+        )
         return found, model, np.ones(len(states), dtype=bool)
 
     def _prior_and_value(self, planes: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

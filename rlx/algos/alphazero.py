@@ -48,7 +48,8 @@ class AlphaZero:
             raise ConfigError(f"algo={config.name} plays two-player games, and env={spec.id} is none; try env=connect_four")
         self.config, self.device, self.game = config, device, spec.game
         self.rollout_length = 1
-        self.net = ResNet(self.game.planes_shape, self.game.num_actions, blocks=config.num_blocks, channels=config.num_channels).to(device)
+        net = ResNet(self.game.planes_shape, self.game.num_actions, num_blocks=config.num_blocks, num_channels=config.num_channels)
+        self.net = net.to(device)
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
@@ -128,20 +129,20 @@ class AlphaZero:
             The trees, the model that was searched, and where the search was a full one [B].
         """
         config = self.config
-        simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
+        num_simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
         states = [self.game.state_of(h) for h in obs["history"].tolist()]
         model = RulesAdapter(self.game, states, self._frozen, known, seen=self.game.seen(obs))
         full = np.ones(len(states), dtype=bool)
         if mode == "train" and config.search.rule is SearchRule.puct and config.search.full_search_fraction < 1.0:
             full = rng.random(len(states)) < config.search.full_search_fraction
-        budget = np.where(full, simulations, config.search.num_cheap_simulations)
+        budget = np.where(full, num_simulations, config.search.num_cheap_simulations)
         explore = full if config.search.rule is SearchRule.puct else num_plies(obs) < config.exploration_plies
-        return search(model, self.search_config(mode), rng, simulations=budget, explore=explore), model, full
+        return search(model, self.search_config(mode), rng, num_simulations=budget, explore=explore), model, full
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config, explore = self.config, mode == "train"
         settings = config.search.arguments(explore=explore)
-        return SearchConfig(**settings, forced=config.search.forced_playouts if explore else 0.0, prove=config.search.prove)
+        return SearchConfig(**settings, forced_playouts=config.search.forced_playouts if explore else 0.0, prove=config.search.prove)
 
     def _explore(
         self, found: SearchResult, best: NDArray[np.int64], ply: NDArray[np.int64], rng: np.random.Generator

@@ -197,7 +197,7 @@ class I2A:
         assert self.world is not None
         config, num_actions = self.config, self.grid.num_actions
         if self._decide is Decide.tree:
-            search = SearchConfig(simulations=config.search.num_eval_simulations, track_bounds=True, q_range=1.0)
+            search = SearchConfig(num_simulations=config.search.num_eval_simulations, track_bounds=True, q_range=1.0)
             return search_tree(self.world, self._model_free, planes, search, depth=config.rollout_depth if lines else 0,
                                discount=config.discount, reward_scale=self._reward_scale)  # fmt: skip
         rolled = self._roll_out(planes.repeat_interleave(config.search.num_rollouts, 0))
@@ -419,9 +419,8 @@ def _grid(spec: EnvSpec) -> GridWorld:
 
 
 def _model(config: I2AConfig, grid: GridWorld) -> GridModel:
-    return GridModel(
-        grid.planes_shape, grid.num_actions, len(grid.events), channels=config.num_model_channels, layers=config.num_model_layers
-    )
+    return GridModel(grid.planes_shape, grid.num_actions, len(grid.events), num_channels=config.num_model_channels,
+                     num_layers=config.num_model_layers)  # fmt: skip
 
 
 def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
@@ -429,8 +428,9 @@ def _network(config: I2AConfig, grid: GridWorld) -> I2ANet:
 
     def build(width: float, *, rolls_out: bool, encodes: bool) -> I2ANet:
         return I2ANet(
-            grid.planes_shape, grid.num_actions, channels=round(width * config.num_channels), hidden_size=round(width * config.hidden_size),
-            encoder_channels=config.num_encoder_channels, encoder_size=config.encoder_size if encodes else 0, rolls_out=rolls_out,
+            grid.planes_shape, grid.num_actions, num_channels=round(width * config.num_channels),
+            hidden_size=round(width * config.hidden_size), num_encoder_channels=config.num_encoder_channels,
+            encoder_size=config.encoder_size if encodes else 0, rolls_out=rolls_out,
         )  # fmt: skip
 
     if config.imagination is not Imagination.wide:

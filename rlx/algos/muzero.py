@@ -78,8 +78,8 @@ class MuZero:
             shape,
             self.num_actions,
             config.num_bins,
-            width=config.num_channels,
-            blocks=config.num_blocks,
+            num_channels=config.num_channels,
+            num_blocks=config.num_blocks,
             convolve=_convolves(config, spec, shape),
         ).to(device)
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
@@ -150,17 +150,18 @@ class MuZero:
         self, obs: Tensor, legal: NDArray[np.bool_], *, mode: Mode, rng: np.random.Generator, explore: NDArray[np.bool_] | None = None
     ) -> tuple[SearchResult, LatentAdapter]:
         config = self.search_config(mode)
-        num_nodes = config.simulations + config.leaves + 1
+        num_nodes = config.num_simulations + config.num_leaves + 1
         model = LatentAdapter(self._frozen, obs.to(self.device), legal, discount=self._discount, num_nodes=num_nodes)
         return search(model, config, rng, explore=explore if config.gumbel else None), model  # Dirichlet noise is at every root
 
     def search_config(self, mode: Mode) -> SearchConfig:
         config = self.config
-        simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
+        num_simulations = (config.search.num_eval_simulations if mode == "eval" else None) or config.search.num_simulations
         settings = config.search.arguments(explore=mode == "train")
         return SearchConfig(
-            **settings, simulations=simulations, q_range=1.0, track_bounds=self.game is None, min_range=config.search.min_return_range
-        )
+            **settings, num_simulations=num_simulations, q_range=1.0, track_bounds=self.game is None,
+            min_range=config.search.min_return_range,
+        )  # fmt: skip
 
     def _root_value(self, found: SearchResult) -> Tensor:
         """Values of the roots [B] after the search, for the player to move."""
@@ -390,14 +391,14 @@ def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return -(target * logits.log_softmax(-1)).sum(-1)
 
 
-def _timing(spent: Tensor, simulations: int) -> dict[str, float]:
+def _timing(spent: Tensor, num_simulations: int) -> dict[str, float]:
     """How the search's time divides into network and tree, from extras [T, B, 4]."""
     network_s, tree_s, total_s, calls = spent.sum(dim=(0, 1)).tolist()
     return {
-        "search/network_calls_per_simulation": calls / simulations,
+        "search/network_calls_per_simulation": calls / num_simulations,
         "time/search_network_share": network_s / total_s,
         "time/search_tree_share": tree_s / total_s,
-        "time/simulations_per_s": simulations * spent.shape[1] / total_s,
+        "time/simulations_per_s": num_simulations * spent.shape[1] / total_s,
     }
 
 

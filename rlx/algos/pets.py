@@ -54,9 +54,9 @@ class PETS:
         self.windows = ReturnWindows(config.planner.horizon, num_envs)
         p = config.planner
         self._planner = PlannerConfig(
-            method=p.kind.value, population=p.num_candidates, iterations=p.num_iterations, elites=p.num_elites, momentum=p.momentum,
-            init_std=p.init_std, noise_beta=p.noise_beta, population_decay=p.population_decay, keep_elites=p.keep_elites,
-            temperature=p.temperature,
+            kind=p.kind.value, num_candidates=p.num_candidates, num_iterations=p.num_iterations, num_elites=p.num_elites,
+            momentum=p.momentum, init_std=p.init_std, noise_beta=p.noise_beta, population_decay=p.population_decay,
+            keep_elites=p.keep_elites, temperature=p.temperature,
         )  # fmt: skip
         self._penalty = UncertaintyPenalty(
             cost=config.trust_cost if config.trust is TrustRule.disagreement else 0.0,
@@ -110,7 +110,8 @@ class PETS:
         """A frozen copy of the ensemble that measures disagreement; also makes the planner that uses the copy."""
         measured = EnsembleModel(
             frozen=FrozenEnsemble(self.learner.ensemble), obs_scale=self.learner.obs_scale, propagation=self.config.propagation.value,
-            particles=self.config.num_particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn, measure_disagreement=True,
+            num_particles=self.config.num_particles, reward_fn=self._reward_fn, termination_fn=self._termination_fn,
+            measure_disagreement=True,
         )  # fmt: skip
         planned = replace(measured, measure_disagreement=self._penalty.needs_disagreement)
 
@@ -123,7 +124,7 @@ class PETS:
     # Predictions for `rlx model`
 
     def predict_observations(self, obs: Tensor, action: Tensor, *, min_samples: int) -> Prediction:
-        return predict_observations(self._measured, obs, action, particles=-(-min_samples // self.learner.ensemble.num_members))
+        return predict_observations(self._measured, obs, action, num_particles=-(-min_samples // self.learner.ensemble.num_members))
 
     def observation_scale(self) -> Tensor | None:
         scale = self.learner.obs_scale

@@ -79,7 +79,7 @@ class EnsembleModel:
         obs_scale: [D] deviations of the observations; 0 of a constant feature.
         propagation: ts_inf keeps a particle with its member, ts_1 assigns particles to members anew at every step, mean follows the mean
             of the members' means without noise.
-        particles: of each member, P.
+        num_particles: of each member, P.
         reward_fn: the known reward; None if the last output is the reward.
         termination_fn: None if episodes never terminate.
         measure_disagreement: also return the disagreement at every step: the standard deviation of the members' states without noise, in
@@ -90,7 +90,7 @@ class EnsembleModel:
     frozen: FrozenEnsemble
     obs_scale: Tensor
     propagation: Propagation
-    particles: int
+    num_particles: int
     reward_fn: RewardFn | None
     termination_fn: TerminationFn | None
     measure_disagreement: bool
@@ -107,7 +107,7 @@ class EnsembleModel:
 
     @property
     def _has_noise(self) -> bool:
-        return not self._is_mean and (self.own_noise or self.frozen.num_members * self.particles > 1)
+        return not self._is_mean and (self.own_noise or self.frozen.num_members * self.num_particles > 1)
 
     def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
         """States [K, P, B, N, D] in obs [B, D]; K = 1 where particles go on from the members' mean.
@@ -116,7 +116,7 @@ class EnsembleModel:
         """
         members = 1 if self._is_mean else self.frozen.num_members
         measuring = self.measure_disagreement and members > 1 and self._has_noise
-        particles = 1 if self._is_mean else self.particles + measuring
+        particles = 1 if self._is_mean else self.num_particles + measuring
         return obs.to(torch.float32)[:, None].expand(members, particles, -1, num_candidates, -1)
 
     def step(self, state: Tensor, action: Tensor) -> ModelStep:
@@ -132,7 +132,7 @@ class EnsembleModel:
         """
         frozen, features = self.frozen, state.shape[-1]
         horizon, (members, slots, batch, candidates) = len(actions), state.shape[:-1]
-        particles = 1 if self._is_mean else self.particles
+        particles = 1 if self._is_mean else self.num_particles
         centre = frozen.centre
         noise = self._noise((horizon, members, particles, batch, candidates, features)) if self._has_noise else None
         inputs = actions.new_empty(horizon + 1, members, slots, batch, candidates, len(centre))

@@ -27,19 +27,21 @@ class GridModel(nn.Module):
         planes_shape: (C, H, W).
         num_actions: A.
         num_events: E; an outcome has one more bit, for termination.
-        channels: of each convolution.
-        layers: 3x3 convolutions before the heads, at least 1; the receptive field reaches as many cells far.
+        num_channels: of each convolution.
+        num_layers: 3x3 convolutions before the heads, at least 1; the receptive field reaches as many cells far.
     """
 
-    def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, num_events: int, *, channels: int, layers: int) -> None:
+    def __init__(
+        self, planes_shape: tuple[int, int, int], num_actions: int, num_events: int, *, num_channels: int, num_layers: int
+    ) -> None:
         super().__init__()
         c, self.height, self.width = planes_shape
-        self.planes = nn.Conv2d(c, channels, 3, padding=1)
-        self.action = nn.Conv2d(num_actions, channels, 3, padding=1, bias=False)
-        self.layers = nn.ModuleList(_PoolAndInject(channels) for _ in range(layers - 1))
-        self.change = nn.Conv2d(channels, c, 1)
-        self.local = nn.Conv2d(channels + 2 * c, channels, 1)
-        self.outcome = nn.Linear(2 * channels, num_events + 1)
+        self.planes = nn.Conv2d(c, num_channels, 3, padding=1)
+        self.action = nn.Conv2d(num_actions, num_channels, 3, padding=1, bias=False)
+        self.layers = nn.ModuleList(_PoolAndInject(num_channels) for _ in range(num_layers - 1))
+        self.change = nn.Conv2d(num_channels, c, 1)
+        self.local = nn.Conv2d(num_channels + 2 * c, num_channels, 1)
+        self.outcome = nn.Linear(2 * num_channels, num_events + 1)
         self.register_buffer("_every_action", torch.eye(num_actions)[:, :, None, None], persistent=False)
         for bias in (self.change.bias, self.outcome.bias):
             nn.init.constant_(bias, _RARE)  # type: ignore[arg-type]
@@ -64,10 +66,10 @@ class GridModel(nn.Module):
 class _PoolAndInject(nn.Module):
     """x + relu(conv(x) + W max(x)), the maximum over all cells."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
-        self.inject = nn.Linear(channels, channels, bias=False)
+        self.conv = nn.Conv2d(num_channels, num_channels, 3, padding=1)
+        self.inject = nn.Linear(num_channels, num_channels, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + F.relu(self.conv(x) + self.inject(highest(x))[:, :, None, None])

@@ -53,39 +53,40 @@ def scale_latent(x: Tensor) -> Tensor:
 class _DenseBlock(nn.Module):
     """x + linear(relu(norm(linear(x))))."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.inner, self.norm, self.outer = nn.Linear(width, width), nn.LayerNorm(width), nn.Linear(width, width)
+        self.inner, self.norm = nn.Linear(num_channels, num_channels), nn.LayerNorm(num_channels)
+        self.outer = nn.Linear(num_channels, num_channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.outer(F.relu(self.norm(self.inner(x))))
 
 
 class VectorNet(nn.Module):
-    """For observations that are vectors; latents are vectors of the same width as the layers.
+    """For observations that are vectors; latents are vectors of the same size as the layers.
 
     Args:
         num_features: D.
         num_actions: A.
         num_bins: of value and of reward.
-        width: of every layer.
-        blocks: residual blocks of the representation and of the dynamics.
+        num_channels: of every layer.
+        num_blocks: residual blocks of the representation and of the dynamics.
     """
 
-    def __init__(self, num_features: int, num_actions: int, num_bins: int, *, width: int, blocks: int) -> None:
+    def __init__(self, num_features: int, num_actions: int, num_bins: int, *, num_channels: int, num_blocks: int) -> None:
         super().__init__()
         self.num_actions, self.num_bins = num_actions, num_bins
-        self.enter, self.enter_norm = nn.Linear(num_features, width), nn.LayerNorm(width)
-        self.representation = nn.Sequential(*[_DenseBlock(width) for _ in range(blocks)])
-        self.action = nn.Embedding(num_actions, width)
-        self.move, self.move_norm = nn.Linear(width, width), nn.LayerNorm(width)
-        self.dynamics = nn.Sequential(*[_DenseBlock(width) for _ in range(blocks)])
-        self.reward = nn.Sequential(nn.Linear(width, width), nn.ReLU(), _zero_linear(width, num_bins))
-        self.prediction = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width), nn.ReLU())
-        self.heads = _zero_linear(width, num_actions + num_bins)
+        self.enter, self.enter_norm = nn.Linear(num_features, num_channels), nn.LayerNorm(num_channels)
+        self.representation = nn.Sequential(*[_DenseBlock(num_channels) for _ in range(num_blocks)])
+        self.action = nn.Embedding(num_actions, num_channels)
+        self.move, self.move_norm = nn.Linear(num_channels, num_channels), nn.LayerNorm(num_channels)
+        self.dynamics = nn.Sequential(*[_DenseBlock(num_channels) for _ in range(num_blocks)])
+        self.reward = nn.Sequential(nn.Linear(num_channels, num_channels), nn.ReLU(), _zero_linear(num_channels, num_bins))
+        self.prediction = nn.Sequential(nn.Linear(num_channels, num_channels), nn.LayerNorm(num_channels), nn.ReLU())
+        self.heads = _zero_linear(num_channels, num_actions + num_bins)
 
     def represent(self, obs: Tensor) -> Tensor:
-        """Observations [n, *] to latents [n, width]."""
+        """Observations [n, *] to latents [n, num_channels]."""
         obs = obs.flatten(1).float()
         x = F.relu(self.enter_norm(self.enter(obs.sign() * obs.abs().log1p())))
         return scale_latent(self.representation(x))
@@ -111,21 +112,21 @@ class VectorNet(nn.Module):
 class BoardNet(nn.Module):
     """For observations that are planes [C, H, W]; latents are planes too. Arguments and methods are `VectorNet`'s."""
 
-    def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, num_bins: int, *, width: int, blocks: int) -> None:
+    def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, num_bins: int, *, num_channels: int, num_blocks: int) -> None:
         super().__init__()
         c, h, w = planes_shape
         self.num_actions, self.num_bins = num_actions, num_bins
-        self._action_shape = (width, h, w)
-        self.enter, self.enter_bn = conv_bn(c, width, 3)
-        self.representation = nn.Sequential(*[Block(width) for _ in range(blocks)])
-        self.action = nn.Embedding(num_actions, width * h * w)
-        self.move, self.move_bn = conv_bn(width, width, 3)
-        self.dynamics = nn.Sequential(*[Block(width) for _ in range(blocks)])
-        self.reward_conv, self.reward_bn = conv_bn(width, HEAD_PLANES, 1)
-        self.reward = nn.Sequential(nn.Linear(HEAD_PLANES * h * w, width), nn.ReLU(), _zero_linear(width, num_bins))
-        self.head_conv, self.head_bn = conv_bn(width, 2 * HEAD_PLANES, 1)
+        self._action_shape = (num_channels, h, w)
+        self.enter, self.enter_bn = conv_bn(c, num_channels, 3)
+        self.representation = nn.Sequential(*[Block(num_channels) for _ in range(num_blocks)])
+        self.action = nn.Embedding(num_actions, num_channels * h * w)
+        self.move, self.move_bn = conv_bn(num_channels, num_channels, 3)
+        self.dynamics = nn.Sequential(*[Block(num_channels) for _ in range(num_blocks)])
+        self.reward_conv, self.reward_bn = conv_bn(num_channels, HEAD_PLANES, 1)
+        self.reward = nn.Sequential(nn.Linear(HEAD_PLANES * h * w, num_channels), nn.ReLU(), _zero_linear(num_channels, num_bins))
+        self.head_conv, self.head_bn = conv_bn(num_channels, 2 * HEAD_PLANES, 1)
         self.policy = _zero_linear(HEAD_PLANES * h * w, num_actions)
-        self.value = nn.Sequential(nn.Linear(HEAD_PLANES * h * w, width), nn.ReLU(), _zero_linear(width, num_bins))
+        self.value = nn.Sequential(nn.Linear(HEAD_PLANES * h * w, num_channels), nn.ReLU(), _zero_linear(num_channels, num_bins))
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def represent(self, obs: Tensor) -> Tensor:
@@ -153,11 +154,11 @@ class BoardNet(nn.Module):
 LatentNet = VectorNet | BoardNet
 
 
-def make_net(shape: tuple[int, ...], num_actions: int, num_bins: int, *, width: int, blocks: int, convolve: bool) -> LatentNet:
+def make_net(shape: tuple[int, ...], num_actions: int, num_bins: int, *, num_channels: int, num_blocks: int, convolve: bool) -> LatentNet:
     """The network for observations of a shape; `convolve` needs a shape (C, H, W)."""
     if convolve:
-        return BoardNet((shape[0], shape[1], shape[2]), num_actions, num_bins, width=width, blocks=blocks)
-    return VectorNet(math.prod(shape), num_actions, num_bins, width=width, blocks=blocks)
+        return BoardNet((shape[0], shape[1], shape[2]), num_actions, num_bins, num_channels=num_channels, num_blocks=num_blocks)
+    return VectorNet(math.prod(shape), num_actions, num_bins, num_channels=num_channels, num_blocks=num_blocks)
 
 
 class FrozenLatent:

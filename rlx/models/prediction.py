@@ -11,16 +11,16 @@ from rlx.models.unroll import Imagined, unroll
 from rlx.types import Prediction
 
 
-def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, particles: int) -> Prediction:
+def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, num_particles: int) -> Prediction:
     """Predictions of observations under actions [H, B, A], in units of the action space, from obs [B, D].
 
     Args:
         model: as a planner uses it, with its disagreement measured.
         obs: [B, D] before the first action.
         action: [H, B, A].
-        particles: samples of each member, P; the model's own number and propagation are not used for samples.
+        num_particles: samples of each member, P; the model's own number and propagation are not used for samples.
     """
-    sampled = replace(model, propagation="ts_inf", particles=particles, measure_disagreement=False, own_noise=True)
+    sampled = replace(model, propagation="ts_inf", num_particles=num_particles, measure_disagreement=False, own_noise=True)
     samples = _follow(sampled, obs, action).states[..., 0, :].flatten(1, 2)
     disagreement = _follow(model, obs, action).disagreement
     assert disagreement is not None
@@ -29,7 +29,7 @@ def predict_observations(model: EnsembleModel, obs: Tensor, action: Tensor, *, p
 
 def follow_mean(model: EnsembleModel, obs: Tensor, action: Tensor) -> Tensor:
     """Observations [H, B, D] that follow from the mean of the members' means under actions [H, B, A] from obs [B, D]."""
-    mean = replace(model, propagation="mean", particles=1, measure_disagreement=False)
+    mean = replace(model, propagation="mean", num_particles=1, measure_disagreement=False)
     return _follow(mean, obs, action).states[:, 0, 0, :, 0]
 
 

@@ -22,18 +22,18 @@ class ConvTrunk(nn.Module):
 
     Args:
         shape: (C, H, W) of the planes.
-        channels: of every convolution.
+        num_channels: of every convolution.
         strides: of each convolution.
     """
 
-    def __init__(self, shape: Shape, channels: int, strides: tuple[int, ...]) -> None:
+    def __init__(self, shape: Shape, num_channels: int, strides: tuple[int, ...]) -> None:
         super().__init__()
         inputs, h, w = shape
         self.layers = nn.ModuleList()
         for stride in strides:
-            self.layers.append(_initialise(nn.Conv2d(inputs, channels, 3, padding=1, stride=stride)))
-            inputs, h, w = channels, -(-h // stride), -(-w // stride)
-        self.num_features = channels * h * w
+            self.layers.append(_initialise(nn.Conv2d(inputs, num_channels, 3, padding=1, stride=stride)))
+            inputs, h, w = num_channels, -(-h // stride), -(-w // stride)
+        self.num_features = num_channels * h * w
 
     def forward(self, planes: Tensor) -> Tensor:
         """[n, C, H, W] to [n, num_features]."""
@@ -46,9 +46,9 @@ class ConvTrunk(nn.Module):
 class RolloutPolicy(nn.Module):
     """The rollout policy pi-hat; small because it is evaluated D * A times as often as the agent's policy."""
 
-    def __init__(self, shape: Shape, num_actions: int, channels: int) -> None:
+    def __init__(self, shape: Shape, num_actions: int, num_channels: int) -> None:
         super().__init__()
-        self.trunk = ConvTrunk(shape, channels, (2, 1))
+        self.trunk = ConvTrunk(shape, num_channels, (2, 1))
         self.logits = _initialise(nn.Linear(self.trunk.num_features, num_actions), gain=0.01)
 
     def forward(self, planes: Tensor) -> Tensor:
@@ -59,10 +59,10 @@ class RolloutPolicy(nn.Module):
 class RolloutEncoder(nn.Module):
     """An LSTM over the frames of a rollout, last frame first, each with its reward as one more plane."""
 
-    def __init__(self, shape: Shape, channels: int, size: int) -> None:
+    def __init__(self, shape: Shape, num_channels: int, size: int) -> None:
         super().__init__()
         c, h, w = shape
-        self.trunk = ConvTrunk((c + 1, h, w), channels, (2, 1))
+        self.trunk = ConvTrunk((c + 1, h, w), num_channels, (2, 1))
         self.size = size
         self.inputs = nn.Linear(self.trunk.num_features, 4 * size)
         self.memory = nn.Linear(size, 4 * size, bias=False)
@@ -94,20 +94,28 @@ class I2ANet(nn.Module):
     Args:
         shape: (C, H, W) of the planes.
         num_actions: A.
-        channels: of the model-free path.
+        num_channels: of the model-free path.
         hidden_size: units of the layer in which both paths meet.
-        encoder_channels: of the encoder and of the rollout policy.
+        num_encoder_channels: of the encoder and of the rollout policy.
         encoder_size: units of the encoder's memory; 0 for a network that encodes nothing.
         rolls_out: whether there is a rollout policy.
     """
 
     def __init__(
-        self, shape: Shape, num_actions: int, *, channels: int, hidden_size: int, encoder_channels: int, encoder_size: int, rolls_out: bool
+        self,
+        shape: Shape,
+        num_actions: int,
+        *,
+        num_channels: int,
+        hidden_size: int,
+        num_encoder_channels: int,
+        encoder_size: int,
+        rolls_out: bool,
     ) -> None:
         super().__init__()
-        self.trunk = ConvTrunk(shape, channels, (1, 1, 1 if shape[1] * shape[2] <= _SMALL else 2))
-        self.encoder = RolloutEncoder(shape, encoder_channels, encoder_size) if encoder_size else None
-        self.rollout_policy = RolloutPolicy(shape, num_actions, encoder_channels) if rolls_out else None
+        self.trunk = ConvTrunk(shape, num_channels, (1, 1, 1 if shape[1] * shape[2] <= _SMALL else 2))
+        self.encoder = RolloutEncoder(shape, num_encoder_channels, encoder_size) if encoder_size else None
+        self.rollout_policy = RolloutPolicy(shape, num_actions, num_encoder_channels) if rolls_out else None
         self.split = self.trunk.num_features
         self.hidden = nn.Linear(self.split + num_actions * encoder_size, hidden_size)
         with torch.no_grad():

@@ -21,10 +21,10 @@ HEAD_PLANES = 8
 class Block(nn.Module):
     """x + conv(relu(conv(x))), each convolution with batch normalisation (He et al. 2016)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, num_channels: int) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_bn(channels, channels, 3)
-        self.conv2, self.bn2 = conv_bn(channels, channels, 3)
+        self.conv1, self.bn1 = conv_bn(num_channels, num_channels, 3)
+        self.conv2, self.bn2 = conv_bn(num_channels, num_channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
@@ -43,16 +43,16 @@ class ResNet(nn.Module):
         num_actions: A.
     """
 
-    def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, *, blocks: int, channels: int) -> None:
+    def __init__(self, planes_shape: tuple[int, int, int], num_actions: int, *, num_blocks: int, num_channels: int) -> None:
         super().__init__()
         c, h, w = planes_shape
-        self.conv, self.bn = conv_bn(c, channels, 3)
-        self.blocks = nn.Sequential(*[Block(channels) for _ in range(blocks)])
-        self.policy_conv, self.policy_bn = conv_bn(channels, HEAD_PLANES, 1)
-        self.value_conv, self.value_bn = conv_bn(channels, HEAD_PLANES, 1)
+        self.conv, self.bn = conv_bn(c, num_channels, 3)
+        self.blocks = nn.Sequential(*[Block(num_channels) for _ in range(num_blocks)])
+        self.policy_conv, self.policy_bn = conv_bn(num_channels, HEAD_PLANES, 1)
+        self.value_conv, self.value_bn = conv_bn(num_channels, HEAD_PLANES, 1)
         self.policy = nn.Linear(HEAD_PLANES * h * w, num_actions)
-        self.value_hidden = nn.Linear(HEAD_PLANES * h * w, channels)
-        self.value = nn.Linear(channels, 1)
+        self.value_hidden = nn.Linear(HEAD_PLANES * h * w, num_channels)
+        self.value = nn.Linear(num_channels, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)  # the initial value is 0 everywhere
 

@@ -63,27 +63,27 @@ class SearchConfig:
 
     Attributes:
         gumbel: Gumbel search instead of PUCT.
-        simulations: of every tree.
+        num_simulations: of every tree.
         q_range: PUCT: width of the range that Q is scaled to: 2 for [-1, 1] as in AlphaZero, 1 for [0, 1] as in MuZero (eq. 2 and 5 of its
             appendix B); c_init and fpu_reduction are in the same unit.
-        forced: PUCT: forced playouts: a visited child of a root gets sqrt(forced * prior * visits) visits at least (KataGo's k); 0 is none.
+        forced_playouts: KataGo's k in PUCT: a visited child of a root gets at least sqrt(k * prior * visits) visits; 0 forces none.
         dirichlet_alpha: of the root's noise under PUCT; None is 10 over the root's legal moves, 0 adds none.
         dirichlet_fraction: the noise's share of the root's prior.
         max_considered: most root moves that Gumbel search begins with.
         gumbel_scale: of the root's Gumbel noise: 1 samples the moves to consider, 0 takes the most probable.
         prove: back up proven wins, losses and draws; for known rules, whose returns are within [-1, 1].
-        leaves: descents of one tree before their leaves are evaluated together, with virtual losses; PUCT only.
+        num_leaves: descents of one tree before their leaves are evaluated together, with virtual losses; PUCT only.
         track_bounds: normalise Q by the least and greatest Q of the tree (Schrittwieser et al. 2020, eq. 5), instead of by [-1, 1].
         min_range: minimum range for normalising Q, so that small differences are not scaled up to the whole range.
     """
 
     gumbel: bool = False
-    simulations: int = 32
+    num_simulations: int = 32
     c_init: float = 1.25
     c_base: float = 19652.0
     fpu_reduction: float = 0.25
     q_range: float = 2.0
-    forced: float = 0.0
+    forced_playouts: float = 0.0
     dirichlet_alpha: float | None = 0.0
     dirichlet_fraction: float = 0.25
     c_visit: float = 50.0
@@ -91,7 +91,7 @@ class SearchConfig:
     max_considered: int = 16
     gumbel_scale: float = 0.0
     prove: bool = False
-    leaves: int = 1
+    num_leaves: int = 1
     track_bounds: bool = False
     min_range: float = 1e-8
 
@@ -222,22 +222,22 @@ def softmax(x: Array) -> Array:
     return np.asarray(e / e.sum())
 
 
-def considered_visits(most: int, simulations: int) -> list[int]:
+def considered_visits(most: int, num_simulations: int) -> list[int]:
     """For each simulation, the visits of its move before it, under sequential halving of `most` moves (Danihelka et al. 2022, fig. 1)."""
     if most <= 1:
-        return list(range(simulations))
+        return list(range(num_simulations))
     rounds = math.ceil(math.log2(most))
     visits, sequence, left = [0] * most, list[int](), most
-    while len(sequence) < simulations:
-        for _ in range(max(1, simulations // (rounds * left))):
+    while len(sequence) < num_simulations:
+        for _ in range(max(1, num_simulations // (rounds * left))):
             sequence += visits[:left]
             visits[:left] = [v + 1 for v in visits[:left]]
         left = max(2, left // 2)
-    return sequence[:simulations]
+    return sequence[:num_simulations]
 
 
 def search(
-    model: TreeModel, config: SearchConfig, rng: np.random.Generator, *, simulations: Array | None = None, explore: Array | None = None
+    model: TreeModel, config: SearchConfig, rng: np.random.Generator, *, num_simulations: Array | None = None, explore: Array | None = None
 ) -> SearchResult:
     """Search B trees from the model's roots.
 
@@ -245,38 +245,38 @@ def search(
         model: expands the nodes.
         config: settings for all trees.
         rng: of the noise at the roots.
-        simulations: [B] of each tree; the default is config.simulations.
+        num_simulations: [B] of each tree; the default is config.num_simulations.
         explore: [B] bool: roots that get noise and, under PUCT, forced playouts; the default is all.
     """
     began = time.perf_counter()
     root = model.root().checked()
     in_model = time.perf_counter() - began
     num_trees = len(root.counts)
-    budget = np.full(num_trees, config.simulations) if simulations is None else simulations
+    budget = np.full(num_trees, config.num_simulations) if num_simulations is None else num_simulations
     most = int(budget.max())
-    trees = Trees(num_trees, most + config.leaves + 1, int(root.counts.max()) * (most + 2))
+    trees = Trees(num_trees, most + config.num_leaves + 1, int(root.counts.max()) * (most + 2))
     everyone = np.arange(num_trees)
     trees.add(everyone, np.full(num_trees, -1), root.counts, root.actions, root.logits, root.value)
     if config.track_bounds:
         trees.low[:] = trees.high[:] = root.value
     explore = np.ones(num_trees, dtype=bool) if explore is None else explore
-    trees.forced[explore] = config.forced
+    trees.forced[explore] = config.forced_playouts
     gumbel = _root_noise(trees, config, rng, explore)
     table = _table(root.counts, budget, config) if config.gumbel else np.full((num_trees, most), -1)
     rule = config.rule
     done = np.zeros(num_trees, dtype=np.int64)
     while len(active := everyone[(done < budget) & ~trees.is_proven(everyone)]):
         picks = []
-        for _ in range(1 if config.gumbel else config.leaves):
+        for _ in range(1 if config.gumbel else config.num_leaves):
             picks.append(trees.select(active, rule, table[active, done[active]], gumbel))
-            if config.leaves > 1:
+            if config.num_leaves > 1:
                 trees.hold(active, picks[-1], 1)
-        if config.leaves > 1:
+        if config.num_leaves > 1:
             for edges in picks:
                 trees.hold(active, edges, -1)
         chosen = np.concatenate([np.stack([active, edges], axis=1) for edges in picks])
-        in_model += _evaluate(model, trees, np.unique(chosen, axis=0) if config.leaves > 1 else chosen, config)
-        done[active] += 1 if config.leaves == 1 else len(picks)
+        in_model += _evaluate(model, trees, np.unique(chosen, axis=0) if config.num_leaves > 1 else chosen, config)
+        done[active] += 1 if config.num_leaves == 1 else len(picks)
     total = time.perf_counter() - began
     return SearchResult(
         trees=trees, config=config, gumbel=gumbel, depth=_mean_depth(trees), times={"model": in_model, "tree": total - in_model}
@@ -291,7 +291,7 @@ def _evaluate(model: TreeModel, trees: Trees, chosen: Array, config: SearchConfi
     if new.any():
         at, by = b[new], edges[new]
         slots = trees.size[at].copy()
-        if config.leaves > 1:  # several new nodes of one tree get consecutive slots
+        if config.num_leaves > 1:  # several new nodes of one tree get consecutive slots
             slots += np.arange(len(at)) - np.searchsorted(at, at)
         began = time.perf_counter()
         found = model.step(at, trees.node[at, by], trees.action[at, by], slots).checked()

@@ -26,21 +26,21 @@ Score = Callable[[Tensor], Tensor]
 class PlannerConfig:
     """Settings of a planner."""
 
-    method: Literal["cem", "icem", "mppi"] = "cem"
-    population: int = 200  # N
-    iterations: int = 4
-    elites: int = 20
+    kind: Literal["cem", "icem", "mppi"] = "cem"
+    num_candidates: int = 200  # N
+    num_iterations: int = 4
+    num_elites: int = 20
     momentum: float = 0.1  # share of the old mean and variance that an iteration keeps
     init_std: float = 0.5
     noise_beta: float = 2.0  # iCEM and MPPI: the noise's power falls with frequency to this power
-    population_decay: float = 1.25  # iCEM: the population is divided by this every iteration
+    population_decay: float = 1.25  # iCEM: the number of candidates is divided by this every iteration
     keep_elites: float = 0.3  # iCEM: share of the elites that compete again in the next iteration and at the next env step
     temperature: float = 0.3  # MPPI: in standard deviations of the candidates' returns
 
     @property
     def num_kept(self) -> int:
         """Elites that compete again, E."""
-        return int(self.keep_elites * self.elites) if self.method == "icem" else 0
+        return int(self.keep_elites * self.num_elites) if self.kind == "icem" else 0
 
 
 class Memory(NamedTuple):
@@ -135,7 +135,7 @@ def plan(
         imagined = unroll(with_model, with_model.initial(obs, candidates.shape[1]), actions, len(actions))
         return mean_reward(imagined), imagined.disagreement
 
-    mean, elites = PLANNERS[config.method](lambda candidates: penalty.returns(*imagine(model, candidates))[0], memory, config)
+    mean, elites = PLANNERS[config.kind](lambda candidates: penalty.returns(*imagine(model, candidates))[0], memory, config)
     reward, disagreement = imagine(measured, mean[:, None])
     assert disagreement is not None
     _, horizon = penalty.returns(reward, disagreement)
@@ -152,41 +152,43 @@ def cem(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Te
     """
     mean = memory.mean
     batch, horizon, features = mean.shape
-    noise = truncated_normal((config.iterations, batch, config.population, horizon, features), mean.device)
+    noise = truncated_normal((config.num_iterations, batch, config.num_candidates, horizon, features), mean.device)
     variance = torch.full_like(mean, config.init_std**2)
-    for iteration in range(config.iterations):
+    for iteration in range(config.num_iterations):
         room = (1.0 - mean.abs()) / 2.0
         std = torch.minimum(variance, room.square()).sqrt()
         candidates = torch.addcmul(mean[:, None], std[:, None], noise[iteration])
-        new_mean, new_variance, _ = _fit_elites(candidates, score(candidates), config.elites, mean, variance)
+        new_mean, new_variance, _ = _fit_elites(candidates, score(candidates), config.num_elites, mean, variance)
         mean, variance = new_mean.lerp(mean, config.momentum), new_variance.lerp(variance, config.momentum)
     return mean, memory.elites[:, :0]
 
 
 def icem(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, Tensor]:
-    """Improved CEM: coloured noise, a population that shrinks, elites that compete again; returns the final mean and elites [B, E, H, A].
+    """Improved CEM; returns the final mean [B, H, A] and elites [B, E, H, A].
+
+    The noise is coloured, every iteration has fewer candidates than the one before, and some elites compete again.
 
     Pinneri et al. 2020, https://arxiv.org/abs/2008.06389. In the first iteration, elites of the previous env step replace as many new
     candidates; their last action is drawn anew. Deviation: the mean is returned, where the paper takes the best sample.
     """
     mean = memory.mean
     batch, horizon, features = mean.shape
-    noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device)
+    noise = coloured((config.num_iterations, batch, config.num_candidates), horizon, features, config.noise_beta, mean.device)
     variance = torch.full_like(mean, config.init_std**2)
     kept = memory.elites[:, :0]
-    for iteration in range(config.iterations):
-        size = max(int(config.population / config.population_decay**iteration), 2 * config.elites)
-        size = min(size, config.population)
+    for iteration in range(config.num_iterations):
+        size = max(int(config.num_candidates / config.population_decay**iteration), 2 * config.num_elites)
+        size = min(size, config.num_candidates)
         candidates = torch.addcmul(mean[:, None], variance.sqrt()[:, None], noise[iteration, :, :size]).clamp_(-1.0, 1.0)
         if iteration == 0 and memory.elites.shape[1] > 0:
-            again = memory.elites[:, : config.population // 2]
+            again = memory.elites[:, : config.num_candidates // 2]
             new = candidates[:, -again.shape[1] :]
             again = torch.cat([again[:, :, :-1], new[:, :, -1:]], dim=2)
             candidates[:, -again.shape[1] :] = torch.where(memory.known[:, None, None, None], again, new)
         candidates = torch.cat([candidates, kept], dim=1)
-        if iteration == config.iterations - 1:
+        if iteration == config.num_iterations - 1:
             candidates[:, 0] = mean
-        new_mean, new_variance, elites = _fit_elites(candidates, score(candidates), config.elites, mean, variance)
+        new_mean, new_variance, elites = _fit_elites(candidates, score(candidates), config.num_elites, mean, variance)
         mean, variance = new_mean.lerp(mean, config.momentum), new_variance.lerp(variance, config.momentum)
         kept = elites[:, : config.num_kept]
     return mean, kept
@@ -200,8 +202,8 @@ def mppi(score: Score, memory: Memory, config: PlannerConfig) -> tuple[Tensor, T
     """
     mean = memory.mean
     batch, horizon, features = mean.shape
-    noise = coloured((config.iterations, batch, config.population), horizon, features, config.noise_beta, mean.device)
-    for iteration in range(config.iterations):
+    noise = coloured((config.num_iterations, batch, config.num_candidates), horizon, features, config.noise_beta, mean.device)
+    for iteration in range(config.num_iterations):
         candidates = (mean[:, None] + config.init_std * 0.5**iteration * noise[iteration]).clamp_(-1.0, 1.0)
         returns = score(candidates)
         valid = returns.isfinite()

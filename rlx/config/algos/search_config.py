@@ -67,7 +67,7 @@ class GuidedSearchSettings(SearchSettings):
             "fpu_reduction": self.fpu_reduction,
             "dirichlet_alpha": self.dirichlet_alpha if explore else 0.0,
             "dirichlet_fraction": self.dirichlet_fraction,
-            "leaves": self.num_leaves,
+            "num_leaves": self.num_leaves,
         }
 
 

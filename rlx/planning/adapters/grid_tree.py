@@ -71,7 +71,7 @@ def search_tree(
         discount: of every step.
         reward_scale: factor from rewards to the unit of values.
     """
-    adapter = GridAdapter(model, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.simulations + 1)
+    adapter = GridAdapter(model, evaluate, planes, discount=discount, reward_scale=reward_scale, num_nodes=config.num_simulations + 1)
     found = search(adapter, config, np.random.default_rng(0))  # without noise at the roots nothing is drawn
     trees, device = found.trees, planes.device
     num_trees, num_actions = len(planes), int(trees.count[0, 0])
