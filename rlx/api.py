@@ -159,7 +159,7 @@ def train(
 
     Args:
         overrides: settings as on the command line: `["algo=ppo", "env=cartpole", "algo.learning_rate=3e-4"]`.
-        name: of the run's directory; the default says algo, env, seed and time.
+        name: of the run's directory; the default is made of algo, env, seed and time.
         from_: another run whose networks and normalisers this one starts from: its name or path, with `@best` or `@ENV_STEPS` for a
             checkpoint that is not the latest, or a `Run`.
         auto_resume: continue the run of this name if there is one. Its settings must be the same, except those that a resume may change.
@@ -182,11 +182,11 @@ def train(
         composed = start.compose(words, None if config_dir is None else Path(config_dir))
         chosen = start.default_name(composed, timed=not auto_resume) if name is None else name
         reference = str(from_.path if isinstance(from_, Run) else from_) if from_ is not None else None
-        begun = start.to_auto_resume(composed, chosen, trust=trust, labels=labels, source=reference) if auto_resume else None
-        if begun is None:
+        started = start.to_auto_resume(composed, chosen, trust=trust, labels=labels, source=reference) if auto_resume else None
+        if started is None:
             checked = start.check_new(composed, chosen, source=start.find_source(reference) if reference is not None else None)
-            begun = start.create(composed, chosen, checked, labels)
-        return _train(begun, ["rlx.train", *words], quiet=quiet)
+            started = start.create(composed, chosen, checked, labels)
+        return _train(started, ["rlx.train", *words], quiet=quiet)
 
 
 def resume(run: str | Path | Run = "latest", overrides: Sequence[str] = (), *, trust: bool = False, quiet: bool = True) -> Run:
@@ -202,8 +202,8 @@ def resume(run: str | Path | Run = "latest", overrides: Sequence[str] = (), *, t
     """
     words = _words(overrides)
     with only_trainer(), _torch_as_it_was():
-        begun = start.to_resume(str(_directory_of(run).path), words, trust=trust)
-        return _train(begun, ["rlx.resume", *words], quiet=quiet)
+        started = start.to_resume(str(_directory_of(run).path), words, trust=trust)
+        return _train(started, ["rlx.resume", *words], quiet=quiet)
 
 
 def evaluate(
@@ -279,18 +279,18 @@ def _words(overrides: Sequence[str]) -> list[str]:
     return list(overrides)
 
 
-def _train(begun: start.Start, argv: list[str], *, quiet: bool) -> Run:
+def _train(started: start.Start, argv: list[str], *, quiet: bool) -> Run:
     from rlx.run import train as train_run
     from rlx.track.console import QuietConsole
 
-    if not begun.is_finished:
+    if not started.is_finished:
         console = QuietConsole() if quiet else None
-        outcome = train_run(begun.run, begun.config, overrides=begun.overrides, console=console, argv=argv)
+        outcome = train_run(started.run, started.config, overrides=started.overrides, console=console, argv=argv)
         if outcome.exit_code == 128 + signal.SIGINT:
             raise KeyboardInterrupt
         if outcome.exit_code:
             raise SystemExit(outcome.exit_code)
-    return Run(begun.run)
+    return Run(started.run)
 
 
 @contextmanager

@@ -270,8 +270,8 @@ class AlphaGo:
         elif before is Phase.reinforce:
             metrics |= self._reinforce()
         else:
-            begun = self.config.expert_fraction + self.config.reinforce_fraction
-            metrics |= self._value_steps((self._fraction - begun) / (1.0 - begun))
+            phase_start = self.config.expert_fraction + self.config.reinforce_fraction
+            metrics |= self._value_steps((self._fraction - phase_start) / (1.0 - phase_start))
         self._fraction = min(1.0, progress.env_steps / progress.total_env_steps)
         if self.phase is not Phase.expert and not self._pool:
             self._begin_reinforce()

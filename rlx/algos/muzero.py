@@ -429,7 +429,7 @@ def _convolves(config: MuZeroConfig, spec: EnvSpec, shape: tuple[int, ...]) -> b
     """
     is_board = len(shape) == 3
     if config.layers is Layers.conv and not is_board:
-        raise ConfigError(f"algo.layers=conv needs boards, and env={spec.id} has observations of shape {shape}; say algo.layers=dense")
+        raise ConfigError(f"algo.layers=conv needs boards, and env={spec.id} has observations of shape {shape}; use algo.layers=dense")
     return is_board and (config.layers is Layers.conv or (config.layers is Layers.auto and shape[1] * shape[2] > _SMALL_BOARD))
 
 

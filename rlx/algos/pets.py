@@ -86,13 +86,13 @@ class PETS:
         Evaluation draws new noise at every step, as training does: the same noise in every plan would bias all plans the same way. Only the
         actions before the first fit explore.
         """
-        begun = time.perf_counter()
+        began = time.perf_counter()
         memory = Memory(**carry)
         memory = Memory(torch.where(is_first[:, None, None], 0.0, memory.mean), memory.elites, memory.known & ~is_first)
         found = self.plan(obs.flatten(1).to(torch.float32), memory) if self.learner.num_fits else self._nothing_planned(memory, mode)
         if self.device.type == "cuda":  # measure the kernels, not their launches; the environment waits for the action anyway
             torch.cuda.synchronize(self.device)
-        spent_s = time.perf_counter() - begun
+        spent_s = time.perf_counter() - began
         extras = {
             "predicted_return": found.predicted_return,
             "disagreement": found.disagreement,
@@ -201,7 +201,7 @@ class PETS:
         return metrics
 
     def _fit(self, learning_rate: float) -> dict[str, Tensor | float]:
-        begun, config = time.perf_counter(), self.config
+        began, config = time.perf_counter(), self.config
         fitted = self.learner.fit(FitConfig(
             learning_rate=learning_rate, batch_size=config.batch_size, max_epochs=config.max_epochs, patience=config.patience,
             weight_decay=config.weight_decay,
@@ -215,7 +215,7 @@ class PETS:
             "update/num_gradient_steps": float(fitted.num_steps),
             "update/learning_rate": learning_rate,
             "replay/size": float(self.learner.replay.size),
-            "time/fit_s": time.perf_counter() - begun,
+            "time/fit_s": time.perf_counter() - began,
         }
 
 

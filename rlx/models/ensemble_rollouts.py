@@ -110,7 +110,7 @@ class EnsembleModel:
         return not self._is_mean and (self.own_noise or self.frozen.num_members * self.num_particles > 1)
 
     def initial(self, obs: Tensor, num_candidates: int = 1) -> Tensor:
-        """States [K, P, B, N, D] in obs [B, D]; K = 1 where particles go on from the members' mean.
+        """States [K, P, B, N, D] from obs [B, D]; K = 1 where particles follow the mean of the members.
 
         Where there is noise and disagreement is measured, each member has one more particle, without noise, for the disagreement.
         """

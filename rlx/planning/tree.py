@@ -89,7 +89,7 @@ class Trees:
             counts: legal moves of each node [b].
             actions: the moves, of one node after the other [sum of counts].
             logits: the network's, in the same order.
-            values: of the network, for whoever moves [b].
+            values: [b] of the network, for the player to move.
 
         Raises:
             ValueError: if these are not as long as `counts` says; a kernel would read past their ends.
