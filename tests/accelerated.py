@@ -1,4 +1,4 @@
-"""Short runs of every algorithm in its settings for `test_accelerator.py`, and what must hold of them on a device that is not the CPU.
+"""Short runs of every algorithm in its settings for `test_accelerator.py`, and checks of them on a device other than the CPU.
 
 An algorithm without a case here fails the test. With RLX_TEST_DEVICE=cuda in the environment a real device takes the place of the stand-in.
 """

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, global generators that do not depend on which tests ran before, and a comparison."""
+"""Fixtures of every test: one thread, global generators independent of earlier tests, and a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The real command: in this process, or in processes of its own for tests of what ends a run from outside or from within."""
+"""The real command, in this process, or in its own processes for tests of runs that are killed or crash."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The search of rlx/planning/tree.py once more, in plain Python on objects: slow, and written to be read beside the papers."""
+"""A reference implementation of rlx/planning/tree.py in plain Python objects: slow, and written to be read beside the papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""AlphaZero: what it remembers of its games, how it turns them, and that it learns from them."""
+"""AlphaZero: its replay of games, their symmetries, and learning from them."""
 
 from __future__ import annotations
 

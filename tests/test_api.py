@@ -1,4 +1,4 @@
-"""rlx from Python: what is loaded acts as evaluations do, what is trained is what the command trains, and the caller is left alone."""
+"""rlx from Python: loaded policies act as in evaluations, training equals the command's, and the caller's process is not changed."""
 
 from __future__ import annotations
 

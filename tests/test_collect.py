@@ -1,4 +1,4 @@
-"""The collector in a scripted environment whose observations say which env, episode and step they are."""
+"""The collector in a scripted environment whose observations encode env, episode and step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""rlx compare: what it says of real run directories, and what it refuses to say."""
+"""rlx compare: its output for real run directories, and what it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TAB offers, asked for as bash, zsh and fish ask."""
+"""Shell completion: the candidates, requested as bash, zsh and fish request them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What cannot be is refused in one line that says what was got, what was expected and what to type, and leaves nothing behind."""
+"""Invalid configurations are refused in one line with what was got, what was expected and what to type, and leave no files."""
 
 from __future__ import annotations
 

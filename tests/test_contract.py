@@ -1,4 +1,4 @@
-"""What environments return is checked, wherever they are stepped, and what they observe becomes a vector."""
+"""Returns of environments are checked wherever they are stepped, and observations become vectors."""
 
 from __future__ import annotations
 

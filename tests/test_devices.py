@@ -1,4 +1,4 @@
-"""Which device a run is on, what it asks of machines elsewhere, and what it carries from one device to another."""
+"""The device of a run, its requests to other machines, and moving it from one device to another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Evaluation: every seed counts once, and nothing outside notices."""
+"""Evaluation: every seed counts once, and training is not affected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported policies choose what loaded ones choose; tables hold what the record holds."""
+"""Exported policies choose the actions of loaded ones, and exported tables equal the record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ends a run from within: numbers that are not, environments that raise, workers that die. Nothing saved is harmed."""
+"""Failures within a run: NaNs, environments that raise, workers that die. Saved files stay intact."""
 
 from __future__ import annotations
 

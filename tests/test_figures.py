@@ -1,4 +1,4 @@
-"""What rlx plot draws: the data that it says it draws, the same file every time."""
+"""Figures of rlx plot: they show the run's data, and the same data gives the same file."""
 
 from __future__ import annotations
 

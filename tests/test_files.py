@@ -1,4 +1,4 @@
-"""Files that others may have laid are opened as files, within limits, and never followed out of their directory."""
+"""Files from a foreign directory are opened as regular files, within limits, and no link is followed out of the directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that start from the weights of others: what they take, what they refuse, and that they need nobody afterwards."""
+"""Runs that start from another run's weights: what they copy, what they refuse, and that they do not need the other run afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs on a user's own environment through the command line: what is said of it, and what a change of it between runs leads to."""
+"""Runs on a user's own environment through the command line: messages about it, and changes of it between runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Games: what is shown of a position, how it may be turned, who can be played against, and what perfect play is."""
+"""Games: observations of positions, symmetries, opponents, and perfect play."""
 
 from __future__ import annotations
 

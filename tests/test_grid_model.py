@@ -1,4 +1,4 @@
-"""The learned model of a grid world, worlds to imagine in, and what is imagined."""
+"""The learned model of a grid world, the worlds of imagination, and imagined rollouts."""
 
 from __future__ import annotations
 

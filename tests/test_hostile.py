@@ -1,4 +1,4 @@
-"""A directory from a stranger, damaged or laid out to deceive in some hundred ways, under every command that takes one.
+"""A foreign directory, damaged or manipulated in some hundred ways, under every command that takes one.
 
 Whatever is in it: no code of it runs, nothing outside of it is written, no command hangs, none ends in a traceback, and nothing reaches
 the terminal that a terminal would obey. The inputs are drawn: a file of the directory, something that is wrong with it, a command.

@@ -1,4 +1,4 @@
-"""I2A as an algorithm: whose imagination is read by whom, what its arms differ in, when its phases change, what it refuses."""
+"""I2A as an algorithm: the encoder's input, the differences of the control arms, the phases, and what is refused."""
 
 from __future__ import annotations
 

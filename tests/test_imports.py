@@ -1,4 +1,4 @@
-"""Who may import whom (docs of the design, section 5), read off the source; what must stay light, seen at run time."""
+"""Allowed imports between packages, checked in the source, and heavy modules that commands must not import, checked at run time."""
 
 from __future__ import annotations
 

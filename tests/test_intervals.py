@@ -1,4 +1,4 @@
-"""Intervals cover what they say, by simulation; what they say of few values, of equal ones and of shares; the table in docs/results."""
+"""Intervals: coverage by simulation; few values, equal values and shares; the table in docs/results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Learning proofs: each algorithm reaches what its recipe promises, through the command line, within the recipe's budget.
+"""Learning proofs: each algorithm reaches its recipe's threshold, through the command line, within the recipe's budget.
 
     make slow
 

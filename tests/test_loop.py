@@ -1,4 +1,4 @@
-"""The loop with everything around it faked: what happens when, and what is saved."""
+"""The loop with everything around it faked: the order of calls, and what is saved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a learned model is judged: against processes whose truth is known, and the command from a run to its figure."""
+"""Measurements of a learned model: on processes with known dynamics, and the command from a run to its figure."""
 
 from __future__ import annotations
 

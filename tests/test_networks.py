@@ -1,4 +1,4 @@
-"""The network that algorithms learn through: autograd and the fast path give the same training, and encoders of others take part."""
+"""The network interface of algorithms: autograd and the fast path train alike, and users' own encoders work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is printed, and what a command ends with: output that cannot be written, code that ends the program, errors nobody foresaw."""
+"""What is printed, and what a command ends with: output that cannot be written, code that ends the program, unexpected errors."""
 
 from __future__ import annotations
 

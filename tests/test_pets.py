@@ -1,4 +1,4 @@
-"""PETS as an algorithm: what it remembers, when it fits, what it refuses, and that its model earns its trust."""
+"""PETS as an algorithm: its replay, the times of its fits, what it refuses, and the accuracy of its model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the poles look like; their dynamics and rules are tested in `test_rules.py`."""
+"""Rendering of the poles; their dynamics and rules are tested in `test_rules.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sweeps on Ray: what it is asked for, how a run ends there, and a node that dies in the middle.
+"""Sweeps on Ray: requested resources, how a run ends there, and a node that dies in the middle.
 
 Tests that start Ray take seconds each and are marked slow; they are skipped where ray is not installed.
 """

@@ -1,4 +1,4 @@
-"""The rewards and ends of episodes that are declared, against their environments; the poles, against CartPole and by hand."""
+"""Declared reward and termination functions against their environments; the poles, against CartPole and by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planners on problems whose answer is known, and what they make of candidates that are not numbers."""
+"""The planners on problems with known solutions, and on candidates with NaN returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the overrides of a sweep stand for: as Hydra's own sweeper has it, and what rlx adds."""
+"""Expansion of a sweep's overrides: as in Hydra's own sweeper, and rlx's additions."""
 
 from __future__ import annotations
 

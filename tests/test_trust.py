@@ -1,4 +1,4 @@
-"""A run directory from a stranger is data: looking at it, evaluating it and resuming it executes nothing that it brings."""
+"""A foreign run directory is data: listing, evaluating and resuming it runs none of its code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Watching: what an agent says of its imagination, and how it is shown in a terminal, as text, as a film and as a picture."""
+"""Watching: an agent's explanation of its imagination, shown in a terminal, as text, as a film and as a picture."""
 
 from __future__ import annotations
 
