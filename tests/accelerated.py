@@ -257,9 +257,9 @@ def check_the_rest(name: str, root: Path) -> None:
 def _check_numbers(name: str, root: Path) -> None:
     """Under one generator the device's numbers are the CPU's, once what the CPU does in NumPy, in bfloat16 or fused is done as there."""
     in_numpy = compose(name).algo.name in ("reinforce", "a2c", "ppo") and not any("activation" in word for word in CASES[name])
-    config, adam = compose(name, *(["algo.activation=relu"] if in_numpy else [])), torch.optim.AdamW
+    config, adam = compose(name, *(["algo.activation=relu"] if in_numpy else [])), torch.optim.Adam
     with (  # one way of rounding
-        mock.patch.object(torch.optim, "AdamW", lambda *args, fused=None, **kwargs: adam(*args, **kwargs)),
+        mock.patch.object(torch.optim, "Adam", lambda *args, fused=None, **kwargs: adam(*args, **kwargs)),
         mock.patch("rlx.nn.resnet.fast_dtype", return_value=torch.float32),
         mock.patch("rlx.nn.networks._SMALL", -1),
     ):
