@@ -420,7 +420,7 @@ def test_a_resume_after_an_inexact_one_says_that_it_begins_new_episodes_and_is_e
 
 
 @pytest.mark.parametrize("algo", POLICY_GRADIENT)
-def test_eval_prints_what_machines_read_and_changes_nothing(algo: str, rlx: Rlx, runs: Path) -> None:
+def test_eval_prints_what_machines_read_and_adds_only_its_results(algo: str, rlx: Rlx, runs: Path) -> None:
     before = contents(runs)
     result = json.loads(rlx(f"eval {algo} --episodes 20 --json"))
     assert {"return_mean", "return_std", "return_ci", "episodes", "env_steps"} <= result.keys()
@@ -433,6 +433,9 @@ def test_eval_prints_what_machines_read_and_changes_nothing(algo: str, rlx: Rlx,
     assert f"{algo} at 640 env steps, 20 deterministic episodes of CartPole-v1:" in text
     mean, std, *_ = digits(result["return_mean"], result["return_std"], *result["return_ci"])
     assert f"return {mean} ± {std}   95 % interval" in text
+    kept = runs / algo / "evaluations.jsonl"
+    assert [json.loads(line)["return_mean"] for line in kept.read_text().splitlines()] == 3 * [result["return_mean"]]
+    kept.unlink()
     assert contents(runs) == before
 
 
