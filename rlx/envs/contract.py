@@ -79,7 +79,7 @@ def check_reset(result: Any) -> Any:
 def check_step(result: Any) -> tuple[Any, Any, Any, Any, Any]:
     """The five values that `step` returned."""
     if not (isinstance(result, tuple | list) and len(result) == 5):
-        old = ", as gym did before terminated and truncated were told apart" if isinstance(result, tuple) and len(result) == 4 else ""
+        old = ", as gym did before terminated and truncated were separate" if isinstance(result, tuple) and len(result) == 4 else ""
         raise BrokenContract(
             f"step returned {_shape_of(result)}{old}, gymnasium expects (observation, reward, terminated, truncated, info)"
         )

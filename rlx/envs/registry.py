@@ -152,7 +152,7 @@ class _RebuildOnReset(gymnasium.Env[Any, Any]):
 
 
 def check_env_id(env_id: str) -> None:
-    """Raise a ConfigError unless gymnasium knows the id, importing what `module:Id` and `ALE/` need.
+    """Raise a ConfigError unless the id is registered with gymnasium; imports the modules that `module:Id` and `ALE/` need.
 
     Raises:
         ConfigError: with the nearest known names.
