@@ -47,12 +47,12 @@ def ask(opened: Study, times: int) -> list[Point]:
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
 def test_a_study_taken_up_again_goes_on_as_if_it_had_not_stopped(sampler: str, tmp_path: Path) -> None:
-    whole = ask(study(tmp_path / "whole.db", sampler=sampler), 16)
+    whole = ask(study(tmp_path / "whole.db", sampler=sampler), 13)  # TPE draws the first ten at random
     parts = ask(study(tmp_path / "parts.db", sampler=sampler), 5)
-    parts += ask(study(tmp_path / "parts.db", sampler=sampler), 7)
-    parts += ask(study(tmp_path / "parts.db", sampler=sampler), 4)
+    parts += ask(study(tmp_path / "parts.db", sampler=sampler), 6)
+    parts += ask(study(tmp_path / "parts.db", sampler=sampler), 2)
     assert parts == whole
-    assert len({point.overrides for point in whole}) == 16
+    assert len({point.overrides for point in whole}) == 13
 
 
 def test_a_grid_is_asked_point_by_point_once_each_in_an_order_that_follows_from_the_seed(tmp_path: Path) -> None:

@@ -189,9 +189,17 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("case", CHANGES)
-@pytest.mark.parametrize("command", ["eval gift", "eval gift --trust", "resume gift", "resume gift loop.total_env_steps=96"])
-def test_setting_that_was_changed_by_hand_is_refused_by_name(case: str, command: str, rlx: Rlx, gift: Path, here: Path) -> None:
+@pytest.mark.parametrize(
+    ("command", "case"),
+    [
+        *(("eval gift", case) for case in CHANGES),
+        ("eval gift --trust", "environment"),
+        ("resume gift", "learning rate"),
+        ("resume gift loop.total_env_steps=96", "budget"),
+        ("resume gift loop.total_env_steps=96", "environment"),
+    ],
+)
+def test_setting_that_was_changed_by_hand_is_refused_by_name(command: str, case: str, rlx: Rlx, gift: Path, here: Path) -> None:
     old, new, says = CHANGES[case]
     config = gift / "config.yaml"
     assert old in config.read_text()
