@@ -189,7 +189,7 @@ def test_the_model_overfits_one_batch() -> None:
     grid, data = transitions(16, 12)
     model = GridModel(grid.planes_shape, 4, len(grid.events), num_channels=24, num_layers=2)
     optimizer = FlatAdam(model, epsilon=1e-8, max_grad_norm=10.0)
-    for _ in range(450):
+    for _ in range(300):
         optimizer.zero_grad()
         loss = model_loss(model, data)
         loss.backward()

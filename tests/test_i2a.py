@@ -485,7 +485,8 @@ def test_a_run_is_trained_and_its_reliance_measured_from_the_shell(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     words = " ".join(f"algo.{k}={v}" for k, v in SMALL.items())
-    common = "env=sokoban recipe=null env.num_envs=4 loop.eval_every=0 log.wandb=disabled log.console=quiet loop.total_env_steps=300"
+    common = "env=sokoban env.max_episode_steps=20 recipe=null env.num_envs=4 loop.eval_every=0 log.wandb=disabled log.console=quiet"
+    common += " loop.total_env_steps=100"
     assert run_main(f"train algo=i2a {words} {common} --name boxes", monkeypatch) == 0
     assert run_main(f"train algo=a2c {common} --name plain", monkeypatch) == 0
     capsys.readouterr()
