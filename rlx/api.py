@@ -38,7 +38,7 @@ from rlx.config.saved import load_config
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluate import EvaluationResult, evaluate_run
-from rlx.evaluation.loading import choose_checkpoint
+from rlx.evaluation.loading import choose_checkpoint, usable_device
 from rlx.policy import Policy, only_trainer
 from rlx.rng import GlobalRNG, isolated_rng
 from rlx.store.labels import Labels
@@ -124,12 +124,7 @@ def load(
     chosen = choose_checkpoint(directory, str(checkpoint))
     if device is not None:
         config.runtime = dataclasses.replace(config.runtime, device=device)
-    try:
-        on = resolve_device(config)
-    except ConfigError:
-        if device is not None:
-            raise
-        on = torch.device("cpu")
+    on = usable_device(config) if device is None else resolve_device(config)
     env = env_factory(config)(1)
     try:
         spec, spaces = env_spec(config.env, env), None if config.env.is_game else spaces_in_words(env)

@@ -53,6 +53,14 @@ def choose_checkpoint(run: RunDir, which: str = "latest", *, warn: Callable[[str
     raise CheckpointError(f"--checkpoint {which}: {run.path} has no such checkpoint; expected best, latest or one of {there}")
 
 
+def usable_device(config: RunConfig) -> torch.device:
+    """The device of a run's settings, or the CPU where that is missing."""
+    try:
+        return resolve_device(config)
+    except ConfigError:  # trained on a GPU that is not here
+        return torch.device("cpu")
+
+
 def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv, *, device: torch.device | None = None) -> Algorithm:
     """The algorithm of a run as a checkpoint has it, for environments like `env`.
 
@@ -65,11 +73,7 @@ def load_policy(config: RunConfig, checkpoint: Checkpoint, env: VectorEnv, *, de
     Raises:
         CheckpointError: if the checkpoint is damaged, or was written for other spaces.
     """
-    if device is None:
-        try:
-            device = resolve_device(config)
-        except ConfigError:  # trained on a GPU that is not here
-            device = torch.device("cpu")
+    device = usable_device(config) if device is None else device
     setup_torch(config, device)
     algo = build_algorithm(config, env_spec(config.env, env), device)
     load_algorithm(checkpoint, algo, name=config.algo.name, spaces=None if config.env.is_game else spaces_in_words(env))
