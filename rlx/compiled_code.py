@@ -15,6 +15,8 @@ import functools
 import hashlib
 import importlib
 import os
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ _TYPES: dict[str, Any] = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes
 
 @dataclass(frozen=True)
 class KernelModule:
-    """A module of numba kernels.
+    """Kernels of a module, which are compiled together.
 
     Its attribute SIGNATURES maps every kernel to the numba signature it is compiled for. The kernels may neither raise nor allocate: see
     `rlx.kernel_memory`.
@@ -54,16 +56,48 @@ def load(module: KernelModule) -> tuple[Kernel, ...]:
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    file = _cache_directory() / f"{module.name.rpartition('.')[2]}-{_digest(module)}.o"
-    code = _read(file)
+    code = _read(_file(module))
+    if code is None and module in _BEGUN:  # waits for it
+        _BEGUN[module].wait()
+        code = _read(_file(module))
     if code is None:
         code = _compile(module)
-        _write(file, code)
+        _write(_file(module), code)
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
     return tuple(_function(engine, name, arguments, name in module.long) for name, arguments in module.arguments)
+
+
+_BEGUN: dict[KernelModule, subprocess.Popen[bytes]] = {}
+
+
+def begin_compiling(module: KernelModule) -> None:
+    """Compile a module that is not in the cache in another process, while this one imports what it needs; `load` waits for it."""
+    if module not in _BEGUN and _is_writable(_cache_directory()) and _read(_file(module)) is None:
+        source = f"from rlx.compiled_code import *; compile_into_cache({module!r})"
+        search_path = os.pathsep.join(filter(None, (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH"))))
+        with contextlib.suppress(OSError):
+            _BEGUN[module] = subprocess.Popen(  # -P: nothing is imported from the working directory
+                [sys.executable, "-P", "-c", source], env=os.environ | {"PYTHONPATH": search_path}, stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+
+
+def _is_writable(directory: Path) -> bool:
+    with contextlib.suppress(OSError):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return os.access(directory, os.W_OK)
+
+
+def compile_into_cache(module: KernelModule) -> None:
+    """What the other process does."""
+    from llvmlite import binding as llvm
+
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    _write(_file(module), _compile(module))
 
 
 def _function(engine: Any, name: str, arguments: str, is_long: bool) -> Kernel:
@@ -95,7 +129,10 @@ def with_arguments(kernel: Kernel, *arrays_and_integers: Any) -> Callable[[], in
 def _compile(module: KernelModule) -> bytes:
     """One object file with all kernels, named rlx_*."""
     whole = None
+    names = {name for name, _ in module.arguments}
     for kernel, signature in importlib.import_module(module.name).SIGNATURES.items():
+        if kernel.py_func.__name__ not in names:
+            continue
         kernel.compile(signature)
         compiled = kernel.overloads[signature.args]
         part = compiled.library._final_module.clone()
@@ -106,6 +143,11 @@ def _compile(module: KernelModule) -> bytes:
             whole.link_in(part)
     code: bytes = machine.emit_object(whole)
     return code
+
+
+def _file(module: KernelModule) -> Path:
+    names = "-".join(name for name, _ in module.arguments)
+    return _cache_directory() / f"{module.name.rpartition('.')[2]}-{names}-{_digest(module)}.o"
 
 
 def _digest(module: KernelModule) -> str:

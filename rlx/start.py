@@ -57,6 +57,15 @@ def default_name(composed: Composed, *, timed: bool) -> str:
     return f"{name}-{datetime.now():%Y%m%d-%H%M%S-%f}"[:-3] if timed else name
 
 
+def begin_compiling(config: RunConfig) -> None:
+    """Compile the kernels that a run probably needs, if none of this machine's runs did; it takes as long as all that comes before them."""
+    from rlx import compiled_code
+    from rlx.nn.kernel_modules import LEARNING
+
+    if config.algo.name in ("ppo", "a2c", "reinforce") and config.runtime.device in ("cpu", "auto"):
+        compiled_code.begin_compiling(LEARNING)
+
+
 def check_new(composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None) -> Checked:
     """Check everything about a new run that can be checked before there is a directory.
 

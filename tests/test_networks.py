@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from rlx import compiled_code
 from rlx.config.algo_registry import ALGORITHMS
+from rlx.envs.control import cartpole
 from rlx.errors import NonFiniteError
 from rlx.nn import encoders
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
@@ -179,3 +180,12 @@ def test_machine_code_is_kept_and_refused_if_it_is_damaged_or_others_could_have_
     compiled_code._write(file, b"code")
     file.chmod(0o666)
     assert compiled_code._read(file) is None
+
+
+def test_another_process_compiles_into_the_cache_and_loading_waits_for_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled_code, "_BEGUN", {})
+    monkeypatch.setattr(compiled_code, "_compile", lambda module: pytest.fail("compiled again"))
+    compiled_code.begin_compiling(cartpole._KERNELS)
+    compiled_code.load.__wrapped__(cartpole._KERNELS)
+    assert [file.name[:28] for file in (tmp_path / "rlx").iterdir()] == ["cartpole_kernels-step-reset-"]

@@ -66,6 +66,8 @@ def train(
             _say_resuming(again)
             _train(again)
         return
+    if not dry_run:
+        start.begin_compiling(composed.config)
     source = start.find_source(from_, warn=lambda text: echo(f"warning: {text}", err=True)) if from_ is not None else None
     checked = start.check_new(composed, run_name, may_exist=auto_resume, source=source)
     if dry_run:

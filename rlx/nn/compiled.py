@@ -9,10 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.compiled_code import KernelModule, load, with_arguments
+from rlx.compiled_code import load, with_arguments
 from rlx.nn.encoders import FlatEncoder
 from rlx.nn.finite import refuse_non_finite
 from rlx.nn.heads import CategoricalHead, GaussianHead
+from rlx.nn.kernel_modules import ACTING, LEARNING
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.mlp import MLP
 from rlx.nn.optim import FlatAdam
@@ -21,12 +22,6 @@ from rlx.types import Mode
 Array = NDArray[Any]
 _OBJECTIVES = {"clip": 0, "surrogate": 1, "log_prob": 2}  # as in `rlx.nn.kernels`
 _TILE = 128  # as in `rlx.nn.kernels`
-_KERNELS = KernelModule(
-    "rlx.nn.kernels",
-    (("forward", "pipiiipipip"), ("act", "p"), ("gradient_steps", "pipppipiiiiipippppippppiiifffffdddpiipp")),
-    parts=("rlx.nn.kernel_parts",),
-    long=("gradient_steps",),
-)
 
 
 class CompiledNetwork:
@@ -43,7 +38,7 @@ class CompiledNetwork:
 
     def __init__(self, encoder: FlatEncoder, head: CategoricalHead | GaussianHead, policy: MLP, critic: MLP | None) -> None:
         linears = [layer for mlp in (policy, critic) if mlp for layer in mlp.linears]
-        self._forward_kernel, self._act_kernel, self._gradient_kernel = load(_KERNELS)
+        self._forward_kernel, self._act_kernel = load(ACTING)
         self._theta: Array = torch.empty(0).set_(linears[0].weight.untyped_storage()).numpy()
         self._parameters = (self._theta.ctypes.data, self._theta.size)
         rows = [(x.in_features, x.out_features, int(x.weight.storage_offset()), int(x.bias.storage_offset())) for x in linears]
@@ -106,7 +101,8 @@ class CompiledNetwork:
         columns = [_array(x) for x in (batch.inputs, batch.action, batch.old_log_prob, batch.old_value, batch.advantage, batch.target)]
         inputs, action, old_log_prob, old_value, advantage, target = (x.ctypes.data for x in columns)
         rows = np.arange(num_rows) if order is None else order.numpy()
-        taken = self._gradient_kernel(
+        (take_steps,) = load(LEARNING)
+        taken = take_steps(
             *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
             len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._relu, inputs, num_rows, index.ctypes.data,
             action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target, rows.ctypes.data, batch_size,

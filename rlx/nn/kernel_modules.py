@@ -1,0 +1,11 @@
+"""The kernels of small networks as `rlx.compiled_code` loads them; without numba and torch."""
+
+from __future__ import annotations
+
+from rlx.compiled_code import KernelModule
+
+_PARTS = ("rlx.nn.kernel_parts",)
+ACTING = KernelModule("rlx.nn.kernels", (("forward", "pipiiipipip"), ("act", "p")), parts=_PARTS)
+LEARNING = KernelModule(
+    "rlx.nn.kernels", (("gradient_steps", "pipppipiiiiipippppippppiiifffffdddpiipp"),), parts=_PARTS, long=("gradient_steps",)
+)
