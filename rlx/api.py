@@ -239,6 +239,8 @@ def evaluate(
         CheckpointError: if there is no such checkpoint, or it is damaged.
         EnvError: if the environment fails.
     """
+    if not isinstance(episodes, int) or episodes < 1:
+        raise ConfigError(f"episodes must be a whole number of at least 1, got {episodes!r}")
     changes = [f"{name}={json.dumps(value)}" for name, value in (env or {}).items()]
     with only_trainer(), _torch_as_it_was():
         return evaluate_run(
@@ -265,6 +267,8 @@ def runs() -> Any:
 
 
 def _directory_of(run: str | Path | Run) -> RunDir:
+    if not isinstance(run, str | Path | Run):
+        raise ConfigError(f"got {type(run).__name__} {run!r}; expected a run's name, its path, or a Run")
     return RunDir.open(runs_directory(), str(run.path if isinstance(run, Run) else run))
 
 

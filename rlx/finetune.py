@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rlx.checkpoint import find_checkpoints, serialize
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.errors import CheckpointError, ConfigError
 from rlx.evaluation.loading import choose_checkpoint
 from rlx.files import UnreadableError, read_file
@@ -85,7 +86,8 @@ def check_fits(source: Source, algo: Algorithm, *, name: str, spaces: Mapping[st
     there, reference = source.origin, source.origin["reference"]
     parts = _parts(algo)
     if not parts:
-        raise ConfigError(f"--from {reference}: algo={name} cannot start from weights, since it fits its model anew; leave it out")
+        why = "since it fits its model anew" if name in ALGORITHMS else "since its class has no weight_parts, see rlx.types.Finetunable"
+        raise ConfigError(f"--from {reference}: algo={name} cannot start from weights, {why}; leave it out")
     own = algo.state_dict()
     taken = [part for part in parts if _has(source.state, part) and _has(own, part)]
     found = {part: _flat(_get(source.state, part), part) for part in taken}

@@ -143,6 +143,8 @@ class ObservationReader:
         Raises:
             ConfigError: if `value` is neither one nor several observations of the space.
         """
+        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict) and not isinstance(self._original, spaces.Tuple):
+            raise ConfigError("policy.act got a tuple (obs, info), as env.reset returns it; pass obs alone: obs, _ = env.reset()")
         try:
             size = _num_stacked(value, self._original, "the observation")
             if size is None:

@@ -47,10 +47,10 @@ class PolicyGraph(nn.Module):
         super().__init__()
         name = policy.config.algo.name
         if not isinstance(policy.algorithm, Exportable):
-            raise ConfigError(
-                f"algo={name} cannot be exported: its actions come from a search, a planner or an imagination model, and its network "
-                "alone would choose others; rlx.load returns the whole policy in Python"
-            )
+            why = "its actions come from a search, a planner or an imagination model, and its network alone would choose others"
+            if not type(policy.algorithm).__module__.startswith("rlx."):
+                why = "its class has no policy_module(), see rlx.types.Exportable"
+            raise ConfigError(f"algo={name} cannot be exported: {why}; rlx.load returns the whole policy in Python")
         self.module = policy.algorithm.policy_module()
         self._parts = space_leaves(policy.observation_space)
         self._is_box = isinstance(policy.observation_space, spaces.Box)

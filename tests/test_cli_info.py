@@ -257,7 +257,7 @@ def test_ls_filters_and_sorts() -> None:
     assert (names("--algo", "a2c"), names("--env", "pend"), names("--status", "stopped")) == (["c"], ["b"], ["a"])
     assert names("--sort", "name") == ["a", "b", "c"]
     assert names("--algo", "ppo", "--sort", "steps") in (["a", "b"], ["b", "a"])
-    assert "None of the 3 runs in runs is like that" in output("ls", "--algo", "pets")
+    assert "No run of the 3 in runs matches" in output("ls", "--algo", "pets")
     for wrong in (["--sort", "size"], ["--status", "done"]):
         assert isinstance(CliRunner().invoke(app, ["ls", *wrong]).exception, ConfigError)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ def commands() -> str:
 
     command = typer.main.get_command(app)
     text = get_docs_for_click(obj=command, ctx=typer.Context(command), name="rlx", title="Commands")
+    for name, verb in command.commands.items():  # Typer cuts the summaries of the list short
+        text = re.sub(rf"^\* `{name}`: .*$", f"* `{name}`: {(verb.help or '').strip().splitlines()[0]}", text, count=1, flags=re.MULTILINE)
     return _examples_as_blocks(text)
 
 
@@ -71,7 +74,7 @@ def _fits(algo: str, env: str) -> bool:
 
 def _table(values: dict[str, dict[str, str]]) -> list[str]:
     rows = [f"| `{k}` | `{json.dumps(v['value'])}` | {(v.get('doc') or '').replace('|', chr(92) + '|')} |" for k, v in values.items()]
-    return ["| key | default | |", "|---|---|---|", *rows]
+    return ["| key | default | what it does |", "|---|---|---|", *rows]
 
 
 def metrics() -> str:
@@ -102,7 +105,7 @@ def write(app: Sphinx) -> None:
 
 def _escape_shapes(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
     """In a shape such as [B, *] the star is no emphasis."""
-    lines[:] = [line.replace(", *]", r", \*]") for line in lines]
+    lines[:] = [line.replace(", *]", r", \*]").replace("from_:", r"from\_:") for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:

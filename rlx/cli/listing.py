@@ -69,9 +69,10 @@ def ls(
         return
     console = terminal()
     if everything and not rows:
-        console.print(f"None of the {len(everything)} runs in {root} is like that; `rlx ls` lists them all", soft_wrap=True)
+        console.print(f"No run of the {len(everything)} in {root} matches; `rlx ls` lists them all", soft_wrap=True)
         return
-    sweeps = list_sweeps(root)[::-1]
+    filtered = algo or env or status or tag  # by what only runs have
+    sweeps = [] if filtered else list_sweeps(root)[::-1]
     if not rows and not sweeps:
         console.print(f"There are no runs in {root} yet; start one: rlx train algo=ppo env=cartpole", soft_wrap=True)
     if rows:

@@ -54,4 +54,6 @@ def _describe(hint: Any) -> str:
     if isinstance(hint, type) and issubclass(hint, Enum):
         return f"one of {', '.join(hint.__members__)}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", list[int]: "a list, e.g. '[64,64]'"}
+    if get_origin(hint) is list and hint not in words:
+        return "a list in brackets, e.g. '[my_module:Wrap]'"
     return words.get(hint, "a mapping, e.g. '{name: value}'")

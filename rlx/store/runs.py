@@ -125,6 +125,8 @@ class RunDir:
         """
         runs = list_runs(root)
         if reference == "latest":
+            if not runs and (sweeps := sorted(p.name for p in root.glob("*") if is_sweep(p))):
+                raise ConfigError(f"there are only runs of sweeps in {root}; name one: {sweeps[-1]}/000-s0 (`rlx ls --sweep {sweeps[-1]}`)")
             if not runs:
                 raise ConfigError(f"there are no runs in {root} yet; start one with `rlx train algo=ppo env=cartpole`")
             return max(runs, key=lambda run: run.last_started)
