@@ -420,8 +420,8 @@ def serialize(state: State) -> bytes:
     return buffer.getvalue()
 
 
-def _plain(value: Any) -> Any:
-    """A state with NumPy arrays as tensors and NumPy scalars as numbers, which `weights_only` can read back."""
+def _plain(value: Any, name: str = "state_dict()") -> Any:
+    """A state with NumPy arrays as tensors and scalars as numbers, which `weights_only` can read back; a CheckpointError for others."""
     import numpy as np
     import torch
 
@@ -430,11 +430,16 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: _plain(v, f"{name}[{k!r}]") for k, v in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        raise TypeError(f"{type(value).__name__} would be read back as another type: put a tuple or a dictionary into the state")
+        raise CheckpointError(
+            f"{name}: {type(value).__name__} would be read back as another type; put a tuple or a dictionary into the state"
+        )
     if isinstance(value, list | tuple):
-        return type(value)(_plain(v) for v in value)
+        return type(value)(_plain(v, f"{name}[{i}]") for i, v in enumerate(value))
     if isinstance(value, torch.Tensor):
         return value.detach().clone()  # torch saves the whole storage of a view
+    if value is not None and type(value) not in (bool, int, float, str, bytes):
+        raise CheckpointError(f"{name} is a {type(value).__name__}, which cannot be saved as data; a state is made of tensors, arrays, "
+                              "numbers, strings, dictionaries, lists and tuples")  # fmt: skip
     return value

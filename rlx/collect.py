@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.errors import PluginError
 from rlx.transfer import send_arrays
 from rlx.tree_ops import leaves, map_tree, pick, put
 from rlx.types import Algorithm, Rollout, State, Tree, VectorEnv
@@ -86,6 +87,8 @@ class _Acting:
         """The environments' actions [B, *] in step t."""
         seen, begins = send_arrays(self._algo.device, pick(self._all_obs, t), self._is_first[t])
         action, self.carry, extra = self._algo.act(seen, self.carry, begins, mode="train")
+        if t == 0 and action.shape[:1] != begins.shape:
+            raise PluginError(f"act() returned actions of shape {tuple(action.shape)}, expected one for each of {len(begins)} environments")
         self._actions.append(action)
         self._extras.append(extra)
         return self._to_env(action)

@@ -3,7 +3,7 @@
 Every message says what was got, what was expected and what to type next. Anything that is not an `RlxError` is a bug in rlx.
 
 Exit codes: 0 done; 1 a bug; 2 usage or configuration; 3 training became non-finite; 4 a checkpoint cannot be used;
-5 an environment failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 9 memory ran out;
+5 an environment or a plug-in failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 9 memory ran out;
 130 and 143 stopped by SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
 """
 
@@ -57,6 +57,12 @@ class CheckpointError(RlxError, ValueError):
 
 class EnvError(RlxError, RuntimeError):
     """An environment raised, hung, or lost its worker process."""
+
+    exit_code = 5
+
+
+class PluginError(RlxError, RuntimeError):
+    """The code of a plug-in failed, or returned something that cannot be used."""
 
     exit_code = 5
 

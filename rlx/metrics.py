@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -110,6 +111,15 @@ class MetricBuffer:
         self._recent.extend(e.return_ for e in episodes)
 
     def add_update(self, metrics: Metrics) -> None:
+        """Add the metrics of one update.
+
+        Raises:
+            TypeError: if one is not a number.
+        """
+        for name, value in metrics.items():
+            if type(value) is not float and not (value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, Real)):
+                got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60} ({type(value).__name__})"
+                raise TypeError(f"update() returned {got} as the metric {name!r}, expected a number")
         self._updates.append(dict(metrics))
 
     @property

@@ -12,9 +12,10 @@ from typing import Any
 from rlx import loop
 from rlx.build import resolve_device
 from rlx.checkpoint import find_checkpoints
+from rlx.config.algo_registry import is_plugin
 from rlx.config.override_types import Override
 from rlx.config.schema import RunConfig
-from rlx.errors import ConfigError, EnvError, OutOfMemoryError, RlxError, user_line
+from rlx.errors import ConfigError, EnvError, OutOfMemoryError, PluginError, RlxError, user_line
 from rlx.files import open_to_append
 from rlx.finetune import load_initial
 from rlx.parts import Parts, build
@@ -30,6 +31,7 @@ from rlx.track.logger import Console, RunLogger
 from rlx.track.tensorboard import check_installed, make_tensorboard
 from rlx.track.wandb import BEST_OF, make_mirror
 from rlx.types import Progress
+from rlx.user_code import plugin_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +86,7 @@ def train(
             }
         )
         saving = save_uncommitted(run.path) if segment == 0 else None
-        with _ending(run) as ending:
+        with _ending(run, config) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)
             ending["spaces"] = parts.checkpointer.spaces  # as in the checkpoints, where a resume compares them
             with contextlib.closing(parts):
@@ -149,14 +151,14 @@ def _train(
 
 
 @contextlib.contextmanager
-def _ending(run: RunDir) -> Iterator[dict[str, Any]]:
+def _ending(run: RunDir, config: RunConfig) -> Iterator[dict[str, Any]]:
     """Record how the block ends, also by an exception; the block adds details to the dictionary."""
     ending: dict[str, Any] = {"status": "failed"}
     try:
         try:
             yield ending
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            _refuse(error)
+            _refuse(error, config)
             raise
     except BaseException as error:
         ending["error"] = f"{type(error).__name__}: {error}"
@@ -169,7 +171,7 @@ def _ending(run: RunDir) -> Iterator[dict[str, Any]]:
     run.end_segment(**ending)
 
 
-def _refuse(error: BaseException) -> None:
+def _refuse(error: BaseException, config: RunConfig) -> None:
     """Raise an RlxError instead of an exception that is not a bug of rlx."""
     found: RlxError
     if isinstance(error, SystemExit | KeyboardInterrupt):  # signals do not raise while a run trains, so this is the environment's
@@ -178,6 +180,12 @@ def _refuse(error: BaseException) -> None:
     elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
         found = OutOfMemoryError(f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}); fewer env.num_envs, a smaller "
                                  "network or replay, need less; `rlx resume` goes on from the last checkpoint")  # fmt: skip
+    elif not isinstance(error, RlxError) and (is_plugin(config.algo.name) or plugin_line(error)):
+        what, line = " ".join(f"{type(error).__name__}: {error}".split())[:300], plugin_line(error)
+        where = f"raised {what}; {line}" if line else f"returned something that cannot be used ({what}); see rlx.types.Algorithm"
+        found = PluginError(
+            f"the code of algo={config.algo.name} {where}; `rlx resume` goes on from the last checkpoint once it is repaired"
+        )
     else:
         return
     found.trace = "".join(traceback.format_exception(error))

@@ -11,6 +11,19 @@ from typing import Any
 
 from rlx.errors import ConfigError, user_line
 
+_IMPORTED: set[str] = set()
+"""Packages and modules that were imported because the user named them."""
+
+
+def plugin_line(error: BaseException) -> str:
+    """File and line of the innermost frame of an exception that is in a plug-in's module; "" if there is none."""
+    found, trace = "", error.__traceback__
+    while trace is not None:
+        if str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0] in _IMPORTED:
+            found = f"{trace.tb_frame.f_code.co_filename}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return found
+
 
 def import_user_module(module: str, setting: str, *, role: str = "") -> None:
     """Import a module from the path or the current directory, which a console script does not have on its path.
@@ -29,6 +42,7 @@ def import_user_module(module: str, setting: str, *, role: str = "") -> None:
         if not all(part.isidentifier() for part in module.split(".")):
             raise ImportError("that is not a module's name")
         importlib.import_module(module)
+        _IMPORTED.add(module.partition(".")[0])
     except (Exception, SystemExit) as error:
         reason = str(error) if isinstance(error, ImportError) else f"{type(error).__name__}: {error}"
         line = f", {line}" if not isinstance(error, ModuleNotFoundError) and (line := user_line(error)) else ""

@@ -15,7 +15,7 @@ from hydra.core.config_store import ConfigStore
 
 from rlx.config import algo_registry
 from rlx.config.completion import override_candidates
-from rlx.config.compose import _of_shipped_files
+from rlx.config.compose import Composer, _of_shipped_files
 
 EXAMPLE = Path(__file__).parents[1] / "docs" / "examples" / "my_algo.py"
 TINY = "env=cartpole env.num_envs=4 algo.rollout_length=8 loop.total_env_steps=64 loop.eval_every=0 log.wandb=disabled log.console=quiet"
@@ -31,6 +31,7 @@ def rlx(run_command: Rlx) -> Rlx:
 @pytest.fixture
 def fresh(here: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A current directory with the example, none of whose modules stays imported."""
+    Composer().compose(["env=cartpole"])  # what a process registers only once belongs to what is put back
     before, groups = set(sys.modules), copy.deepcopy(ConfigStore.instance().repo)
     monkeypatch.syspath_prepend(here)
     shutil.copy(EXAMPLE, here)
@@ -214,3 +215,45 @@ def test_what_is_no_wrapper_is_refused_in_one_line(given: str, says: str, wrappe
     code, out, err = rlx(f"train env=cartpole 'env.wrappers={given}'")
     assert (code, out, err.count("\n")) == (2, "", 1), err
     assert says in err
+
+
+BROKEN = """
+import torch
+from my_algo import MyAlgo
+
+class Broken(MyAlgo):
+    def {method}:
+        {body}
+"""
+ACT, SAVE = "act(self, obs, carry, is_first, *, mode)", "state_dict(self)"
+FAILS = {
+    "init": ("__init__(self, *args)", "1 / 0", 5, "raised ZeroDivisionError: division by zero; {file}:7"),
+    "act": (ACT, "1 / 0", 5, "raised ZeroDivisionError: division by zero; {file}:7"),
+    "update": ("update(self, rollout, progress)", "[].pop()", 5, "raised IndexError: pop from empty list; {file}:7"),
+    "saving": (SAVE, "return {}['mean']", 5, "raised KeyError: 'mean'; {file}:7"),
+    "metrics": ("update(self, rollout, progress)", "return {'a/b': 'many'}", 5, "update() returned 'many' (str) as the metric 'a/b'"),
+    "wide metrics": ("update(self, rollout, progress)", "return {'a/b': torch.ones(3)}", 5, "a tensor of shape (3,) as the metric 'a/b'"),
+    "no output": (ACT, "return None", 5, "returned something that cannot be used (TypeError: "),
+    "shape": (ACT, "return super().act(obs[:2], carry, is_first, mode='eval')", 5, "actions of shape (2,), expected one for each of 4"),
+    "state": (SAVE, "return {'net': [lambda: 1]}", 4, "state_dict()['net'][0] is a function, which cannot be saved as data"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAILS)
+def test_the_failure_of_a_plug_in_is_named_and_is_no_bug_of_rlx(name: str, fresh: Path, rlx: Rlx) -> None:
+    method, body, expected, says = FAILS[name]
+    (fresh / "broken.py").write_text(BROKEN.format(method=method, body=body))
+    code, _, err = rlx(f"train algo=broken:Broken {TINY} --name mine")
+    assert (code, err.count("\n")) == (expected, 1), err
+    assert says.replace("{file}", str(fresh / "broken.py")) in err
+    if "raised" in says and name != "init":  # an algorithm is built once before there is a run
+        assert "Traceback" in (fresh / "runs" / "mine" / "log.txt").read_text()
+
+
+def test_a_plug_in_that_fails_keeps_its_last_checkpoint(fresh: Path, rlx: Rlx) -> None:
+    body = "assert progress.env_steps < 64, 'late'; return super().update(rollout, progress)"
+    (fresh / "broken.py").write_text(BROKEN.format(method="update(self, rollout, progress)", body=body))
+    code, _, err = rlx(f"train algo=broken:Broken {TINY} loop.checkpoint_every=32 --name mine")
+    assert (code, "AssertionError: late" in err) == (5, True), err
+    assert [path.name for path in (fresh / "runs" / "mine" / "checkpoints").iterdir()] == ["000000000032"]
+    assert json.loads(rlx("eval mine --episodes 1 --json")[1])["env_steps"] == 32

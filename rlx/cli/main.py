@@ -18,9 +18,10 @@ from rlx import __version__
 from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, model, play, plot, rm, sweep, sync, train, watch
 from rlx.cli.arguments import Verb, Verbs
 from rlx.cli.options import echo
-from rlx.errors import EnvError, OutOfMemoryError, RlxError, StorageError, user_line
+from rlx.errors import EnvError, OutOfMemoryError, PluginError, RlxError, StorageError, user_line
 from rlx.signals import expect_requests
 from rlx.text import printable
+from rlx.user_code import plugin_line
 
 app = typer.Typer(
     name="rlx",
@@ -105,6 +106,8 @@ def main() -> None:
         _end(f"{' '.join(str(error).split())}; {_keep_trace(error)}", StorageError.exit_code)
     except Exception as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        if line := plugin_line(error):
+            _end(f"a plug-in raised {what}; {line}; {_keep_trace(error)}", PluginError.exit_code)
         _end(f"a bug in rlx: {what}; {_keep_trace(error)}", 1)
 
 

@@ -81,6 +81,11 @@ def is_known(name: str) -> bool:
     return name in ALGORITHMS or ":" in name or name in entry_points("rlx.algorithms")
 
 
+def is_plugin(name: str) -> bool:
+    """Whether an algorithm is not rlx's own."""
+    return name not in ALGORITHMS
+
+
 @functools.cache
 def algorithm(name: str) -> AlgoInfo:
     """An algorithm by its name or `module:Class`, whose module is imported if it is not rlx's own.
