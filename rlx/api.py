@@ -102,7 +102,7 @@ def load(
     run: str | Path | Run = "latest",
     *,
     checkpoint: str | int = "latest",
-    device: str | None = None,
+    device: str | torch.device | None = None,
     trust: bool = False,
     seed: int = 0,
 ) -> Policy:
@@ -123,7 +123,7 @@ def load(
     config = directory.config(trust=trust)
     chosen = choose_checkpoint(directory, str(checkpoint))
     if device is not None:
-        config.runtime = dataclasses.replace(config.runtime, device=device)
+        config.runtime = dataclasses.replace(config.runtime, device=str(device))
     on = usable_device(config) if device is None else resolve_device(config)
     env = env_factory(config)(1)
     try:
@@ -172,7 +172,7 @@ def train(
         RlxError: if training fails; the run can be resumed from its last checkpoint.
         KeyboardInterrupt: after a Ctrl-C, when everything is saved.
     """
-    words, labels = _words(overrides), Labels.given(notes, list(tags))
+    words, labels = _words(overrides), _labels(notes, tags)
     with only_trainer(), _torch_as_it_was():
         composed = start.compose(words, None if config_dir is None else Path(config_dir))
         chosen = start.default_name(composed, timed=not auto_resume) if name is None else name
@@ -239,9 +239,8 @@ def evaluate(
         CheckpointError: if there is no such checkpoint, or it is damaged.
         EnvError: if the environment fails.
     """
-    if not isinstance(episodes, int) or episodes < 1:
-        raise ConfigError(f"episodes must be a whole number of at least 1, got {episodes!r}")
-    changes = [f"{name}={json.dumps(value)}" for name, value in (env or {}).items()]
+    changes = [_env_setting(name, value) for name, value in _mapping("env", env).items()]
+    ablation = _mapping("ablation", ablation)
     with only_trainer(), _torch_as_it_was():
         return evaluate_run(
             _directory_of(run), episodes=episodes, checkpoint=str(checkpoint), stochastic=stochastic, seed=seed, env_settings=changes,
@@ -273,9 +272,36 @@ def _directory_of(run: str | Path | Run) -> RunDir:
 
 
 def _words(overrides: Sequence[str]) -> list[str]:
-    if isinstance(overrides, str) or not all(isinstance(word, str) for word in overrides):
+    if not _are_texts(overrides):
         raise ConfigError(f'got {overrides!r}; expected a list of settings, e.g. ["algo=ppo", "env=cartpole"]')
     return list(overrides)
+
+
+def _labels(notes: str | None, tags: Sequence[str]) -> Labels:
+    if not isinstance(notes, str | None) or not _are_texts(tags):
+        raise ConfigError(f"got notes={notes!r} and tags={tags!r}; expected a text, and a list of texts")
+    return Labels.given(notes, list(tags))
+
+
+def _are_texts(values: object) -> bool:
+    """Whether something is a list or tuple of texts; a text itself, which is a sequence of texts too, is not."""
+    return isinstance(values, list | tuple) and all(isinstance(value, str) for value in values)
+
+
+def _mapping(name: str, value: Any) -> dict[str, Any]:
+    if not isinstance(value, Mapping | None):
+        raise ConfigError(f"{name}: got {value!r}; expected a dictionary")
+    return dict(value or {})
+
+
+def _env_setting(name: Any, value: Any) -> str:
+    """An argument of an environment's constructor as `rlx eval --env` has it."""
+    try:
+        if not (isinstance(name, str) and name.isidentifier()):
+            raise TypeError("that is no name of an argument")
+        return f"{name}={json.dumps(value, allow_nan=False)}"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"env: got {name!r}: {value!r}; expected names with numbers, texts, lists or dictionaries ({error})") from error
 
 
 def _train(started: start.Start, argv: list[str], *, quiet: bool) -> Run:

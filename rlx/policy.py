@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 
 from rlx.collect import env_actions
 from rlx.config.schema import RunConfig
-from rlx.envs.contract import BrokenContract, check_array
-from rlx.envs.edge import observations, original_space, rescaled
+from rlx.config.setting import require_whole
+from rlx.envs.contract import BrokenContract, check_array, first_non_finite
+from rlx.envs.edge import observations, original_space, parts_of, rescaled
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
 from rlx.transfer import send_arrays
-from rlx.tree_ops import batch_size, leaves, map_tree
+from rlx.tree_ops import batch_size, leaves, map_tree, named_leaves
 from rlx.types import Algorithm, EnvSpec, Mode, Tree
 
 Array = NDArray[Any]
@@ -69,7 +70,7 @@ class Policy:
         self._read = ObservationReader(seen, spec.id)
         self._clip = env_actions(spec.action_space)
         self._rescale = rescaled(self.action_space)[1] if spec.action_space is not self.action_space else None
-        self._rng = PrivateRNG(seed, algorithm.device)
+        self.seed(seed)
 
     def act(self, obs: Any, carry: Tree = None, *, is_first: Any = None, mode: Mode = "eval") -> tuple[Any, Tree]:
         """Choose actions.
@@ -91,24 +92,40 @@ class Policy:
         if _trainer not in (None, threading.get_ident()):
             raise ConfigError("another thread of this process trains or evaluates, and a policy would draw from its random generators; "
                               "act in another process, or after it")  # fmt: skip
+        if mode not in ("eval", "train"):
+            raise ConfigError(f'policy.act: got mode={mode!r}; expected "eval" or "train"')
         tree, is_batch = self._read(obs)
         num = batch_size(tree)
         if self.spec.game is not None:
-            tree = self.spec.game.observe([self.spec.game.state_of(history) for history in tree.tolist()])
+            tree = self.spec.game.observe(self._positions(tree))
         begins = np.full(num, carry is None)
-        if is_first is not None and carry is not None:
-            begins = np.asarray(is_first, dtype=bool).reshape(-1)
-        rows = {len(begins), *(len(leaf) for leaf in leaves(() if carry is None else carry))}
-        if rows != {num}:
-            raise ConfigError(f"got {num} observations with a carry or is_first of {max(rows - {num})}; "
-                              "pass the carry that was returned for the same environments")  # fmt: skip
+        if is_first is not None:
+            given = np.asarray(is_first).reshape(-1)
+            if given.dtype != bool or len(given) != num:
+                raise ConfigError(f"policy.act: got is_first={is_first!r}; expected {num} of True and False, one for each observation")
+            begins |= given
         with torch.no_grad(), self._rng.in_use():
+            initial = self.algorithm.initial_carry(num)
             if carry is None:
-                carry = self.algorithm.initial_carry(num)
+                carry = initial
+            elif not _may_follow(carry, initial, num):
+                raise ConfigError(f"policy.act: got {num} observations with a carry of {_shapes(carry)}; "
+                                  "pass the carry that was returned for the same environments")  # fmt: skip
             seen, first = send_arrays(self.device, tree, begins)
             output = self.algorithm.act(seen, carry, first, mode=mode)
         action = self._to_env(self._clip(output.action))
         return (action if is_batch else action[0]), output.carry
+
+    def _positions(self, histories: NDArray[Any]) -> list[Any]:
+        """The positions of a game after actions [B, L], in each of which somebody is to move."""
+        assert self.spec.game is not None
+        try:
+            states = [self.spec.game.state_of(history) for history in histories.tolist()]
+        except ValueError as error:
+            raise ConfigError(f"policy.act: {error}") from error
+        if over := [i for i, state in enumerate(states) if state.is_terminal()]:
+            raise ConfigError(f"policy.act: the game of observation {over[0]} is over; begin another one")
+        return states
 
     def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
         return action if self._rescale is None else self._rescale(action)
@@ -119,6 +136,7 @@ class Policy:
 
     def seed(self, seed: int) -> None:
         """Reset the policy's rng state to that of a policy loaded with this seed."""
+        require_whole("seed", seed, at_least=0, at_most=2**63 - 1)
         self._rng = PrivateRNG(seed, self.device)
 
     def __repr__(self) -> str:
@@ -148,30 +166,59 @@ class ObservationReader:
         try:
             size = _num_stacked(value, self._original, "the observation")
             if size is None:
-                return map_tree(lambda leaf: leaf[None], self._encode(value)), False
-            if not isinstance(self._original, spaces.Box):
+                tree = _own(map_tree(lambda leaf: leaf[None], self._encode(value)), self._encode.space)
+            elif isinstance(self._original, spaces.Box):
+                array = check_array(value, (size, *self._original.shape), self._original.dtype, "the observation")
+                tree = _own(array.reshape(size, *(self._encode.space.shape or ())), self._encode.space)
+            else:
                 rows = [self._encode(_at(value, self._original, i)) for i in range(size)]
-                return map_tree(lambda *parts: np.stack(parts), *rows), True
-            array = check_array(value, (size, *self._original.shape), self._original.dtype, "the observation")
-            seen = self._encode.space
-            assert isinstance(seen, spaces.Box)
-            return array.astype(seen.dtype).reshape(size, *seen.shape), True
+                tree = _own(map_tree(lambda *parts: np.stack(parts), *rows), self._encode.space)
+            if wrong := [leaf for leaf in leaves(tree) if not np.isfinite(leaf).all()]:
+                found, where = first_non_finite(wrong[0])
+                raise BrokenContract(f"the observation has {found}{where}")
         except BrokenContract as error:
             raise ConfigError(f"policy.act: {error}; policy.observation_space is {self._original}") from error
+        return tree, size is not None
+
+
+def _own(tree: Tree, space: gymnasium.Space[Any]) -> Tree:
+    """Copies of arrays, of the numbers of a space: what a caller gives may be of another byte order, or not to be written to."""
+    if isinstance(space, spaces.Dict):
+        return {key: _own(tree[key], part) for key, part in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_own(value, part) for value, part in zip(tree, space.spaces, strict=True))
+    return np.array(tree, dtype=space.dtype)
+
+
+def _may_follow(carry: Tree, initial: Tree, num: int) -> bool:
+    """Whether a memory may be that of `num` episodes which began with `initial`; one that began empty may have got parts."""
+    parts = leaves(carry)
+    if not all(isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (num,) for leaf in parts):
+        return False
+    return not leaves(initial) or _shapes(carry) == _shapes(initial)
+
+
+def _shapes(carry: Tree) -> str:
+    """The arrays of a memory in words."""
+    parts = named_leaves(carry)
+    return ", ".join(f"{path}{list(leaf.shape) if hasattr(leaf, 'shape') else type(leaf).__name__}" for path, leaf in parts) or "no arrays"
 
 
 def _num_stacked(value: Any, space: gymnasium.Space[Any], what: str) -> int | None:
-    """How many values of a space are stacked in `value`; None if it is a single one. The first part of a Dict or Tuple decides."""
-    if isinstance(space, spaces.Dict):
-        key = next(iter(space.spaces))
-        if not hasattr(value, "keys") or key not in value:
-            raise BrokenContract(f"{what} is {type(value).__name__}, the space says a dictionary with {key!r}")
-        return _num_stacked(value[key], space.spaces[key], f"{what}[{key!r}]")
-    if isinstance(space, spaces.Tuple):
-        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
-            raise BrokenContract(f"{what} is {type(value).__name__}, the space says a tuple of {len(space.spaces)}")
-        return _num_stacked(value[0], space.spaces[0], f"{what}[0]")
-    shape, given = space.shape or (), np.shape(value)
+    """How many values of a space are stacked in `value`; None if it is a single one."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        parts = parts_of(value, space, what)
+        sizes = {f"{what}[{key!r}]": _num_stacked(part, inner, f"{what}[{key!r}]") for key, (part, inner) in parts.items()}
+        first = next(iter(sizes))
+        for where, size in sizes.items():
+            if size != sizes[first]:
+                counts = [f"{n} of them" if n is not None else "a single one" for n in (sizes[first], size)]
+                raise BrokenContract(f"{first} is {counts[0]} and {where} is {counts[1]}")
+        return sizes[first]
+    try:
+        shape, given = space.shape or (), np.shape(value)
+    except ValueError as error:  # a ragged list
+        raise BrokenContract(f"{what} is no array ({error})") from error
     if given == shape:
         return None
     if given[1:] == shape and given[:1] != (0,):

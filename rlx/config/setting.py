@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import MISSING, Field, field, fields, is_dataclass
 from enum import Enum
+from numbers import Integral
 from typing import Any, NamedTuple
 
 from rlx.errors import ConfigError
@@ -100,6 +101,12 @@ def require(condition: bool, key: str, expected: str, got: Any) -> None:
     """Raise a ConfigError about `key` unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{key} must be {expected}, got {got}")
+
+
+def require_whole(key: str, value: Any, *, at_least: int, at_most: int) -> None:
+    """Raise a ConfigError about `key` unless the value is a whole number in this range; True and False are none."""
+    is_whole = isinstance(value, Integral) and not isinstance(value, bool) and at_least <= int(value) <= at_most
+    require(is_whole, key, f"a whole number from {at_least:,} to {at_most:,}", repr(value))
 
 
 # Ranges

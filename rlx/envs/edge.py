@@ -203,15 +203,25 @@ def _walk(value: Any, space: gymnasium.Space[Any], what: str, visit: Callable[[A
     Raises:
         BrokenContract: if the value does not have the structure of the space.
     """
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        return visit(value, what)
+    walked = {key: _walk(part, inner, f"{what}[{key!r}]", visit) for key, (part, inner) in parts_of(value, space, what).items()}
+    return walked if isinstance(space, spaces.Dict) else tuple(walked.values())
+
+
+def parts_of(value: Any, space: spaces.Dict | spaces.Tuple, what: str) -> dict[Any, tuple[Any, gymnasium.Space[Any]]]:
+    """The parts of a value of a space with their own spaces, by key or place.
+
+    Raises:
+        BrokenContract: if the value does not have the structure of the space.
+    """
     if isinstance(space, spaces.Dict):
         _check_keys(value, space, what)
-        return {key: _walk(value[key], part, f"{what}[{key!r}]", visit) for key, part in space.spaces.items()}
-    if isinstance(space, spaces.Tuple):
-        if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
-            given = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
-            raise BrokenContract(f"{what} is {given}, the space says a tuple of {len(space.spaces)}")
-        return tuple(_walk(value[i], part, f"{what}[{i}]", visit) for i, part in enumerate(space.spaces))
-    return visit(value, what)
+        return {key: (value[key], part) for key, part in space.spaces.items()}
+    if not isinstance(value, tuple | list) or len(value) != len(space.spaces):
+        given = f"{len(value)} parts" if isinstance(value, tuple | list) else type(value).__name__
+        raise BrokenContract(f"{what} is {given}, the space says a tuple of {len(space.spaces)}")
+    return dict(enumerate(zip(value, space.spaces, strict=True)))
 
 
 def _check_keys(value: Any, space: spaces.Dict, what: str) -> None:

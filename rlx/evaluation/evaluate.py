@@ -15,7 +15,7 @@ from rlx.build import env_factory, known_best
 from rlx.checkpoint import Checkpoint
 from rlx.collect import Episode
 from rlx.config.schema import EnvConfig, RunConfig
-from rlx.config.setting import all_fields, unused
+from rlx.config.setting import all_fields, require_whole, unused
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.registry import GameEnvFactory
 from rlx.errors import ConfigError, SyncError
@@ -219,6 +219,9 @@ def evaluate_settings(
         EnvError: if an environment fails.
         Stopped: when `should_stop` returns True.
     """
+    require_whole("episodes", episodes, at_least=1, at_most=2**31 - 1)
+    require_whole("seed", seed, at_least=0, at_most=2**63 - 1)
+    require_whole("videos", videos, at_least=0, at_most=episodes)
     config, ablation = run.config(trust=trust), dict(ablation or {})
     if opponent is not None and not config.env.is_game:
         raise ConfigError(f"--opponent {opponent}: env={config.env.id} is no game; leave it out")

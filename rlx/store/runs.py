@@ -81,7 +81,7 @@ class RunDir:
     @staticmethod
     def check_name(name: str) -> None:
         """Raise a ConfigError unless a run can have this name."""
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name):
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,199}", name):
             raise ConfigError(
                 f"--name {name or repr(name)}: expected a letter or digit, and then up to 199 letters, digits, '.', '_', '+' or '-'"
             )

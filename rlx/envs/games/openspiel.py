@@ -108,20 +108,27 @@ class Game:
         return self._game.new_initial_state()
 
     def state_of(self, history: Sequence[int] | NDArray[Any]) -> GameState:
-        """The state after a list of actions; the list ends at the first negative one."""
+        """The state after a list of actions; the list ends at the first negative one. Raises a ValueError for an illegal action."""
         state = self.new_state()
-        for action in history:
+        for ply, action in enumerate(history):
             if action < 0:
                 break
+            self._check_legal(state, action, ply)
             state.apply_action(int(action))
         return state
 
+    def _check_legal(self, state: GameState, action: int, ply: int) -> None:
+        """Histories come from files and from callers, and OpenSpiel writes outside its memory for an action that is not legal."""
+        if action not in state.legal_actions():
+            raise ValueError(f"action {action} is not legal at ply {ply} of {self}; legal are {state.legal_actions()}")
+
     def plies(self, history: Sequence[int] | NDArray[Any]) -> list[GameState]:
-        """The states in which each of the actions was taken; the list ends at the first negative one."""
+        """The states in which each of the actions was taken; the list ends at the first negative one. Raises as `state_of`."""
         state, found = self.new_state(), list[GameState]()
-        for action in history:
+        for ply, action in enumerate(history):
             if action < 0:
                 break
+            self._check_legal(state, action, ply)
             found.append(state)
             state = state.child(int(action))
         return found
