@@ -69,6 +69,8 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("n_epochs=3", "write algo.num_epochs=3"),
     ("clip_range=0.1", "write algo.clip=0.1"),
     ("vf_coef=1", "write algo.value_coef=1"),
+    ("algo=pets env=pendulum algo.population=9", "write algo.planner.num_candidates=9"),
+    ("algo=alphazero env=connect_four algo.blocks=2", "write algo.num_blocks=2"),
     ("env_id=CartPole-v1", "write env=CartPole-v1"),
     ("total_timesteps=1e6", "write loop.total_env_steps=1e6"),
     ("wandb=false", "write log.wandb=disabled"),
@@ -369,9 +371,17 @@ BAD_FILES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "algo/mine.yaml: syntax": (PPO + "clip: [0.1\n", "algo=mine", ("mine.yaml is not readable YAML", "line 2, column 7")),
     "env/mine.yaml: syntax": ("id: [CartPole-v1\n", "env=mine", ("mine.yaml is not readable YAML",)),
     "algo/mine.yaml: key": (PPO + "clpi: 0.1\n", "algo=mine", ("algo.clpi: unknown key; did you mean algo.clip?", "algo/mine.yaml)")),
-    "env/mine.yaml: key": ("num_env: 3\n", "env=mine", ("env.num_env: unknown key; did you mean env.num_envs?", "env/mine.yaml)")),
+    "env/mine.yaml: key": ("num_env: 3\n", "env=mine", ("env.num_env: unknown key; write env.num_envs (in ", "env/mine.yaml)")),
     "recipe/ppo_cartpole.yaml: key": (
         GLOBAL + "loop:\n  log_evry: 1\n", "", ("loop.log_evry: unknown key; did you mean loop.log_every?", "recipe/ppo_cartpole.yaml)"),
+    ),
+    "experiment/mine.yaml: flat key": (
+        GLOBAL + "algo:\n  num_simulations: 8\n", "algo=muzero experiment=mine",
+        ("algo.num_simulations: unknown key; write algo.search.num_simulations (search: {num_simulations: VALUE}) (in ",),
+    ),
+    "experiment/mine.yaml: group": (
+        GLOBAL + "algo:\n  search: 8\n", "algo=muzero experiment=mine",
+        ("got 8 where a group of settings stands; expected a mapping", "experiment/mine.yaml)"),
     ),
     "experiment/mine.yaml: type": (
         GLOBAL + "loop:\n  total_env_steps: lots\n", "experiment=mine", ("loop.total_env_steps must be a whole number, got lots",),

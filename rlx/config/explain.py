@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from enum import Enum
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -10,6 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException, ValidationError
 
 from rlx.config.choices import did_you_mean
+from rlx.config.synonyms import key_for
 from rlx.config.whole_numbers import not_whole
 from rlx.errors import ConfigError
 
@@ -24,6 +26,8 @@ def explain(error: Exception) -> str:
             return str(cause)
         if isinstance(cause, OmegaConfBaseException) and cause.full_key:
             return _explain_setting(cause)
+    if found := re.search(r"Merge error: \w+ is not a subclass of \w+\. value: (.*)", str(error)):
+        return f"got {found[1]} where a group of settings stands; expected a mapping of their names and values"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
@@ -43,8 +47,20 @@ def _explain_setting(error: OmegaConfBaseException) -> str:
         return f"{key} must be {expected}, got {got}"
     if hints and isinstance(error, ConfigKeyError):
         settings = [f.name for f in dataclasses.fields(owner) if f"{prefix}{f.name}" not in ("algo.name", "env.id")]  # type: ignore[arg-type]
+        if not parent.count(".") and (meant := key_for(key, _nested(owner, parent))) is not None:
+            group, _, inner = meant.removeprefix(prefix).rpartition(".")
+            return f"{key}: unknown key; write {meant}{f' ({group}: {{{inner}: VALUE}})' if group else ''}"
         return f"{key}: unknown key; {did_you_mean(name, settings, key=prefix)}"
     return f"{key}: {str(error).splitlines()[0]}"
+
+
+def _nested(owner: Any, prefix: str) -> list[str]:
+    """The keys of the settings that a dataclass has under a prefix."""
+    keys = []
+    for name, hint in get_type_hints(owner).items():
+        key = f"{prefix}.{name}" if prefix else name
+        keys += _nested(hint, key) if dataclasses.is_dataclass(hint) else [key]
+    return keys
 
 
 def _describe(hint: Any) -> str:
