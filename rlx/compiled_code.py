@@ -52,17 +52,13 @@ class KernelModule:
 @functools.cache
 def load(module: KernelModule) -> tuple[Kernel, ...]:
     """The kernels of a module in the order of `arguments`, from the cache or compiled, which takes some seconds."""
-    from llvmlite import binding as llvm
-
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
+    llvm = _initialised_llvm()
     code = _read(_file(module))
     if code is None and module in _BEGUN:  # waits for it
         _BEGUN[module].wait()
         code = _read(_file(module))
     if code is None:
-        code = _compile(module)
-        _write(_file(module), code)
+        code = compile_into_cache(module)
     machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -91,13 +87,20 @@ def _is_writable(directory: Path) -> bool:
     return os.access(directory, os.W_OK)
 
 
-def compile_into_cache(module: KernelModule) -> None:
-    """What the other process does."""
+def compile_into_cache(module: KernelModule) -> bytes:
+    """The object file of a module, compiled now and kept in the cache if it can be written."""
+    _initialised_llvm()
+    code = _compile(module)
+    _write(_file(module), code)
+    return code
+
+
+def _initialised_llvm() -> Any:
     from llvmlite import binding as llvm
 
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
-    _write(_file(module), _compile(module))
+    return llvm
 
 
 def _function(engine: Any, name: str, arguments: str, is_long: bool) -> Kernel:

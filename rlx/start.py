@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rlx.config.algos.policy_gradient_config import PolicyGradientConfig
 from rlx.config.compose import apply_overrides
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable
@@ -62,7 +63,7 @@ def begin_compiling(config: RunConfig) -> None:
     from rlx import compiled_code
     from rlx.nn.kernel_modules import LEARNING
 
-    if config.algo.name in ("ppo", "a2c", "reinforce") and config.runtime.device in ("cpu", "auto"):
+    if isinstance(config.algo, PolicyGradientConfig) and config.runtime.device in ("cpu", "auto"):
         compiled_code.begin_compiling(LEARNING)
 
 
