@@ -18,12 +18,13 @@ from torch import Tensor
 from rlx.config import algo_registry
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.control.reward_functions import Rules, rules_of
-from rlx.envs.edge import describe_space, original_space, space_leaves, stretch
+from rlx.envs.edge import stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError
 from rlx.memory import check_fits, within_memory
 from rlx.rng import seed_everything
+from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
 from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, RewardFn, VectorEnv
 

@@ -17,9 +17,10 @@ from rlx.collect import env_actions
 from rlx.config.schema import RunConfig
 from rlx.config.setting import require_whole
 from rlx.envs.contract import BrokenContract, check_array, first_non_finite
-from rlx.envs.edge import observations, original_space, parts_of, rescaled
+from rlx.envs.edge import observations, parts_of, rescaled
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
+from rlx.spaces import original_space
 from rlx.transfer import send_arrays
 from rlx.tree_ops import batch_size, leaves, map_tree, named_leaves
 from rlx.types import Algorithm, EnvSpec, Mode, Tree

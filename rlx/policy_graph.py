@@ -22,9 +22,10 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import rlx
-from rlx.envs.edge import describe_space, space_leaves, stretch
+from rlx.envs.edge import stretch
 from rlx.errors import ConfigError
 from rlx.policy import Policy
+from rlx.spaces import describe_space, space_leaves
 from rlx.tree_ops import leaves, with_leaves
 from rlx.types import Exportable, Tree
 

@@ -20,10 +20,11 @@ from rlx.config.compose import Composer
 from rlx.config.saved import load_config, save_config
 from rlx.config.schema import EnvConfig
 from rlx.envs.contract import BrokenContract
-from rlx.envs.edge import Edge, original_space, rescaled
+from rlx.envs.edge import Edge, rescaled
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv, replay_defect
 from rlx.errors import ConfigError, EnvError, NonFiniteError
+from rlx.spaces import original_space
 
 BYTES = spaces.Box(0, 255, (3,), np.uint8)
 FLOATS = spaces.Box(-1.0, 1.0, (3,), np.float32)

@@ -17,8 +17,8 @@ import torch
 from test_api import Odd, odd, trained  # noqa: F401  (odd is a fixture)
 
 import rlx
-from rlx.envs.edge import space_leaves
 from rlx.policy_graph import PolicyGraph, export_policy
+from rlx.spaces import space_leaves
 
 Command = Callable[[str], tuple[int, str, str]]
 NUM_OBS = 1000

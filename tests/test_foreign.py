@@ -12,10 +12,11 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlx.envs.edge import Observations, describe_space
+from rlx.envs.edge import Observations
 from rlx.envs.vector import _Announcement
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
+from rlx.spaces import describe_space
 from rlx.types import EnvSpec
 
 Command = Callable[[str], tuple[int, str, str]]

@@ -19,7 +19,7 @@ PACKAGE = Path(rlx.__file__).parent
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = {f"rlx.{p.relative_to(PACKAGE).with_suffix('').as_posix().replace('/', '.')}".removesuffix(".__init__"): p for p in FILES}
 MAX_LINES = 450
-COMMON = ("rlx.types", "rlx.errors", "rlx.tree_ops")
+COMMON = ("rlx.spaces", "rlx.types", "rlx.errors", "rlx.tree_ops")
 """The contracts, the errors and trees of arrays: open to every package."""
 
 
@@ -95,6 +95,7 @@ RULES = {
     "rlx.render": (*COMMON, "rlx.render", "rlx.config", "rlx.envs", "rlx.evaluation", "rlx.files", "rlx.stats", "rlx.store", "rlx.sweep",
                    "rlx.text", "rlx.track"),
     "rlx.types": ("rlx.tree_ops",),
+    "rlx.spaces": (),
     "rlx.tree_ops": (),
     "rlx.errors": (),
     "rlx.ops": (),

@@ -15,11 +15,12 @@ from rlx.build import env_factory
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import Composer
-from rlx.envs.edge import Observations, ObservationTree, describe_space, original_space
+from rlx.envs.edge import Observations, ObservationTree
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import EnvError
 from rlx.evaluation.evaluator import Evaluator
 from rlx.rng import GlobalRNG
+from rlx.spaces import describe_space, original_space
 from rlx.tree_ops import leaves, map_tree, named_leaves, pick, put, with_leaves
 from rlx.types import PolicyOutput, Progress, Rollout
 

@@ -26,6 +26,7 @@ from rlx.envs.contract import (
     keeps_values,
 )
 from rlx.errors import ConfigError
+from rlx.spaces import SeenBox, SeenDict, SeenTuple, space_leaves
 from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
@@ -40,56 +41,6 @@ _EARLY_STEPS = 100
 """Steps over which observations are compared with the bounds of their space."""
 _NUMBERS = {float, int, np.float64, np.float32}
 _FLAGS = {bool, np.bool_}
-
-
-class SeenBox(spaces.Box):
-    """A Box as algorithms see it, with the environment's own space."""
-
-    def __init__(self, low: Array, high: Array, dtype: Any, original: gymnasium.Space[Any]) -> None:
-        super().__init__(low, high, dtype=dtype)
-        self.original = original
-
-
-class SeenDict(spaces.Dict):
-    """A Dict of Boxes as algorithms see it, with the environment's own space."""
-
-    def __init__(self, parts: dict[str, gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
-        super().__init__(parts)
-        self.original = original
-
-
-class SeenTuple(spaces.Tuple):
-    """The same for a Tuple."""
-
-    def __init__(self, parts: list[gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
-        super().__init__(parts)
-        self.original = original
-
-
-def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
-    """The environment's own space."""
-    return getattr(space, "original", space)
-
-
-def describe_space(space: gymnasium.Space[Any]) -> str:
-    """The environment's own space as text that is the same in every version of gymnasium: shape, dtype and range."""
-    space = original_space(space)
-    if isinstance(space, spaces.Box):
-        return f"Box({space.shape}, {space.dtype}, {space.low.min():g} to {space.high.max():g})"
-    if isinstance(space, spaces.Discrete):
-        return f"Discrete({space.n})" if int(space.start) == 0 else f"Discrete({space.n}, start={space.start})"
-    if isinstance(space, spaces.Dict | spaces.Tuple):
-        return f"{type(space).__name__}({', '.join(f'{path} {describe_space(part)}' for path, part in space_leaves(space))})"
-    return " ".join(str(space).split())
-
-
-def space_leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
-    """The leaves of a Dict or Tuple space, in gymnasium's flattening order, each with its path such as ['image']."""
-    if isinstance(space, spaces.Dict):
-        return [leaf for key, part in space.spaces.items() for leaf in space_leaves(part, f"{path}[{key!r}]")]
-    if isinstance(space, spaces.Tuple):
-        return [leaf for i, part in enumerate(space.spaces) for leaf in space_leaves(part, f"{path}[{i}]")]
-    return [(path, space)]
 
 
 class Observations:

@@ -22,8 +22,8 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from rlx.envs.contract import env_error, non_finite
-from rlx.envs.edge import original_space
 from rlx.errors import CheckpointError, ConfigError, RlxError
+from rlx.spaces import original_space
 from rlx.tree_ops import Tree, leaves, map_tree, pick, put
 
 Array = NDArray[Any]

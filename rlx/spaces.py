@@ -1,0 +1,111 @@
+"""Spaces as algorithms see them; where the edge of rlx (`envs/edge.py`) changed a space, it keeps the environment's own as `original`.
+
+Observations are trees of arrays over a Box, Discrete, MultiDiscrete or MultiBinary, nested in Dicts and Tuples. Where actions are
+masked, the observation is a Dict with the entry `ACTION_MASK`: one bool [M] for the choices of all discrete parts of an action, in order.
+
+Actions are one array [*] of numbers: an index for Discrete, whole numbers [k] for MultiDiscrete, zeros and ones [n] for MultiBinary,
+floats [A] for a Box, and for a Dict or Tuple of these one vector of floats, whose space is a `ProductSpace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+ACTION_MASK = "action_mask"
+"""Key of the mask in an observation: True for the choices that are allowed."""
+
+
+class SeenBox(spaces.Box):
+    """A Box as algorithms see it, with the environment's own space."""
+
+    def __init__(self, low: Array, high: Array, dtype: Any, original: gymnasium.Space[Any]) -> None:
+        super().__init__(low, high, dtype=dtype)
+        self.original = original
+
+
+class SeenDict(spaces.Dict):
+    """A Dict of Boxes as algorithms see it, with the environment's own space."""
+
+    def __init__(self, parts: dict[str, gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
+        super().__init__(parts)
+        self.original = original
+
+
+class SeenTuple(spaces.Tuple):
+    """The same for a Tuple."""
+
+    def __init__(self, parts: list[gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
+        super().__init__(parts)
+        self.original = original
+
+
+def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
+    """The environment's own space."""
+    return getattr(space, "original", space)
+
+
+def describe_space(space: gymnasium.Space[Any]) -> str:
+    """The environment's own space as text that is the same in every version of gymnasium: shape, dtype and range."""
+    space = original_space(space)
+    if isinstance(space, spaces.Box):
+        return f"Box({space.shape}, {space.dtype}, {space.low.min():g} to {space.high.max():g})"
+    if isinstance(space, spaces.Discrete):
+        return f"Discrete({space.n})" if int(space.start) == 0 else f"Discrete({space.n}, start={space.start})"
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        return f"{type(space).__name__}({', '.join(f'{path} {describe_space(part)}' for path, part in space_leaves(space))})"
+    return " ".join(str(space).split())
+
+
+def space_leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:
+    """The leaves of a Dict or Tuple space, in gymnasium's flattening order, each with its path such as ['image']."""
+    if isinstance(space, spaces.Dict):
+        return [leaf for key, part in space.spaces.items() for leaf in space_leaves(part, f"{path}[{key!r}]")]
+    if isinstance(space, spaces.Tuple):
+        return [leaf for i, part in enumerate(space.spaces) for leaf in space_leaves(part, f"{path}[{i}]")]
+    return [(path, space)]
+
+
+class ProductSpace(SeenBox):
+    """Actions with several parts of different kinds, as one float32 vector [K] of all parts' numbers.
+
+    Args:
+        parts: Discrete (one number from 0), MultiDiscrete, MultiBinary or one-dimensional Box, in the order of `space_leaves(original)`.
+        original: the environment's Dict or Tuple.
+    """
+
+    def __init__(self, parts: Sequence[gymnasium.Space[Any]], original: gymnasium.Space[Any]) -> None:
+        low, high = (np.concatenate([_bounds(part)[end] for part in parts]).astype(np.float32) for end in (0, 1))
+        super().__init__(low, high, np.float32, original)
+        self.parts = tuple(parts)
+
+
+def _bounds(part: gymnasium.Space[Any]) -> tuple[Array, Array]:
+    """The least and greatest values [k] of a part's numbers."""
+    if isinstance(part, spaces.Box):
+        return part.low.ravel(), part.high.ravel()
+    choices = choices_of(part)
+    return np.zeros(len(choices)), np.array(choices) - 1
+
+
+def choices_of(space: gymnasium.Space[Any]) -> list[int]:
+    """The number of choices of each discrete number of an action: 2 for a bit; none for a Box."""
+    if isinstance(space, ProductSpace):
+        return [n for part in space.parts for n in choices_of(part)]
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return [int(n) for n in space.nvec.ravel()]
+    return [2] * int(np.prod(space.shape or ())) if isinstance(space, spaces.MultiBinary) else []
+
+
+def mask_width(space: gymnasium.Space[Any]) -> int:
+    """M, the width of a mask of actions of this space."""
+    return sum(choices_of(space))
