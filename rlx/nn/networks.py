@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rlx.nn.encoders import FlatEncoder, make_encoder
 from rlx.nn.heads import make_head
-from rlx.nn.memories import NoMemory
+from rlx.nn.memories import make_memory
 from rlx.nn.mlp import MLP
 from rlx.types import EnvSpec, Explanation, Mode, Tree
 
@@ -56,7 +56,7 @@ class Network(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = make_encoder(spec, observation_clip=observation_clip)
-        self.memory = NoMemory()
+        self.memory = make_memory("none", self.encoder.num_features, 0)
         self.head = make_head(spec, log_std_init=log_std_init)
         num_features, num_outputs = self.encoder.num_features, self.head.num_outputs
         # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
