@@ -46,13 +46,16 @@ class PolicyOutput(NamedTuple):
 class Explanation(NamedTuple):
     """Quantities behind a policy's decision in B states, in the environment's units of reward. What does not apply is None."""
 
-    probs: Tensor | None  # [B, A] of discrete actions
+    probs: Tensor | None  # [B, M] of the choices of all discrete parts of an action, in the order of `spaces.choices_of`
     value: Tensor | None = None  # [B], discounted
     probs_without: Tensor | None = None  # [B, A] of the same policy without imagination; None where none is in use
     planes: Tensor | None = None  # [B, A, D, C, H, W] the imagined frames of each action's rollout, zeros and ones
     reward: Tensor | None = None  # [B, A, D] of each imagined step
     saliency: Tensor | None = None  # [B, A], sums to 1: how much the policy depends on each rollout
     q_value: Tensor | None = None  # [B, A] where a search chooses the action
+    mean: Tensor | None = None  # [B, C] of the continuous numbers of an action, in order
+    std: Tensor | None = None  # [B, C]
+    inputs: Tree | None = None  # [B, *] of the network: the observations after normalisation
 
 
 class Game(Protocol):

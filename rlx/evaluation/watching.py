@@ -198,6 +198,7 @@ class _Explaining:
 
 def _of_board(explanation: Explanation) -> BoardExplanation:
     """The explanation of the first of a batch."""
-    probs, value, without, planes, reward, saliency, q_value = (None if x is None else x[0].cpu().numpy() for x in explanation)
+    first = [None if x is None else x[0].cpu().numpy() for x in explanation[: len(BoardExplanation._fields)]]
+    probs, value, without, planes, reward, saliency, q_value = first
     bits = None if planes is None else planes.astype(np.uint8)
     return BoardExplanation(probs, None if value is None else float(value), without, bits, reward, saliency, q_value)

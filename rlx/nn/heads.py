@@ -51,6 +51,10 @@ class CategoricalHead(nn.Module):
         """[B, D] to the probabilities of the actions [B, D]."""
         return params.softmax(-1)
 
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        """None: actions are discrete."""
+        return None
+
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """[B, D], [B] to [B]."""
         return params.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
@@ -105,6 +109,10 @@ class GaussianHead(nn.Module):
     def probs(self, params: Tensor) -> Tensor | None:
         """None: actions are continuous."""
         return None
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        """[B, A] to the means and standard deviations of the continuous numbers of an action, each [B, A]."""
+        return params, self.log_std.exp().expand_as(params)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
         """[B, A], [B, A] to [B]."""

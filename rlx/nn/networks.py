@@ -168,13 +168,15 @@ class Network(nn.Module):
 
     @torch.no_grad()
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, value_scale: float | None) -> Explanation:
-        """The action probabilities of `act`, and the value.
+        """The distribution of `act`, the value, and the network's inputs.
 
         Args:
             obs, carry, is_first: as of `act`.
             value_scale: factor from values to the environment's units; None if the critic is not trained.
         """
-        features, _ = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
+        inputs = self.preprocess(obs)
+        features, _ = self.memory.step(self.encoder(inputs), carry, is_first)
         out = self.policy(features)
         params, value = (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
-        return Explanation(self.head.probs(params), None if value_scale is None else value_scale * value)
+        mean, std = self.head.moments(params) or (None, None)
+        return Explanation(self.head.probs(params), None if value_scale is None else value_scale * value, mean=mean, std=std, inputs=inputs)
