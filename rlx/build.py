@@ -23,6 +23,7 @@ from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError
 from rlx.memory import check_fits, within_memory
+from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
 from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
@@ -54,8 +55,10 @@ def setup_torch(config: RunConfig, device: torch.device) -> None:
     """Set the threads, precision and determinism of this process."""
     _keep_freed_memory()
     torch.set_num_threads(config.runtime.threads)
-    torch.set_float32_matmul_precision(config.runtime.precision.value)
-    torch.backends.cudnn.allow_tf32 = config.runtime.precision is not Precision.highest  # convolutions, for which torch's default is True
+    precision = config.runtime.precision
+    torch.set_float32_matmul_precision("highest" if precision is Precision.bf16 else precision.value)
+    # torch's default is True for convolutions.
+    torch.backends.cudnn.allow_tf32 = precision not in (Precision.highest, Precision.bf16)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # whose generator is saved, see `rlx.rng`
     if config.runtime.deterministic and (device.type != "cpu" or config.runtime.threads > 1):
@@ -171,7 +174,9 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     seed_everything(config.seed)
     if device.type == "cpu":  # 4 numbers of 4 bytes for each weight: itself, its gradient and Adam's two moments
         check_fits(4 * 4 * config.algo.least_weights(), f"the networks of algo={config.algo.name}")
-    with within_memory(f"the networks and the data of algo={config.algo.name}", limited=device.type == "cpu"):
+    data = f"the networks and the data of algo={config.algo.name}"
+    dtype = torch.bfloat16 if config.runtime.precision is Precision.bf16 else torch.float32
+    with within_memory(data, limited=device.type == "cpu"), convolutions_in(dtype):
         algo: Algorithm = algo_registry.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)
     steps = algo.rollout_length * config.env.num_envs
     arrays = leaves(create_empty_array(spec.observation_space, 1))

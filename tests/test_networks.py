@@ -18,6 +18,7 @@ from rlx.config.algo_registry import ALGORITHMS
 from rlx.envs.control import cartpole
 from rlx.errors import NonFiniteError
 from rlx.nn import encoders
+from rlx.nn.leaf_encoders import Encoder, EncoderSettings
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
@@ -49,7 +50,7 @@ def test_training_through_autograd_equals_training_through_the_fast_path(name, s
         torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
 
 
-class ConvEncoder(encoders.Encoder):
+class ConvEncoder(Encoder):
     """An encoder that rlx does not have: planes [N, 2, 4, 4] to 6 features."""
 
     num_features = 6
@@ -78,7 +79,7 @@ def planes_rollout() -> Rollout:
 
 @pytest.mark.parametrize("name", POLICY_GRADIENT)
 def test_an_encoder_of_ones_own_is_trained_through_autograd(name, monkeypatch):
-    def make(spec: EnvSpec, observation_clip: float | None) -> encoders.Encoder | None:
+    def make(spec: EnvSpec, settings: EncoderSettings) -> Encoder | None:
         return ConvEncoder() if spec.id == "Planes-v0" else None
 
     monkeypatch.setattr(encoders, "ENCODERS", [make, *encoders.ENCODERS])

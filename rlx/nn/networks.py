@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlx.nn.encoders import FlatEncoder, make_encoder
+from rlx.nn.encoders import make_encoder
 from rlx.nn.heads import make_head
+from rlx.nn.leaf_encoders import EncoderSettings, FlatEncoder
 from rlx.nn.memories import make_memory
 from rlx.nn.mlp import MLP
 from rlx.types import EnvSpec, Explanation, Mode, Tree
@@ -55,7 +56,7 @@ class Network(nn.Module):
         observation_clip: float | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = make_encoder(spec, observation_clip=observation_clip)
+        self.encoder = make_encoder(spec, EncoderSettings(observation_clip=observation_clip))
         self.memory = make_memory("none", self.encoder.num_features, 0)
         self.head = make_head(spec, log_std_init=log_std_init)
         num_features, num_outputs = self.encoder.num_features, self.head.num_outputs
@@ -64,9 +65,9 @@ class Network(nn.Module):
         self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
-        self.by_hand = isinstance(self.encoder, FlatEncoder)
+        self.by_hand = not self.encoder.has_weights
         """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks support it."""
-        self.compiles = self.by_hand and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        self.compiles = isinstance(self.encoder, FlatEncoder) and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
         """Whether compiled kernels are used where the parameters are on a CPU."""
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
         self._home = 0
