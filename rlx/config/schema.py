@@ -9,6 +9,7 @@ from typing import Any
 
 from rlx.config.algos.base_config import AlgoConfig, Suits
 from rlx.config.setting import GAME, NO_GAME, check_ranges, require, setting
+from rlx.envs.control.recall_settings import RECALL, recall_settings
 from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.errors import ConfigError
 
@@ -92,6 +93,8 @@ class EnvConfig:
         require(self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
         if self.id in WORLDS:
             settings_of(self.id, self.kwargs)
+        if self.id == RECALL:
+            recall_settings(self.kwargs)
 
 
 @dataclass(kw_only=True)

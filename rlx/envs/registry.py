@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
-from rlx.envs.control import poles
+from rlx.envs.control import poles, positions, recall
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.control.poles import TASKS, PoleVectorEnv
+from rlx.envs.control.positions import POSITIONS, CartPolePositionsVectorEnv
+from rlx.envs.control.recall import RecallVectorEnv
+from rlx.envs.control.recall_settings import RECALL
 from rlx.envs.edge import Edge
 from rlx.envs.games.openspiel import PREFIX, Game
 from rlx.envs.games.opponents import parse_opponent
@@ -31,6 +34,8 @@ if TYPE_CHECKING:
     from rlx.types import VectorEnv  # it imports torch, which worker processes do not need
 
 poles.register()
+positions.register()
+recall.register()
 grid_settings.register()
 
 
@@ -47,15 +52,22 @@ def _split_of(env_id: str, split: Split) -> dict[str, Any]:
 
 NATIVE: dict[str, Callable[..., VectorEnv]] = {
     "CartPole-v1": CartPoleVectorEnv,
+    POSITIONS: CartPolePositionsVectorEnv,
+    RECALL: RecallVectorEnv,
     **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
     **{env_id: functools.partial(_world, env_id) for env_id in grid_settings.WORLDS},
 }
-"""Environments that rlx implements itself, vectorised in arrays: constructors from the number of envs, and a grid world's settings."""
+"""Environments that rlx implements itself, vectorised in arrays: constructors from the number of envs, and the settings of those in
+`HAVE_SETTINGS`."""
+
+HAVE_SETTINGS = {RECALL, *grid_settings.WORLDS}
+"""Of `NATIVE`, those that take arguments."""
 
 REPLAYABLE = {
     *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
     *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
+    *(POSITIONS, RECALL),
     *TASKS,
     *grid_settings.WORLDS,
 }
@@ -228,7 +240,7 @@ class VectorEnvFactory:
     Args:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
-        native: use rlx's own implementation where there is one. Outside grid worlds it takes no kwargs.
+        native: use rlx's own implementation where there is one. Only those in `HAVE_SETTINGS` take kwargs.
         workers: worker processes to step in; 0 steps in this process.
         worker_timeout_s: seconds without an answer after which a worker is closed and an error raised.
         rescale_actions: rescale bounded actions to [-1, 1]; those of rlx's own implementations are in [-1, 1] already.
@@ -255,7 +267,7 @@ class VectorEnvFactory:
 
     @property
     def is_native(self) -> bool:
-        return self.native and not self.wrappers and self.id in NATIVE and (not self.kwargs or self.id in grid_settings.WORLDS)
+        return self.native and not self.wrappers and self.id in NATIVE and (not self.kwargs or self.id in HAVE_SETTINGS)
 
     @property
     def single(self) -> EnvFactory:

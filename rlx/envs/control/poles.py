@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rlx.envs.control.cartpole import accelerations, seeded_uniform
 from rlx.envs.control.cartpole_constants import DT, FORCE, HALF_LENGTH, THETA_LIMIT, X_LIMIT
+from rlx.envs.control.single import SingleEnv
 
 LENGTH = 2.0 * HALF_LENGTH
 MAX_STEPS = 200
@@ -129,28 +130,18 @@ class PoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._elapsed = np.array(state["elapsed"], dtype=np.int64)
 
 
-class PoleEnv(gymnasium.Env[Any, Any]):
-    """One pole, for `gymnasium.make`, whose TimeLimit truncates the episodes."""
+class PoleEnv(SingleEnv):
+    """One pole, for `gymnasium.make`."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": round(1.0 / DT)}  # noqa: RUF012  (the API's own class attribute)
 
     def __init__(self, task: Task, render_mode: str | None = None) -> None:
-        self._env = PoleVectorEnv(task, 1)
-        self.observation_space, self.action_space = self._env.single_observation_space, self._env.single_action_space
+        super().__init__(PoleVectorEnv(task, 1))
         self.render_mode = render_mode
         self.metadata = {**self.metadata, "render_fps": round(1.0 / task.step_s)}
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        drawn = seed if seed is not None else int(self.np_random.integers(2**31 - 1))
-        return self._env.reset(seed=np.array([drawn]))[0][0], {}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, _, info = self._env.step(np.asarray(action)[None])
-        return obs[0], float(reward[0]), bool(terminated[0]), False, info
-
     def render(self) -> Any:
-        x, _, theta, _ = self._env.state_dict()["state"]
+        x, _, theta, _ = self.batch.state_dict()["state"]
         return draw(x[0], theta[0]) if self.render_mode == "rgb_array" else None
 
 

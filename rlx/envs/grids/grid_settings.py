@@ -6,17 +6,17 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from rlx.errors import ConfigError
 
 
-def _require(condition: bool, name: str, expected: str, got: Any) -> None:
+def require(condition: bool, name: str, expected: str, got: Any) -> None:
     if not condition:
         raise ConfigError(f"env.kwargs.{name} must be {expected}, got {got!r}")
 
 
-def _is_count(value: Any, low: int, high: int = 2**31) -> bool:
+def is_count(value: Any, low: int, high: int = 2**31) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
 
 
@@ -30,8 +30,8 @@ class Settings:
     """planes (zeros and ones, [C, H, W]) or rgb (pictures with 8 pixels to a cell's side)."""
 
     def __post_init__(self) -> None:
-        _require(_is_count(self.max_episode_steps, 1), "max_episode_steps", "a whole number, at least 1", self.max_episode_steps)
-        _require(self.observation in ("planes", "rgb"), "observation", "planes or rgb", self.observation)
+        require(is_count(self.max_episode_steps, 1), "max_episode_steps", "a whole number, at least 1", self.max_episode_steps)
+        require(self.observation in ("planes", "rgb"), "observation", "planes or rgb", self.observation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,17 +51,17 @@ class SokobanSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.levels is None or isinstance(self.levels, str), "levels", "a file, a directory or null", self.levels)
-        _require(
+        require(self.levels is None or isinstance(self.levels, str), "levels", "a file, a directory or null", self.levels)
+        require(
             self.eval_levels is None or isinstance(self.eval_levels, str), "eval_levels", "a file, a directory or null", self.eval_levels
         )
-        _require(self.size is None or _is_count(self.size, 5, 50), "size", "a whole number from 5 to 50, or null", self.size)
-        _require(self.num_boxes is None or _is_count(self.num_boxes, 1), "num_boxes", "a whole number, at least 1, or null", self.num_boxes)
-        _require(_is_count(self.pulls, 1, 1000), "pulls", "a whole number from 1 to 1000", self.pulls)
-        _require(_is_count(self.min_distance, 1), "min_distance", "a whole number, at least 1", self.min_distance)
+        require(self.size is None or is_count(self.size, 5, 50), "size", "a whole number from 5 to 50, or null", self.size)
+        require(self.num_boxes is None or is_count(self.num_boxes, 1), "num_boxes", "a whole number, at least 1, or null", self.num_boxes)
+        require(is_count(self.pulls, 1, 1000), "pulls", "a whole number from 1 to 1000", self.pulls)
+        require(is_count(self.min_distance, 1), "min_distance", "a whole number, at least 1", self.min_distance)
         if self.levels is not None:
             for name in ("pulls", "min_distance"):
-                _require(
+                require(
                     getattr(self, name) == getattr(SokobanSettings, name),
                     name,
                     "left out where levels come from files",
@@ -70,8 +70,8 @@ class SokobanSettings(Settings):
         else:
             size, num_boxes = self.size or 7, self.num_boxes or 1
             most = (size - 2) ** 2 // 6
-            _require(num_boxes <= most, "num_boxes", f"at most {most} in a generated level of size {size}", num_boxes)
-            _require(self.min_distance <= size - 4, "min_distance", f"at most {size - 4} in a level of size {size}", self.min_distance)
+            require(num_boxes <= most, "num_boxes", f"at most {most} in a generated level of size {size}", num_boxes)
+            require(self.min_distance <= size - 4, "min_distance", f"at most {size - 4} in a level of size {size}", self.min_distance)
 
 
 TASKS = ("regular", "avoid", "hunt", "ambush", "rush")
@@ -86,9 +86,10 @@ class MiniPacmanSettings(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
+        require(self.task in TASKS, "task", f"one of {', '.join(TASKS)}", self.task)
 
 
+S = TypeVar("S")
 _SETTINGS: dict[str, type[Settings]] = {"rlx/Sokoban-v0": SokobanSettings, "rlx/MiniPacman-v0": MiniPacmanSettings}
 WORLDS = tuple(_SETTINGS)
 """Ids of the grid worlds."""
@@ -100,13 +101,22 @@ def settings_of(env_id: str, kwargs: Mapping[str, Any]) -> Settings:
     Raises:
         ConfigError: for an unknown setting, or a value that is out of range.
     """
-    known = [field.name for field in dataclasses.fields(_SETTINGS[env_id])]
+    return settings_from(_SETTINGS[env_id], env_id, kwargs)
+
+
+def settings_from(settings: type[S], env_id: str, kwargs: Mapping[str, Any]) -> S:
+    """The settings of an environment, whose class of settings is a dataclass.
+
+    Raises:
+        ConfigError: for an unknown setting, or a value that is out of range.
+    """
+    known = [field.name for field in dataclasses.fields(settings)]  # type: ignore[arg-type]
     for name in kwargs:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             advice = f"did you mean env.kwargs.{near[0]}? " if near else ""
             raise ConfigError(f"env.kwargs.{name}: {env_id} has no such setting; {advice}It has {', '.join(sorted(known))}")
-    return _SETTINGS[env_id](**kwargs)
+    return settings(**kwargs)
 
 
 def register() -> None:
