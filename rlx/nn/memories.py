@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlx.nn.gru import GRU
 from rlx.nn.reset_steps import ResetSteps
 from rlx.tree_ops import map_tree
 from rlx.types import Tree
@@ -139,6 +140,14 @@ class GRUMemory(_Recurrent):
         candidate = torch.addcmul(of_input[:, two:], reset, of_hidden[:, two:]).tanh()
         hidden = torch.addcmul(candidate, keep, hidden - candidate)
         return hidden, {"hidden": hidden}
+
+    def unroll(self, features: Tensor, carry: Tree, is_first: Tensor | None) -> Tensor:
+        """As of `NoMemory`; by hand on a CPU, see `GRU`."""
+        if features.device.type != "cpu":
+            return super().unroll(features, carry, is_first)
+        assert is_first is not None, "a memory must know where episodes begin"
+        out: Tensor = GRU.apply(features, carry["hidden"].detach(), is_first.numpy(), *self.parameters())
+        return out
 
     def _run(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
         out: Tensor = torch.gru(x, carry["hidden"].unsqueeze(0), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
