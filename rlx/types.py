@@ -40,7 +40,7 @@ class Stateful(Protocol):
 class PolicyOutput(NamedTuple):
     action: Tensor  # [B, *]
     carry: Tree  # [B, *]
-    extras: dict[str, Tensor]  # {name: [B, *]}, recorded in the rollout beside the action
+    extras: dict[str, Tree]  # {name: [B, *]}, recorded in the rollout beside the action
 
 
 class Explanation(NamedTuple):
@@ -162,7 +162,7 @@ class Rollout:
     final_b: Tensor  # [E] long
     final_obs: Tree  # [E, *]
     carry: Tree  # [B, *] of the policy, before t = 0
-    extras: dict[str, Tensor] = field(default_factory=dict)  # {name: [T, B, *]}
+    extras: dict[str, Tree] = field(default_factory=dict)  # {name: [T, B, *]}
 
     @property
     def obs(self) -> Tree:
@@ -353,7 +353,7 @@ class PredictsObservations(Protocol):
 class Explains(Protocol):
     """An algorithm that can explain its decisions (`rlx watch`)."""
 
-    def explain(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         """The result of `act` for the same arguments and random numbers, and its explanation."""
         ...
 

@@ -431,8 +431,8 @@ def test_ppo_advantages_are_recomputed_only_on_request():
         algo = build(PPOConfig(recompute_advantage=recompute, num_epochs=3, num_minibatches=1, learning_rate=0.02))
         algo.net.load_state_dict(first.net.state_dict())
         calls: list[int] = []
-        original = algo._estimate
-        algo._estimate = lambda *a, original=original, calls=calls: (calls.append(1), original(*a))[1]
+        original = algo._advantage
+        algo._advantage = lambda *a, original=original, calls=calls: (calls.append(1), original(*a))[1]
         update(algo, rollout)
         results.append(weights(algo))
         assert len(calls) == (3 if recompute else 1)

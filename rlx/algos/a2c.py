@@ -12,10 +12,10 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.nn.greedy import GreedyPolicy
-from rlx.nn.losses import Batch, PolicyGradientLoss
-from rlx.nn.networks import ArrayPolicy, Network
+from rlx.nn.losses import PolicyGradientLoss
+from rlx.nn.networks import ArrayPolicy, Network, rows_of
 from rlx.nn.optim import FlatAdam
-from rlx.nn.policy_gradient import gradient_steps
+from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -40,8 +40,8 @@ class A2C:
     def initial_carry(self, batch_size: int) -> Tree:
         return self.net.memory.initial(batch_size)
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        return self.net.act(obs, carry, is_first, mode)
 
     def array_policy(self) -> ArrayPolicy | None:
         return self.net.array_policy()
@@ -55,23 +55,31 @@ class A2C:
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
-        with self.net.learning_from(rollout.obs.flatten(0, 1)):
+        with self.net.learning_from(rows_of(rollout.obs)):
             return self._learn(rollout, progress)
 
     def _learn(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
-        inputs, action = self.net.preprocess(rollout.obs.flatten(0, 1)), rollout.action.flatten(0, 1)
-        value = self.net.value(inputs)
-        advantage = self._advantage(rollout, value.view_as(rollout.reward))
-        target = value + advantage
+        reward = rollout.reward.sign() if config.sign_reward else rollout.reward
+        evaluated = self.net.evaluate(rollout)
+        advantage = ops.gae(
+            reward,
+            evaluated.value,
+            evaluated.next_value,
+            rollout.terminated,
+            rollout.is_last,
+            discount=config.discount,
+            lam=config.gae_lambda,
+        )
+        target = evaluated.value + advantage
         loss = PolicyGradientLoss(
             objective="log_prob",
             value_coef=config.value_coef,
             entropy_coef=config.entropy_coef,
             normalize_advantage=config.normalize_advantage,
         )
-        batch = Batch(inputs, action, advantage, target, value, torch.zeros_like(value), None)
+        batch = batch_of(evaluated, action=rollout.action, advantage=advantage, target=target)
         steps = gradient_steps(self.net, self.optimizer, loss, batch, learning_rate=learning_rate)
         self.optimizer.check()
         return {
@@ -79,22 +87,7 @@ class A2C:
             "loss/value": steps.value_loss[0],
             "update/entropy": steps.entropy[0],
             "update/grad_norm": steps.grad_norm[0],
-            "update/explained_variance": ops.explained_variance(value, target),
+            "update/explained_variance": ops.explained_variance(evaluated.value, target),
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
         }
-
-    def _advantage(self, rollout: Rollout, value: Tensor) -> Tensor:
-        """Advantages [T * B] from values [T, B]; values of the last and of the final observations are computed here."""
-        beyond = self.net.value(self.net.preprocess(torch.cat((rollout.all_obs[-1], rollout.final_obs))))
-        last, final = beyond[: value.shape[1]], beyond[value.shape[1] :]
-        next_value = rollout.to_next(torch.cat((value, last.unsqueeze(0))), final)
-        return ops.gae(
-            rollout.reward,
-            value,
-            next_value,
-            rollout.terminated,
-            rollout.is_last,
-            discount=self.config.discount,
-            lam=self.config.gae_lambda,
-        ).flatten()

@@ -13,11 +13,11 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.nn.greedy import GreedyPolicy
-from rlx.nn.losses import Batch, PolicyGradientLoss
-from rlx.nn.networks import ArrayPolicy, Network
+from rlx.nn.losses import PolicyGradientLoss, Sequences
+from rlx.nn.networks import ArrayPolicy, Evaluated, Network, rows_of
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
-from rlx.nn.policy_gradient import gradient_steps
+from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -51,10 +51,8 @@ class PPO:
     def initial_carry(self, batch_size: int) -> Tree:
         return self.net.memory.initial(batch_size)
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        # `update` computes values and log-probabilities of the behaviour policy, in one batch instead of T: the network does not
-        # change before.
-        return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        return self.net.act(obs, carry, is_first, mode)
 
     def array_policy(self) -> ArrayPolicy | None:
         return self.net.array_policy()
@@ -69,27 +67,30 @@ class PPO:
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
-        with self.net.learning_from(rollout.obs.flatten(0, 1)):  # ratios compare policies under one normaliser
+        with self.net.learning_from(rows_of(rollout.obs)):  # ratios compare policies under one normaliser
             return self._learn(rollout, progress)
 
     def _learn(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
-        reward = self.reward_scaler(rollout.reward, rollout.is_last) if config.normalize_reward else rollout.reward
-        all_inputs = self.net.preprocess(torch.cat((rollout.all_obs.flatten(0, 1), rollout.final_obs)))
-        inputs = all_inputs[: rollout.num_env_steps]
-        action = rollout.action.flatten(0, 1)
-        params = self.net.policy_params(inputs)
-        old_log_prob, old_params = self.net.head.log_prob(params, action), self.net.head.freeze(params)
-        old_value, advantage = self._estimate(rollout, reward, all_inputs)
-        value_before, target_before = old_value, old_value + advantage
+        reward = rollout.reward.sign() if config.sign_reward else rollout.reward
+        reward = self.reward_scaler(reward, rollout.is_last) if config.normalize_reward else reward
+        evaluated = self.net.evaluate(rollout)
+        inputs, sequences = evaluated.inputs, evaluated.sequences
+        params = self.net.policy_params(inputs) if evaluated.params is None else evaluated.params
+        old_log_prob, old_params = self.net.head.log_prob(params, rows_of(rollout.action)), self.net.head.freeze(params)
+        advantage = self._advantage(rollout, reward, evaluated)
+        value_before, target_before = evaluated.value, evaluated.value + advantage
+        num_visited = rollout.num_env_steps if sequences is None else rollout.reward.shape[1]
 
         loss, epochs = self._loss(), []
         for epoch in range(config.num_epochs):
             if epoch > 0 and config.recompute_advantage:
-                old_value, advantage = self._estimate(rollout, reward, all_inputs)
-            batch = Batch(inputs, action, advantage, old_value + advantage, old_value, old_log_prob, old_params)
-            order = torch.randperm(len(action), device=self.device)
+                evaluated = self.net.evaluate(rollout, afresh=True)
+                advantage = self._advantage(rollout, reward, evaluated)
+            batch = batch_of(evaluated, action=rollout.action, advantage=advantage, target=evaluated.value + advantage,
+                             old_log_prob=old_log_prob, old_params=old_params)  # fmt: skip
+            order = torch.randperm(num_visited, device=self.device)
             steps = gradient_steps(
                 self.net, self.optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=config.num_minibatches
             )
@@ -99,7 +100,7 @@ class PPO:
                 break
         self.optimizer.check()
         if config.objective is Objective.adaptive_kl:
-            self._adapt_kl_coef(inputs, old_params)
+            self._adapt_kl_coef(inputs, old_params, sequences)
 
         policy_loss, value_loss, entropy, grad_norm = (torch.cat(column).mean() for column in list(zip(*epochs, strict=True))[1:])
         return {
@@ -119,16 +120,17 @@ class PPO:
             ),
         }
 
-    def _estimate(self, rollout: Rollout, reward: Tensor, all_inputs: Tree) -> tuple[Tensor, Tensor]:
-        """Values and advantages [T * B] under the current value function; all_inputs is [(T + 1) * B + E, *]."""
-        values = self.net.value(all_inputs)
-        num_final = len(rollout.final_t)
-        of_all, of_final = values[: len(values) - num_final].view(-1, reward.shape[1]), values[len(values) - num_final :]
-        next_value = rollout.to_next(of_all, of_final)
-        advantage = ops.gae(
-            reward, of_all[:-1], next_value, rollout.terminated, rollout.is_last, discount=self.config.discount, lam=self.config.gae_lambda
+    def _advantage(self, rollout: Rollout, reward: Tensor, evaluated: Evaluated) -> Tensor:
+        """[T, B] under an evaluation of the value function."""
+        return ops.gae(
+            reward,
+            evaluated.value,
+            evaluated.next_value,
+            rollout.terminated,
+            rollout.is_last,
+            discount=self.config.discount,
+            lam=self.config.gae_lambda,
         )
-        return of_all[:-1].flatten(), advantage.flatten()
 
     def _loss(self) -> PolicyGradientLoss:
         config = self.config
@@ -142,9 +144,10 @@ class PPO:
             normalize_advantage=config.normalize_advantage,
         )
 
-    def _adapt_kl_coef(self, inputs: Tree, old_params: Tensor) -> None:
+    def _adapt_kl_coef(self, inputs: Tree, old_params: Tensor, sequences: Sequences | None) -> None:
         """Halve or double the penalty's weight when the divergence is off its target by a factor of 1.5 (section 4 of the paper)."""
-        kl = self.net.head.kl(old_params, self.net.policy_params(inputs))[0].mean().item()
+        params = self.net.policy_params(inputs, *(sequences[:2] if sequences else ()))
+        kl = self.net.head.kl(old_params, params)[0].mean().item()
         if kl < self.config.kl_target / 1.5:
             self.kl_coef /= 2.0
         elif kl > self.config.kl_target * 1.5:

@@ -13,10 +13,11 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.nn.greedy import GreedyPolicy
-from rlx.nn.losses import Batch, PolicyGradientLoss
-from rlx.nn.networks import ArrayPolicy, Network
+from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
+from rlx.nn.networks import ArrayPolicy, Network, rows_of
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
+from rlx.tree_ops import map_tree, pick
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -35,7 +36,7 @@ class Reinforce:
         self.rollout_length = config.rollout_length
         self.net = Network(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
-        self.pending: dict[str, Tensor] = {}
+        self.pending: dict[str, Tree] = {}
         self.unabsorbed = 0
 
     def state_dict(self) -> State:
@@ -49,14 +50,14 @@ class Reinforce:
     def load_state_dict(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.pending = {name: x.to(self.device) for name, x in state["pending"].items()}
+        self.pending = map_tree(lambda x: x.to(self.device), state["pending"])
         self.unabsorbed = state["unabsorbed"]
 
     def initial_carry(self, batch_size: int) -> Tree:
         return self.net.memory.initial(batch_size)
 
-    def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
-        return PolicyOutput(*self.net.act(obs, carry, is_first, mode), {})
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
+        return self.net.act(obs, carry, is_first, mode)
 
     def array_policy(self) -> ArrayPolicy | None:
         return self.net.array_policy()
@@ -72,7 +73,7 @@ class Reinforce:
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
         if self.net.encoder.is_new:
-            self.net.encoder.absorb(rollout.obs.flatten(0, 1))
+            self.net.encoder.absorb(rows_of(rollout.obs))
         else:
             self.unabsorbed += len(rollout.reward)
         self._append(rollout)
@@ -83,7 +84,7 @@ class Reinforce:
             return {"update/num_gradient_steps": 0.0}
         metrics = self._learn(complete, self.config.learning_rate_at(progress.fraction_before(rollout)))
         if self.unabsorbed:
-            self.net.encoder.absorb(pending["obs"][-self.unabsorbed :].flatten(0, 1))
+            self.net.encoder.absorb(rows_of(pick(pending["obs"], slice(-self.unabsorbed, None))))
         self.unabsorbed = 0
         self._drop(complete)
         return metrics
@@ -92,27 +93,28 @@ class Reinforce:
         new = {
             "obs": rollout.obs,
             "action": rollout.action,
-            "reward": rollout.reward,
+            "reward": rollout.reward.sign() if self.config.sign_reward else rollout.reward,
             "final_value": self._final_value(rollout),
             "is_last": rollout.is_last,
             "unused": torch.ones_like(rollout.is_last),
+            **({"is_first": rollout.is_first} if self.net.has_memory else {}),
         }
-        self.pending = {name: torch.cat((self.pending[name], x)) if self.pending else x for name, x in new.items()}
+        self.pending = map_tree(lambda *parts: torch.cat(parts), self.pending, new) if self.pending else new
 
     def _final_value(self, rollout: Rollout) -> Tensor:
         """[T, B] value after an episode's last step: V(next_obs) where it was truncated and there is a baseline, else 0."""
         final_value = torch.zeros_like(rollout.reward)
         if self.config.baseline is Baseline.value and len(rollout.final_t):
-            final_value[rollout.final_t, rollout.final_b] = self.net.value(self.net.preprocess(rollout.final_obs))
+            final_value[rollout.final_t, rollout.final_b] = self.net.final_values(rollout)
         return final_value * ~rollout.terminated
 
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
         """Take one gradient step on the steps marked in `complete` [P, B]; returns metrics."""
         config, pending = self.config, self.pending
-        return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)[complete]
-        inputs = self.net.preprocess(pending["obs"][complete])
+        return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)
         has_baseline = config.baseline is Baseline.value
-        value = self.net.value(inputs)
+        inputs, action, return_, sequences = self._data(complete, return_)
+        value = self.net.value(inputs, *(sequences[:2] if sequences else ())).view_as(return_)
         loss = PolicyGradientLoss(
             objective="log_prob",
             value_coef=config.value_coef if has_baseline else 0.0,
@@ -120,7 +122,7 @@ class Reinforce:
             normalize_advantage=config.normalize_advantage,
         )
         advantage = return_ - value if has_baseline else return_
-        batch = Batch(inputs, pending["action"][complete], advantage, return_, value, torch.zeros_like(value), None)
+        batch = Batch(inputs, action, advantage, return_, value, torch.zeros_like(value), None, sequences)
         steps = gradient_steps(self.net, self.optimizer, loss, batch, learning_rate=learning_rate)
         self.optimizer.check()
         metrics: dict[str, Tensor | float] = {
@@ -132,12 +134,25 @@ class Reinforce:
         }
         if has_baseline:
             metrics["loss/value"] = steps.value_loss[0]
-            metrics["update/explained_variance"] = ops.explained_variance(value, return_)
+            learned = slice(None) if sequences is None else complete
+            metrics["update/explained_variance"] = ops.explained_variance(value[learned], return_[learned])
         return metrics
+
+    def _data(self, complete: Tensor, return_: Tensor) -> tuple[Tree, Tensor, Tensor, Sequences | None]:
+        """Inputs, actions and returns of the complete steps [N, *], or of all pending ones [P, B, *] for a network with memory.
+
+        Complete episodes begin in `pending`, so the memory before its first step does not matter.
+        """
+        pending = self.pending
+        if not self.net.has_memory:
+            return self.net.preprocess(pick(pending["obs"], complete)), pending["action"][complete], return_[complete], None
+        sequences = Sequences(self.initial_carry(complete.shape[1]), pending["is_first"], complete)
+        carry = map_tree(lambda x: x.to(self.device), sequences.carry)
+        return self.net.inputs_of(pending["obs"]), pending["action"], return_, sequences._replace(carry=carry)
 
     def _drop(self, used: Tensor) -> None:
         """Mark steps as used, and drop the first rows of `pending` in which all steps are used."""
         unused = self.pending["unused"] & ~used
         rows = unused.any(1).nonzero()
         first = int(rows[0]) if len(rows) else len(unused)
-        self.pending = {name: x[first:].clone() for name, x in {**self.pending, "unused": unused}.items()}
+        self.pending = map_tree(lambda x: x[first:].clone(), {**self.pending, "unused": unused})

@@ -13,7 +13,7 @@ from rlx.compiled_code import load, with_arguments
 from rlx.nn.finite import refuse_non_finite
 from rlx.nn.heads import CategoricalHead, GaussianHead
 from rlx.nn.kernel_modules import ACTING, LEARNING
-from rlx.nn.leaf_encoders import FlatEncoder
+from rlx.nn.leaf_encoders import Encoder, FlatEncoder
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.mlp import MLP
 from rlx.nn.optim import FlatAdam
@@ -30,13 +30,13 @@ class CompiledNetwork:
     All of them are views of one float32 vector on the CPU (see `FlatAdam`).
 
     Args:
-        encoder: without weights; gives the normalisation.
+        encoder: without weights. Acting needs a `FlatEncoder`, which gives the normalisation.
         head: of the action distribution.
         policy: from inputs to the distribution's parameters and, without a critic, the value.
         critic: from inputs to the value.
     """
 
-    def __init__(self, encoder: FlatEncoder, head: CategoricalHead | GaussianHead, policy: MLP, critic: MLP | None) -> None:
+    def __init__(self, encoder: Encoder, head: CategoricalHead | GaussianHead, policy: MLP, critic: MLP | None) -> None:
         linears = [layer for mlp in (policy, critic) if mlp for layer in mlp.linears]
         self._forward_kernel, self._act_kernel = load(ACTING)
         self._theta: Array = torch.empty(0).set_(linears[0].weight.untyped_storage()).numpy()
@@ -51,7 +51,9 @@ class CompiledNetwork:
         self._encoder = encoder
         width = encoder.num_features
         self._normalization: tuple[Array, Array, float] = (np.ones(width, np.float32), np.zeros(width, np.float32), np.inf)
-        if normalizer := encoder.normalizer:
+        self.acts = isinstance(encoder, FlatEncoder)
+        """Whether `act` can be used: other encoders turn observations into inputs by tensor operations."""
+        if isinstance(encoder, FlatEncoder) and (normalizer := encoder.normalizer):
             self._normalization = normalizer.scale.numpy(), normalizer.shift.numpy(), normalizer.clip
         self._widest = int(max(width, self._layers[:, 1].max()))
         self._num_hidden = int(self._layers[:, 1].sum())
@@ -123,6 +125,7 @@ class _Acting:
 
     def __init__(self, network: CompiledNetwork, num_rows: int) -> None:
         num_actions, width = network._num_actions, network._encoder.num_features
+        assert isinstance(network._encoder, FlatEncoder)
         self._is_gaussian, self._byte_scale = network._is_gaussian, network._encoder.scale_numpy
         self._obs: Array = np.zeros((num_rows, width), np.float32)
         self._noise: Array = np.zeros((num_rows, num_actions if network._is_gaussian else 1))

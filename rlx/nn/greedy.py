@@ -20,7 +20,7 @@ class GreedyPolicy(nn.Module):
         super().__init__()
         self.net = net
 
-    def forward(self, obs: Tensor, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
+    def forward(self, obs: Tree, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree]:
         """Observations [B, *], the memory and where episodes begin [B] to actions [B, *] and the next memory."""
-        action: Tensor = self.net.head.mode(self.net(self.net.preprocess(obs))[0])
-        return torch.atleast_1d(action), carry
+        params, _, carry = self.net.step(obs, carry, is_first)
+        return torch.atleast_1d(self.net.head.mode(params)), carry

@@ -28,8 +28,19 @@ class PolicyGradientLoss:
     """Largest change of a value from the old one; None does not clip."""
 
 
+class Sequences(NamedTuple):
+    """Where the data of a network with memory begins and which of its steps are learned from."""
+
+    carry: Tree  # [B, *] before the first step
+    is_first: Tensor  # [T, B] bool
+    used: Tensor | None = None  # [T, B] bool; None for all
+
+
 class Batch(NamedTuple):
-    """Rows to learn from, with the outputs of the behaviour policy and the old value function."""
+    """Rows to learn from, with the outputs of the behaviour policy and the old value function.
+
+    With `sequences` the rows are the steps of B sequences, [T, B, *] instead of [N, *].
+    """
 
     inputs: Tree  # [N, *], see `Network.preprocess`
     action: Tensor  # [N, *]
@@ -38,6 +49,7 @@ class Batch(NamedTuple):
     old_value: Tensor  # [N]
     old_log_prob: Tensor  # [N]; zeros for objective="log_prob"
     old_params: Tensor | None  # [N, *], see `freeze` of the head; None without a KL penalty
+    sequences: Sequences | None = None  # of a network with memory
 
 
 class Steps(NamedTuple):

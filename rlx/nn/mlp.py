@@ -2,8 +2,8 @@
 
 For networks this small autograd's bookkeeping costs more than the arithmetic: without it a PPO minibatch takes half the time on
 a CPU. `forward_vjp` therefore returns the output and the function that carries a gradient back (the pullback of the vector-Jacobian
-product). `forward` is differentiable by autograd. Activations are limited to those whose derivative is a
-function of their output, so that only outputs are kept.
+product). It is limited to activations whose derivative is a function of their output, so that only outputs are kept. `forward` is
+differentiable by autograd and has no such limit.
 """
 
 from __future__ import annotations
@@ -15,11 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "relu": torch.relu,
+    "silu": nn.functional.silu,
+    "gelu": nn.functional.gelu,
+}
+_BY_HAND = ("tanh", "relu")
+"""Activations whose derivative is a function of their output."""
+
 
 def _activate(x: Tensor, activation: str) -> Tensor:
     """Apply the activation; in place where nothing has to be differentiated."""
-    if torch.is_grad_enabled():
-        return x.relu() if activation == "relu" else x.tanh()
+    if torch.is_grad_enabled() or activation not in _BY_HAND:
+        return _ACTIVATIONS[activation](x)
     if activation == "relu":
         return x.relu_()
     if x.device.type == "cpu" and x.dtype == torch.float32:
@@ -40,20 +49,24 @@ class MLP(nn.Module):
 
     Args:
         sizes: widths from input to output, at least two.
-        activation: "tanh" or "relu".
+        activation: "tanh", "relu", "silu" or "gelu".
+        layer_norm: normalise what goes into each activation (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
         output_gain: gain of the last layer's initialisation; hidden layers use sqrt(2) (details 2 of Huang et al. 2022,
             https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
     """
 
-    def __init__(self, sizes: Sequence[int], activation: str, *, output_gain: float) -> None:
+    def __init__(self, sizes: Sequence[int], activation: str, *, output_gain: float, layer_norm: bool = False) -> None:
         super().__init__()
         self.activation = activation
+        self.by_hand = activation in _BY_HAND and not layer_norm
+        """Whether `forward_vjp` can be used."""
         layers = [nn.Linear(i, o) for i, o in itertools.pairwise(sizes)]
         for i, layer in enumerate(layers, start=1):
             nn.init.orthogonal_(layer.weight, gain=output_gain if i == len(layers) else 2**0.5)
             nn.init.zeros_(layer.bias)
         self.layers = nn.ModuleList(layers)
         self.linears = tuple(layers)  # the same, typed
+        self.norms = nn.ModuleList([nn.LayerNorm(size) for size in sizes[1:-1]] if layer_norm else [])
         self._weights_and_biases = [(layer.weight, layer.bias) for layer in layers]
 
     @property
@@ -65,7 +78,7 @@ class MLP(nn.Module):
         """[B, sizes[0]] to [B, sizes[-1]]."""
         for i, (weight, bias) in enumerate(self._weights_and_biases):
             if i > 0:
-                x = _activate(x, self.activation)
+                x = _activate(self.norms[i - 1](x) if self.norms else x, self.activation)
             x = nn.functional.linear(x, weight, bias)
         return x
 

@@ -5,18 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import gymnasium
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlx.nn.encoders import make_encoder
-from rlx.nn.heads import make_head
-from rlx.nn.leaf_encoders import EncoderSettings, FlatEncoder
-from rlx.nn.memories import make_memory
+from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
+from rlx.nn.leaf_encoders import EncoderKind, EncoderSettings
+from rlx.nn.losses import Sequences
+from rlx.nn.memories import NoMemory, make_memory
 from rlx.nn.mlp import MLP
-from rlx.types import EnvSpec, Explanation, Mode, Tree
+from rlx.spaces import ACTION_MASK, mask_width
+from rlx.tree_ops import batch_size, leaves, map_tree, pick
+from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, Rollout, Tree
 
 if TYPE_CHECKING:
     from rlx.nn.compiled import CompiledNetwork
@@ -28,18 +32,52 @@ _SMALL = 1 << 16
 """Parameters of the policy up to which the compiled kernels are used."""
 
 
+_MANY = 2048
+"""Rows above which activations are not kept from the forward to the backward pass: those of an 84 x 84 image take 0.3 MB."""
+
+
+class Evaluated(NamedTuple):
+    """A rollout through a network, for learning from it."""
+
+    inputs: Tree  # [T * B, *], or [T, B, *] with a memory
+    value: Tensor  # [T, B]
+    next_value: Tensor  # [T, B] of the true successors
+    params: Tensor | None  # [T * B, D'] of the action distribution; None if that was not recorded
+    sequences: Sequences | None  # with a memory
+
+
+class Recorded(NamedTuple):
+    """What a network returned when it acted for a rollout."""
+
+    params: Tensor  # [T, B, D'] of the action distribution
+    value: Tensor  # [T, B]
+    carry: Tree  # [T, B, *] after each step
+
+
+def rows_of(steps: Tree) -> Tree:
+    """[T, B, *] to [T * B, *]."""
+    return map_tree(lambda leaf: leaf.flatten(0, 1), steps)
+
+
 class Network(nn.Module):
     """Policy and value function of observations.
 
     Algorithms learn through `forward_vjp`: autograd, or a faster way to the same gradients where there is one.
 
+    Inputs are what `preprocess` returns. With a memory they are consecutive steps, [T, B, *], with the carry [B, *] before the first
+    one and `is_first` [T, B]; what is returned has N = T * B rows. Without a memory they are rows [N, *].
+
     Args:
         spec: gives the observation and action spaces.
-        hidden_sizes: widths of the hidden layers.
-        activation: "tanh" or "relu".
-        shared: one network with two outputs instead of two networks.
+        hidden_sizes: widths of the hidden layers behind encoder and memory.
+        activation: of the hidden layers, see `rlx.nn.mlp`.
+        layer_norm: normalise the inputs of each hidden layer's activation.
+        shared: one trunk with two outputs instead of two trunks. Encoder and memory always serve both.
         log_std_init: initial log standard deviation of a continuous policy.
-        observation_clip: normalise observations and clip them to this many standard deviations; None does not normalise.
+        observation_clip: normalise vectors of observations and clip them to this many standard deviations; None does not normalise.
+        encoder: kind of encoder, see `rlx.nn.encoders`.
+        memory: "none", or the kind of memory, see `rlx.nn.memories`.
+        memory_size: width of the memory.
 
     Raises:
         ConfigError: for spaces that no encoder or head supports.
@@ -51,23 +89,35 @@ class Network(nn.Module):
         *,
         hidden_sizes: Sequence[int],
         activation: str,
+        layer_norm: bool = False,
         shared: bool = False,
         log_std_init: float = 0.0,
         observation_clip: float | None = None,
+        encoder: EncoderKind = "auto",
+        memory: str = "none",
+        memory_size: int = 64,
     ) -> None:
         super().__init__()
-        self.encoder = make_encoder(spec, EncoderSettings(observation_clip=observation_clip))
-        self.memory = make_memory("none", self.encoder.num_features, 0)
+        self.encoder = make_encoder(spec, EncoderSettings(kind=encoder, observation_clip=observation_clip))
+        self.memory = make_memory(memory, self.encoder.num_features, memory_size)
         self.head = make_head(spec, log_std_init=log_std_init)
-        num_features, num_outputs = self.encoder.num_features, self.head.num_outputs
+        num_features, num_outputs = self.memory.num_features, self.head.num_outputs
+        make_mlp = functools.partial(MLP, activation=activation, layer_norm=layer_norm)
         # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
-        self.policy = MLP([num_features, *hidden_sizes, num_outputs + shared], activation, output_gain=0.01)
-        self.critic = None if shared else MLP([num_features, *hidden_sizes, 1], activation, output_gain=1.0)
+        self.policy: MLP = make_mlp([num_features, *hidden_sizes, num_outputs + shared], output_gain=0.01)
+        self.critic: MLP | None = None if shared else make_mlp([num_features, *hidden_sizes, 1], output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
-        self.by_hand = not self.encoder.has_weights
+        space = spec.observation_space
+        self.is_masked = isinstance(space, gymnasium.spaces.Dict) and ACTION_MASK in space.spaces and mask_width(spec.action_space) > 0
+        """Whether observations say which choices are allowed."""
+        self.has_memory = not isinstance(self.memory, NoMemory)
+        self.by_hand = not (self.encoder.has_weights or self.has_memory) and self.policy.by_hand
         """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks support it."""
-        self.compiles = isinstance(self.encoder, FlatEncoder) and sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        self.records = self.encoder.has_weights or self.has_memory
+        """Whether `act` records its outputs for the update, because computing them again would take longer than keeping them."""
+        small = sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        self.compiles = self.by_hand and small and not self.is_masked and isinstance(self.head, CategoricalHead | GaussianHead)
         """Whether compiled kernels are used where the parameters are on a CPU."""
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
         self._home = 0
@@ -88,22 +138,39 @@ class Network(nn.Module):
             return None
         from rlx.nn.compiled import CompiledNetwork
 
-        assert isinstance(self.encoder, FlatEncoder)
+        assert isinstance(self.head, CategoricalHead | GaussianHead)
         return CompiledNetwork(self.encoder, self.head, self.policy, self.critic)
 
     def preprocess(self, obs: Tree) -> Tree:
         """Observations [N, *] to the network's inputs [N, *]: the part without weights, normalisation included."""
-        return self.encoder.preprocess(obs)
+        inputs = self.encoder.preprocess(obs)
+        return {"inputs": inputs, "mask": obs[ACTION_MASK]} if self.is_masked else inputs
 
     def learning_from(self, obs: Tree) -> AbstractContextManager[None]:
         """A context for learning from a rollout's observations [N, *]; it updates running statistics at the right time."""
         return self.encoder.learning_from(obs)
 
     def forward(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Inputs [N, *] to distribution parameters [N, D'] and values [N], differentiable by autograd."""
-        features = self.memory.unroll(self.encoder(inputs), carry, is_first)
+        """Inputs to distribution parameters [N, D'] and values [N], differentiable by autograd."""
+        return self._outputs(self._features(inputs, carry, is_first), inputs)
+
+    def _features(self, inputs: Tree, carry: Tree, is_first: Tensor | None) -> Tensor:
+        """Inputs to the features [N, D] of the trunks."""
+        seen = inputs["inputs"] if self.is_masked else inputs
+        if not self.has_memory:
+            features: Tensor = self.encoder(seen)
+            return features
+        assert is_first is not None, "a memory needs to be told where episodes begin"
+        steps = self.encoder(rows_of(seen)).unflatten(0, is_first.shape)
+        return self.memory.unroll(steps, carry, is_first).flatten(0, 1)
+
+    def _outputs(self, features: Tensor, inputs: Tree) -> tuple[Tensor, Tensor]:
         out = self.policy(features)
-        return (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
+        params, value = (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
+        return self._masked(params, inputs), value
+
+    def _masked(self, params: Tensor, inputs: Tree) -> Tensor:
+        return self.head.masked(params, inputs["mask"].view(len(params), -1)) if self.is_masked else params  # type: ignore[operator]
 
     def forward_vjp(
         self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None
@@ -114,6 +181,8 @@ class Network(nn.Module):
         """
         if self.by_hand:
             return self._forward_vjp_by_hand(inputs)
+        if not self.has_memory and batch_size(inputs) > _MANY:
+            return self._forward_vjp_in_parts(inputs)
         with torch.enable_grad():
             params, value = self(inputs, carry, is_first)
 
@@ -122,10 +191,25 @@ class Network(nn.Module):
 
         return params.detach(), value.detach(), backward
 
-    def _forward_vjp_by_hand(self, features: Tensor) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+    def _forward_vjp_in_parts(self, inputs: Tree) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        parts = [slice(at, at + _MANY) for at in range(0, batch_size(inputs), _MANY)]
+        with torch.no_grad():
+            params, value = map(torch.cat, zip(*(self(pick(inputs, part)) for part in parts), strict=True))
+
+        def backward(d_params: Tensor, d_value: Tensor) -> None:
+            for part in parts:
+                with torch.enable_grad():
+                    outputs = self(pick(inputs, part))
+                torch.autograd.backward(outputs, (d_params[part], d_value[part]))
+
+        return params, value, backward
+
+    def _forward_vjp_by_hand(self, inputs: Tree) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+        features = inputs["inputs"] if self.is_masked else inputs  # a masked parameter has no gradient, so the pullbacks need no mask
         if self.critic is None:
             out, backward_both = self.policy.forward_vjp(features)
-            return out[:, :-1], out[:, -1], lambda d_params, d_value: backward_both(torch.cat((d_params, d_value.unsqueeze(1)), dim=1))
+            params, value = self._masked(out[:, :-1], inputs), out[:, -1]
+            return params, value, lambda d_params, d_value: backward_both(torch.cat((d_params, d_value.unsqueeze(1)), dim=1))
         params, backward_policy = self.policy.forward_vjp(features)
         value, backward_value = self.critic.forward_vjp(features)
 
@@ -133,39 +217,127 @@ class Network(nn.Module):
             backward_policy(d_params)
             backward_value(d_value.unsqueeze(1))
 
-        return params, value[:, 0], backward
+        return self._masked(params, inputs), value[:, 0], backward
 
     def policy_params(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
-        """Inputs [N, *] to distribution parameters [N, D']."""
+        """Inputs to distribution parameters [N, D']."""
         if not torch.is_grad_enabled() and (compiled := self.compiled):
             return compiled.policy_params(inputs)
-        out = self.policy(self.memory.unroll(self.encoder(inputs), carry, is_first))
-        return out[:, :-1] if self.critic is None else out
+        return self._params(self._features(inputs, carry, is_first), inputs)
+
+    def _params(self, features: Tensor, inputs: Tree) -> Tensor:
+        out = self.policy(features)
+        return self._masked(out[:, :-1] if self.critic is None else out, inputs)
 
     def value(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
-        """Inputs [N, *] to values [N]."""
+        """Inputs to values [N]."""
         if not torch.is_grad_enabled() and (compiled := self.compiled):
             return compiled.value(inputs)
-        features = self.memory.unroll(self.encoder(inputs), carry, is_first)
+        return self._value(self._features(inputs, carry, is_first))
+
+    def _value(self, features: Tensor) -> Tensor:
         return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
 
-    def act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
+    def step(self, obs: Tree, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor, Tree]:
+        """Observations [B, *] of one step to distribution parameters [B, D'], values [B] and the next carry."""
+        features, inputs, carry = self._step(obs, carry, is_first)
+        return *self._outputs(features, inputs), carry
+
+    def _step(self, obs: Tree, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree, Tree]:
+        """Observations [B, *] to the features [B, D] of the trunks, the inputs, and the next carry."""
+        inputs = self.preprocess(obs)
+        features, carry = self.memory.step(self.encoder(inputs["inputs"] if self.is_masked else inputs), carry, is_first)
+        return features, inputs, carry
+
+    def act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> PolicyOutput:
         """Observations [B, *] to actions [B, *], a sample in training and the mode in evaluation, and the next carry."""
-        if compiled := self.compiled:
-            return torch.from_numpy(compiled.act(obs.numpy(), mode)), carry
+        if (compiled := self.compiled) and compiled.acts:
+            return PolicyOutput(torch.from_numpy(compiled.act(obs.numpy(), mode)), carry, {})
         return self._act(obs, carry, is_first, mode)
 
     def array_policy(self) -> ArrayPolicy | None:
         """`act` in mode "train" as a function of arrays [B, *]; None where there are no kernels for it."""
-        return functools.partial(compiled.act, mode="train") if (compiled := self.compiled) else None
+        return functools.partial(compiled.act, mode="train") if (compiled := self.compiled) and compiled.acts else None
 
     @torch.no_grad()
-    def _act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> tuple[Tensor, Tree]:
-        features, carry = self.memory.step(self.encoder(self.preprocess(obs)), carry, is_first)
-        params = self.policy(features)
-        if self.critic is None:
-            params = params[:, :-1]
-        return self.head.sample(params) if mode == "train" else self.head.mode(params), carry
+    def _act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> PolicyOutput:
+        features, inputs, carry = self._step(obs, carry, is_first)
+        extras: dict[str, Tree] = {}
+        # Before the first update there is no scale of observations yet; the update has one, and computes everything anew.
+        if mode == "train" and self.records and not self.encoder.is_new:
+            params, value = self._outputs(features, inputs)
+            extras = {"params": params, "value": value, "carry": carry}
+        else:
+            params = self._params(features, inputs)
+        return PolicyOutput(self.head.sample(params) if mode == "train" else self.head.mode(params), carry, extras)
+
+    @torch.no_grad()
+    def recorded(self, rollout: Rollout) -> Recorded:
+        """What `act` recorded; where it did not, what it would record now."""
+        if "params" in rollout.extras:
+            extras = rollout.extras
+            return Recorded(extras["params"], extras["value"], extras["carry"])
+        return self.replay(rollout)
+
+    @torch.no_grad()
+    def replay(self, rollout: Rollout) -> Recorded:
+        """What `act` would record now, step by step."""
+        carry, found = rollout.carry, []
+        for t in range(len(rollout.reward)):
+            *outputs, carry = self.step(pick(rollout.obs, t), carry, rollout.is_first[t])
+            found.append((*outputs, carry))
+        params, value, carries = map_tree(lambda *steps: torch.stack(steps), *found)
+        return Recorded(params, value, carries)
+
+    @torch.no_grad()
+    def evaluate(self, rollout: Rollout, *, afresh: bool = False) -> Evaluated:
+        """A rollout's inputs and values.
+
+        Args:
+            rollout: acted by this network.
+            afresh: do not use what was recorded, because the parameters have changed since.
+        """
+        if not self.records:
+            every = map_tree(lambda every, final: torch.cat((every.flatten(0, 1), final)), rollout.all_obs, rollout.final_obs)
+            all_inputs = self.preprocess(every)
+            values, num_final = self.value(all_inputs), len(rollout.final_t)
+            of_all, of_final = values[: len(values) - num_final].view(-1, rollout.reward.shape[1]), values[len(values) - num_final :]
+            inputs = pick(all_inputs, slice(rollout.num_env_steps))
+            return Evaluated(inputs, of_all[:-1], rollout.to_next(of_all, of_final), None, None)
+        found = self.replay(rollout) if afresh else self.recorded(rollout)
+        last, final = self.values_beyond(rollout, found.carry)
+        next_value = rollout.to_next(torch.cat((found.value, last.unsqueeze(0))), final)
+        inputs = self.inputs_of(rollout.obs)
+        sequences = Sequences(rollout.carry, rollout.is_first) if self.has_memory else None
+        return Evaluated(inputs, found.value, next_value, found.params.flatten(0, 1), sequences)
+
+    def inputs_of(self, obs: Tree) -> Tree:
+        """Observations [T, B, *] to inputs: [T * B, *], or [T, B, *] with a memory."""
+        inputs, num_envs = self.preprocess(rows_of(obs)), leaves(obs)[0].shape[1]
+        return map_tree(lambda leaf: leaf.unflatten(0, (len(leaf) // num_envs, num_envs)), inputs) if self.has_memory else inputs
+
+    @torch.no_grad()
+    def final_values(self, rollout: Rollout) -> Tensor:
+        """Values [E] of the observations that episodes ended in."""
+        if not self.records:
+            return self.value(self.preprocess(rollout.final_obs))
+        return self.values_beyond(rollout, self.recorded(rollout).carry)[1]
+
+    @torch.no_grad()
+    def values_beyond(self, rollout: Rollout, carry: Tree) -> tuple[Tensor, Tensor]:
+        """The values of the last observations [B], and of the final ones [E] of episodes.
+
+        Args:
+            rollout: with T steps.
+            carry: [T, B, *] after each step.
+        """
+        after = [pick(carry, -1), pick(carry, (rollout.final_t, rollout.final_b))]
+        begins = torch.cat((rollout.is_last[-1], torch.zeros_like(rollout.final_t, dtype=torch.bool)))
+        obs = map_tree(lambda *parts: torch.cat(parts), pick(rollout.all_obs, -1), rollout.final_obs)
+        before = map_tree(lambda *parts: torch.cat(parts), *after)
+        value = self._value(self._step(obs, before, begins)[0])
+        num_envs = rollout.reward.shape[1]
+        return value[:num_envs], value[num_envs:]
 
     @torch.no_grad()
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, value_scale: float | None) -> Explanation:
@@ -175,9 +347,8 @@ class Network(nn.Module):
             obs, carry, is_first: as of `act`.
             value_scale: factor from values to the environment's units; None if the critic is not trained.
         """
-        inputs = self.preprocess(obs)
-        features, _ = self.memory.step(self.encoder(inputs), carry, is_first)
-        out = self.policy(features)
-        params, value = (out[:, :-1], out[:, -1]) if self.critic is None else (out, self.critic(features)[:, 0])
+        features, inputs, _ = self._step(obs, carry, is_first)
+        params, value = self._outputs(features, inputs)
         mean, std = self.head.moments(params) or (None, None)
-        return Explanation(self.head.probs(params), None if value_scale is None else value_scale * value, mean=mean, std=std, inputs=inputs)
+        scaled = None if value_scale is None else value_scale * value
+        return Explanation(self.head.probs(params), scaled, mean=mean, std=std, inputs=inputs)

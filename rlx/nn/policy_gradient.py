@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
-from rlx.nn.networks import Network
+from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences, Steps
+from rlx.nn.networks import Evaluated, Network
 from rlx.nn.optim import FlatAdam
+from rlx.tree_ops import pick
+from rlx.types import Tree
 
 
 @torch.no_grad()
@@ -22,28 +27,80 @@ def gradient_steps(
     order: Tensor | None = None,
     num_minibatches: int = 1,
 ) -> Steps:
-    """Visit every row of a batch once, in the order given [N], with a gradient step for each of `num_minibatches` equal parts.
+    """Visit every row of a batch once, with a gradient step for each of `num_minibatches` parts as equal as can be.
+
+    A network with memory visits whole sequences [T] of a batch [T, B, *].
+
+    Args:
+        network, optimizer, loss, batch: what to learn, how, and from what.
+        learning_rate: step size.
+        order: of the rows [N], or of the sequences [B].
+        num_minibatches: gradient steps; at most the number of rows or sequences.
 
     Raises:
         NonFiniteError: if a loss or a gradient is not finite; on an accelerator only by `optimizer.check`.
     """
     if compiled := network.compiled:
         return compiled.gradient_steps(optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=num_minibatches)
-    chunks = ([None] * num_minibatches if x is None else (x if order is None else x[order]).chunk(num_minibatches) for x in batch)
-    found = [_step(network, optimizer, loss, Batch(*minibatch), learning_rate) for minibatch in zip(*chunks, strict=True)]
+    if order is None and num_minibatches > 1:
+        order = torch.arange(batch.action.shape[0 if batch.sequences is None else 1], device=batch.action.device)
+    parts = [None] if order is None else order.chunk(num_minibatches)
+    found = [_step(network, optimizer, loss, _minibatch(batch, part), learning_rate) for part in parts]
     log_ratios, *columns = zip(*found, strict=True)
     return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in columns))
 
 
+def batch_of(
+    evaluated: Evaluated,
+    *,
+    action: Tensor,
+    advantage: Tensor,
+    target: Tensor,
+    old_log_prob: Tensor | None = None,
+    old_params: Tensor | None = None,
+) -> Batch:
+    """All steps of a rollout as a batch; actions [T, B, *], advantages and targets [T, B], and of the old policy [T * B, *] rows."""
+    old_log_prob = torch.zeros_like(advantage).flatten() if old_log_prob is None else old_log_prob
+    value, sequences = evaluated.value, evaluated.sequences
+    if sequences is None:
+        action, advantage, target, value = (x.flatten(0, 1) for x in (action, advantage, target, value))
+    else:
+        old_log_prob = old_log_prob.view_as(advantage)
+        old_params = None if old_params is None else old_params.unflatten(0, advantage.shape)
+    return Batch(evaluated.inputs, action, advantage, target, value, old_log_prob, old_params, sequences)
+
+
+def _minibatch(batch: Batch, part: Tensor | None) -> Batch:
+    """The rows of a batch with these numbers, or its sequences.
+
+    Everything but the inputs of sequences is flattened to the steps that are used.
+    """
+    sequences, inputs = batch.sequences, batch.inputs
+    columns: tuple[Tensor | None, ...] = batch[1:-1]
+    if sequences is None:
+        return batch if part is None else Batch(pick(inputs, part), *(_picked(x, part) for x in columns))  # type: ignore[arg-type]
+    if part is not None:
+        index = (slice(None), part)
+        inputs, columns = pick(inputs, index), tuple(_picked(x, index) for x in columns)
+        sequences = Sequences(pick(sequences.carry, part), sequences.is_first[index], _picked(sequences.used, index))
+    used = sequences.used
+    rows = (x if x is None else x.flatten(0, 1) if used is None else x[used] for x in columns)
+    return Batch(inputs, *rows, sequences)  # type: ignore[arg-type,call-arg]
+
+
+def _picked(x: Tensor | None, index: Any) -> Tensor | None:
+    return None if x is None else x[index]
+
+
 def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, learning_rate: float) -> tuple[Tensor, ...]:
-    """One step on a minibatch [M, ...]; returns log-ratios [M] and (policy loss, value loss, entropy, gradient norm).
+    """One step on a minibatch of M rows; returns log-ratios [M] and (policy loss, value loss, entropy, gradient norm).
 
     The losses and the head return their derivatives: d_x is d loss / d x.
     """
     head, num_rows = network.head, len(batch.action)
     advantage = ops.normalize(batch.advantage) if loss.normalize_advantage else batch.advantage
     optimizer.zero_grad()
-    params, value, backward_network = network.forward_vjp(batch.inputs)
+    params, value, backward_network = _forward_vjp(network, batch.inputs, batch.sequences)
     log_prob, entropies, backward_head = head.evaluate(params, batch.action)
     log_ratio, entropy = log_prob - batch.old_log_prob, entropies.mean()
     if loss.objective == "clip":
@@ -66,3 +123,20 @@ def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch
     total = policy_loss + loss.value_coef * value_loss - loss.entropy_coef * entropy
     grad_norm = optimizer.step(total, learning_rate)
     return log_ratio, policy_loss, value_loss, entropy, grad_norm
+
+
+def _forward_vjp(network: Network, inputs: Tree, sequences: Sequences | None) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
+    """`Network.forward_vjp` of the rows that are used."""
+    if sequences is None:
+        return network.forward_vjp(inputs)
+    params, value, backward = network.forward_vjp(inputs, sequences.carry, sequences.is_first)
+    if sequences.used is None:
+        return params, value, backward
+    used = sequences.used.flatten()
+
+    def backward_used(d_params: Tensor, d_value: Tensor) -> None:
+        every = torch.zeros_like(params), torch.zeros_like(value)
+        every[0][used], every[1][used] = d_params, d_value
+        backward(*every)
+
+    return params[used], value[used], backward_used

@@ -14,6 +14,22 @@ from rlx.config.setting import setting
 class Activation(Enum):
     tanh = "tanh"
     relu = "relu"
+    silu = "silu"
+    gelu = "gelu"
+
+
+class EncoderKind(Enum):
+    auto = "auto"
+    nature = "nature"
+    impala = "impala"
+    grid = "grid"
+    mlp = "mlp"
+
+
+class MemoryKind(Enum):
+    none = "none"
+    lstm = "lstm"
+    gru = "gru"
 
 
 @dataclass(kw_only=True)
@@ -30,10 +46,20 @@ class PolicyGradientConfig(GradientConfig):
     """Weight of the value loss."""
     entropy_coef: float = setting(0.0, at_least=0)
     """Weight of the entropy bonus."""
+    encoder: EncoderKind = EncoderKind.auto
+    """What turns observations into features. auto chooses by the space of each part of the observation (`rlx show RUN` says what and
+    why); nature and impala are the convolutions for images of Mnih et al. 2015 (https://doi.org/10.1038/nature14236) and of Espeholt et
+    al. 2018 (https://arxiv.org/abs/1802.01561); grid are those for small boards; mlp flattens everything into one vector."""
+    memory: MemoryKind = MemoryKind.none
+    """A recurrent network behind the encoder, for tasks in which an observation does not show everything that matters."""
+    memory_size: int = setting(64, at_least=1, at_most=8_192, used_if="algo.memory=lstm or gru")
+    """Units of the memory."""
     hidden_sizes: list[int] = setting([64, 64], at_least=1, at_most=8_192, expected="positive widths, e.g. [64,64]")
-    """Widths of the hidden layers of the policy and of the value network."""
+    """Widths of the hidden layers of the policy and of the value network, behind encoder and memory; [] for none."""
     activation: Activation = Activation.tanh
     """Non-linearity of the hidden layers."""
+    layer_norm: bool = False
+    """Normalise what goes into each non-linearity of the hidden layers."""
     log_std_init: float = setting(0.0, within="[-20, 20]")
     """Initial log standard deviation of a continuous policy, the same in every state."""
     normalize_observation: bool = False
@@ -41,8 +67,11 @@ class PolicyGradientConfig(GradientConfig):
     observation_clip: float = setting(10.0, above=0, infinite=True, used_if="algo.normalize_observation=true")
     """Bound on normalised observations, in standard deviations."""
 
+    sign_reward: bool = False
+    """Learn from the signs of rewards, as is usual in Atari games (Mnih et al. 2015). Reported returns are those of the environment."""
+
     def gains_from_gpu(self, *, on_board: bool) -> bool:
-        return max(self.hidden_sizes, default=0) >= WIDE_LAYER
+        return self.encoder in (EncoderKind.nature, EncoderKind.impala) or max(self.hidden_sizes, default=0) >= WIDE_LAYER
 
     def least_weights(self) -> int:
         return sum(a * b for a, b in itertools.pairwise(self.hidden_sizes))
@@ -52,6 +81,10 @@ class PolicyGradientConfig(GradientConfig):
         return {
             "hidden_sizes": self.hidden_sizes,
             "activation": self.activation.value,
+            "layer_norm": self.layer_norm,
+            "encoder": self.encoder.value,
+            "memory": self.memory.value,
+            "memory_size": self.memory_size,
             "log_std_init": self.log_std_init,
             "observation_clip": self.observation_clip if self.normalize_observation else None,
         }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from rlx.config.algos.base_config import require_minibatches
-from rlx.config.algos.policy_gradient_config import PolicyGradientConfig
+from rlx.config.algos.base_config import require_divisible, require_minibatches
+from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig
 from rlx.config.setting import setting
 
 
@@ -21,7 +21,8 @@ class PPOConfig(PolicyGradientConfig):
     num_epochs: int = setting(4, at_least=1, at_most=10_000)
     """Passes over each rollout."""
     num_minibatches: int = setting(4, at_least=1)
-    """Gradient steps per pass; must divide rollout_length * env.num_envs."""
+    """Gradient steps per pass; must divide rollout_length * env.num_envs. With a memory a minibatch has whole environments, so that it
+    must divide env.num_envs."""
     gae_lambda: float = setting(0.95, within="[0, 1]")
     """Trace decay of the advantage estimate."""
     objective: Objective = Objective.clip
@@ -45,7 +46,10 @@ class PPOConfig(PolicyGradientConfig):
     reward_clip: float = setting(10.0, above=0, infinite=True, used_if="algo.normalize_reward=true")
     """Bound on scaled rewards."""
     shared_network: bool = False
-    """One network for policy and value instead of two."""
+    """One network for policy and value instead of two. A memory, and an encoder with weights, always serve both."""
 
     def check_num_envs(self, num_envs: int) -> None:
+        if self.memory is not MemoryKind.none:
+            message = f"algo.num_minibatches={self.num_minibatches} does not divide env.num_envs={num_envs}, as a memory needs"
+            require_divisible(num_envs, self.num_minibatches, message)
         require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage)
