@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
+import fused_cells  # noqa: F401  (registers kernels)
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode

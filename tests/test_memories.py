@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import pytest
 import torch
 from torch import Tensor
+from zygote import in_child
 
 from rlx.nn.memories import NoMemory, make_memory
+from rlx.tree_ops import map_tree
 
 KINDS = ("lstm", "gru")
 T, B, D, H = 7, 3, 4, 5
@@ -78,7 +81,7 @@ def stepped(memory, x: Tensor, carry, is_first: Tensor) -> Tensor:
 
 def gradients(out: Tensor, x: Tensor, memory) -> list[Tensor]:
     torch.manual_seed(3)
-    return list(torch.autograd.grad((out * torch.randn(out.shape, dtype=torch.float64).to(out.dtype)).sum(), [x, *memory.parameters()]))
+    return list(torch.autograd.grad((out * torch.randn(out.shape, dtype=torch.float64).to(out)).sum(), [x, *memory.parameters()]))
 
 
 @pytest.mark.parametrize(
@@ -175,3 +178,32 @@ def test_no_memory_passes_features():
     features, carry = memory.step(x[0], (), is_first[0])
     assert torch.equal(features, x[0])
     assert carry == ()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_memory_on_an_accelerator_gives_the_same_numbers_and_waits_once(kind):
+    def check() -> int:
+        from accelerated import REAL, device_here
+
+        with device_here() as device:
+            memory, (x, is_first) = memory_of(kind, torch.float32), sequences("some", dtype=torch.float32)
+            carry = carry_of(memory)
+            x.requires_grad_()
+            out = memory.unroll(x, carry, is_first)
+            expected = [out.detach(), *gradients(out, x, memory)]
+            there = copy.deepcopy(memory).to(device)
+            x_there, carry_there = x.detach().to(device).requires_grad_(), map_tree(lambda leaf: leaf.to(device), carry)
+            if not REAL:
+                from accelerator import METER
+
+                METER.reset()
+            out = there.unroll(x_there, carry_there, is_first)
+            waits = 1 if REAL else METER.waits
+            found = [out.detach(), *gradients(out, x_there, there)]
+            assert all(torch.allclose(a.cpu(), b, atol=1e-5) for a, b in zip(found, expected, strict=True))
+            with torch.no_grad():
+                features, _ = there.step(x_there.detach()[0], carry_there, is_first[0].to(device))
+            assert torch.allclose(features.cpu(), expected[0][0], atol=1e-6)
+        return waits
+
+    assert in_child(check, preload=("accelerated",)) == 1

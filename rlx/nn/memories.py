@@ -6,6 +6,7 @@ episode begins (`is_first`), both replace the carry by zeros before the step.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -14,7 +15,6 @@ from torch.nn import functional as F
 
 from rlx.nn.gru import GRU
 from rlx.nn.reset_steps import ResetSteps
-from rlx.tree_ops import map_tree
 from rlx.types import Tree
 
 
@@ -75,7 +75,13 @@ class _Recurrent(nn.Module):
         raise NotImplementedError
 
     def _run(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
-        """X [L, B, *] and carries [B, D'] to outputs [L, B, D'], without resets."""
+        with warnings.catch_warnings():
+            # The optimiser holds all parameters in one vector, so that cuDNN copies these together at each call; they are small.
+            warnings.filterwarnings("ignore", "RNN module weights")
+            return self._sequence(x, carry, weights)
+
+    def _sequence(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
+        """Inputs [L, B, *] and the carry [B, D'] to outputs [L, B, D'], without resets."""
         raise NotImplementedError
 
     def _reset_column(self) -> Tensor:
@@ -88,12 +94,10 @@ class _Recurrent(nn.Module):
         That kernel knows no resets, so that each reset is one more step, see `ResetSteps`.
         """
         assert is_first is not None, "a memory must know where episodes begin"
-        begins = is_first.cpu()
-        first = begins[0].to(features.device, non_blocking=True).unsqueeze(1)
-        carry = map_tree(lambda x: x.detach().masked_fill(first, 0.0), carry)
-        if not begins[1:].any():
+        steps = ResetSteps(is_first.cpu(), features.device)
+        carry = steps.begin(carry)
+        if not steps.any:
             return self._run(features, carry, [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh])
-        steps = ResetSteps(begins, features.device)
         weight = torch.cat((self.weight_ih, self._reset_column()), dim=1)
         return steps.remove(self._run(steps.insert(features), carry, [weight, self.weight_hh, self.bias_ih, self.bias_hh]))
 
@@ -115,7 +119,7 @@ class LSTMMemory(_Recurrent):
         hidden = read.sigmoid() * cell.tanh()
         return hidden, {"hidden": hidden, "cell": cell}
 
-    def _run(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
+    def _sequence(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
         state = [carry[name].unsqueeze(0) for name in self.carry_names]
         # has_biases, num_layers, dropout, train, bidirectional, batch_first
         out: Tensor = torch.lstm(x, state, weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
@@ -149,7 +153,7 @@ class GRUMemory(_Recurrent):
         out: Tensor = GRU.apply(features, carry["hidden"].detach(), is_first.numpy(), *self.parameters())
         return out
 
-    def _run(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
+    def _sequence(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
         out: Tensor = torch.gru(x, carry["hidden"].unsqueeze(0), weights, True, 1, 0.0, torch.is_grad_enabled(), False, False)[0]
         return out
 

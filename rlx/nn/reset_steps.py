@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlx.tree_ops import Tree, map_tree
+
 
 class ResetSteps:
     """Where the steps of [T, B] are among [L, B] steps that include resets.
 
     Args:
-        is_first: [T, B] bool, on the CPU; the first row is of no importance: a carry can be reset before a sequence.
+        is_first: [T, B] bool, on the CPU; in its first row, a carry is reset before the sequence, by `begin`.
         device: of the sequences.
     """
 
@@ -27,14 +29,20 @@ class ResetSteps:
         resets = is_first.long()
         resets[0] = 0
         moved_by = resets.cumsum(0)
+        self.any = bool(moved_by[-1].any())
         self.length = num_steps + int(moved_by[-1].max())
-        env = torch.arange(num_envs)
+        env, rows = torch.arange(num_envs), num_steps * num_envs
         place = (torch.arange(num_steps).unsqueeze(1) + moved_by) * num_envs + env  # [T, B] rows of [L * B]
-        rows = num_steps * num_envs
         source = torch.full((self.length * num_envs,), rows)  # the padding at the end of an environment's steps
         source[place.flatten()] = torch.arange(rows)
         source[place[resets.bool()] - num_envs] = rows + 1
-        self._place, self._source = (x.to(device, non_blocking=True) for x in (place.flatten(), source))
+        layout = torch.cat((is_first[0].long(), place.flatten(), source)).to(device, non_blocking=True)  # in one transfer
+        first, self._place, self._source = layout.split((num_envs, rows, len(source)))
+        self._first = first.bool().unsqueeze(1)
+
+    def begin(self, carry: Tree) -> Tree:
+        """The carry [B, *] before the first step, as data."""
+        return map_tree(lambda x: x.detach().masked_fill(self._first, 0.0), carry)
 
     def insert(self, x: Tensor) -> Tensor:
         """[T, B, D] to [L, B, D + 1]; the last feature is 1 in a reset, whose other features are 0."""
