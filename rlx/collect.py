@@ -32,7 +32,7 @@ class Episode(NamedTuple):
 
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:
-    """A function from a policy's actions [B, *] to the environment's: clipped to a Box, or offset by a Discrete's start."""
+    """A function from a policy's actions [B, *] to the environment's: clipped to a Box, or counted from the start of a discrete space."""
     convert = env_array_actions(space)
     return lambda action: convert(action.cpu().numpy())
 
@@ -43,8 +43,10 @@ def env_array_actions(space: gymnasium.Space[Any]) -> Callable[[NDArray[Any]], N
     if isinstance(space, gymnasium.spaces.Box):
         low, high = space.low, space.high
         return lambda action: action.clip(low, high).astype(dtype, copy=False)
-    start = int(getattr(space, "start", 0))
-    return lambda action: (action + start if start else action).astype(dtype, copy=False)
+    start = np.ravel(getattr(space, "start", 0))
+    if start.any():
+        return lambda action: (action + start).astype(dtype, copy=False)
+    return lambda action: action.astype(dtype, copy=False)
 
 
 def solved_of(env: VectorEnv, terminated: NDArray[np.bool_]) -> NDArray[Any]:

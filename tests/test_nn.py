@@ -13,8 +13,9 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError, NonFiniteError
+from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.graphs import Replayed
-from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
+from rlx.nn.heads import GaussianHead, make_head
 from rlx.nn.mlp import MLP
 from rlx.nn.networks import Network
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
@@ -475,10 +476,21 @@ def test_make_head_follows_the_action_space():
 
 
 @pytest.mark.parametrize(
-    "space", [spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(3), spaces.Box(-1.0, 1.0, (2, 2)), spaces.Box(0, 9, (2,), dtype=np.int64)]
+    ("space", "advice"),
+    [
+        (
+            spaces.Box(0, 9, (2,), dtype=np.int64),
+            r"has action space Box\(\(2,\), int64, 0 to 9\); .* declare whole numbers as MultiDiscrete",
+        ),
+        (
+            spaces.Dict({"say": spaces.Tuple([spaces.Text(3), spaces.Discrete(2)])}),
+            r"has action space Text.* at \['say'\]\[0\]; .* wrap the environment",
+        ),
+        (spaces.Sequence(spaces.Discrete(2)), "has action space Sequence"),
+    ],
 )
-def test_make_head_refuses_other_action_spaces(space):
-    with pytest.raises(ConfigError, match=r"env=Test-v0 has action space .*expects Discrete\(n\) or a one-dimensional Box"):
+def test_make_head_refuses_other_action_spaces(space, advice):
+    with pytest.raises(ConfigError, match=f"env=Test-v0 {advice}"):
         make_head(make_spec(BOX3, space), log_std_init=0.0)
 
 

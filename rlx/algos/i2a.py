@@ -26,7 +26,7 @@ from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
 from rlx.models.grid_rollouts import CopyGrid, LearnedGrid, PerfectGrid, distinct, num_bytes, pack, unpack
 from rlx.models.unroll import Imagined, every_action_then, unroll
-from rlx.nn.heads import CategoricalHead
+from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.imagination_net import I2ANet, num_parameters
 from rlx.nn.optim import FlatAdam
 from rlx.planning.adapters.grid_tree import GridPlan, search_tree, weigh_rollouts

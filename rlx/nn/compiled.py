@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.compiled_code import load, with_arguments
+from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.finite import refuse_non_finite
-from rlx.nn.heads import CategoricalHead, GaussianHead
+from rlx.nn.heads import GaussianHead
 from rlx.nn.kernel_modules import ACTING, LEARNING
 from rlx.nn.leaf_encoders import Encoder, FlatEncoder
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps

@@ -1,102 +1,45 @@
 """Action distributions as functions of the policy network's output, without distribution objects in the inner loop.
 
 A head says how many outputs it needs and turns them, `params [B, D]`, into samples, log-probabilities, entropies and
-divergences, the last three with their derivatives (see `rlx.nn.mlp` for why they are written out). Continuous actions are
-not squashed: the environment clips them, and log-probabilities are those of the actions before clipping.
+divergences, the last three with their derivatives (see `rlx.nn.mlp` for why they are written out). Actions with several
+numbers are independent given the observation: log-probabilities, entropies and divergences are sums over them. Continuous
+actions are not squashed: the environment clips them, and log-probabilities are those of the actions before clipping.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError
+from rlx.nn.discrete_heads import BernoulliHead, CategoricalHead, Evaluation, FactorizedCategoricalHead, Head
+from rlx.spaces import ProductSpace, choices_of, describe_space, original_space, space_leaves
 from rlx.types import EnvSpec
 
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
 
-class Evaluation(NamedTuple):
-    """Log-probability and entropy of actions, with their pullback to the distribution's parameters."""
-
-    log_prob: Tensor  # [B]
-    entropy: Tensor  # [B]
-    pullback: Callable[[Tensor, float], Tensor]
-    """From d loss / d log_prob [B] and d loss / d entropy (the same for all B) to d loss / d params [B, D]."""
-
-
-class CategoricalHead(nn.Module):
-    """A softmax over `num_actions` logits."""
-
-    def __init__(self, num_actions: int) -> None:
-        super().__init__()
-        self.num_outputs = num_actions
-
-    def sample(self, params: Tensor) -> Tensor:
-        """[B, D] to actions [B]."""
-        # argmax(logits + Gumbel noise) is a sample; -log(Exp(1)) is Gumbel noise. Twice as fast as torch.multinomial.
-        return (params - torch.empty_like(params).exponential_().log_()).argmax(-1)
-
-    def mode(self, params: Any) -> Any:
-        """[B, D] to the most likely actions [B]; a tensor or an array."""
-        return params.argmax(-1)
-
-    def probs(self, params: Tensor) -> Tensor | None:
-        """[B, D] to the probabilities of the actions [B, D]."""
-        return params.softmax(-1)
-
-    def moments(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        """None: actions are discrete."""
-        return None
-
-    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
-        """[B, D], [B] to [B]."""
-        return params.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1)
-
-    @torch.no_grad()
-    def evaluate(self, params: Tensor, action: Tensor) -> Evaluation:
-        """Log-probability and entropy; d log p(a) / d logits = onehot(a) - p, d H / d logits = -p (log p + H)."""
-        log_probs = params.log_softmax(-1)
-        probs = log_probs.exp()
-        index = action.unsqueeze(-1)
-        entropy = -(probs * log_probs).sum(-1)
-
-        def pullback(d_log_prob: Tensor, d_entropy: float) -> Tensor:
-            weight = d_log_prob.unsqueeze(-1)
-            grad = (probs * -weight).scatter_add_(-1, index, weight)
-            if d_entropy:
-                grad.addcmul_(probs, log_probs + entropy.unsqueeze(-1), value=-d_entropy)
-            return grad
-
-        return Evaluation(log_probs.gather(-1, index).squeeze(-1), entropy, pullback)
-
-    @torch.no_grad()
-    def kl(self, old: Tensor, params: Tensor) -> tuple[Tensor, Callable[[float], Tensor]]:
-        """KL(old || new) [B], and from d loss / d kl (the same for all B) to d loss / d params [B, D]. `old` is from `freeze`."""
-        old_log, new_log = old.log_softmax(-1), params.log_softmax(-1)
-        return (old_log.exp() * (old_log - new_log)).sum(-1), lambda d_kl: (new_log.exp() - old_log.exp()) * d_kl
-
-    def freeze(self, params: Tensor) -> Tensor:
-        """The form of this distribution that `kl` takes as `old`, [B, D']."""
-        return params.detach()
-
-
-class GaussianHead(nn.Module):
+class GaussianHead(Head):
     """A diagonal Gaussian whose log standard deviation is a parameter, not a function of the observation.
 
     The pullbacks add to `log_std.grad` and return the gradient of the mean.
     """
 
     def __init__(self, num_actions: int, log_std_init: float) -> None:
-        super().__init__()
-        self.num_outputs = num_actions
+        super().__init__(num_actions)
+        self.num_frozen = 2 * num_actions
         self.log_std = nn.Parameter(torch.full((num_actions,), float(log_std_init)))
+
+    def masked(self, params: Tensor, mask: Tensor) -> Tensor:
+        """The same parameters: nothing is forbidden."""
+        return params
 
     def sample(self, params: Tensor) -> Tensor:
         """[B, A] to actions [B, A]."""
@@ -111,7 +54,7 @@ class GaussianHead(nn.Module):
         return None
 
     def moments(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
-        """[B, A] to the means and standard deviations of the continuous numbers of an action, each [B, A]."""
+        """[B, A] to means and standard deviations, each [B, A]."""
         return params, self.log_std.exp().expand_as(params)
 
     def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
@@ -155,20 +98,128 @@ class GaussianHead(nn.Module):
         return torch.cat((params.detach(), self.log_std.detach().expand_as(params)), dim=-1)
 
 
-def make_head(spec: EnvSpec, *, log_std_init: float) -> CategoricalHead | GaussianHead:
+class ProductHead(Head):
+    """Independent parts of different kinds, see `ProductSpace`: an action is all their numbers as floats."""
+
+    def __init__(self, parts: Sequence[Head]) -> None:
+        super().__init__(sum(head.num_outputs for head in parts), [n for head in parts for n in head.choices])
+        self.num_frozen = sum(head.num_frozen for head in parts)
+        self.parts = nn.ModuleList(parts)
+        self._heads = tuple(parts)
+        self._num_outputs = [head.num_outputs for head in parts]
+        self._num_numbers = [len(head.choices) or head.num_outputs for head in parts]
+
+    def masked(self, params: Tensor, mask: Tensor) -> Tensor:
+        """[B, D], bool [B, M] to [B, D]."""
+        masks = mask.split([head.mask_width for head in self._heads], dim=-1)
+        return torch.cat([head.masked(x, allowed) for head, x, allowed in self._zip(params, masks)], dim=-1)
+
+    def sample(self, params: Tensor) -> Tensor:
+        """[B, D] to actions [B, K]."""
+        return _join_numbers([head.sample(x) for head, x in self._zip(params)], params)
+
+    def mode(self, params: Tensor) -> Tensor:
+        """[B, D] to the most likely actions [B, K]."""
+        return _join_numbers([head.mode(x) for head, x in self._zip(params)], params)
+
+    def probs(self, params: Tensor) -> Tensor | None:
+        """[B, D] to the probabilities of all choices [B, M], or None where there are none."""
+        probs = [p for head, x in self._zip(params) if (p := head.probs(x)) is not None]
+        return torch.cat(probs, dim=-1) if probs else None
+
+    def moments(self, params: Tensor) -> tuple[Tensor, Tensor] | None:
+        """[B, D] to means and standard deviations [B, A] of the continuous parts, or None without any."""
+        moments = [m for head, x in self._zip(params) if (m := head.moments(x)) is not None]
+        return (torch.cat([mean for mean, _ in moments], -1), torch.cat([std for _, std in moments], -1)) if moments else None
+
+    def log_prob(self, params: Tensor, action: Tensor) -> Tensor:
+        """[B, D], [B, K] to [B]."""
+        return _sum([head.log_prob(x, part) for head, x, part in self._zip(params, self._split(action))])
+
+    @torch.no_grad()
+    def evaluate(self, params: Tensor, action: Tensor) -> Evaluation:
+        """Log-probability and entropy."""
+        parts = [head.evaluate(x, part) for head, x, part in self._zip(params, self._split(action))]
+        return Evaluation(
+            _sum([part.log_prob for part in parts]),
+            _sum([part.entropy for part in parts]),
+            lambda d_log_prob, d_entropy: torch.cat([part.pullback(d_log_prob, d_entropy) for part in parts], dim=-1),
+        )
+
+    @torch.no_grad()
+    def kl(self, old: Tensor, params: Tensor) -> tuple[Tensor, Callable[[float], Tensor]]:
+        """KL(old || new) [B], and its derivative."""
+        olds = old.split([head.num_frozen for head in self._heads], dim=-1)
+        parts = [head.kl(frozen, x) for head, x, frozen in self._zip(params, olds)]
+        return _sum([kl for kl, _ in parts]), lambda d_kl: torch.cat([pullback(d_kl) for _, pullback in parts], dim=-1)
+
+    def freeze(self, params: Tensor) -> Tensor:
+        """The form of this distribution that `kl` takes as `old`, [B, D']."""
+        return torch.cat([head.freeze(x) for head, x in self._zip(params)], dim=-1)
+
+    def _zip(self, params: Tensor, *others: Sequence[Tensor]) -> Iterator[Any]:
+        """Each head with its parameters, and what else is given for it."""
+        return zip(self._heads, params.split(self._num_outputs, dim=-1), *others, strict=True)
+
+    def _split(self, action: Tensor) -> list[Tensor]:
+        """Actions [B, K] to those of each head."""
+        parts = []
+        for head, numbers in zip(self._heads, action.split(self._num_numbers, dim=-1), strict=True):
+            if isinstance(head, CategoricalHead):
+                parts.append(numbers[:, 0].long())
+            else:
+                parts.append(numbers.long() if isinstance(head, FactorizedCategoricalHead) else numbers)
+        return parts
+
+
+def _join_numbers(actions: Sequence[Tensor], params: Tensor) -> Tensor:
+    """Actions [B] or [B, k] of each head to [B, K]."""
+    return torch.cat([action.view(len(params), -1).to(params.dtype) for action in actions], dim=-1)
+
+
+def _sum(terms: Sequence[Tensor]) -> Tensor:
+    """Sum of tensors [B]."""
+    return torch.stack(list(terms)).sum(0)
+
+
+def make_head(spec: EnvSpec, *, log_std_init: float) -> Head:
     """The head for the env's action space.
 
     Raises:
-        ConfigError: for action spaces that are neither Discrete nor a flat Box.
+        ConfigError: for action spaces with a part that is neither Discrete, MultiDiscrete, MultiBinary nor a Box of floats.
     """
     space = spec.action_space
-    if isinstance(space, gymnasium.spaces.Discrete):
-        if log_std_init != 0.0:
-            raise ConfigError(f"algo.log_std_init={log_std_init} has no effect: env={spec.id} has discrete actions; leave it out")
-        return CategoricalHead(int(space.n))
-    if isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating):
-        return GaussianHead(space.shape[0], log_std_init)
-    raise ConfigError(
-        f"env={spec.id} has action space {space}; this algorithm expects Discrete(n) or a one-dimensional Box of floats: "
-        "wrap the environment, or choose another (see `rlx envs`)"
-    )
+    for path, leaf in [*space_leaves(original_space(space)), ("", space)]:
+        if not _is_supported(leaf):
+            raise ConfigError(
+                f"env={spec.id} has action space {describe_space(leaf)}{path and f' at {path}'}; this algorithm expects Discrete, "
+                f"MultiDiscrete, MultiBinary, a Box of floats, or a Dict or Tuple of them: {_advice(leaf)}"
+            )
+    parts = space.parts if isinstance(space, ProductSpace) else (space,)
+    if log_std_init != 0.0 and not any(isinstance(part, spaces.Box) for part in parts):
+        raise ConfigError(f"algo.log_std_init={log_std_init} has no effect: env={spec.id} has discrete actions; leave it out")
+    heads = [_head_of(part, log_std_init) for part in parts]
+    return ProductHead(heads) if isinstance(space, ProductSpace) else heads[0]
+
+
+def _is_supported(leaf: gymnasium.Space[Any]) -> bool:
+    if isinstance(leaf, spaces.Box):
+        return np.issubdtype(leaf.dtype, np.floating)
+    return isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary)
+
+
+def _advice(leaf: gymnasium.Space[Any]) -> str:
+    """What to do about a space that is not supported."""
+    if isinstance(leaf, spaces.Box):
+        return "declare whole numbers as MultiDiscrete, for example in a wrapper (env.wrappers)"
+    return "wrap the environment (env.wrappers), or choose another (see `rlx envs`)"
+
+
+def _head_of(part: gymnasium.Space[Any], log_std_init: float) -> Head:
+    if isinstance(part, spaces.Discrete):
+        return CategoricalHead(int(part.n))
+    if isinstance(part, spaces.MultiDiscrete):
+        return FactorizedCategoricalHead(choices_of(part))
+    if isinstance(part, spaces.MultiBinary):
+        return BernoulliHead(len(choices_of(part)))
+    return GaussianHead(math.prod(part.shape or ()), log_std_init)

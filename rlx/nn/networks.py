@@ -12,8 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.encoders import make_encoder
-from rlx.nn.heads import CategoricalHead, GaussianHead, make_head
+from rlx.nn.heads import GaussianHead, make_head
 from rlx.nn.leaf_encoders import EncoderKind, EncoderSettings
 from rlx.nn.losses import Sequences
 from rlx.nn.memories import NoMemory, make_memory
@@ -170,7 +171,7 @@ class Network(nn.Module):
         return self._masked(params, inputs), value
 
     def _masked(self, params: Tensor, inputs: Tree) -> Tensor:
-        return self.head.masked(params, inputs["mask"].view(len(params), -1)) if self.is_masked else params  # type: ignore[operator]
+        return self.head.masked(params, inputs["mask"].view(len(params), -1)) if self.is_masked else params
 
     def forward_vjp(
         self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None
