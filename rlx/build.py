@@ -25,7 +25,7 @@ from rlx.errors import ConfigError
 from rlx.memory import check_fits, within_memory
 from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
-from rlx.spaces import describe_space, original_space, space_leaves
+from rlx.spaces import StackedBox, describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
 from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, RewardFn, VectorEnv
 
@@ -97,6 +97,7 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         action_space=action_space,
         game=env.game if isinstance(env, HasGame) else None,
         grid=None if config.wrappers else _grid_of(env),
+        frame_stack=observation_space.num_frames if isinstance(observation_space, StackedBox) else 1,
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.columns import Column, make_column
+from rlx.tree_ops import Tree, leaves, map_tree, put
 from rlx.types import State
 
 
@@ -100,50 +102,51 @@ class TransitionReplay:
     Args:
         capacity: rows, rounded down to a multiple of num_envs; the oldest are overwritten.
         num_envs: B.
-        columns: for each name the dtype and the shape of a row.
+        columns: for each name a tree of what a row has.
         device: where the columns are kept; rows may come from any other.
     """
 
     def __init__(
-        self, capacity: int, num_envs: int, columns: dict[str, tuple[torch.dtype, tuple[int, ...]]],
-        device: torch.device = torch.device("cpu"),  # noqa: B008
+        self, capacity: int, num_envs: int, columns: Mapping[str, Tree], device: torch.device = torch.device("cpu")  # noqa: B008
     ) -> None:  # fmt: skip
         self.capacity, self.num_envs, self.added, self.device = max(capacity // num_envs, 1) * num_envs, num_envs, 0, device
-        self._columns = {name: torch.zeros(0, *shape, dtype=dtype, device=device) for name, (dtype, shape) in columns.items()}
+        self._columns = {
+            name: map_tree(lambda column: make_column(column, self.capacity, num_envs, device), tree) for name, tree in columns.items()
+        }
 
     @property
     def size(self) -> int:
         return min(self.added, self.capacity)
 
-    def add(self, **rows: Tensor) -> None:
+    def add(self, **rows: Tree) -> None:
         """Add [T, B, *] of every column."""
-        for name, steps in rows.items():
-            new = steps.flatten(0, 1)
-            index = (self.added + torch.arange(len(new), device=self.device)) % self.capacity
-            old = self._columns[name]
-            need = min(self.capacity, self.added + len(new)) - len(old)
-            if need > 0:  # allocate memory as it is needed, half as much again at a time
-                grown = min(self.capacity - len(old), max(need, len(old) // 2, 1024))
-                old = self._columns[name] = torch.cat([old, old.new_zeros(grown, *old.shape[1:])])
-            old[index] = new.to(device=self.device, dtype=old.dtype)
-        self.added += len(new)
+        for name, tree in rows.items():
+            map_tree(lambda column, steps: column.add(steps, self.added), self._columns[name], tree)
+        self.added += leaves(rows)[0].shape[:2].numel()
 
     def __getitem__(self, name: str) -> Tensor:
-        """A column [size, *], in no particular order once the oldest rows have been overwritten."""
-        return self._columns[name][: self.size]
+        """A column [size, *] that is one tensor, in no particular order once the oldest rows have been overwritten."""
+        column: Tensor = self._columns[name].values[: self.size]
+        return column
+
+    def take(self, name: str, index: Tensor) -> Tree:
+        """The tree [*, *] of a column's rows at `index` [*]."""
+        return map_tree(lambda column: column[index], self._columns[name])
 
     def newest(self, name: str, num_rows: int) -> Tensor:
         """The last rows of a column in the order of time, [T, B, *]."""
         num_rows = min(num_rows, self.size)
         index = (self.added - num_rows + torch.arange(num_rows, device=self.device)) % self.capacity
-        return self._columns[name][index].unflatten(0, (-1, self.num_envs))
+        return self[name][index].unflatten(0, (-1, self.num_envs))
 
     def state_dict(self) -> State:
-        return {"added": self.added, **{name: self[name].clone() for name in self._columns}}
+        states = {name: map_tree(lambda column: column.state(self.added), tree) for name, tree in self._columns.items()}
+        return {"added": self.added, **states}
 
     def load_state_dict(self, state: State) -> None:
         self.added = state["added"]
-        self._columns = {name: state[name].to(self.device, copy=True) for name in self._columns}
+        for name, tree in self._columns.items():
+            map_tree(lambda column, saved: column.load_state(saved), tree, state[name])
 
 
 class SequenceReplay:
@@ -162,14 +165,13 @@ class SequenceReplay:
     """
 
     def __init__(
-        self, capacity: int, num_envs: int, columns: dict[str, tuple[torch.dtype, tuple[int, ...]]], *, ahead: int, exponent: float,
-        correction: float,
-    ) -> None:  # fmt: skip
+        self, capacity: int, num_envs: int, columns: Mapping[str, Tree], *, ahead: int, exponent: float, correction: float
+    ) -> None:
         self.num_envs, self._ahead, self._exponent, self._correction = num_envs, ahead, exponent, correction
-        self.rows = TransitionReplay(capacity, num_envs, {**columns, "weight": (torch.float64, ())})
+        self.rows = TransitionReplay(capacity, num_envs, {**columns, "weight": Column(torch.float64)})
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
         self._top = 1.0  # largest weight so far, which new steps get
-        self._beyond: dict[int, Tensor] = {}  # by row, the observation after the last step of a truncated episode
+        self._beyond: dict[int, Tree] = {}  # by row, the observation after the last step of a truncated episode
 
     @property
     def size(self) -> int:
@@ -181,14 +183,14 @@ class SequenceReplay:
         first = (self.rows.added - self.size) // self.num_envs
         return int((self._ready - first).clamp(min=0).sum())
 
-    def add(self, beyond: Mapping[tuple[int, int], Tensor], **rows: Tensor) -> None:
+    def add(self, beyond: Mapping[tuple[int, int], Tree], **rows: Tree) -> None:
         """Add [T, B, *] of every column; `beyond` has the observations after the steps (t, b) at which episodes were truncated."""
         is_last = rows["is_last"]
         begin = self.rows.added // self.num_envs
         for offset in range(is_last.numel()):
             self._beyond.pop((self.rows.added + offset) % self.rows.capacity, None)
         for (t, b), obs in beyond.items():
-            self._beyond[(self.rows.added + t * self.num_envs + b) % self.rows.capacity] = obs.clone()
+            self._beyond[(self.rows.added + t * self.num_envs + b) % self.rows.capacity] = map_tree(torch.clone, obs)
         self.rows.add(**rows, weight=torch.zeros(is_last.shape, dtype=torch.float64))
         steps = torch.arange(begin + 1, begin + 1 + len(is_last))
         ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
@@ -204,6 +206,14 @@ class SequenceReplay:
     def _row(self, step: Tensor, env: Tensor) -> Tensor:
         return (step * self.num_envs + env) % self.rows.capacity
 
+    def draw_uniformly(self, num: int) -> Tensor:
+        """Rows [num] of steps, each that can be drawn with the same probability; takes as long whatever the size."""
+        first = (self.rows.added - self.size) // self.num_envs
+        num_ready = (self._ready - first).clamp(min=0)
+        nth = torch.randint(int(num_ready.sum()), (num,))
+        env = torch.searchsorted(num_ready.cumsum(0), nth, right=True)
+        return self._row(first + nth - (num_ready.cumsum(0) - num_ready)[env], env)
+
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
         """Rows [num] of steps drawn by priority, and the importance-sampling weights [num] of their losses, at most 1."""
         total = self.rows["weight"].cumsum(0)
@@ -212,17 +222,29 @@ class SequenceReplay:
         correction = (self.num_ready * prob) ** -self._correction
         return index, (correction / correction.max()).float()
 
-    def windows(self, name: str, index: Tensor, length: int) -> Tensor:
+    def windows(self, name: str, index: Tensor, length: int) -> Tree:
         """A column of `length` steps from the rows `index` [n] on, [n, length, *]; entries after the newest step have no meaning."""
-        return self.rows[name][self.following(index, length)]
+        return self.rows.take(name, self.following(index, length))
 
     def following(self, index: Tensor, length: int) -> Tensor:
         """The rows [n, length] of `length` steps from the rows `index` [n] on."""
         return (index[:, None] + self.num_envs * torch.arange(length)) % self.size
 
-    def beyond(self, index: Tensor) -> Tensor:
+    def beyond(self, index: Tensor) -> Tree:
         """Observations [n, *] after the steps in rows `index` [n], at each of which an episode was truncated."""
-        return torch.stack([self._beyond[row] for row in index.tolist()])
+        return map_tree(lambda *each: torch.stack(each), *[self._beyond[row] for row in index.tolist()])
+
+    def next_obs(self, name: str, index: Tensor) -> Tree:
+        """Observations [n, *] after the steps in rows `index` [n] that can be drawn, from the column of observations.
+
+        After a termination, where values are 0, it is the observation of that step.
+        """
+        over = self.rows["is_last"][index]
+        found = self.rows.take(name, torch.where(over, index, self.following(index, 2)[:, 1]))
+        cut = torch.tensor([row in self._beyond for row in index.tolist()], dtype=torch.bool)
+        if cut.any():
+            put(found, cut, self.beyond(index[cut]))
+        return found
 
     def prioritise(self, index: Tensor, error: Tensor) -> None:
         """Set the priorities of the rows `index` [n] to |error| [n] to the power of the exponent."""
@@ -231,10 +253,10 @@ class SequenceReplay:
         self.rows["weight"][index] = weight
 
     def state_dict(self) -> State:
-        beyond = {str(row): obs.clone() for row, obs in self._beyond.items()}
+        beyond = {str(row): map_tree(torch.clone, obs) for row, obs in self._beyond.items()}
         return {"rows": self.rows.state_dict(), "ready": self._ready.clone(), "top": self._top, "beyond": beyond}
 
     def load_state_dict(self, state: State) -> None:
         self.rows.load_state_dict(state["rows"])
         self._ready, self._top = state["ready"].clone(), state["top"]
-        self._beyond = {int(row): obs.clone() for row, obs in state["beyond"].items()}
+        self._beyond = {int(row): map_tree(torch.clone, obs) for row, obs in state["beyond"].items()}

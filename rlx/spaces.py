@@ -31,6 +31,14 @@ class SeenBox(spaces.Box):
         self.original = original
 
 
+class StackedBox(SeenBox):
+    """A Box whose first axis has the last frames of an environment, the newest last."""
+
+    def __init__(self, box: spaces.Box) -> None:
+        super().__init__(box.low, box.high, box.dtype, original_space(box))
+        self.num_frames: int = box.shape[0]
+
+
 class SeenDict(spaces.Dict):
     """A Dict of Boxes as algorithms see it, with the environment's own space."""
 

@@ -73,10 +73,11 @@ def of_package(name: str) -> list[str]:
     return [m for m in MODULES if inside(m, (name,))]
 
 
+DATA = ("rlx.replay", "rlx.columns", "rlx.transfer")
 RULES = {
     "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpoint", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
-    "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.replay", "rlx.transfer", "rlx.config.algos"),
-    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.replay", "rlx.transfer"),
+    "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", *DATA, "rlx.config.algos"),
+    "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", *DATA),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.compiled_code", "rlx.kernel_memory", "rlx.transfer"),
     "rlx.envs": (*COMMON, "rlx.envs", "rlx.compiled_code", "rlx.kernel_memory", "rlx.files", "rlx.user_code"),
@@ -87,7 +88,8 @@ RULES = {
     "rlx.transfer": COMMON,
     "rlx.compiled_code": (),
     "rlx.kernel_memory": (),
-    "rlx.replay": COMMON,
+    "rlx.replay": (*COMMON, "rlx.columns"),
+    "rlx.columns": COMMON,
     "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.store", "rlx.files"),
     "rlx.store": (*COMMON, "rlx.store", "rlx.config", "rlx.checkpoint", "rlx.files", "rlx.text", "rlx.trust"),
     "rlx.config": (*COMMON, "rlx.config", "rlx.envs", "rlx.extras", "rlx.files", "rlx.trust", "rlx.user_code"),

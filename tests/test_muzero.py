@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlx.algos.muzero import MuZero
 from rlx.build import env_spec
+from rlx.columns import Column
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.config.algos.search_config import SearchRule
 from rlx.config.schema import EnvConfig
@@ -203,7 +204,7 @@ def test_numbers_survive_their_bins(limit: float) -> None:
 
 
 def replay(num_envs: int = 2, capacity: int = 12, ahead: int = 2, exponent: float = 1.0) -> SequenceReplay:
-    columns: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {"x": (torch.float32, ()), "is_last": (torch.bool, ())}
+    columns = {"x": Column(torch.float32), "is_last": Column(torch.bool)}
     return SequenceReplay(capacity, num_envs, columns, ahead=ahead, exponent=exponent, correction=1.0)
 
 

@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlx.algos.pets import PETS
 from rlx.collect import Collector
+from rlx.columns import Column
 from rlx.config.algos.pets_config import PETSConfig, PlannerKind, Propagation, RewardSource, TerminationSource, TrustRule
 from rlx.config.compose import Composer
 from rlx.envs.control.reward_functions import RULES
@@ -305,7 +306,7 @@ def test_every_recipe_leaves_steps_to_plan_after_those_at_random(recipe):
 
 
 def columns() -> TransitionReplay:
-    return TransitionReplay(7, 2, {"x": (torch.float32, ()), "y": (torch.uint8, (3,))})
+    return TransitionReplay(7, 2, {"x": Column(torch.float32), "y": Column(torch.uint8, (3,))})
 
 
 def filled(steps: int) -> TransitionReplay:

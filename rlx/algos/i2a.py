@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from rlx import ops
+from rlx.columns import Column
 from rlx.config.algos.i2a_config import IMAGINATION_ABLATIONS, Decide, I2AConfig, Imagination
 from rlx.errors import ConfigError
 from rlx.models.grid import GridModel, Transitions, cell_errors, frame_accuracy, judge, model_loss
@@ -71,9 +72,9 @@ class I2A:
         if self.learns_model:
             self.model = _model(config, grid).to(device)
             self.model_optimizer = FlatAdam(self.model, epsilon=1e-8, max_grad_norm=10.0)
+            planes, outcome = Column(torch.uint8, (num_bytes(grid.planes_shape),)), Column(torch.bool, (len(grid.events) + 1,))
             self.replay = TransitionReplay(config.model_replay_size, num_envs, {
-                "planes": (torch.uint8, (num_bytes(grid.planes_shape),)), "next_planes": (torch.uint8, (num_bytes(grid.planes_shape),)),
-                "action": (torch.uint8, ()), "outcome": (torch.bool, (len(grid.events) + 1,)),
+                "planes": planes, "next_planes": planes, "action": Column(torch.uint8), "outcome": outcome,
             }, device)  # fmt: skip
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._ablation = "on"  # one of IMAGINATION_ABLATIONS

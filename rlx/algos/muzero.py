@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlx.columns import Column
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
@@ -83,10 +84,10 @@ class MuZero:
             convolve=_convolves(config, spec, shape),
         ).to(device)
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
-        scalar, flags = (torch.float32, ()), (torch.bool, ())
+        scalar, flag, actions = Column(torch.float32), Column(torch.bool), (self.num_actions,)
         self.replay = SequenceReplay(config.replay_size, num_envs, {
-            "obs": (torch.float32, shape), "action": (torch.long, ()), "legal": (torch.bool, (self.num_actions,)), "reward": scalar,
-            "policy": (torch.float32, (self.num_actions,)), "value": scalar, "terminated": flags, "is_last": flags,
+            "obs": Column(torch.float32, shape), "action": Column(torch.long), "legal": Column(torch.bool, actions), "reward": scalar,
+            "policy": Column(torch.float32, actions), "value": scalar, "terminated": flag, "is_last": flag,
         }, ahead=config.num_unroll_steps + self._td_steps, exponent=config.priority_exponent,
             correction=config.priority_correction)  # fmt: skip
         self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
@@ -262,7 +263,7 @@ class MuZero:
             index = torch.randint(self.replay.size, (batch,))
             rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
             rows = self.replay.rows
-            found, _ = self._search(rows["obs"][index], rows["legal"][index].numpy(), mode="train", rng=rng)
+            found, _ = self._search(rows.take("obs", index), rows["legal"][index].numpy(), mode="train", rng=rng)
             rows["policy"][index] = torch.from_numpy(found.policy(self.num_actions))
             self._reanalysed += batch
 
@@ -311,7 +312,7 @@ class MuZero:
         over = torch.cat([torch.zeros(len(index), 1, dtype=torch.bool), over], dim=1)
         action = replay.windows("action", index, k)
         action = torch.where(going[:, :k], action, torch.randint(self.num_actions, action.shape))  # random after the end
-        obs, policy = replay.rows["obs"][index], replay.windows("policy", index, k + 1)
+        obs, policy = replay.rows.take("obs", index), replay.windows("policy", index, k + 1)
         if self._symmetries is not None:
             which = torch.randint(len(self._symmetries), (len(index),))
             one_hot = F.one_hot(action, self.num_actions).float()
@@ -335,7 +336,7 @@ class MuZero:
         cut = going & is_last & ~terminated
         value, next_value = torch.zeros(rows.shape), torch.zeros(rows.shape)
         (now, at_now), (after, at_after) = (rows[where].unique(return_inverse=True) for where in (ahead, cut))
-        seen = [self.replay.rows["obs"][now], *([self.replay.beyond(after)] if len(after) else [])]
+        seen = [self.replay.rows.take("obs", now), *([self.replay.beyond(after)] if len(after) else [])]
         if len(now) + len(after):
             expected = self._expected(torch.cat(seen))  # one call: every call waits for the device
             value[ahead], next_value[cut] = expected[: len(now)][at_now], expected[len(now) :][at_after]

@@ -26,7 +26,7 @@ from rlx.envs.contract import (
     keeps_values,
 )
 from rlx.errors import ConfigError
-from rlx.spaces import SeenBox, SeenDict, SeenTuple, space_leaves
+from rlx.spaces import SeenBox, SeenDict, SeenTuple, StackedBox, space_leaves
 from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
@@ -279,7 +279,7 @@ class Edge(gymnasium.Env[Any, Any]):
         self.env = env
         self.spec, self.metadata, self.render_mode = env.spec, env.metadata, env.render_mode
         self._observe = observations(_space_of(env, "observation_space", env_id), env_id, flatten=flatten)
-        self.observation_space = self._observe.space
+        self.observation_space = _with_frames(self._observe.space, env)
         action_space = _space_of(env, "action_space", env_id)
         self.action_space, self._to_env = rescaled(action_space) if rescale_actions else (action_space, None)
 
@@ -313,6 +313,22 @@ class Edge(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         self.env.close()
+
+
+def _with_frames(space: gymnasium.Space[Any], env: gymnasium.Env[Any, Any]) -> gymnasium.Space[Any]:
+    """The space as a `StackedBox` if the environment, or a wrapper of gymnasium's, stacks frames.
+
+    Wrappers may change what is stacked, which does no harm: a replay stores whole what turns out to be no stack of consecutive frames.
+    """
+    num_frames, inner = 1, env
+    while isinstance(inner, gymnasium.Wrapper) and num_frames == 1:
+        num_frames = inner.stack_size if isinstance(inner, gymnasium.wrappers.FrameStackObservation) else 1
+        inner = inner.env
+    if num_frames == 1:
+        num_frames = getattr(env.unwrapped, "frame_stack", 1)
+    if isinstance(space, spaces.Box) and num_frames > 1 and len(space.shape) > 1 and space.shape[0] == num_frames:
+        return StackedBox(space)
+    return space
 
 
 def _space_of(env: gymnasium.Env[Any, Any], name: str, env_id: str) -> gymnasium.Space[Any]:

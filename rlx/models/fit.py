@@ -20,6 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rlx.columns import Column
 from rlx.models.ensemble import Ensemble, moments
 from rlx.nn.optim import FlatAdam
 from rlx.replay import TransitionReplay
@@ -179,11 +180,10 @@ class EnsembleLearner:
             num_members=config.num_members, hidden_sizes=config.hidden_sizes, learn_bounds=config.learn_bounds,
         ).to(device)  # fmt: skip
         self.optimizer = FlatAdam(self.ensemble, epsilon=1e-8, max_grad_norm=100.0)
-        vector, scalar = (num_features,), ()
+        vector, scalar, flags = Column(torch.float32, (num_features,)), Column(torch.float32), Column(torch.bool)
         self.replay = TransitionReplay(config.replay_size, num_envs, {
-            "obs": (torch.float32, vector), "action": (torch.float32, (num_actions,)), "change": (torch.float32, vector),
-            "reward": (torch.float32, scalar), "is_last": (torch.bool, scalar), "holdout": (torch.bool, scalar),
-            "counts": (torch.uint8, (config.num_members,)),
+            "obs": vector, "action": Column(torch.float32, (num_actions,)), "change": vector, "reward": scalar, "is_last": flags,
+            "holdout": flags, "counts": Column(torch.uint8, (config.num_members,)),
         }, device)  # fmt: skip
         self.obs_scale = torch.zeros(num_features, device=device)
         """[D] standard deviations of the observations at the last fit, 0 of a constant feature; zeros before the first fit."""
