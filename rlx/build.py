@@ -25,10 +25,12 @@ from rlx.errors import ConfigError
 from rlx.memory import check_fits, within_memory
 from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
-from rlx.spaces import StackedBox, describe_space, original_space, space_leaves
+from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
-from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, RewardFn, VectorEnv
+from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, KeepsReplay, RewardFn, VectorEnv
 
+_MUCH = 500_000_000
+"""Bytes of a replay from which its size is announced."""
 _IMAGE = 256
 """Bytes from which an array of two or three dimensions counts as an image."""
 
@@ -97,7 +99,6 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         action_space=action_space,
         game=env.game if isinstance(env, HasGame) else None,
         grid=None if config.wrappers else _grid_of(env),
-        frame_stack=observation_space.num_frames if isinstance(observation_space, StackedBox) else 1,
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,
@@ -153,6 +154,13 @@ def image_notes(spec: EnvSpec) -> list[str]:
         return []
     why = "which are flattened into a vector, as no network here has convolutions for them: expect it to learn slowly or not at all"
     return [f"env={spec.id} observes images ({', '.join(images)}), {why}"]
+
+
+def replay_notes(algo: Algorithm) -> list[str]:
+    """How much memory the algorithm's replay will take, if that is much."""
+    if not isinstance(algo, KeepsReplay) or algo.replay_bytes < _MUCH:
+        return []
+    return [f"the replay takes {algo.replay_bytes / 1e9:.1f} GB once it is full; algo.replay_size sets its length"]
 
 
 def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> tuple[Tree, NDArray[Any]] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from rlx.build import build_algorithm, env_factory, env_spec, image_notes, known_best, setup_torch, spaces_in_words
+from rlx.build import build_algorithm, env_factory, env_spec, image_notes, known_best, replay_notes, setup_torch, spaces_in_words
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.saved import save_config
@@ -70,5 +70,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             config=save_config(config),
             spaces=spaces_in_words(env),
         ),
-        notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])] + image_notes(spec),
+        notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
+        + image_notes(spec)
+        + replay_notes(algo),
     )

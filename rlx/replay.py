@@ -15,6 +15,11 @@ from rlx.tree_ops import Tree, leaves, map_tree, put
 from rlx.types import State
 
 
+def num_bytes(columns: Mapping[str, Tree]) -> int:
+    """Bytes of a row of columns."""
+    return sum(column.num_bytes for column in leaves(columns))
+
+
 def gradient_steps_owed(num_added: int, *, replay_ratio: float, batch_size: int, taken: int) -> int:
     """Gradient steps to take now, at least 0, so that each of `num_added` rows is in `replay_ratio` batches on average.
 

@@ -133,9 +133,6 @@ class EnvSpec:
     """The rules of a two-player game; observations are then those of `Game.observe`."""
     grid: GridWorld | None = None
     """The rules of a grid world that is observed as planes."""
-    frame_stack: int = 1
-    """Frames that an observation stacks along its first axis, the newest last; 1 where it is no stack. An environment says so by
-    an attribute of this name."""
     reward_fn: RewardFn | None = None
     """The reward, where it is known as a function of observations and actions."""
     reward_unknown: str = "no reward function is declared"
@@ -403,3 +400,11 @@ class HasParts(Protocol):
     def parts(self) -> Mapping[str, Policy]:
         """The parts by name."""
         ...
+
+
+@runtime_checkable
+class KeepsReplay(Protocol):
+    """An algorithm with a replay of observations."""
+
+    replay_bytes: int
+    """Bytes that the replay takes once it is full."""

@@ -76,6 +76,7 @@ CASES: dict[str, list[str]] = {
     "muzero": [*MZ, "env=tic_tac_toe", "env.opponent=random"],
     "muzero-connect4": [*MZ, *C4, "algo.layers=conv", "algo.symmetries=true"],
     "muzero-sokoban": [*MZ, "env=sokoban", "env.max_episode_steps=20"],
+    "muzero-pixels": [*MZ, "env=catch:Catch", "env.kwargs.balls=2", "env.kwargs.frame_stack=3", "env.kwargs.max_episode_steps=13"],
     "alphazero": [*AZ, *C4],
     "alphazero-puct": [*AZ, *C4, "algo.search.rule=puct", "algo.search.full_search_fraction=0.6", "algo.random_moves=0.2",
                        "algo.value_mix=0.3", "algo.search.num_cheap_simulations=3", "algo.steps_per_update=3", "algo.search.num_leaves=2"],

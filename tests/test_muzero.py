@@ -424,7 +424,7 @@ def test_players_who_do_not_take_turns_are_refused() -> None:
 
 
 def test_convolutions_over_what_is_no_board_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"algo.layers=conv needs boards, and env=pole has observations of shape \(4,\)"):
+    with pytest.raises(ConfigError, match=r"algo.layers=conv needs boards or images, and env=pole has observations of shape \(4,\)"):
         muzero(layers=Layers.conv)
 
 

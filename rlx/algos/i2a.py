@@ -73,9 +73,8 @@ class I2A:
             self.model = _model(config, grid).to(device)
             self.model_optimizer = FlatAdam(self.model, epsilon=1e-8, max_grad_norm=10.0)
             planes, outcome = Column(torch.uint8, (num_bytes(grid.planes_shape),)), Column(torch.bool, (len(grid.events) + 1,))
-            self.replay = TransitionReplay(config.model_replay_size, num_envs, {
-                "planes": planes, "next_planes": planes, "action": Column(torch.uint8), "outcome": outcome,
-            }, device)  # fmt: skip
+            columns = {"planes": planes, "next_planes": planes, "action": Column(torch.uint8), "outcome": outcome}
+            self.replay = TransitionReplay(config.model_replay_size, num_envs, columns, device)
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._ablation = "on"  # one of IMAGINATION_ABLATIONS
         self._decide = config.decide

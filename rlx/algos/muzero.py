@@ -10,9 +10,8 @@ a target network that is renewed less often; steps beyond a truncation have no t
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import gymnasium
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -23,14 +22,17 @@ from rlx.columns import Column
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
-from rlx.models.latent import Bins, FrozenLatent, make_net
+from rlx.memory import check_fits
+from rlx.models.latent import Bins, FrozenLatent, LatentNet, make_net
+from rlx.models.latent_images import ImageNet
+from rlx.models.latent_inputs import LatentInputs, Roots
 from rlx.models.unroll import unroll
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import adam, descend, squared_norm
 from rlx.ops import n_step_returns
 from rlx.planning.adapters.latent_tree import LatentAdapter
 from rlx.planning.search import SearchConfig, SearchResult, search
-from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed
+from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed, num_bytes
 from rlx.transfer import fetch, send
 from rlx.tree_ops import map_tree
 from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -39,14 +41,6 @@ _SMALL_BOARD = 16
 """Most cells of a board for which dense layers are the default: a convolution covers nearly all of it, at ten times the cost."""
 _JUDGE_EVERY = 25
 """Gradient steps between two measurements of the model's errors on steps that it was not trained on."""
-
-
-class _Roots(NamedTuple):
-    """Observations to search from, as the network takes them."""
-
-    obs: Tensor  # [B, D] or [B, C, H, W]
-    legal: NDArray[np.bool_]  # [B, A]
-    player: NDArray[np.int64]  # [B] the player to move; 0 where there is one agent
 
 
 class Unroll(NamedTuple):
@@ -67,29 +61,27 @@ class MuZero:
     def __init__(self, config: MuZeroConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device, self.game = config, device, spec.game
         self.rollout_length, self.weight_parts = 1, ("net",)
-        shape, self.num_actions = _shapes(config, spec)
-        self._shape = shape
+        self._inputs = LatentInputs(spec, algo=config.name)
+        self.num_actions = self._inputs.num_actions
         in_game = self.game is not None
         gamma = config.discount if config.discount is not None else (1.0 if in_game else 0.997)
         self._discount = -gamma if in_game else gamma
         self._td_steps = config.td_steps or (self.game.max_length if self.game is not None else 10)
         self._plies = (config.exploration_plies if config.exploration_plies is not None else 15) if in_game else None
         self.bins = Bins(config.value_limit or (1.0 if in_game else 300.0), config.num_bins, device)
-        self.net = make_net(
-            shape,
-            self.num_actions,
-            config.num_bins,
-            num_channels=config.num_channels,
-            num_blocks=config.num_blocks,
-            convolve=_convolves(config, spec, shape),
-        ).to(device)
+        self.net = _make_net(config, spec, self._inputs).to(device)
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         scalar, flag, actions = Column(torch.float32), Column(torch.bool), (self.num_actions,)
-        self.replay = SequenceReplay(config.replay_size, num_envs, {
-            "obs": Column(torch.float32, shape), "action": Column(torch.long), "legal": Column(torch.bool, actions), "reward": scalar,
+        columns = {
+            "obs": self._inputs.column, "action": Column(torch.long), "legal": Column(torch.bool, actions), "reward": scalar,
             "policy": Column(torch.float32, actions), "value": scalar, "terminated": flag, "is_last": flag,
-        }, ahead=config.num_unroll_steps + self._td_steps, exponent=config.priority_exponent,
-            correction=config.priority_correction)  # fmt: skip
+        }  # fmt: skip
+        self.replay_bytes = config.replay_size * num_bytes(columns)
+        check_fits(self.replay_bytes, f"a replay of algo.replay_size={config.replay_size:,} steps")
+        self.replay = SequenceReplay(
+            config.replay_size, num_envs, columns, ahead=config.num_unroll_steps + self._td_steps, exponent=config.priority_exponent,
+            correction=config.priority_correction,
+        )  # fmt: skip
         self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
         self._frozen = FrozenLatent(self.net, self.bins)
         self._steps = 0  # gradient steps
@@ -124,7 +116,7 @@ class MuZero:
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         """Search from obs [B, *], and choose an action in each."""
         rng = np.random.default_rng(int(torch.randint(2**63 - 1, ())))
-        seen = self._roots(obs)
+        seen = self._inputs(obs)
         found, model = self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
         action = found.best()
         if mode == "train":
@@ -144,7 +136,7 @@ class MuZero:
     def search(self, obs: Tree, *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentAdapter]:
         """Search from observations [B, *] that are arrays."""
         obs = map_tree(torch.from_numpy, obs)
-        seen = self._roots(obs)
+        seen = self._inputs(obs)
         return self._search(seen.obs, seen.legal, mode=mode, rng=rng, explore=self._exploring(obs))
 
     def _search(
@@ -169,20 +161,12 @@ class MuZero:
         value = found.improved_value() if self.config.search.rule is SearchRule.gumbel else found.value()
         return torch.from_numpy(value.astype(np.float32))
 
-    def _roots(self, obs: Tree) -> _Roots:
-        """Observations [B, *] as the network takes them, with legal actions and the player to move."""
-        if self.game is None:
-            everything = np.ones((len(obs), self.num_actions), dtype=bool)
-            return _Roots(obs.reshape(len(obs), *self._shape).float(), everything, np.zeros(len(obs), dtype=np.int64))
-        planes, legal, player = fetch(obs["planes"], obs["legal"], obs["player"])
-        return _Roots(torch.from_numpy(planes).float(), legal.astype(bool), player)
-
     def _exploring(self, obs: Tree) -> NDArray[np.bool_] | None:
         """Mask [B] of observations within the exploration plies of their games, where moves are sampled; None where all are."""
         return None if self._plies is None else (obs["history"] >= 0).sum(dim=1).cpu().numpy() < self._plies
 
     def _explore(
-        self, found: SearchResult, best: NDArray[np.int64], seen: _Roots, obs: Tree, rng: np.random.Generator
+        self, found: SearchResult, best: NDArray[np.int64], seen: Roots, obs: Tree, rng: np.random.Generator
     ) -> NDArray[np.int64]:  # fmt: skip
         """Actions [B] of training: uniform before the first gradient step, then sampled by visits under PUCT; Gumbel's noise explores."""
         action = best
@@ -220,7 +204,7 @@ class MuZero:
         cut = truncated[final_t, final_b]
         beyond: dict[tuple[int, int], Tensor] = {}
         if cut.any():
-            obs, t, b = self._roots(map_tree(lambda x: x.cpu()[cut], rollout.final_obs)).obs, final_t[cut], final_b[cut]
+            obs, t, b = self._inputs(map_tree(lambda x: x.cpu()[cut], rollout.final_obs)).obs, final_t[cut], final_b[cut]
             expected[t, b] = self._expected(obs)
             beyond = dict(zip(zip(t.tolist(), b.tolist(), strict=True), obs, strict=True))
         rows = {
@@ -373,9 +357,11 @@ class MuZero:
         first = first[whole]
         if len(first) < 2:
             return {}
-        obs, action, reward = (self.replay.windows(name, first, k + 1).to(self.device) for name in ("obs", "action", "reward"))
-        imagined = unroll(self._frozen, self._frozen.initial(obs[:, 0]), action[:, :k].t(), k)
-        latent, true = imagined.states[-1], self._frozen.initial(obs[:, k])
+        rows = self.replay.following(first, k + 1)
+        action, reward = (self.replay.rows.take(name, rows).to(self.device) for name in ("action", "reward"))
+        obs, obs_after = (self.replay.rows.take("obs", rows[:, i]).to(self.device) for i in (0, k))
+        imagined = unroll(self._frozen, self._frozen.initial(obs), action[:, :k].t(), k)
+        latent, true = imagined.states[-1], self._frozen.initial(obs_after)
         predicted, earned, value, true_value = fetch(
             imagined.reward, reward[:, :k].t(), self._frozen.value(latent), self._frozen.value(true)
         )
@@ -403,48 +389,19 @@ def _timing(spent: Tensor, num_simulations: int) -> dict[str, float]:
     }
 
 
-def _shapes(config: MuZeroConfig, spec: EnvSpec) -> tuple[tuple[int, ...], int]:
-    """Shape of the network's input, and the number of actions.
+def _make_net(config: MuZeroConfig, spec: EnvSpec, inputs: LatentInputs) -> LatentNet:
+    """The network for the environment's observations.
 
     Raises:
-        ConfigError: for actions that are not discrete, and for games whose players do not take turns.
+        ConfigError: if `algo.layers=conv` and observations are no planes or images.
     """
-    if spec.game is not None:
-        _refuse_uneven_turns(spec)
-        return spec.game.planes_shape, spec.game.num_actions
-    space: Any = spec.action_space
-    if not isinstance(space, gymnasium.spaces.Discrete):
+    if config.layers is Layers.conv and inputs.sides is None:
         raise ConfigError(
-            f"algo={config.name} searches over discrete actions, and env={spec.id} has action space {space}; try env=cartpole or a game "
-            "such as env=connect_four; algo=pets plans continuous actions"
+            f"algo.layers=conv needs boards or images, and env={spec.id} has observations of shape {inputs.shape}; use algo.layers=dense"
         )
-    shape = spec.observation_space.shape or (1,)
-    return spec.grid.planes_shape if spec.grid is not None else (math.prod(shape),), int(space.n)
-
-
-def _convolves(config: MuZeroConfig, spec: EnvSpec, shape: tuple[int, ...]) -> bool:
-    """Whether the network has convolutions.
-
-    Raises:
-        ConfigError: if `algo.layers=conv` and observations are no planes.
-    """
-    is_board = len(shape) == 3
-    if config.layers is Layers.conv and not is_board:
-        raise ConfigError(f"algo.layers=conv needs boards, and env={spec.id} has observations of shape {shape}; use algo.layers=dense")
-    return is_board and (config.layers is Layers.conv or (config.layers is Layers.auto and shape[1] * shape[2] > _SMALL_BOARD))
-
-
-def _refuse_uneven_turns(spec: EnvSpec) -> None:
-    """Raise a ConfigError if a player of a random game moves twice in a row: the model would give the value to the wrong player."""
-    game, rng = spec.game, np.random.default_rng(0)
-    assert game is not None
-    for _ in range(3):
-        state, before = game.new_state(), -1
-        while (who := int(game.look([state]).player[0])) >= 0:
-            if who == before:
-                raise ConfigError(
-                    f"env={spec.id}: its players do not take turns, and muzero learns its model on the assumption that they do; "
-                    "try algo=alphazero, which uses the rules"
-                )
-            before = who
-            state = state.child(int(rng.choice(game.look([state]).legal)))
+    sizes = {"num_channels": config.num_channels, "num_blocks": config.num_blocks}
+    is_large = inputs.sides is not None and math.prod(inputs.sides) > _SMALL_BOARD
+    convolve = config.layers is Layers.conv or (config.layers is Layers.auto and is_large)
+    if convolve and inputs.image is not None:
+        return ImageNet(inputs.image, inputs.num_actions, config.num_bins, **sizes)
+    return make_net(inputs.shape, inputs.num_actions, config.num_bins, convolve=convolve, **sizes)

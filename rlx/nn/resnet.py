@@ -30,9 +30,9 @@ class Block(nn.Module):
         return F.relu(x + self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
 
 
-def conv_bn(inputs: int, outputs: int, size: int) -> tuple[nn.Conv2d, nn.Module]:
-    """A convolution that keeps the size of a board, and the normalisation after it."""
-    return nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs)
+def conv_bn(inputs: int, outputs: int, size: int, *, stride: int = 1) -> tuple[nn.Conv2d, nn.Module]:
+    """A convolution that keeps the size of a board, or divides it by `stride`, and the normalisation after it."""
+    return nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False), nn.BatchNorm2d(outputs)
 
 
 class ResNet(nn.Module):
