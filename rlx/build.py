@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.config import algo_registry
+from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.edge import stretch
@@ -140,9 +141,9 @@ def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
     return of_actions
 
 
-def image_notes(spec: EnvSpec) -> list[str]:
+def image_notes(config: AlgoConfig, spec: EnvSpec) -> list[str]:
     """A warning where images are flattened."""
-    if not isinstance(spec.observation_space, gymnasium.spaces.Box):
+    if config.takes_images or not isinstance(spec.observation_space, gymnasium.spaces.Box):
         return []
     images = [
         " x ".join(map(str, space.shape))
@@ -152,7 +153,7 @@ def image_notes(spec: EnvSpec) -> list[str]:
     ]  # fmt: skip
     if not images:
         return []
-    why = "which are flattened into a vector, as no network here has convolutions for them: expect it to learn slowly or not at all"
+    why = f"which are flattened into a vector, as {config.name} has no convolutions for them here: expect it to learn slowly or not at all"
     return [f"env={spec.id} observes images ({', '.join(images)}), {why}"]
 
 

@@ -71,6 +71,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             spaces=spaces_in_words(env),
         ),
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
-        + image_notes(spec)
+        + image_notes(config.algo, spec)
         + replay_notes(algo),
     )

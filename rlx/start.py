@@ -190,10 +190,10 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     algo = build_algorithm(config, spec, device)
     if source is None:
-        return Checked(warnings=image_notes(spec) + replay_notes(algo))
+        return Checked(warnings=image_notes(config.algo, spec) + replay_notes(algo))
     check_fits(source, algo, name=config.algo.name, spaces=spaces)
     data, origin = source.file(algo)
-    return Checked(warnings=image_notes(spec) + replay_notes(algo), meta={"from": origin}, files={FILE: data})
+    return Checked(warnings=image_notes(config.algo, spec) + replay_notes(algo), meta={"from": origin}, files={FILE: data})
 
 
 def find_source(reference: str, *, warn: Callable[[str], None] = warnings.warn) -> Source:

@@ -51,6 +51,11 @@ class AlgoConfig:
     def check_num_envs(self, num_envs: int) -> None:
         """Raise a ConfigError if the settings do not fit a batch of `num_envs` environments."""
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether its network has convolutions for images."""
+        return self.takes_trees
+
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         """Whether a GPU was measured to train faster than one core of a CPU; `on_board` if observations are large boards.
 

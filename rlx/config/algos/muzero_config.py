@@ -36,7 +36,7 @@ class MuZeroConfig(GuidedSearchConfig):
     learning_rate: float = setting(1e-3, above=0)
     """Adam's step size at the start."""
     layers: Layers = Layers.auto
-    """dense: fully connected layers; conv: convolutions, for boards; auto: conv for boards of more than 16 cells, else dense."""
+    """dense: fully connected layers; conv: convolutions, for boards and images; auto: conv for more than 16 cells or pixels, else dense."""
     num_blocks: int = setting(1, at_least=1, at_most=1_000)
     """Residual blocks of the representation, and as many of the dynamics."""
     num_channels: int = setting(128, at_least=1, at_most=8_192)
@@ -74,6 +74,10 @@ class MuZeroConfig(GuidedSearchConfig):
     """Moves at the start of a game that are sampled; later ones are the best move; null is 15. Elsewhere every action is sampled."""
     symmetries: bool = setting(True, used_if=GAME)
     """Augment training positions by random symmetries of the board."""
+
+    @property
+    def takes_images(self) -> bool:
+        return self.layers is not Layers.dense
 
     def least_weights(self) -> int:
         return 2 * self.num_blocks * 2 * self.num_channels**2  # of dense layers; convolutions have nine times as many
