@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -21,22 +21,24 @@ EncoderKind = Literal["auto", "nature", "impala", "grid", "mlp"]
 @dataclass(frozen=True, kw_only=True)
 class EncoderSettings:
     kind: EncoderKind = "auto"
-    """The network for images; auto chooses by their size. mlp flattens them."""
+    """The network of images; auto chooses by their size. mlp flattens them."""
     observation_clip: float | None = None
     """Normalise vectors and clip them to this many standard deviations; None does not normalise."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeafReport:
-    """Which encoder one leaf of the observations got."""
+    """The encoder of one leaf of the observations."""
 
     path: str
     """Such as ['camera'][0]; empty where the observation is one array."""
     space: str
+    """In a few words, such as 84x84x4 uint8."""
     encoder: str
     num_features: int
     num_parameters: int
     reason: str
+    """Why this encoder was chosen."""
 
 
 class Encoder(nn.Module):
@@ -49,6 +51,8 @@ class Encoder(nn.Module):
     """D, the width of the features."""
     has_weights: bool = True
     """Whether `forward` has weights. Without them, `preprocess` returns the features [N, D] and `forward` returns its inputs."""
+    leaf_reports: tuple[LeafReport, ...] = ()
+    """What `report` returns; set by `make_encoder`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,7 +64,10 @@ class Encoder(nn.Module):
 
     def forward(self, inputs: Tree) -> Tensor:
         """Inputs [N, *] to features [N, D]."""
-        raise NotImplementedError
+        if self.has_weights:
+            raise NotImplementedError
+        features: Tensor = inputs
+        return features
 
     @property
     def is_new(self) -> bool:
@@ -73,6 +80,10 @@ class Encoder(nn.Module):
     def learning_from(self, obs: Tree) -> AbstractContextManager[None]:
         """A context for learning from a rollout's observations [N, *]; it updates running statistics at the right time."""
         return nullcontext()
+
+    def report(self) -> list[LeafReport]:
+        """The encoder of each leaf of the observations."""
+        return list(self.leaf_reports)
 
 
 class FlatEncoder(Encoder):
@@ -102,10 +113,6 @@ class FlatEncoder(Encoder):
         raw = self.raw(obs)
         return self.normalizer(raw) if self.normalizer else raw
 
-    def forward(self, inputs: Tree) -> Tensor:
-        features: Tensor = inputs
-        return features
-
     def absorb(self, obs: Tree) -> None:
         if self.normalizer:
             self.normalizer.update(self.raw(obs))
@@ -123,3 +130,70 @@ def byte_scale(space: gymnasium.spaces.Box) -> NDArray[np.float32] | None:
         return np.array(1.0 / max(1.0, float(space.high.max())), dtype=np.float32)
     is_byte = ((space.low == 0) & (space.high == 255)).ravel()
     return np.where(is_byte, np.float32(1.0 / 255.0), np.float32(1.0)) if is_byte.any() else None
+
+
+def numbers_of(space: gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete) -> tuple[list[int], list[int]]:
+    """The number of values of each whole number of a space, and its least values."""
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return [int(space.n)], [int(space.start)]
+    return [int(n) for n in space.nvec.ravel()], [int(start) for start in np.asarray(space.start).ravel()]
+
+
+class OneHotEncoder(Encoder):
+    """Whole numbers, each as a vector of zeros with a one at its value. There are no weights."""
+
+    has_weights = False
+    values: Tensor
+    number_of: Tensor
+
+    def __init__(self, space: gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete) -> None:
+        super().__init__()
+        counts, starts = numbers_of(space)
+        self.num_features = sum(counts)
+        values = [start + i for n, start in zip(counts, starts, strict=True) for i in range(n)]
+        self.register_buffer("values", torch.tensor(values), persistent=False)
+        self.register_buffer("number_of", torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)), persistent=False)
+
+    def preprocess(self, obs: Tree) -> Tensor:
+        """[N] or [N, *] to [N, D]."""
+        return (obs.reshape(len(obs), -1).index_select(1, self.number_of) == self.values).to(torch.float32)
+
+
+class EmbeddingEncoder(Encoder):
+    """Whole numbers of many values: the sum of a learned vector for the value of each.
+
+    Width 1.6 n^0.56 for n values in all, at most 64: 17 for 65, 52 for 500 (the rule of thumb of fastai's tabular models).
+    """
+
+    starts: Tensor
+    offsets: Tensor
+
+    def __init__(self, space: gymnasium.spaces.Discrete | gymnasium.spaces.MultiDiscrete) -> None:
+        super().__init__()
+        counts, starts = numbers_of(space)
+        self.num_features = min(64, round(1.6 * sum(counts) ** 0.56))
+        self.table = nn.Embedding(sum(counts), self.num_features)
+        nn.init.normal_(self.table.weight, std=len(counts) ** -0.5)  # so that the sum has variance 1
+        self.register_buffer("offsets", torch.tensor(np.cumsum([0, *counts[:-1]]) - starts), persistent=False)
+
+    def preprocess(self, obs: Tree) -> Tensor:
+        """[N] or [N, k...] to rows of the table [N, K]."""
+        return obs.reshape(len(obs), -1) + self.offsets
+
+    def forward(self, inputs: Tree) -> Tensor:
+        vectors: Tensor = self.table(inputs)
+        return vectors.sum(1)
+
+
+def describe(space: gymnasium.Space[Any]) -> str:
+    """A leaf's space in a few words, such as Box(3) or Discrete(4)."""
+    if isinstance(space, gymnasium.spaces.Box):
+        return f"Box({'x'.join(map(str, space.shape))})"
+    if isinstance(space, gymnasium.spaces.Discrete):
+        return f"Discrete({space.n})"
+    if isinstance(space, gymnasium.spaces.MultiDiscrete):
+        counts = numbers_of(space)[0]
+        return f"MultiDiscrete({', '.join(map(str, counts[:8]))}{', ...' if len(counts) > 8 else ''})"
+    if isinstance(space, gymnasium.spaces.MultiBinary):
+        return f"MultiBinary({'x'.join(map(str, space.shape))})"
+    return type(space).__name__
