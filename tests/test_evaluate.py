@@ -306,6 +306,8 @@ def test_a_run_is_evaluated_from_python(boxes: Path, capsys: pytest.CaptureFixtu
     with pytest.raises(ConfigError, match="algo=ppo searches no tree"):
         evaluate_run(run, simulations=3)
     with pytest.raises(ConfigError, match=r"algo=ppo, which has no such ablation; leave it out$"):
+        evaluate_run(run, ablation={"vision": "off"})
+    with pytest.raises(ConfigError, match=r"--memory off: this run has no memory \(algo.memory=none\); leave it out"):
         evaluate_run(run, ablation={"memory": "off"})
     with pytest.raises(Stopped):
         evaluate_run(run, should_stop=lambda: True)

@@ -13,13 +13,14 @@ from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import PolicyGradientLoss
+from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import ArrayPolicy, Network, rows_of
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
-class A2C:
+class A2C(AblatesMemory):
     """Advantage actor-critic for discrete and continuous actions."""
 
     weight_parts = ("net",)

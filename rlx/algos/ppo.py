@@ -14,6 +14,7 @@ from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import PolicyGradientLoss, Sequences
+from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import ArrayPolicy, Evaluated, Network, rows_of
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
@@ -21,7 +22,7 @@ from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
-class PPO:
+class PPO(AblatesMemory):
     """Proximal policy optimisation for discrete and continuous actions."""
 
     weight_parts = ("net", "reward_scaler/_extra_state")

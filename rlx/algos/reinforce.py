@@ -14,6 +14,7 @@ from rlx import ops
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
+from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import ArrayPolicy, Network, rows_of
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
@@ -21,7 +22,7 @@ from rlx.tree_ops import map_tree, pick
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
-class Reinforce:
+class Reinforce(AblatesMemory):
     """Monte-Carlo policy gradient for discrete and continuous actions.
 
     Steps are kept in `pending` until their episode is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from contextlib import nullcontext
 from typing import Annotated
@@ -28,6 +29,10 @@ def evaluate(
         str | None,
         typer.Option(help="Ablation of imagination (algo=i2a): on, off, shuffled, copy or perfect."),
     ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(help="Ablation of the policy's memory (algo.memory=lstm or gru): on, off, or shuffled, that of another episode."),
+    ] = None,
     decide: Annotated[
         str | None,
         typer.Option(help="What chooses actions (algo=i2a): network, or search or tree with the model that it imagines with."),
@@ -52,6 +57,8 @@ def evaluate(
 
       rlx eval boxes --stochastic --imagination shuffled
 
+      rlx eval balancer --memory off
+
       rlx eval boxes --env num_boxes=1,2,3,4 --env max_episode_steps=120
 
       rlx eval boxes --decide tree --imagination perfect --simulations 100
@@ -66,18 +73,21 @@ def evaluate(
 
     opened = RunDir.open(runs_directory(), run)
     under, results = _each(env_settings or []), []
+    ablation = ablation_of(imagination=imagination, memory=memory, decide=decide)
     with interruptible() as should_stop, Console(stderr=True).status("recording") if video else nullcontext() as status:
-        for result in evaluate_settings(
-            opened, under, checkpoint=checkpoint, episodes=episodes, stochastic=stochastic, seed=seed, opponent=opponent,
-            simulations=simulations, ablation=ablation_of(imagination=imagination, decide=decide), videos=video, trust=trust,
-            should_stop=should_stop, progress=status.update if status else lambda _: None, warn=warn,
-        ):  # fmt: skip
+        evaluate_under = functools.partial(
+            evaluate_settings, opened, under, checkpoint=checkpoint, episodes=episodes, stochastic=stochastic, seed=seed,
+            opponent=opponent, simulations=simulations, trust=trust, should_stop=should_stop, warn=warn,
+        )  # fmt: skip
+        for result in evaluate_under(ablation=ablation, videos=video, progress=status.update if status else lambda _: None):
             results.append(result)
             if result.num_cut:
                 echo(f"{result.num_cut} episodes were cut after {result.max_steps:,} steps (loop.eval_max_steps) and count with what "
                      "they had earned", err=True)  # fmt: skip
             if as_json:
                 print_json([result.as_dict()])
+        removed = memory in ("off", "shuffled") and len(results) == 1 and not as_json
+        unchanged = next(evaluate_under(ablation={**ablation, "memory": "on"})) if removed else None
     if as_json:
         return
     first = results[0]
@@ -87,6 +97,8 @@ def evaluate(
     if len(results) == 1:
         for line in evaluation_lines(first):
             echo(f"  {line}")
+        if unchanged is not None:
+            echo(f"  the same episodes with its memory: {next(evaluation_lines(unchanged))}")
     else:
         terminal().print(evaluation_table(results))
 

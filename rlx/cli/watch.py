@@ -23,6 +23,7 @@ def watch(
         str | None,
         typer.Option(help="Ablation of imagination, as in rlx eval: on, off, shuffled, copy or perfect."),
     ] = None,
+    memory: Annotated[str | None, typer.Option(help="Ablation of the policy's memory, as in rlx eval: on or off.")] = None,
     decide: Annotated[
         str | None,
         typer.Option(help="What chooses actions, as in rlx eval: network, search or tree."),
@@ -58,8 +59,9 @@ def watch(
     from rlx.track.console import is_live_terminal
 
     check_paths(gif, png)
+    ablation = ablation_of(imagination=imagination, memory=memory, decide=decide)
     found = watch_run(RunDir.open(runs_directory(), run), checkpoint=checkpoint, episodes=episodes, steps=steps, stochastic=stochastic,
-                      ablation=ablation_of(imagination=imagination, decide=decide), seed=seed, trust=trust, warn=warn)  # fmt: skip
+                      ablation=ablation, seed=seed, trust=trust, warn=warn)  # fmt: skip
     if png is not None:
         save_picture(png, found, number=steps or 1)
     elif gif is not None:
