@@ -62,6 +62,20 @@ def _extras() -> Iterator[Check]:
     yield Check("extras", "ok", f"installed: {', '.join(there) or 'none'}" + (f"; not: {', '.join(absent)}" if absent else ""), advice)
 
 
+def _dm_control() -> Iterator[Check]:
+    """dm_control is written for one version of MuJoCo, and its newest requirement is often one for which it fails."""
+    from importlib import metadata
+
+    if missing("dmc"):
+        return
+    detail = f"dm_control {metadata.version('dm_control')} with mujoco {metadata.version('mujoco')}"
+    if int(metadata.version("mujoco").partition(".")[0]) >= 4:
+        advice = "if dm_control/* environments fail: pip install 'rlx[dmc]', which takes mujoco 3"
+        yield Check("dm_control", "warning", f"{detail}: dm_control was seen to fail with mujoco 4", advice)
+    else:
+        yield Check("dm_control", "ok", detail)
+
+
 def _configuration() -> Iterator[Check]:
     from rlx.config.compose import Composer, conf_dir
 
@@ -240,4 +254,4 @@ def _rendering() -> Iterator[Check]:
         yield Check("rendering", "ok", detail)
 
 
-CHECKS = (_packages, _extras, _configuration, _processors, _accelerators, _storage, _repeatability, _tracking, _rendering)
+CHECKS = (_packages, _extras, _dm_control, _configuration, _processors, _accelerators, _storage, _repeatability, _tracking, _rendering)

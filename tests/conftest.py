@@ -62,7 +62,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     known = dict(gymnasium.registry)
     yield tmp_path
     for id_, spec in list(gymnasium.registry.items()):
-        if id_ not in known and any(own in str(spec.entry_point) for own in ("rlx.", "ale_py")):  # by an import, which happens once
+        if id_ not in known and any(
+            own in str(spec.entry_point) for own in ("rlx.", "ale_py", "minigrid", "dm_control", "robotics")
+        ):  # by an import, which happens once
             known[id_] = spec
     gymnasium.registry.clear()
     gymnasium.registry.update(known)

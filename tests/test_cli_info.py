@@ -213,7 +213,7 @@ def test_envs_with_a_pattern_also_finds_the_newest_gymnasium_ids() -> None:
 
 
 def test_envs_says_how_to_get_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(EXTRA_MODULES, "mujoco", "no_such_module")
+    monkeypatch.setitem(EXTRA_MODULES, "mujoco", ("no_such_module",))
     rows = {row["name"]: row for row in json_lines("envs")}
     assert rows["halfcheetah"]["missing"] == "pip install 'rlx[mujoco]'"
     assert rows["cartpole"]["missing"] is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +17,8 @@ from gymnasium import spaces
 
 from rlx.checkpoint import _plain
 from rlx.envs.control.cartpole import CartPoleVectorEnv
-from rlx.envs.registry import NATIVE, REBUILT, REPLAYABLE, EnvFactory, VectorEnvFactory, check_env_id, extra_for
+from rlx.envs.families import FAMILIES, extra_for, family_of, needs
+from rlx.envs.registry import NATIVE, REBUILT, REPLAYABLE, EnvFactory, VectorEnvFactory, check_env_id
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import CheckpointError, ConfigError, EnvError
 
@@ -467,10 +469,46 @@ def test_a_missing_extra_is_named(monkeypatch):
         EnvFactory("LunarLander-v3")()
 
 
-def test_a_missing_atari_package_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ale_py", None)
-    with pytest.raises(ConfigError, match=r"env=ALE/Pong-v5 needs a package that is not installed: pip install 'rlx\[atari\]'"):
-        EnvFactory("ALE/Pong-v5")()
+@pytest.mark.parametrize(
+    ("env_id", "module", "command"),
+    [
+        ("ALE/Pong-v5", "ale_py", "pip install 'rlx[atari]'"),
+        ("PongNoFrameskip-v4", "ale_py", "pip install 'rlx[atari]'"),
+        ("MiniGrid-DoorKey-5x5-v0", "minigrid", "pip install 'rlx[minigrid]'"),
+        ("BabyAI-GoToRedBall-v0", "minigrid", "pip install 'rlx[minigrid]'"),
+        ("dm_control/walker-walk-v0", "dm_control", "pip install 'rlx[dmc]'"),
+        ("dm_control/walker-walk-v0", "shimmy", "pip install 'rlx[dmc]'"),
+        ("PointMaze_UMaze-v3", "gymnasium_robotics", "pip install 'rlx[robotics]'"),
+        ("popgym-RepeatFirstEasy-v0", "popgym", "pip install popgym"),
+    ],
+)
+def test_a_missing_package_of_a_family_is_named(env_id, module, command, monkeypatch):
+    monkeypatch.delitem(gymnasium.registry, env_id, raising=False)
+    monkeypatch.setitem(sys.modules, module, None)
+    assert needs(env_id) == command
+    with pytest.raises(ConfigError, match=re.escape(f"env={env_id} needs a package that is not installed: {command}")):
+        EnvFactory(env_id)()
+
+
+def test_a_family_that_fails_when_it_is_imported_is_named(here, monkeypatch):
+    (here / "popgym.py").write_text("raise AttributeError('MjModel has no attribute flex_vertedge')")
+    monkeypatch.syspath_prepend(here)
+    with pytest.raises(ConfigError, match=r"importing popgym failed with AttributeError: MjModel has no.*rlx doctor"):
+        check_env_id("popgym-Anything-v0")
+
+
+def test_a_misspelt_id_of_a_family_is_answered_with_the_nearest():
+    pytest.importorskip("minigrid")
+    for wrong in ("MiniGrid-DorKey-5x5-v0", "minigrid-doorkey-5x5-v0"):
+        with pytest.raises(ConfigError, match=r"did you mean MiniGrid-DoorKey-5x5-v0"):
+            check_env_id(wrong)
+
+
+def test_no_id_of_gymnasium_is_taken_for_one_of_a_family():
+    gymnasiums = [s.id for s in gymnasium.registry.values() if "gymnasium.envs" in str(s.entry_point)]
+    assert len(gymnasiums) > 30
+    assert [i for i in gymnasiums if family_of(i)] == []
+    assert len({f.pattern for f in FAMILIES}) == len(FAMILIES)
 
 
 def test_a_missing_package_without_an_extra_is_named():
@@ -479,7 +517,20 @@ def test_a_missing_package_without_an_extra_is_named():
 
 
 @pytest.mark.parametrize(
-    ("env_id", "extra"), [("HalfCheetah-v5", "mujoco"), ("LunarLander-v3", "box2d"), ("ALE/Pong-v5", "atari"), ("CartPole-v1", None)]
+    ("env_id", "extra"),
+    [
+        ("HalfCheetah-v5", "mujoco"),
+        ("LunarLander-v3", "box2d"),
+        ("CarRacing-v3", "box2d"),
+        ("ALE/Pong-v5", "atari"),
+        ("PongNoFrameskip-v4", "atari"),
+        ("MiniGrid-DoorKey-5x5-v0", "minigrid"),
+        ("BabyAI-GoToRedBall-v0", "minigrid"),
+        ("dm_control/walker-walk-v0", "dmc"),
+        ("FetchReach-v4", "robotics"),
+        ("AdroitHandDoor-v1", "robotics"),
+        ("CartPole-v1", None),
+    ],
 )
 def test_extras_of_environments(env_id, extra):
     assert extra_for(env_id) == extra

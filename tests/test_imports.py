@@ -80,7 +80,7 @@ RULES = {
     "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", *DATA),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.compiled_code", "rlx.kernel_memory", "rlx.transfer"),
-    "rlx.envs": (*COMMON, "rlx.envs", "rlx.compiled_code", "rlx.kernel_memory", "rlx.files", "rlx.user_code"),
+    "rlx.envs": (*COMMON, "rlx.envs", "rlx.compiled_code", "rlx.kernel_memory", "rlx.extras", "rlx.files", "rlx.user_code"),
     "rlx.config.algos": ("rlx.errors", "rlx.config.algos", "rlx.config.setting"),
     "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track", "rlx.store.record"),
     "rlx.checkpoint": (*COMMON, "rlx.files"),

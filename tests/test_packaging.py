@@ -19,7 +19,7 @@ import pytest
 
 import rlx
 from rlx.config.algo_registry import ALGORITHMS
-from rlx.envs.registry import _EXTRAS
+from rlx.envs.families import _ENTRY_POINTS, FAMILIES
 from rlx.extras import EXTRA_MODULES
 
 ROOT = Path(rlx.__file__).parents[1]
@@ -94,7 +94,7 @@ def test_every_extra_that_a_message_names_exists() -> None:
     extras = set(PROJECT["project"]["optional-dependencies"])
     texts = [p.read_text() for p in [*(ROOT / "rlx").rglob("*.py"), ROOT / "README.md"]]
     named = {extra for text in texts for names in re.findall(r"rlx\[([a-z0-9,]+)\]", text) for extra in names.split(",")}
-    assert named | set(EXTRA_MODULES) | set(_EXTRAS.values()) <= extras
+    assert named | set(EXTRA_MODULES) | set(_ENTRY_POINTS.values()) | {f.extra for f in FAMILIES if f.extra} <= extras
     assert {"mujoco", "box2d", "atari", "video", "dev"} <= extras
 
 

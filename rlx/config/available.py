@@ -10,9 +10,9 @@ from rlx.config import algo_registry
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
-from rlx.envs.registry import NATIVE, extra_for
+from rlx.envs.families import needs, register_installed
+from rlx.envs.registry import NATIVE
 from rlx.errors import ConfigError
-from rlx.extras import missing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,14 +66,14 @@ def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:
     recipes = composer.options("recipe")
     rows = [
         EnvironmentRow(name=name, id=id_, recipes=[algo for algo in ALGORITHMS if f"{algo}_{name}" in recipes], native=id_ in NATIVE,
-                       missing=missing(extra_for(id_)))
+                       missing=needs(id_))
         for name, id_ in short.items()
         if word in name.lower() or word in id_.lower()
     ]  # fmt: skip
     if word:
         rows += [
-            EnvironmentRow(name=id_, id=id_, recipes=[], native=id_ in NATIVE, missing=needs)
-            for id_, needs in _gymnasium_ids(word).items()
+            EnvironmentRow(name=id_, id=id_, recipes=[], native=id_ in NATIVE, missing=command)
+            for id_, command in _gymnasium_ids(word).items()
             if id_ not in short.values()
         ]
     if not rows:
@@ -88,17 +88,14 @@ def _gymnasium_ids(word: str) -> dict[str, str | None]:
     """Newest version of every registered id with `word` in it, and what to install for it."""
     import gymnasium
 
-    if find_spec("ale_py") and word.startswith("ale"):
-        import ale_py
-
-        gymnasium.register_envs(ale_py)
+    absent = register_installed(word)
     newest: dict[tuple[str | None, str], Any] = {}
     for spec in gymnasium.registry.values():
-        if isinstance(spec.entry_point, str) and word in spec.id.lower():  # a function is a stub that only raises
+        is_stub = not isinstance(spec.entry_point, str) and spec.namespace != "dm_control"  # a function that only raises
+        if not is_stub and word in spec.id.lower():
             key = (spec.namespace, spec.name)
             newest[key] = max(newest.get(key, spec), spec, key=lambda s: s.version or 0)
     needs_jax = None if find_spec("jax") else "pip install jax"
-    ids = {s.id: needs_jax if s.namespace in ("phys2d", "tabular") else missing(extra_for(s.id)) for s in newest.values()}
-    if word.startswith("ale") and not find_spec("ale_py"):
-        ids["ALE/Pong-v5 and all of Atari"] = missing("atari")
+    ids = {s.id: needs_jax if s.namespace in ("phys2d", "tabular") else needs(s.id) for s in newest.values()}
+    ids.update({family.pattern: family.install for family in absent})
     return dict(sorted(ids.items()))

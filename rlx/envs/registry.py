@@ -20,6 +20,7 @@ from rlx.envs.control.positions import POSITIONS, CartPolePositionsVectorEnv
 from rlx.envs.control.recall import RecallVectorEnv
 from rlx.envs.control.recall_settings import RECALL
 from rlx.envs.edge import Edge
+from rlx.envs.families import extra_for, register_family
 from rlx.envs.games.openspiel import PREFIX, Game
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
@@ -76,8 +77,6 @@ REPLAYABLE = {
 REBUILT = {"BipedalWalker-v3"}
 """Environments that are built anew at each reset: their Box2D world outlives the episode, so an episode would depend on the last one."""
 
-_EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "ale_py": "atari"}
-
 
 @dataclass(frozen=True)
 class EnvFactory:
@@ -120,14 +119,13 @@ class EnvFactory:
             env.close()
             raise
 
-    def _make_bare(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    def _make_bare(self, arguments: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         check_env_id(self.id)
-        kwargs = {**self.kwargs, **extra}
+        kwargs = {**self.kwargs, **arguments}
         try:
             return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs, **_split_of(self.id, self.split))
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-            extra_name = extra_for(self.id)
-            hint = f"pip install 'rlx[{extra_name}]'" if extra_name else str(error)
+            hint = f"pip install 'rlx[{extra}]'" if (extra := extra_for(self.id)) else str(error)
             raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
         except ConfigError:
             raise
@@ -164,7 +162,7 @@ class _RebuildOnReset(gymnasium.Env[Any, Any]):
 
 
 def check_env_id(env_id: str) -> None:
-    """Raise a ConfigError unless the id is registered with gymnasium; imports the modules that `module:Id` and `ALE/` need.
+    """Raise a ConfigError unless the id is registered with gymnasium; imports the module of `module:Id`, and those of `FAMILIES`.
 
     Raises:
         ConfigError: with the nearest known names.
@@ -175,13 +173,7 @@ def check_env_id(env_id: str) -> None:
     module, colon, name = env_id.rpartition(":")
     if colon:
         import_user_module(module, f"env={env_id}", role=", and register the environment when imported")
-    if name.startswith("ALE/"):
-        try:
-            import ale_py
-
-            gymnasium.register_envs(ale_py)
-        except ImportError:
-            raise ConfigError(f"env={env_id} needs a package that is not installed: pip install 'rlx[atari]'") from None
+    register_family(name)
     if name not in gymnasium.registry and colon and _made_by(env_id) is not None:
         return
     if name not in gymnasium.registry and colon:
@@ -219,18 +211,6 @@ def _module_of(spec: gymnasium.envs.registration.EnvSpec) -> str:
     if isinstance(spec.entry_point, str):
         return spec.entry_point.partition(":")[0]
     return str(getattr(spec.entry_point, "__module__", ""))
-
-
-def extra_for(env_id: str) -> str | None:
-    """The extra of rlx that an environment needs, or None."""
-    if env_id.startswith("ALE/"):
-        return "atari"
-    spec = gymnasium.registry.get(env_id)
-    entry_point = spec.entry_point if spec else None
-    for module, extra in _EXTRAS.items():
-        if isinstance(entry_point, str) and entry_point.startswith(module):
-            return extra
-    return None
 
 
 @dataclass(frozen=True)
