@@ -1,4 +1,4 @@
-"""Networks, heads, normalisers and the optimiser against autograd, torch.distributions, numpy and torch.optim."""
+"""Networks, normalisers and the optimiser against autograd, numpy and torch.optim."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError, NonFiniteError
-from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.graphs import Replayed
-from rlx.nn.heads import GaussianHead, make_head
 from rlx.nn.mlp import MLP
 from rlx.nn.networks import Network
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
@@ -346,157 +344,6 @@ def test_flat_adam_refuses_what_is_not_finite_before_any_parameter_changes(loss,
     with pytest.raises(NonFiniteError, match=r"smaller algo\.learning_rate"):
         train_step(flat, loss(net(x)), 1e-2)
     assert same((net.state_dict(), flat.state_dict()), before)
-
-
-# Heads
-
-
-def categorical_case() -> tuple[CategoricalHead, Tensor, Tensor, torch.distributions.Distribution]:
-    logits = 2 * torch.randn(7, 4, dtype=torch.float64)
-    return CategoricalHead(4), logits, torch.randint(4, (7,)), torch.distributions.Categorical(logits=logits)
-
-
-def gaussian_case() -> tuple[GaussianHead, Tensor, Tensor, torch.distributions.Distribution]:
-    head = GaussianHead(3, 0.0).double()
-    nn.init.normal_(head.log_std, std=0.5)
-    mean = torch.randn(7, 3, dtype=torch.float64)
-    normal = torch.distributions.Normal(mean, head.log_std.detach().exp())
-    return head, mean, torch.randn(7, 3, dtype=torch.float64), torch.distributions.Independent(normal, 1)
-
-
-CASES = pytest.mark.parametrize("case", [categorical_case, gaussian_case])
-
-
-@CASES
-def test_head_log_prob_and_entropy_equal_torch_distributions(case):
-    head, params, action, distribution = case()
-    evaluation = head.evaluate(params, action)
-    assert evaluation.log_prob.shape == evaluation.entropy.shape == (7,)
-    torch.testing.assert_close(evaluation.log_prob, distribution.log_prob(action), atol=1e-12, rtol=0)
-    torch.testing.assert_close(evaluation.entropy, distribution.entropy(), atol=1e-12, rtol=0)
-    torch.testing.assert_close(head.log_prob(params, action).detach(), evaluation.log_prob, atol=1e-12, rtol=0)
-
-
-def distribution_of(head: nn.Module, params: Tensor) -> torch.distributions.Distribution:
-    if isinstance(head, CategoricalHead):
-        return torch.distributions.Categorical(logits=params)
-    return torch.distributions.Independent(torch.distributions.Normal(params, head.log_std.exp()), 1)
-
-
-def gradients(head: nn.Module, params: Tensor, loss: Tensor) -> list[Tensor]:
-    """Autograd's, of the parameters of the distribution and of the head; zero where the loss does not depend on them."""
-    sources = [params, *head.parameters()]
-    return [
-        torch.zeros_like(s) if g is None else g for s, g in zip(sources, torch.autograd.grad(loss, sources, allow_unused=True), strict=True)
-    ]
-
-
-@CASES
-@pytest.mark.parametrize("d_entropy", [0.0, -0.3])
-def test_head_gradients_of_log_prob_and_entropy_equal_autograds(case, d_entropy):
-    head, params, action, _ = case()
-    d_log_prob, leaf = torch.randn(7, dtype=torch.float64), params.clone().requires_grad_()
-    distribution = distribution_of(head, leaf)
-    expected = gradients(head, leaf, (distribution.log_prob(action) * d_log_prob).sum() + d_entropy * distribution.entropy().sum())
-    with_zero_grads(head)
-    actual = [head.evaluate(params, action).pullback(d_log_prob, d_entropy), *(p.grad for p in head.parameters())]
-    for ours, theirs in zip(actual, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-
-
-@CASES
-def test_head_kl_and_its_gradients_equal_torch_distributions(case):
-    head, old_params, _, old = case()
-    frozen = head.freeze(old_params)
-    with torch.no_grad():  # a new mean and a new deviation
-        params = old_params + torch.randn_like(old_params)
-        for p in head.parameters():
-            p += torch.tensor([0.3, -0.2, 0.1])
-    leaf = params.clone().requires_grad_()
-    expected_kl = torch.distributions.kl_divergence(old, distribution_of(head, leaf))
-    expected = gradients(head, leaf, 0.4 * expected_kl.sum())
-    with_zero_grads(head)
-    kl, pullback = head.kl(frozen, params)
-    torch.testing.assert_close(kl, expected_kl.detach(), atol=1e-12, rtol=0)
-    for ours, theirs in zip([pullback(0.4), *(p.grad for p in head.parameters())], expected, strict=True):
-        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=0)
-
-
-@CASES
-def test_head_kl_to_itself_is_zero_and_frozen_parameters_carry_no_gradient(case):
-    head, params, _, _ = case()
-    frozen = head.freeze(params.requires_grad_())
-    assert not frozen.requires_grad
-    assert head.kl(frozen, params.detach())[0].abs().max() < 1e-12
-
-
-@CASES
-def test_pullbacks_add_to_the_gradients_of_the_head(case):
-    head, params, action, _ = case()
-    with_zero_grads(head)
-    evaluation = head.evaluate(params, action)
-    first = evaluation.pullback(torch.ones(7).double(), -0.1)
-    once = [p.grad.clone() for p in head.parameters()]
-    torch.testing.assert_close(evaluation.pullback(torch.ones(7).double(), -0.1), first, atol=0, rtol=0)
-    assert all(torch.equal(p.grad, 2 * g) for p, g in zip(head.parameters(), once, strict=True))
-
-
-def test_categorical_samples_with_the_frequencies_of_its_softmax():
-    probs = torch.tensor([0.1, 0.2, 0.3, 0.4])
-    samples = CategoricalHead(4).sample(probs.log().expand(100_000, 4))
-    frequencies = torch.bincount(samples, minlength=4) / 100_000
-    torch.testing.assert_close(frequencies, probs, atol=0.006, rtol=0)  # about 4 standard errors
-
-
-def test_categorical_never_samples_what_has_no_probability():
-    samples = CategoricalHead(3).sample(torch.tensor([0.0, -math.inf, 0.0]).expand(10_000, 3))
-    assert set(samples.tolist()) == {0, 2}
-
-
-def test_gaussian_samples_have_its_mean_and_deviation():
-    head = GaussianHead(2, 0.0)
-    head.log_std.data.copy_(torch.tensor([0.0, math.log(3.0)]))
-    with torch.no_grad():
-        samples = head.sample(torch.tensor([1.0, -2.0]).expand(100_000, 2))
-    torch.testing.assert_close(samples.mean(0), torch.tensor([1.0, -2.0]), atol=0.04, rtol=0)
-    torch.testing.assert_close(samples.std(0), torch.tensor([1.0, 3.0]), atol=0.04, rtol=0)
-    assert abs(torch.corrcoef(samples.t())[0, 1]) < 0.02
-
-
-def test_modes_are_the_most_likely_actions():
-    assert CategoricalHead(3).mode(torch.tensor([[0.0, 2.0, 1.0], [5.0, 2.0, 1.0]])).tolist() == [1, 0]
-    assert GaussianHead(2, 0.0).mode(torch.tensor([[0.5, -1.5]])).tolist() == [[0.5, -1.5]]
-
-
-def test_make_head_follows_the_action_space():
-    assert make_head(make_spec(BOX3, spaces.Discrete(5)), log_std_init=0.0).num_outputs == 5
-    gaussian = make_head(make_spec(BOX3, spaces.Box(-1.0, 1.0, (2,))), log_std_init=-0.5)
-    assert gaussian.num_outputs == 2
-    assert gaussian.log_std.tolist() == [-0.5, -0.5]
-
-
-@pytest.mark.parametrize(
-    ("space", "advice"),
-    [
-        (
-            spaces.Box(0, 9, (2,), dtype=np.int64),
-            r"has action space Box\(\(2,\), int64, 0 to 9\); .* declare whole numbers as MultiDiscrete",
-        ),
-        (
-            spaces.Dict({"say": spaces.Tuple([spaces.Text(3), spaces.Discrete(2)])}),
-            r"has action space Text.* at \['say'\]\[0\]; .* wrap the environment",
-        ),
-        (spaces.Sequence(spaces.Discrete(2)), "has action space Sequence"),
-    ],
-)
-def test_make_head_refuses_other_action_spaces(space, advice):
-    with pytest.raises(ConfigError, match=f"env=Test-v0 {advice}"):
-        make_head(make_spec(BOX3, space), log_std_init=0.0)
-
-
-def test_make_head_refuses_a_deviation_for_discrete_actions():
-    with pytest.raises(ConfigError, match=r"algo\.log_std_init=-1\.0 has no effect"):
-        make_head(make_spec(BOX3, spaces.Discrete(2)), log_std_init=-1.0)
 
 
 # Normalisers
