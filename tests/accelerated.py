@@ -318,15 +318,15 @@ def _predict(config: RunConfig, algo: Any, env: Any) -> None:
 def _watch(config: RunConfig, algo: Any) -> None:
     from rlx.envs.grids.grid_env import make_grid
     from rlx.envs.grids.grid_settings import settings_of
-    from rlx.evaluation.watching import Watch, play
-    from rlx.render.scene import paint
-    from rlx.render.watch_files import scene_of
+    from rlx.evaluation.watching import Watch, action_parts, play
+    from rlx.render.watch_files import picture
 
     board = make_grid(settings_of(config.env.id, config.env.kwargs), 1)
     for mode in ("eval", "train"):
         moments = list(play(board, algo, np.array([3]), mode=mode, steps=3))  # type: ignore[arg-type]
-    depth = moments[0].explanation.depth if moments[0].explanation else 0
-    paint(scene_of(moments[0], Watch(title="title", grid=board.rules, depth=depth, moments=iter(moments))))
+    watch = Watch(title="title", grid=board.rules, depth=moments[0].decision.depth if moments[0].decision else 0, moments=iter(moments),
+                  parts=action_parts(board.single_action_space, config.env.id, board), fps=3.0, why_no_frame=lambda: None)  # fmt: skip
+    picture(moments[0], watch, moments[0])
 
 
 def _vary(config: RunConfig, algo: Any, env: Any) -> None:

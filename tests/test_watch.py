@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
+import fcntl
 import itertools
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
+import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ import imageio.v3 as imageio
 import numpy as np
 import pytest
 import torch
+from fake_terminal import FakeTerminal
 from launch import TIMEOUT_S, default_signals, run_main
 from rich.console import Console
 from test_i2a import act, boards, give_weight, make
@@ -30,7 +33,7 @@ from rlx.config.algos.i2a_config import Decide, Imagination
 from rlx.envs.grids.grid_env import make_grid
 from rlx.envs.grids.grid_settings import MiniPacmanSettings, SokobanSettings
 from rlx.evaluation.episodes import run_episodes
-from rlx.evaluation.watching import BoardExplanation, Moment, play, watch_run
+from rlx.evaluation.watching import Decision, Moment, play, watch_run
 from rlx.render.watch_view import find_room, view
 from rlx.store.runs import RunDir
 from rlx.types import Explanation
@@ -196,7 +199,7 @@ def test_what_is_watched_is_what_is_evaluated() -> None:
     assert len(moments) == sum(e.length + 1 for e in played)
     for before, after in itertools.pairwise(moments):
         if before.action is not None:
-            reached, _, _ = env.rules.step(before.planes[None], np.array([before.action]), np.random.default_rng(0))
+            reached, _, _ = env.rules.step(before.planes[None], before.action, np.random.default_rng(0))
             np.testing.assert_array_equal(after.planes, reached[0])
 
 
@@ -209,13 +212,14 @@ def test_steps_are_decisions_of_all_episodes() -> None:
 def test_a_run_is_watched_from_python(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     found = watch_run(RunDir(trained / "runs" / "boxes"), ablation={"imagination": "copy"}, steps=3)
+    assert found.grid is not None
     assert (found.title, found.depth, found.grid.planes_shape) == ("boxes at 96 env steps, imagination copy", 3, (4, 5, 5))
     moments = list(found.moments)
     assert [m.step for m in moments] == [0, 1, 2]
     for moment in moments:
-        assert moment.explanation is not None
-        assert moment.explanation.planes is not None
-        np.testing.assert_array_equal(moment.explanation.planes, np.broadcast_to(moment.planes, (4, 3, 4, 5, 5)))
+        assert moment.decision is not None
+        assert moment.decision.planes is not None
+        np.testing.assert_array_equal(moment.decision.planes, np.broadcast_to(moment.planes, (4, 3, 4, 5, 5)))
     assert watch_run(RunDir(trained / "runs" / "actor")).depth == 0
     assert capsys.readouterr() == ("", "")
 
@@ -229,8 +233,9 @@ def moment_of(settings: Any, depth: int) -> tuple[Moment, Any]:
     a = grid.num_actions
     even = np.full(a, 1.0 / a, dtype=np.float32)
     frames = np.broadcast_to(planes, (a, depth, *planes.shape)).copy()
-    explanation = BoardExplanation(even, 1.5, even, frames, np.full((a, depth), -0.1, dtype=np.float32), even)
-    moment = Moment(episode=1, step=2, planes=planes, reward=-0.1, events=("step",), return_=-0.2, action=1, explanation=explanation)
+    explanation = Decision(even, 1.5, even, frames, np.full((a, depth), -0.1, dtype=np.float32), even)
+    moment = Moment(episode=1, step=2, planes=planes, reward=-0.1, events=("step",), return_=-0.2, action=np.array([1]),
+                    decision=explanation)  # fmt: skip
     return moment, grid
 
 
@@ -345,7 +350,6 @@ def test_a_picture_names_the_colour_of_every_kind_of_cell(run: str, settings: An
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    ("pole", "algo=ppo on env=CartPole-v1, and rlx watch is for grid worlds (sokoban, minipacman); rlx eval pole --video 1 records it"),
     ("actor --imagination off", "actor is algo=a2c, which has no such ablation; leave it out, or choose a run of algo=i2a"),
     ("boxes --imagination of", "off"),
     ("boxes --gif a.mp4", "expected an ending of .gif"), ("boxes --png a.jpg", "expected an ending of .png"),
@@ -378,41 +382,73 @@ def test_a_film_that_cannot_be_written_says_so(inside: Path, run_command: Comman
     assert "pip install 'rlx[video]'" in err
 
 
-def test_a_terminal_shows_it_live_and_ctrl_c_leaves(inside: Path) -> None:
-    import fcntl
-    import termios
+class Session:
+    """rlx watch in a terminal of its own.
 
-    terminal, other = pty.openpty()
-    fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
-    command = [sys.executable, "-m", "rlx.cli.main", "watch", "boxes", "--stochastic", "--episodes", "1000", "--fps", "20"]
-    env = {k: v for k, v in os.environ.items() if k not in ("CI", "COLUMNS", "LINES", "NO_COLOR")}
-    env |= {"TERM": "xterm-256color", "COLORTERM": "truecolor", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(rlx.__file__).parents[1])}
-    process = subprocess.Popen(command, env=env, stdin=other, stdout=other, stderr=other, start_new_session=True,
-                               preexec_fn=default_signals)  # fmt: skip
-    os.close(other)
-    said = ""
+    Args:
+        words: of the command line.
+    """
 
-    def read_until(done: Callable[[], bool]) -> None:
-        nonlocal said
+    def __init__(self, words: str, height: int = 30, width: int = 100) -> None:
+        self.terminal = FakeTerminal(height, width)
+        self._end, other = pty.openpty()
+        self.resize(height, width, other)
+        env = {k: v for k, v in os.environ.items() if k not in ("CI", "COLUMNS", "LINES", "NO_COLOR")}
+        env |= {
+            "TERM": "xterm-256color",
+            "COLORTERM": "truecolor",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(Path(rlx.__file__).parents[1]),
+        }
+        command = [sys.executable, "-c", f"import os; os.setsid(); os.close(os.open({os.ttyname(other)!r}, os.O_RDWR)); "
+                   f"from rlx.cli.main import main; import sys; sys.argv[1:] = {['watch', *words.split()]!r}; main()"]  # fmt: skip
+        self.process = subprocess.Popen(command, env=env, stdin=other, stdout=other, stderr=other, preexec_fn=default_signals)
+        os.close(other)
+        self.said = ""
+
+    def resize(self, height: int, width: int, descriptor: int | None = None) -> None:
+        fcntl.ioctl(self._end if descriptor is None else descriptor, termios.TIOCSWINSZ, struct.pack("HHHH", height, width, 0, 0))
+
+    def press(self, key: str) -> None:
+        os.write(self._end, key.encode())
+
+    def read_until(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + TIMEOUT_S
+        decoder = codecs.getincrementaldecoder("utf-8")()
         while not done():
-            assert time.monotonic() < deadline, said
-            if select.select([terminal], [], [], 0.1)[0]:
+            assert time.monotonic() < deadline, self.terminal.screen.text()
+            if select.select([self._end], [], [], 0.1)[0]:
                 try:
-                    said += os.read(terminal, 65536).decode(errors="replace")
+                    text = decoder.decode(os.read(self._end, 65536))
                 except OSError:  # nobody holds the other end any more
-                    return
+                    text = ""
+                self.said += text
+                self.terminal.feed(text)
 
-    try:
-        read_until(lambda: "episode 2, step 3" in said)
-        os.kill(process.pid, signal.SIGINT)
-        read_until(lambda: process.poll() is not None)
-        assert process.wait(TIMEOUT_S) == 0
-    finally:
-        process.kill()
-        process.wait()
-    assert "\x1b[?25l" in said, "the cursor is hidden"
-    assert "48;2;120;92;72" in said, "walls are brown"
-    read_until(lambda: "left" in said.rpartition("\x1b[?25h")[2])
-    assert "Traceback" not in said
-    os.close(terminal)
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        os.close(self._end)
+
+
+@pytest.fixture
+def session(inside: Path) -> Iterator[Callable[..., Session]]:
+    opened: list[Session] = []
+    yield lambda *args: opened.append(Session(*args)) or opened[-1]
+    for one in opened:
+        one.close()
+
+
+def test_a_terminal_shows_it_live_and_ctrl_c_leaves(session: Callable[..., Session]) -> None:
+    watched = session("boxes --stochastic --episodes 1000 --fps 20")
+    terminal = watched.terminal
+    watched.read_until(lambda: terminal.shows("episode 2, step 3"))
+    assert "25" not in terminal.modes, "the cursor is hidden"
+    assert 0x785C48 in terminal.colours(), "walls are brown"
+    watched.press("\x03")
+    watched.read_until(lambda: watched.process.poll() is not None)
+    watched.read_until(lambda: "left" in watched.said)
+    assert watched.process.wait(TIMEOUT_S) == 0
+    assert terminal.modes == {"25", "7"}, "the terminal is as it was"
+    assert "policy shift" in watched.said.rpartition("\x1b[?1049l")[2], "what was seen last stays in the history"
+    assert "Traceback" not in watched.said

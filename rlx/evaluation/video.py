@@ -6,19 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from rlx.build import env_factory
 from rlx.config.schema import RunConfig
-from rlx.envs.contract import describe, env_error
-from rlx.envs.registry import VectorEnvFactory, extra_for, quiet_rendering
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, StorageError
 from rlx.evaluation.episodes import never, play_steps
+from rlx.evaluation.rendering import env_name, frame_of, rendering_env
 from rlx.files import make_directory
 from rlx.types import Mode, Policy
 
@@ -60,13 +56,7 @@ def record(
         from imageio.v2 import get_writer
     except ImportError:
         raise ConfigError("--video needs a package that is not installed: pip install 'rlx[video]'") from None
-    quiet_rendering()
-    make_env = env_factory(config)
-    assert isinstance(make_env, VectorEnvFactory)
-    camera: dict[str, Any] = {}
-    if extra_for(config.env.id) == "mujoco" and not {"camera_id", "camera_name"} & config.env.kwargs.keys():
-        camera["camera_name"] = "track"  # gymnasium 1.4 stays where the body began, and soon shows an empty floor
-    env = GymVectorEnv(lambda: make_env.single(render_mode="rgb_array", **camera), 1)
+    env = rendering_env(config)
     fps = env.envs[0].metadata.get("render_fps") or _DEFAULT_FPS
     paths = []
     with contextlib.closing(env), _storing(directory):
@@ -107,33 +97,8 @@ def _frames(
     """The frames of an episode, all of one size."""
     first: NDArray[np.uint8] | None = None
     for _ in play_steps(env, policy, np.array([seed]), mode=mode, max_steps=max_steps, should_stop=should_stop):
-        frame = _frame(env.envs[0])
+        frame = frame_of(env.envs[0])
         first = frame if first is None else first
         if frame.shape != first.shape:
-            raise EnvError(f"{_name(env.envs[0])} cannot be recorded: a frame has shape {frame.shape}, the first one had {first.shape}")
+            raise EnvError(f"{env_name(env.envs[0])} cannot be recorded: a frame has shape {frame.shape}, the first one had {first.shape}")
         yield frame
-
-
-def _frame(env: gymnasium.Env[Any, Any]) -> NDArray[np.uint8]:
-    """The rendered frame of an environment, [H, W, 3] with even sides, which H.264 needs.
-
-    Raises:
-        ConfigError: if it has no rgb_array rendering.
-        EnvError: if rendering raises, or gives no frame.
-    """
-    try:
-        frame = env.render()
-    except (Exception, SystemExit) as error:
-        raise env_error(_name(env), 0, "render", "recording a video", error) from error
-    if not isinstance(frame, np.ndarray):
-        raise ConfigError(f"env={_name(env)} cannot be recorded: its rgb_array rendering gave {describe(frame)}, expected an array")
-    if frame.ndim == 2:
-        frame = np.repeat(frame[..., None], 3, axis=2)
-    if frame.ndim != 3 or frame.shape[2] not in (3, 4) or frame.dtype != np.uint8 or min(frame.shape[:2]) < 2:
-        raise EnvError(f"env={_name(env)} cannot be recorded: its rgb_array rendering gave {describe(frame)}, expected height x width x 3 "
-                       "bytes")  # fmt: skip
-    return frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2, :3]
-
-
-def _name(env: gymnasium.Env[Any, Any]) -> str:
-    return env.spec.id if env.spec else type(env.unwrapped).__name__

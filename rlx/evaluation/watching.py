@@ -1,4 +1,4 @@
-"""An agent at play in a grid world, step by step, with what its decisions were based on."""
+"""An agent at play, step by step, with what it saw and what its decisions were based on."""
 
 from __future__ import annotations
 
@@ -8,34 +8,45 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlx.config.schema import RunConfig
 from rlx.envs.grids.grid_env import GridVectorEnv, make_grid
 from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.envs.grids.gridworld import Grid
+from rlx.envs.meanings import choice_names, quantity_names
 from rlx.errors import ConfigError
 from rlx.evaluation.capabilities import ablated, check_ablation
 from rlx.evaluation.episodes import Begun, episode_seeds, play_steps
 from rlx.evaluation.evaluate import EVAL_STREAM
+from rlx.evaluation.inputs import Input, inputs_of, plain_path
 from rlx.evaluation.loading import choose_checkpoint, load_policy
+from rlx.evaluation.rendering import Camera
 from rlx.rng import seed_everything
+from rlx.spaces import ACTION_MASK, ProductSpace, choices_of, original_space, space_leaves
 from rlx.store.runs import RunDir
-from rlx.types import Explains, Explanation, Mode, Policy, PolicyOutput, Tree
+from rlx.tree_ops import map_tree
+from rlx.types import Explains, Explanation, Mode, Policy, PolicyOutput, Tree, VectorEnv
+
+_BOARD_FPS = 3.0
 
 
-class BoardExplanation(NamedTuple):
-    """The explanation of one decision: the fields of `rlx.types.Explanation` without those of a batch."""
+class Decision(NamedTuple):
+    """The explanation of one decision: the fields of `rlx.types.Explanation` without those of a batch, and but for its inputs."""
 
-    probs: NDArray[np.float32] | None  # [A]
+    probs: NDArray[np.float32] | None  # [M]
     value: float | None = None
-    probs_without: NDArray[np.float32] | None = None  # [A]
+    probs_without: NDArray[np.float32] | None = None  # [M]
     planes: NDArray[np.uint8] | None = None  # [A, D, C, H, W]
     reward: NDArray[np.float32] | None = None  # [A, D]
     saliency: NDArray[np.float32] | None = None  # [A]
     q_value: NDArray[np.float32] | None = None  # [A]
+    mean: NDArray[np.float32] | None = None  # [C]
+    std: NDArray[np.float32] | None = None  # [C]
 
     @property
     def shift(self) -> float | None:
@@ -51,25 +62,43 @@ class BoardExplanation(NamedTuple):
         return 0 if self.planes is None else self.planes.shape[1]
 
 
+class Part(NamedTuple):
+    """One number of an action: a choice among options, or a quantity."""
+
+    name: str
+    """Empty where an action is a single choice."""
+    options: tuple[str, ...] = ()
+    """Of a choice; empty for a quantity."""
+    low: float = -np.inf
+    high: float = np.inf
+
+
 @dataclass(frozen=True, kw_only=True)
 class Moment:
-    """A board, the step that led to it, and the decision that follows."""
+    """A state, the step that led to it, and the decision that follows."""
 
     episode: int
     """From 1."""
     step: int
     """Env steps of the episode before it."""
-    planes: NDArray[np.uint8]
-    """[C, H, W]."""
+    planes: NDArray[np.uint8] | None = None
+    """[C, H, W] of a grid world."""
+    frame: NDArray[np.uint8] | None = None
+    """[h, w, 3], rendered; None in a grid world, and where there is none."""
+    inputs: tuple[Input, ...] = ()
+    """Of the network; empty where the episode has ended."""
     reward: float | None
     """Of the step that led here; None where an episode begins."""
-    events: tuple[str, ...]
+    events: tuple[str, ...] = ()
     """Of that step."""
     return_: float
     """Undiscounted, until here."""
-    action: int | None
-    """The one that is taken; None where the episode has ended."""
-    explanation: BoardExplanation | None
+    action: NDArray[Any] | None
+    """[K] the one that is taken, choices counted from 0; None where the episode has ended."""
+    mask: NDArray[np.bool_] | None = None
+    """[M] True for the choices that are allowed; None where all are."""
+    decision: Decision | None
+    """None where the episode has ended, or the algorithm explains nothing."""
     terminated: bool = False
 
     @property
@@ -84,9 +113,16 @@ class Watch:
     """Episodes of a run, which are played while `moments` is consumed."""
 
     title: str
-    grid: Grid
+    grid: Grid | None
+    """The world, where it is one of rlx's grid worlds."""
     depth: int
     """Frames of each imagined rollout; 0 where nothing is imagined."""
+    parts: tuple[Part, ...]
+    """The numbers of an action."""
+    fps: float
+    """Steps a second of real time."""
+    why_no_frame: Callable[[], str | None]
+    """The reason why moments have no frame; None where they have one."""
     moments: Iterator[Moment]
 
 
@@ -105,7 +141,7 @@ def watch_run(
     """Play the first episodes of `rlx eval` step by step.
 
     Args:
-        run: on a grid world.
+        run: on anything but a game.
         checkpoint: `best`, `latest`, or the env steps of one.
         episodes: how many are played.
         steps: stop after so many decisions.
@@ -116,89 +152,149 @@ def watch_run(
         warn: is called with a message where a damaged checkpoint is passed over.
 
     Raises:
-        ConfigError: if an argument does not fit the run, or it is not on a grid world.
+        ConfigError: if an argument does not fit the run, or it is on a game.
         CheckpointError: if there is no such checkpoint.
     """
     config, ablation = run.config(trust=trust), ablation or {}
-    env = _board(run, config)
+    if config.env.is_game:
+        raise ConfigError(f"{run.reference} is algo={config.algo.name} on env={config.env.id}, a game: rlx play {run.reference} shows it")
     check_ablation(ablation, algo=config.algo.name, run=run.reference)
     chosen = choose_checkpoint(run, checkpoint, warn=warn)
     mode: Mode = "train" if stochastic else "eval"
+    board = _board(config)
+    camera = Camera(config) if board is None else None
+    env: VectorEnv = board or camera.env  # type: ignore[union-attr]
     algo = ablated(load_policy(config, chosen, env), ablation, mode=mode)
     seed_everything(seed)
-    moments = play(env, algo, episode_seeds(episodes, stream=[*EVAL_STREAM, seed]), mode=mode, steps=steps)
+    seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
+    moments = play(env, algo, seeds, mode=mode, steps=steps, max_steps=config.loop.eval_max_steps, camera=camera,
+                   env_id=config.env.id)  # fmt: skip
     first = next(moments)
     changes = "".join(f", {name} {choice}" for name, choice in ablation.items())
-    return Watch(title=f"{run.name} at {chosen.env_steps:,} env steps{changes}", grid=env.rules,
-                 depth=first.explanation.depth if first.explanation else 0, moments=itertools.chain([first], moments))  # fmt: skip
+    return Watch(
+        title=f"{run.name} at {chosen.env_steps:,} env steps{changes}",
+        grid=board.rules if board else None,
+        depth=first.decision.depth if first.decision else 0,
+        parts=action_parts(env.single_action_space, config.env.id, camera.env.envs[0] if camera else board),
+        fps=(camera.fps if camera else None) or _BOARD_FPS,
+        why_no_frame=lambda: camera.problem if camera else None,
+        moments=itertools.chain([first], moments),
+    )
 
 
-def _board(run: RunDir, config: RunConfig) -> GridVectorEnv:
-    """One board of the world that a run is on; raises a ConfigError if that is no grid world."""
-    if config.env.id not in WORLDS:
-        instead = f"rlx play {run.reference} shows it" if config.env.is_game else f"rlx eval {run.reference} --video 1 records it"
-        raise ConfigError(
-            f"{run.reference} is algo={config.algo.name} on env={config.env.id}, and rlx watch is for grid worlds (sokoban, minipacman); "
-            f"{instead}"
-        )
-    if config.env.wrappers:
-        raise ConfigError(
-            f"{run.reference} has env.wrappers, and rlx watch shows worlds without wrappers; rlx eval {run.reference} --video 1 records it"
-        )
+def _board(config: RunConfig) -> GridVectorEnv | None:
+    """One board of the world that a run is on; None if that is no grid world, or one that wrappers change."""
+    if config.env.id not in WORLDS or config.env.wrappers:
+        return None
     return make_grid(settings_of(config.env.id, config.env.kwargs), 1, split="evaluation")
 
 
-def play(
-    env: GridVectorEnv, policy: Policy, seeds: NDArray[np.int64], *, mode: Mode = "eval", steps: int | None = None
-) -> Iterator[Moment]:
-    """The moments of one episode for every seed, each with the board where it ended, until so many decisions were taken.
+def action_parts(space: gymnasium.Space[Any], env_id: str, env: Any) -> tuple[Part, ...]:
+    """The numbers of an action with their names.
 
     Args:
-        env: a single board.
+        space: of actions, as the algorithm sees it.
+        env_id: the environment's id.
+        env: one environment, which may know names.
+    """
+    if isinstance(space, spaces.Discrete):
+        return (Part("", choice_names(env, env_id, int(space.n))),)
+    if isinstance(space, ProductSpace):
+        named = zip(space_leaves(original_space(space)), space.parts, strict=True)
+        return tuple(p._replace(name=plain_path(path, p.name)) for (path, _), part in named for p in action_parts(part, "", None))
+    if isinstance(space, spaces.Box):
+        low, high = space.low.ravel().tolist(), space.high.ravel().tolist()
+        return tuple(Part(*part) for part in zip(quantity_names(env, env_id, len(low)), itertools.repeat(()), low, high, strict=False))
+    kind = "bit" if isinstance(space, spaces.MultiBinary) else "choice"
+    return tuple(Part(f"{kind} {i}", tuple(map(str, range(n)))) for i, n in enumerate(choices_of(space)))
+
+
+def play(
+    env: VectorEnv,
+    policy: Policy,
+    seeds: NDArray[np.int64],
+    *,
+    mode: Mode = "eval",
+    steps: int | None = None,
+    max_steps: int = 0,
+    camera: Callable[[], NDArray[np.uint8] | None] | None = None,
+    env_id: str = "",
+) -> Iterator[Moment]:
+    """The moments of one episode for every seed, each with the state where it ended, until so many decisions were taken.
+
+    Args:
+        env: a single environment.
         policy: is asked for explanations if it has any.
         seeds: of the episodes.
         mode: "train" samples actions.
         steps: decisions in all; None for no limit.
+        max_steps: an episode that has not ended after so many env steps is cut; 0 sets no limit.
+        camera: the rendered frame of the environment; unused in a grid world.
+        env_id: its id, which may tell the names of what is observed.
     """
     taken = 0
     explaining = _Explaining(policy)
-    for step in play_steps(env, explaining, seeds, mode=mode):
-        board = env.planes()[0].copy()
+    space, choices = env.single_observation_space, choices_of(env.single_action_space)
+    starts = np.asarray(getattr(env.single_action_space, "start", 0))
+    board = env if isinstance(env, GridVectorEnv) else None
+
+    def look() -> dict[str, Any]:
+        return {"planes": board.planes()[0].copy()} if board else {"frame": camera() if camera else None}
+
+    for step in play_steps(env, explaining, seeds, mode=mode, max_steps=max_steps):
         if isinstance(step, Begun):
-            before: dict[str, Any] = {"step": 0, "planes": board, "reward": None, "events": (), "return_": 0.0}
+            before: dict[str, Any] = {"step": 0, "reward": None, "events": (), "return_": 0.0, **look()}
             if taken == steps:
                 return
             continue
         episode = int(step.episode[0]) + 1
-        yield Moment(episode=episode, action=int(step.action[0]), explanation=explaining.explanation, **before)
+        obs = explaining.obs
+        mask = np.asarray(obs[ACTION_MASK]).astype(bool) if isinstance(obs, dict) and ACTION_MASK in obs else None
+        action = (step.action[0] - starts).ravel() if choices else np.ravel(step.action[0])
+        yield Moment(episode=episode, action=action, decision=explaining.decision, mask=mask,
+                     inputs=() if board else inputs_of(space, env_id, obs, explaining.inputs), **before)  # fmt: skip
         taken += 1
-        events = tuple(name for name, happened in zip(env.rules.events, step.info["events"][0], strict=True) if happened)
-        before = {"step": int(step.length[0]), "planes": board, "reward": float(step.reward[0]), "events": events,
-                  "return_": float(step.return_[0])}  # fmt: skip
+        events = () if board is None else tuple(
+            name for name, happened in zip(board.rules.events, step.info["events"][0], strict=True) if happened
+        )  # fmt: skip
+        before = {
+            "step": int(step.length[0]), "reward": float(step.reward[0]), "events": events, "return_": float(step.return_[0]), **look(),
+        }  # fmt: skip
         if step.is_last[0]:
-            yield Moment(episode=episode, action=None, explanation=None, terminated=bool(step.terminated[0]), **before)
+            yield Moment(episode=episode, action=None, decision=None, terminated=bool(step.terminated[0]), **before)
         elif taken == steps:
             return
 
 
 class _Explaining:
-    """A policy for one environment that keeps the explanation of its last decision, None where there is none."""
+    """A policy for one environment that keeps what its last decision was based on."""
 
     def __init__(self, policy: Policy) -> None:
         self._policy, self.device, self.initial_carry = policy, policy.device, policy.initial_carry
-        self.explanation: BoardExplanation | None = None
+        self.decision: Decision | None = None
+        self.obs: Tree = ()
+        self.inputs: Tree | None = None
 
     def act(self, obs: Any, carry: Tree, is_first: torch.Tensor, *, mode: Mode) -> PolicyOutput:
+        self.obs = _first(obs)
         if isinstance(self._policy, Explains):
             output, explanation = self._policy.explain(obs, carry, is_first, mode=mode)
-            self.explanation = _of_board(explanation)
+            self.decision, self.inputs = _decision(explanation), _first(explanation.inputs)
             return output
         return self._policy.act(obs, carry, is_first, mode=mode)
 
 
-def _of_board(explanation: Explanation) -> BoardExplanation:
+def _first(tree: Tree | None) -> Tree | None:
+    """The first of a batch, as arrays."""
+
+    def array(leaf: torch.Tensor) -> NDArray[Any]:
+        one = leaf[0].cpu()
+        return (one.float() if one.is_floating_point() else one).numpy().copy()  # NumPy has no bfloat16
+
+    return None if tree is None else map_tree(array, tree)
+
+
+def _decision(explanation: Explanation) -> Decision:
     """The explanation of the first of a batch."""
-    first = [None if x is None else x[0].cpu().numpy() for x in explanation[: len(BoardExplanation._fields)]]
-    probs, value, without, planes, reward, saliency, q_value = first
-    bits = None if planes is None else planes.astype(np.uint8)
-    return BoardExplanation(probs, None if value is None else float(value), without, bits, reward, saliency, q_value)
+    probs, value, without, planes, *rest = (_first(x) for x in explanation[:-1])
+    return Decision(probs, None if value is None else float(value), without, None if planes is None else planes.astype(np.uint8), *rest)

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rlx.errors import ConfigError, StorageError
-from rlx.render.scene import Scene, paint, save
+from rlx.render import watch_picture
+from rlx.render.page import save
+from rlx.render.scene import Scene, paint
 from rlx.render.watch_view import status
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from rlx.envs.grids.gridworld import Grid
     from rlx.evaluation.watching import Moment, Watch
 
 _BOARD_PX, _FRAME_PX = 308, 98
@@ -49,7 +52,7 @@ def save_picture(path: Path, watch: Watch, *, number: int) -> None:
     for moment in watch.moments:
         decisions += moment.action is not None
         if decisions == number:
-            save(paint(scene_of(moment, watch)), path)
+            save(picture(moment, watch, moment), path)
             return
     raise ConfigError(f"--steps {number}: the episodes end after {decisions} decisions; choose one of 1 to {decisions}, or more --episodes")
 
@@ -64,10 +67,13 @@ def save_film(path: Path, watch: Watch, *, fps: float) -> None:
     import imageio.v3 as imageio
 
     frames: list[NDArray[np.uint8]] = []
+    before: Moment | None = None
     for moment in watch.moments:
         if len(frames) >= _MAX_FRAMES:
             raise ConfigError(f"--gif {path}: more than {_MAX_FRAMES:,} frames; stop earlier with --steps, or with fewer --episodes")
-        frames += [paint(scene_of(moment, watch))] * (1 if moment.action is not None else max(1, round(_LAST_S * fps)))
+        shown = picture(moment, watch, before or moment)
+        frames += [shown] * (1 if moment.action is not None else max(1, round(_LAST_S * fps)))
+        before = moment if moment.inputs else before
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         imageio.imwrite(path, np.stack(frames), duration=1000.0 / fps, loop=0)
@@ -75,23 +81,35 @@ def save_film(path: Path, watch: Watch, *, fps: float) -> None:
         raise StorageError(f"--gif {path} cannot be written ({error.strerror or error}); choose another place") from error
 
 
-def scene_of(moment: Moment, watch: Watch) -> Scene:
-    """What is painted of a moment."""
-    grid = watch.grid
+def picture(moment: Moment, watch: Watch, still: Moment) -> NDArray[np.uint8]:
+    """A moment as a picture [height, width, 3].
+
+    Args:
+        moment: what is shown.
+        watch: names its parts.
+        still: the last moment with inputs.
+    """
+    if watch.grid is not None:
+        return paint(scene_of(moment, watch.grid, watch))
+    return watch_picture.paint(moment, watch, still)
+
+
+def scene_of(moment: Moment, grid: Grid, watch: Watch) -> Scene:
+    """What is painted of a moment in a grid world."""
+    assert moment.planes is not None
     longest = max(grid.planes_shape[1:])
     board = grid.draw(moment.planes[None], max(2, _BOARD_PX // longest))[0]
     tile = max(2, _FRAME_PX // longest)
-    explanation, frames = moment.explanation, None
-    if explanation is not None and explanation.planes is not None:
-        frames = np.stack([grid.draw(rollout, tile) for rollout in explanation.planes])
-    shares = {} if explanation is None else {
-        "policy": explanation.probs, "without": explanation.probs_without, "saliency": explanation.saliency,
-    }  # fmt: skip
+    found, frames = moment.decision, None
+    if found is not None and found.planes is not None:
+        frames = np.stack([grid.draw(rollout, tile) for rollout in found.planes])
+    shares = {} if found is None else {"policy": found.probs, "without": found.probs_without, "saliency": found.saliency}
     return Scene(
         title=f"{moment.when}    {watch.title}",
-        board=board, status=status(moment, grid), actions=grid.action_names, chosen=moment.action,
+        board=board, status=status(moment, grid), actions=grid.action_names,
+        chosen=None if moment.action is None else int(moment.action[0]),
         shares={name: values for name, values in shares.items() if values is not None},
-        q_value=explanation.q_value if explanation else None, frames=frames, reward=explanation.reward if explanation else None,
+        q_value=found.q_value if found else None, frames=frames, reward=found.reward if found else None,
         depth=watch.depth, frame_size=(tile * grid.planes_shape[1], tile * grid.planes_shape[2]),
         legend=list(zip(grid.kind_names, grid.colours, strict=True)),
     )  # fmt: skip

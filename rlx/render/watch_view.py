@@ -1,8 +1,7 @@
-"""The terminal view of `rlx watch`: the board, and beside it the imagined rollout of each action."""
+"""What `rlx watch` shows of a grid world: the board, and beside it the imagined rollout of each action."""
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -11,11 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from rlx.render.watch_panel import bar
 
+if TYPE_CHECKING:
     from rlx.envs.grids.gridworld import Grid
-    from rlx.evaluation.watching import BoardExplanation, Moment, Watch
+    from rlx.evaluation.watching import Decision, Moment
 
 _BAR = 8
 _LABEL = 9 + _BAR + 6
@@ -26,36 +25,6 @@ _STATUS = 26
 """Columns of the board's status."""
 _SPACE = 2
 """Columns between any two things."""
-
-
-def show(console: Console, watch: Watch, *, fps: float, live: bool) -> None:
-    """Play the episodes in the terminal.
-
-    Args:
-        console: where.
-        watch: what.
-        fps: decisions a second, if it is live.
-        live: redraw one view; otherwise every moment is printed below the one before.
-    """
-    from rich.live import Live
-
-    colour = console.is_terminal and console.color_system is not None
-
-    def shown(moment: Moment) -> RenderableType:  # the window may change its size
-        room = find_room(watch.grid, watch.depth, console.width, console.height, colour=colour)
-        return view(moment, watch.grid, watch.title, room)
-
-    if not live:
-        for moment in watch.moments:
-            console.print(shown(moment))
-            console.print()
-        return
-    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as display:
-        due = time.monotonic()
-        for moment in watch.moments:
-            time.sleep(max(0.0, due - time.monotonic()))
-            display.update(shown(moment), refresh=True)
-            due = time.monotonic() + 1.0 / fps
 
 
 class Room(NamedTuple):
@@ -90,46 +59,49 @@ def view(moment: Moment, grid: Grid, title: str, room: Room) -> RenderableType:
     from rlx.render.tables import make_table
 
     head = Text(f"{moment.when}   {title}", style="bold", no_wrap=True, overflow="ellipsis")
+    assert moment.planes is not None
     kinds = grid.kinds(moment.planes[None])[0]
     left = Group(_board(kinds, grid, room, wide=room.wide_board), Text("\n".join(status(moment, grid)), style="dim"))
     whole = make_table("", "")
     whole.show_header = False
     whole.columns[0].width = max(_STATUS, (1 + room.wide_board) * grid.planes_shape[2])
     whole.columns[0].no_wrap = True
-    whole.add_row(left, _actions(moment, grid, room) if moment.explanation else Text(""))
+    whole.add_row(left, _actions(moment, grid, room) if moment.decision else Text(""))
     return Group(head, whole)
 
 
 def status(moment: Moment, grid: Grid) -> list[str]:
     """The lines of status below the board."""
+    assert moment.planes is not None
     said = grid.ansi(moment.planes).splitlines()[grid.planes_shape[1] :]  # the world's own status
     lines = ", ".join(said).split(", ") if said else []
     if moment.reward is not None:
         lines.append(f"reward {moment.reward:+.1f}")
         lines += [f"  {event}" for event in moment.events if event != "step"]
-    explanation = moment.explanation
-    if explanation is not None and explanation.value is not None:
-        lines.append(f"expects {explanation.value:+.1f}")
-    if explanation is not None and explanation.shift is not None:
-        lines.append(f"policy shift {explanation.shift:.3f} nats")
+    decision = moment.decision
+    if decision is not None and decision.value is not None:
+        lines.append(f"expects {decision.value:+.1f}")
+    if decision is not None and decision.shift is not None:
+        lines.append(f"policy shift {decision.shift:.3f} nats")
     if moment.action is None:
         lines.append("the episode has ended" if moment.terminated else "cut: no steps are left")
-    elif explanation is None:
-        lines.append(f"goes {grid.action_names[moment.action]}")
+    elif decision is None:
+        lines.append(f"goes {grid.action_names[int(moment.action[0])]}")
     return lines
 
 
 def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
     """A row for each action: its bars and its rollout."""
-    explanation = moment.explanation
-    assert explanation is not None
+    decision = moment.decision
+    assert decision is not None
+    assert moment.planes is not None
     table = Table.grid(padding=(0, _SPACE, 0, 0))
     for action, name in enumerate(grid.action_names):
-        row: list[RenderableType] = [_label(explanation, action, name, chosen=action == moment.action)]
-        if explanation.planes is not None and explanation.reward is not None:
-            frames = explanation.planes[action, : room.depth]
+        row: list[RenderableType] = [_label(decision, action, name, chosen=moment.action is not None and action == moment.action[0])]
+        if decision.planes is not None and decision.reward is not None:
+            frames = decision.planes[action, : room.depth]
             where = _window(moment.planes[grid.player_plane], room)
-            for kinds, reward in zip(grid.kinds(frames), explanation.reward[action], strict=False):
+            for kinds, reward in zip(grid.kinds(frames), decision.reward[action], strict=False):
                 drawn = _board(kinds[where], grid, room, wide=room.wide_frames)
                 row.append(
                     Text("\n").join([drawn, Text(_signed(float(reward)).center((1 + room.wide_frames) * room.columns), style="dim")])
@@ -138,26 +110,21 @@ def _actions(moment: Moment, grid: Grid, room: Room) -> RenderableType:
     return table
 
 
-def _label(explanation: BoardExplanation, action: int, name: str, *, chosen: bool) -> Text:
+def _label(decision: Decision, action: int, name: str, *, chosen: bool) -> Text:
     text = Text().append(f"▶ {name}" if chosen else f"  {name}", style="bold green" if chosen else "bold")
     rows = [
-        ("policy", explanation.probs, "cyan"),
-        ("without", explanation.probs_without, "blue"),
-        ("saliency", explanation.saliency, "magenta"),
+        ("policy", decision.probs, "cyan"),
+        ("without", decision.probs_without, "blue"),
+        ("saliency", decision.saliency, "magenta"),
     ]
     for title, values, colour in rows:
         if values is not None:
             share = float(values[action])
-            text.append(f"\n{title:9}", style="dim").append(_bar(share), style=colour)
+            text.append(f"\n{title:9}", style="dim").append(bar(share, _BAR), style=colour)
             text.append(f" {share:4.2f}")
-    if explanation.q_value is not None:
-        text.append(f"\n{'Q':9}", style="dim").append(f"{explanation.q_value[action]:+.2f}", style="magenta")
+    if decision.q_value is not None:
+        text.append(f"\n{'Q':9}", style="dim").append(f"{decision.q_value[action]:+.2f}", style="magenta")
     return text
-
-
-def _bar(share: float) -> str:
-    eighths = round(8 * _BAR * min(1.0, max(0.0, share)))
-    return ("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8] * (eighths % 8 > 0)).ljust(_BAR)
 
 
 def _window(player: NDArray[np.uint8], room: Room) -> tuple[slice, slice]:
