@@ -18,8 +18,8 @@ from torch import Tensor
 from rlx.config import algo_registry
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
+from rlx.envs.actions import stretch
 from rlx.envs.control.reward_functions import Rules, rules_of
-from rlx.envs.edge import stretch
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from rlx.collect import env_actions
 from rlx.config.schema import RunConfig
 from rlx.config.setting import require_whole
+from rlx.envs.actions import seen_actions
 from rlx.envs.contract import BrokenContract, check_array, first_non_finite
-from rlx.envs.edge import observations, parts_of, rescaled
+from rlx.envs.observations import observations, parts_of
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
 from rlx.spaces import original_space
@@ -70,7 +71,8 @@ class Policy:
         self.algorithm, self.spec = algorithm, spec
         self._read = ObservationReader(seen, spec.id)
         self._clip = env_actions(spec.action_space)
-        self._rescale = rescaled(self.action_space)[1] if spec.action_space is not self.action_space else None
+        seen_is_own = spec.action_space is self.action_space
+        self._rescale = None if seen_is_own else seen_actions(self.action_space, spec.id, rescale=config.env.rescale_actions)[1]
         self.seed(seed)
 
     def act(self, obs: Any, carry: Tree = None, *, is_first: Any = None, mode: Mode = "eval") -> tuple[Any, Tree]:

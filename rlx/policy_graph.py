@@ -22,7 +22,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 
 import rlx
-from rlx.envs.edge import stretch
+from rlx.envs.actions import stretch
 from rlx.errors import ConfigError
 from rlx.policy import Policy
 from rlx.spaces import describe_space, space_leaves

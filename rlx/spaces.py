@@ -55,6 +55,22 @@ class SeenTuple(spaces.Tuple):
         self.original = original
 
 
+class SeenMultiDiscrete(spaces.MultiDiscrete):
+    """A one-dimensional MultiDiscrete that counts from 0, with the environment's own space."""
+
+    def __init__(self, nvec: Array, original: gymnasium.Space[Any]) -> None:
+        super().__init__(nvec)
+        self.original = original
+
+
+class SeenMultiBinary(spaces.MultiBinary):
+    """A one-dimensional MultiBinary, with the environment's own space."""
+
+    def __init__(self, n: int, original: gymnasium.Space[Any]) -> None:
+        super().__init__(n)
+        self.original = original
+
+
 def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
     """The environment's own space."""
     return getattr(space, "original", space)
@@ -62,7 +78,9 @@ def original_space(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
 
 def describe_space(space: gymnasium.Space[Any]) -> str:
     """The environment's own space as text that is the same in every version of gymnasium: shape, dtype and range."""
-    space = original_space(space)
+    seen, space = space, original_space(space)
+    if isinstance(seen, SeenDict) and ACTION_MASK in seen.spaces and ACTION_MASK not in getattr(space, "spaces", {}):
+        return f"{describe_space(space)} with masks of actions"
     if isinstance(space, spaces.Box):
         return f"Box({space.shape}, {space.dtype}, {space.low.min():g} to {space.high.max():g})"
     if isinstance(space, spaces.Discrete):
@@ -93,6 +111,17 @@ class ProductSpace(SeenBox):
         low, high = (np.concatenate([_bounds(part)[end] for part in parts]).astype(np.float32) for end in (0, 1))
         super().__init__(low, high, np.float32, original)
         self.parts = tuple(parts)
+
+    def seed(self, seed: Any = None) -> Any:
+        """Seed the generators of all parts."""
+        return [
+            part.seed(int(child))
+            for part, child in zip(self.parts, np.random.SeedSequence(seed).generate_state(len(self.parts)), strict=True)
+        ]
+
+    def sample(self, mask: None = None, probability: None = None) -> Array:
+        """A random member, whose discrete parts are whole numbers."""
+        return np.concatenate([np.atleast_1d(part.sample()) for part in self.parts]).astype(np.float32)
 
 
 def _bounds(part: gymnasium.Space[Any]) -> tuple[Array, Array]:

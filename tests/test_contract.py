@@ -19,8 +19,9 @@ from rlx.collect import env_actions
 from rlx.config.compose import Composer
 from rlx.config.saved import load_config, save_config
 from rlx.config.schema import EnvConfig
+from rlx.envs.actions import seen_actions
 from rlx.envs.contract import BrokenContract
-from rlx.envs.edge import Edge, rescaled
+from rlx.envs.edge import Edge
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv, replay_defect
 from rlx.errors import ConfigError, EnvError, NonFiniteError
@@ -361,7 +362,7 @@ def test_bounded_actions_come_from_minus_one_to_one_and_others_as_they_are(low, 
     "space", [spaces.Box(-1.0, 1.0, (3,)), spaces.Box(-np.inf, np.inf, (3,)), spaces.Box(0, 9, (2,), np.int64), spaces.Discrete(2)]
 )
 def test_actions_that_are_within_minus_one_and_one_or_unbounded_are_untouched(space):
-    assert rescaled(space) == (space, None)
+    assert seen_actions(space, "x", rescale=True) == (space, None)
 
 
 def test_a_known_reward_is_told_the_environments_own_actions_by_those_that_were_chosen():

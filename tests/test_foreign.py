@@ -12,7 +12,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlx.envs.edge import Observations
+from rlx.envs.observations import Observations
 from rlx.envs.vector import _Announcement
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam

@@ -15,7 +15,7 @@ from rlx.build import env_factory
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import Composer
-from rlx.envs.edge import Observations, ObservationTree
+from rlx.envs.observations import Observations, ObservationTree
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import EnvError
 from rlx.evaluation.evaluator import Evaluator
@@ -79,7 +79,12 @@ class Toy:
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
 
     def logits(self, obs: Any) -> Tensor:
-        parts = {"camera": obs["camera"] / 255.0, "goal": obs["goal"], "place": obs["body"][0], "noise": obs["body"][1]}
+        parts = {
+            "camera": obs["camera"] / 255.0,
+            "goal": nn.functional.one_hot(obs["goal"], 3),
+            "place": obs["body"][0],
+            "noise": obs["body"][1],
+        }
         return sum(self.net[name](x.float().flatten(x.ndim - 2) if name == "camera" else x.float()) for name, x in parts.items())
 
     def initial_carry(self, batch_size: int) -> Any:
@@ -150,7 +155,7 @@ def test_an_algorithm_that_takes_trees_trains_and_resumes_in_the_middle_of_episo
         assert same(heir.state_dict(), algo.state_dict())
         assert {path: (x.dtype, x.shape) for path, x in named_leaves(found[0].all_obs)} == {
             "['body'][0]": (torch.float32, (6, 3, 2)), "['body'][1]": (torch.float64, (6, 3, 1)),
-            "['camera']": (torch.uint8, (6, 3, 3, 3)), "['goal']": (torch.float32, (6, 3, 3)),
+            "['camera']": (torch.uint8, (6, 3, 3, 3)), "['goal']": (torch.int64, (6, 3)),
         }  # fmt: skip
         evaluate.close()
         checkpointer.close()
@@ -177,7 +182,7 @@ def test_an_algorithm_takes_trees_only_if_it_says_so(room, monkeypatch):
     tree = env_factory(config)(1).single_observation_space
     assert {key: str(part) for key, part in tree.spaces.items()} == {
         "body": "Tuple(Box(-9.0, 9.0, (2,), float32), Box(-9.0, 9.0, (1,), float64))", "camera": "Box(0, 255, (3, 3), uint8)",
-        "goal": "Box(0.0, 1.0, (3,), float32)",
+        "goal": "Discrete(3)",
     }  # fmt: skip
     assert describe_space(tree) == describe_space(flat), "a checkpoint fits, however its observations are presented"
     assert original_space(tree) == room.Room.observation_space

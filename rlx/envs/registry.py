@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import os
@@ -25,6 +26,7 @@ from rlx.envs.games.openspiel import PREFIX, Game
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.grids import grid_settings
+from rlx.envs.masks import has_mask_in_info
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.envs.wrapping import Wrapping, wrap
 from rlx.errors import ConfigError, user_line
@@ -89,6 +91,7 @@ class EnvFactory:
         flatten: see `Edge`.
         split: the split of levels, for worlds that have levels (`splits`).
         wrappers: applied to what gymnasium makes.
+        mask_in_info: whether `info` has the masks of actions; None finds out with an environment of its own, see `masks_in_info`.
     """
 
     id: str
@@ -97,6 +100,15 @@ class EnvFactory:
     flatten: bool = True
     split: Split = "evaluation"
     wrappers: Sequence[Wrapping] = ()
+    mask_in_info: bool | None = None
+
+    @functools.cached_property
+    def masks_in_info(self) -> bool:
+        """Whether `info` has the masks of actions: an environment is made and reset to see it, where it is not known."""
+        if self.mask_in_info is not None or self.flatten or (self.id in REPLAYABLE and not self.wrappers):
+            return bool(self.mask_in_info)
+        with contextlib.closing(self._make({})) as env:
+            return has_mask_in_info(env, self.id)
 
     def __call__(self, **extra: Any) -> Edge:
         """Make the environment, with `extra` before its own arguments; its observations are a Box, or trees of them unless `flatten`.
@@ -104,9 +116,10 @@ class EnvFactory:
         Raises:
             ConfigError: if the id is unknown, its package is missing, or its settings or its spaces are refused.
         """
+        in_info = self.masks_in_info
         env: gymnasium.Env[Any, Any] = _RebuildOnReset(self, extra) if self.id in REBUILT else self._make(extra)
         try:
-            return Edge(env, self.id, rescale_actions=self.rescale_actions, flatten=self.flatten)
+            return Edge(env, self.id, rescale_actions=self.rescale_actions, flatten=self.flatten, mask_in_info=in_info)
         except BaseException:
             env.close()
             raise
@@ -249,7 +262,7 @@ class VectorEnvFactory:
     def is_native(self) -> bool:
         return self.native and not self.wrappers and self.id in NATIVE and (not self.kwargs or self.id in HAVE_SETTINGS)
 
-    @property
+    @functools.cached_property
     def single(self) -> EnvFactory:
         """Builds one environment, gymnasium's own."""
         return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten, wrappers=self.wrappers)
@@ -262,7 +275,7 @@ class VectorEnvFactory:
         """B environments that can be restored by replay alone."""
         if self.is_native:
             return NATIVE[self.id](num_envs, **self.kwargs, **_split_of(self.id, split))
-        single = replace(self.single, split=split)
+        single = replace(self.single, split=split, mask_in_info=self.single.masks_in_info)
         if self.workers:
             from rlx.envs.workers import ProcessVectorEnv
 

@@ -22,8 +22,9 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from rlx.envs.contract import env_error, non_finite
+from rlx.envs.masks import random_action
 from rlx.errors import CheckpointError, ConfigError, RlxError
-from rlx.spaces import original_space
+from rlx.spaces import ACTION_MASK, SeenDict, mask_width, original_space
 from rlx.tree_ops import Tree, leaves, map_tree, pick, put
 
 Array = NDArray[Any]
@@ -319,26 +320,30 @@ def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[
         EnvError: if the environment fails on these steps.
     """
     with contextlib.closing(GymVectorEnv(make, 1)) as new:
-        new.single_action_space.seed(0)
-        actions = np.stack([new.single_action_space.sample() for _ in range(steps)])[:, None]
-        expected = _follow(new, 2, actions)
+        expected = _follow(new, 2, steps)
         notes = list(getattr(new.envs[0], "notes", []))
     del new  # what it holds may be freed with it
     with contextlib.closing(GymVectorEnv(make, 1)) as used:
-        _follow(used, 1, actions[: steps // 3])  # of another length, to reveal counters that run across episodes
+        _follow(used, 1, steps // 3)  # of another length, to reveal counters that run across episodes
         for _ in range(2):  # state that outlives an episode may show only in the third
-            trace = _follow(used, 2, actions)
+            trace = _follow(used, 2, steps)
             same = (np.array_equal(a, b, equal_nan=True) for x, y in zip(trace, expected, strict=False) for a, b in zip(x, y, strict=True))
             if len(trace) != len(expected) or not all(same):
                 return "the same seed and actions did not give the same episode twice", notes
     return None, notes
 
 
-def _follow(env: GymVectorEnv, seed: int, actions: Array) -> list[tuple[Array, ...]]:
-    """The observations, rewards and flags of one environment's episode under actions [steps, 1, *]."""
-    trace = [tuple(leaf.copy() for leaf in leaves(env.reset(seed=[seed])[0]))]
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
+def _follow(env: GymVectorEnv, seed: int, steps: int) -> list[tuple[Array, ...]]:
+    """The observations, rewards and flags of one environment's episode under random actions, the same ones in every call."""
+    space, rng = env.single_action_space, np.random.default_rng(0)
+    space.seed(0)
+    is_masked = mask_width(space) > 0 and isinstance(env.single_observation_space, SeenDict)
+    obs, _ = env.reset(seed=[seed])
+    trace = [tuple(leaf.copy() for leaf in leaves(obs))]
+    for _ in range(steps):
+        mask = obs.get(ACTION_MASK) if is_masked else None
+        action = np.asarray(space.sample() if mask is None else random_action(space, mask[0], rng))
+        obs, reward, terminated, truncated, _ = env.step(action[None])
         trace.append(tuple(leaf.copy() for leaf in leaves((obs, reward, terminated, truncated))))
         if terminated[0] or truncated[0]:
             break
