@@ -147,7 +147,7 @@ class Reinforce(AblatesMemory):
         pending = self.pending
         if not self.net.has_memory:
             return self.net.preprocess(pick(pending["obs"], complete)), pending["action"][complete], return_[complete], None
-        sequences = Sequences(self.initial_carry(complete.shape[1]), pending["is_first"], complete)
+        sequences = Sequences(self.initial_carry(complete.shape[1]), pending["is_first"].cpu(), complete)
         carry = map_tree(lambda x: x.to(self.device), sequences.carry)
         return self.net.inputs_of(pending["obs"]), pending["action"], return_, sequences._replace(carry=carry)
 

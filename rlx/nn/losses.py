@@ -32,7 +32,7 @@ class Sequences(NamedTuple):
     """Where the data of a network with memory begins and which of its steps are learned from."""
 
     carry: Tree  # [B, *] before the first step
-    is_first: Tensor  # [T, B] bool
+    is_first: Tensor  # [T, B] bool, on the CPU, where memories read it
     used: Tensor | None = None  # [T, B] bool; None for all
 
 

@@ -309,7 +309,7 @@ class Network(nn.Module):
         last, final = self.values_beyond(rollout, found.carry)
         next_value = rollout.to_next(torch.cat((found.value, last.unsqueeze(0))), final)
         inputs = self.inputs_of(rollout.obs)
-        sequences = Sequences(rollout.carry, rollout.is_first) if self.has_memory else None
+        sequences = Sequences(rollout.carry, rollout.is_first.cpu()) if self.has_memory else None
         return Evaluated(inputs, found.value, next_value, found.params.flatten(0, 1), sequences)
 
     def inputs_of(self, obs: Tree) -> Tree:

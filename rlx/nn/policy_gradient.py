@@ -45,7 +45,11 @@ def gradient_steps(
     if order is None and num_minibatches > 1:
         order = torch.arange(batch.action.shape[0 if batch.sequences is None else 1], device=batch.action.device)
     parts = [None] if order is None else order.chunk(num_minibatches)
-    found = [_step(network, optimizer, loss, _minibatch(batch, part), learning_rate) for part in parts]
+    begins: list[Tensor | None] = [None] * len(parts)
+    if batch.sequences is not None and order is not None:  # read the order once, or an accelerator would be waited for at every step
+        begins = [batch.sequences.is_first[:, part] for part in order.cpu().chunk(num_minibatches)]
+    minibatches = (_minibatch(batch, part, is_first) for part, is_first in zip(parts, begins, strict=True))
+    found = [_step(network, optimizer, loss, minibatch, learning_rate) for minibatch in minibatches]
     log_ratios, *columns = zip(*found, strict=True)
     return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in columns))
 
@@ -70,8 +74,8 @@ def batch_of(
     return Batch(evaluated.inputs, action, advantage, target, value, old_log_prob, old_params, sequences)
 
 
-def _minibatch(batch: Batch, part: Tensor | None) -> Batch:
-    """The rows of a batch with these numbers, or its sequences.
+def _minibatch(batch: Batch, part: Tensor | None, is_first: Tensor | None) -> Batch:
+    """The rows of a batch with these numbers, or its sequences, whose `is_first` is given.
 
     Everything but the inputs of sequences is flattened to the steps that are used.
     """
@@ -82,7 +86,8 @@ def _minibatch(batch: Batch, part: Tensor | None) -> Batch:
     if part is not None:
         index = (slice(None), part)
         inputs, columns = pick(inputs, index), tuple(_picked(x, index) for x in columns)
-        sequences = Sequences(pick(sequences.carry, part), sequences.is_first[index], _picked(sequences.used, index))
+        assert is_first is not None
+        sequences = Sequences(pick(sequences.carry, part), is_first, _picked(sequences.used, index))
     used = sequences.used
     rows = (x if x is None else x.flatten(0, 1) if used is None else x[used] for x in columns)
     return Batch(inputs, *rows, sequences)  # type: ignore[arg-type,call-arg]
