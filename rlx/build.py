@@ -82,8 +82,9 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     env = config.env
     if env.is_game:
         return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
-    make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, workers=env.workers, worker_timeout_s=env.worker_timeout_s,
-                                rescale_actions=env.rescale_actions, flatten=not config.algo.takes_trees,
+    make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, protocol=env.protocol, workers=env.workers,
+                                worker_timeout_s=env.worker_timeout_s, rescale_actions=env.rescale_actions,
+                                flatten=not config.algo.takes_trees,
                                 wrappers=list(map(Wrapping, env.wrapper_targets(), env.wrapper_kwargs())))  # fmt: skip
     if not make_env.is_native and env.num_envs > MOST_OBJECTS:
         raise ConfigError(f"env.num_envs must be at most {MOST_OBJECTS:,}, got {env.num_envs}: each {env.id} is an object of its own")

@@ -10,6 +10,7 @@ from rlx.config import algo_registry
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
+from rlx.envs.atari.atari_settings import game_of
 from rlx.envs.families import needs, register_installed
 from rlx.envs.registry import NATIVE
 from rlx.errors import ConfigError
@@ -38,7 +39,7 @@ class EnvironmentRow:
     recipes: list[str]
     """The algorithms that have a recipe for it."""
     native: bool
-    """Whether rlx has an implementation of its own, as arrays."""
+    """Whether rlx has an implementation of its own."""
     missing: str | None
     """The command that installs what it needs; None if it is ready."""
 
@@ -63,16 +64,14 @@ def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:
         ConfigError: if no environment contains the pattern.
     """
     word, short = pattern.lower(), composer.env_ids()
-    recipes = composer.options("recipe")
     rows = [
-        EnvironmentRow(name=name, id=id_, recipes=[algo for algo in ALGORITHMS if f"{algo}_{name}" in recipes], native=id_ in NATIVE,
-                       missing=needs(id_))
+        EnvironmentRow(name=name, id=id_, recipes=_recipes(composer, name, id_), native=_is_native(id_), missing=needs(id_))
         for name, id_ in short.items()
         if word in name.lower() or word in id_.lower()
     ]  # fmt: skip
     if word:
         rows += [
-            EnvironmentRow(name=id_, id=id_, recipes=[], native=id_ in NATIVE, missing=command)
+            EnvironmentRow(name=id_, id=id_, recipes=_recipes(composer, id_, id_), native=_is_native(id_), missing=command)
             for id_, command in _gymnasium_ids(word).items()
             if id_ not in short.values()
         ]
@@ -82,6 +81,14 @@ def environments(composer: Composer, pattern: str = "") -> list[EnvironmentRow]:
             "env=my_module:MyEnv-v0 imports my_module first"
         )
     return rows
+
+
+def _recipes(composer: Composer, name: str, env_id: str) -> list[str]:
+    return [algo for algo in ALGORITHMS if composer.usual_recipe(algo, name, env_id)]
+
+
+def _is_native(env_id: str) -> bool:
+    return env_id in NATIVE or game_of(env_id) is not None
 
 
 def _gymnasium_ids(word: str) -> dict[str, str | None]:

@@ -33,6 +33,7 @@ from rlx.config.choices import did_you_mean
 from rlx.config.explain import explain
 from rlx.config.overrides import check_key, group_value, hydra_argument, in_full, parse_overrides, refuse_twice, refuse_unused, short_names
 from rlx.config.plain import parse_plain
+from rlx.config.recipe_families import recipe_family
 from rlx.config.saved import flatten, leaf_keys, to_run_config
 from rlx.config.schema import RunConfig
 from rlx.config.whole_numbers import accept_whole_floats
@@ -128,6 +129,11 @@ class Composer:
         """The YAML file of a group's member; the user's own comes first."""
         return next((p for d in self.directories if (p := d / group / f"{name}.yaml").is_file()), None)
 
+    def usual_recipe(self, algo: str | None, env: str | None, env_id: str) -> str | None:
+        """The recipe of an algorithm for an environment, or for the environment's family; None if there is neither."""
+        names = (f"{algo}_{env}", f"{algo}_{recipe_family(env_id)}")
+        return next((name for name in names if self.file("recipe", name)), None)
+
     def arms(self, experiment: str) -> list[str]:
         """The experiments that a file of arms lists, to be compared in a sweep; none for other experiments.
 
@@ -203,8 +209,8 @@ class Composer:
             base, choices = self._load(words)
             choices |= {"algo": algo} if algo is not None else {}
             keys = leaf_keys(base)
-            recipe = groups["recipe"] if "recipe" in groups else f"{choices['algo']}_{choices['env']}"
-            if recipe is not None and self.file("recipe", recipe):
+            recipe = groups["recipe"] if "recipe" in groups else self.usual_recipe(choices["algo"], choices["env"], env_id or base.env.id)
+            if recipe is not None:
                 base, _ = self._load([*words, f"recipe={recipe}"])
                 choices["recipe"] = recipe
             if algo is not None:

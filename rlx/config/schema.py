@@ -8,7 +8,8 @@ from enum import Enum
 from typing import Any
 
 from rlx.config.algos.base_config import AlgoConfig, Suits
-from rlx.config.setting import GAME, NO_GAME, check_ranges, require, setting
+from rlx.config.setting import ATARI, GAME, NO_GAME, check_ranges, require, setting
+from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of, usual_protocol
 from rlx.envs.control.recall_settings import RECALL, recall_settings
 from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.errors import ConfigError
@@ -54,7 +55,10 @@ class EnvConfig:
     worker_timeout_s: float = setting(60.0, above=0, at_most=1_000_000, used_if="env.workers is above 0")
     """Seconds after which a worker that does not answer ends the run."""
     native: bool = setting(True, used_if=NO_GAME)
-    """Use rlx's own vectorised implementation of the environment where there is one (see `rlx envs`)."""
+    """Use rlx's own implementation of the environment where there is one (see `rlx envs`)."""
+    protocol: AtariProtocol | None = setting(None, used_if=(ATARI, "env.native=true"), neutral=None)
+    """How an Atari game is played: v5 (an action sticks with probability 0.25) or v4 (no sticky actions, 1 to 30 frames without an action
+    at the start, FIRE is pressed, a lost life ends a return in training). null is v5 for ALE/X-v5, v4 for XNoFrameskip-v4."""
     rescale_actions: bool = setting(True, used_if=NO_GAME)
     """Rescale bounded continuous actions from [-1, 1] to their bounds; false clips them to the bounds instead."""
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -87,6 +91,10 @@ class EnvConfig:
     def is_game(self) -> bool:
         return self.id.startswith(GAME_PREFIX)
 
+    @property
+    def is_atari(self) -> bool:
+        return game_of(self.id) is not None
+
     def __post_init__(self) -> None:
         check_ranges(self, "env")
         self.wrapper_targets()
@@ -95,6 +103,9 @@ class EnvConfig:
             settings_of(self.id, self.kwargs)
         if self.id == RECALL:
             recall_settings(self.kwargs)
+        if self.is_atari and self.native:
+            self.protocol = self.protocol or usual_protocol(self.id)
+            atari_settings(self.id, self.kwargs)
 
 
 @dataclass(kw_only=True)

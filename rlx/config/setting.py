@@ -3,7 +3,8 @@
     horizon: int = setting(15, at_least=1, at_most=10_000)
     keep_elites: float = setting(0.3, within="[0, 1]", used_if="algo.planner.kind=icem")
 
-A condition is `KEY=VALUE`, `KEY=VALUE or VALUE`, `KEY is above NUMBER`, `KEY is below NUMBER`, GAME or NO_GAME; keys are written in full.
+A condition is `KEY=VALUE`, `KEY=VALUE or VALUE`, `KEY is above NUMBER`, `KEY is below NUMBER`, GAME, NO_GAME or ATARI; keys are written
+in full.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rlx.errors import ConfigError
 
 GAME = "env is a two-player game"
 NO_GAME = "the environment is no two-player game"
+ATARI = "env is an Atari game"
 
 _RULES = "rlx"
 _LARGEST_INT = 2**31 - 1
@@ -179,6 +181,8 @@ def unused(config: Any) -> dict[str, str]:
 def _holds(condition: str, config: Any) -> bool:
     if condition in (GAME, NO_GAME):
         return bool(config.env.is_game == (condition == GAME))
+    if condition == ATARI:
+        return bool(config.env.is_atari)
     if compared := _COMPARISON.fullmatch(condition):
         key, relation, number = compared.groups()
         value = _value(config, key)

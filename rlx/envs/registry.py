@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 
+from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of, usual_protocol
 from rlx.envs.control import poles, positions, recall
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.control.poles import TASKS, PoleVectorEnv
@@ -92,6 +93,8 @@ class EnvFactory:
         split: the split of levels, for worlds that have levels (`splits`).
         wrappers: applied to what gymnasium makes.
         mask_in_info: whether `info` has the masks of actions; None finds out with an environment of its own, see `masks_in_info`.
+        native: make rlx's own Atari games.
+        protocol: of an Atari game; None is what its id stands for.
     """
 
     id: str
@@ -100,12 +103,20 @@ class EnvFactory:
     flatten: bool = True
     split: Split = "evaluation"
     wrappers: Sequence[Wrapping] = ()
+    native: bool = True
+    protocol: AtariProtocol | None = None
     mask_in_info: bool | None = None
+
+    @property
+    def is_own_atari(self) -> bool:
+        """Whether it is an Atari game in rlx's own environment."""
+        return self.native and game_of(self.id) is not None
 
     @functools.cached_property
     def masks_in_info(self) -> bool:
         """Whether `info` has the masks of actions: an environment is made and reset to see it, where it is not known."""
-        if self.mask_in_info is not None or self.flatten or (self.id in REPLAYABLE and not self.wrappers):
+        known = self.id in REPLAYABLE or self.is_own_atari
+        if self.mask_in_info is not None or self.flatten or (known and not self.wrappers):
             return bool(self.mask_in_info)
         with contextlib.closing(self._make({})) as env:
             return has_mask_in_info(env, self.id)
@@ -136,6 +147,8 @@ class EnvFactory:
         check_env_id(self.id)
         kwargs = {**self.kwargs, **arguments}
         try:
+            if game_of(self.id):
+                return self._make_atari(**kwargs)
             return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs, **_split_of(self.id, self.split))
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
             hint = f"pip install 'rlx[{extra}]'" if (extra := extra_for(self.id)) else str(error)
@@ -148,6 +161,18 @@ class EnvFactory:
             found = ConfigError(f"env={self.id} cannot be made with env.kwargs={kwargs}: {message}{line}")
             found.trace = "".join(traceback.format_exception(error))
             raise found from error
+
+    def _make_atari(self, render_mode: str | None = None, **kwargs: Any) -> gymnasium.Env[Any, Any]:
+        if self.is_own_atari:
+            from rlx.envs.atari.atari_env import AtariEnv  # compiles kernels
+
+            protocol = self.protocol or usual_protocol(self.id)
+            return AtariEnv(self.id, protocol, atari_settings(self.id, kwargs), render_mode=render_mode)
+        from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+
+        env = gymnasium.make(self.id, disable_env_checker=True, render_mode=render_mode, frameskip=1, **kwargs)
+        noops = 30 if usual_protocol(self.id) is AtariProtocol.v4 else 0
+        return FrameStackObservation(AtariPreprocessing(env, noop_max=noops), 4, padding_type="zero")
 
 
 class _RebuildOnReset(gymnasium.Env[Any, Any]):
@@ -238,6 +263,7 @@ class VectorEnvFactory:
         worker_timeout_s: seconds without an answer after which a worker is closed and an error raised.
         rescale_actions: rescale bounded actions to [-1, 1]; those of rlx's own implementations are in [-1, 1] already.
         flatten: see `Edge`.
+        protocol: of an Atari game; None is what its id stands for.
 
     Raises:
         ConfigError: if a setting would have no effect.
@@ -251,6 +277,7 @@ class VectorEnvFactory:
     rescale_actions: bool = False
     flatten: bool = True
     wrappers: Sequence[Wrapping] = ()
+    protocol: AtariProtocol | None = None
 
     def __post_init__(self) -> None:
         if self.is_native and self.workers:
@@ -264,8 +291,9 @@ class VectorEnvFactory:
 
     @functools.cached_property
     def single(self) -> EnvFactory:
-        """Builds one environment, gymnasium's own."""
-        return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten, wrappers=self.wrappers)
+        """Builds one environment: gymnasium's own, or an Atari game."""
+        return EnvFactory(self.id, self.kwargs, self.rescale_actions, self.flatten, wrappers=self.wrappers, native=self.native,
+                          protocol=self.protocol)  # fmt: skip
 
     def __call__(self, num_envs: int) -> VectorEnv:
         """B environments to evaluate in."""
@@ -288,7 +316,8 @@ class VectorEnvFactory:
         if self.is_native:
             return self._make(num_envs, "training"), None
         defect, notes = "resumed with --inexact" if inexact else None, list[str]()
-        if not defect and (self.wrappers or self.id not in REPLAYABLE | REBUILT):
+        replays = self.id in REPLAYABLE | REBUILT or self.single.is_own_atari
+        if not defect and (self.wrappers or not replays):
             defect, notes = replay_defect(self.single)
         env: Any = self._make(num_envs, "training")
         if not defect:
