@@ -55,7 +55,7 @@ class Explanation(NamedTuple):
     q_value: Tensor | None = None  # [B, A] where a search chooses the action
     mean: Tensor | None = None  # [B, C] of the continuous numbers of an action, in order
     std: Tensor | None = None  # [B, C]
-    inputs: Tree | None = None  # [B, *] of the network: the observations after normalisation
+    inputs: dict[str, Tree] | None = None  # [B, *] of the network, normalised, by the paths of `space_leaves`
 
 
 class Game(Protocol):

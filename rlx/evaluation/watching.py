@@ -273,7 +273,7 @@ class _Explaining:
         self._policy, self.device, self.initial_carry = policy, policy.device, policy.initial_carry
         self.decision: Decision | None = None
         self.obs: Tree = ()
-        self.inputs: Tree | None = None
+        self.inputs: dict[str, Tree] | None = None
 
     def act(self, obs: Any, carry: Tree, is_first: torch.Tensor, *, mode: Mode) -> PolicyOutput:
         self.obs = _first(obs)

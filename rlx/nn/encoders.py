@@ -92,6 +92,13 @@ class TreeEncoder(Encoder):
         encoded = [leaf.encoder(x) for leaf, x in zip(self._weighted, inputs[at:], strict=True)]
         return _concatenated([*inputs[:at], *encoded])
 
+    def by_leaf(self, inputs: Tree) -> dict[str, Tree]:
+        plain = [*self._vectors, *self._others]
+        parts = list(inputs) if self.has_weights else [inputs]
+        features = parts.pop(0).split([leaf.encoder.num_features for leaf in plain], dim=1) if plain else ()
+        leaves = [*plain, *self._weighted]
+        return {leaf.report.path: part for leaf, part in zip(leaves, [*features, *parts], strict=True)}
+
     def _raw(self, obs: Tree) -> Tensor:
         """The vectors [N, D] before normalisation."""
         return _concatenated(self._preprocessed(self._vectors, obs))

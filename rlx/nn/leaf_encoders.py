@@ -69,6 +69,10 @@ class Encoder(nn.Module):
         features: Tensor = inputs
         return features
 
+    def by_leaf(self, inputs: Tree) -> dict[str, Tree]:
+        """What the inputs [N, *] hold of each leaf of the observations, by its path such as ['camera'][0]; for people who watch."""
+        return {"": inputs}
+
     @property
     def is_new(self) -> bool:
         """Whether there are running statistics that have not been updated yet."""

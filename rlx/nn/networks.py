@@ -352,4 +352,5 @@ class Network(nn.Module):
         params, value = self._outputs(features, inputs)
         mean, std = self.head.moments(params) or (None, None)
         scaled = None if value_scale is None else value_scale * value
-        return Explanation(self.head.probs(params), scaled, mean=mean, std=std, inputs=inputs)
+        by_leaf = self.encoder.by_leaf(inputs["inputs"] if self.is_masked else inputs)
+        return Explanation(self.head.probs(params), scaled, mean=mean, std=std, inputs=by_leaf)

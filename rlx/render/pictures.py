@@ -16,8 +16,10 @@ Picture = NDArray[np.uint8]
 
 ENLARGED_PX = 48
 """Pixels of the longer side up to which a small picture is enlarged in a terminal."""
-_LARGEST_GRID = 24
-"""Cells of the side of a grid of codes; whole numbers on anything larger are the colours of an image."""
+_CODES = 32
+"""Whole numbers below this are codes."""
+_LARGEST_BOARD = 24
+"""Cells of the side of a board of codes, where whole numbers may be larger; on anything larger they are the colours of an image."""
 _PALETTE = np.array([
     (24, 24, 24), (86, 180, 233), (230, 159, 0), (0, 158, 115), (213, 94, 0), (240, 228, 66), (0, 114, 178), (204, 121, 167),
     (150, 150, 150), (140, 109, 31), (120, 220, 180), (170, 80, 200), (255, 255, 255), (90, 90, 150), (180, 60, 60), (60, 110, 60),
@@ -35,41 +37,39 @@ class Pictures(NamedTuple):
 
 
 def pictures_of(part: Input) -> Pictures | None:
-    """The pictures of an input with at least two dimensions; None for vectors, numbers and texts."""
-    values = part.values if part.values.size == part.observed.size else part.observed
-    if values.ndim not in (2, 3, 4) or min(values.shape[:2]) < 2:
+    """The pictures of an input that is an image, a stack of images, or a board; None for vectors, numbers and texts."""
+    values, space = part.observed, part.space
+    whole = values.dtype.kind in "iub"
+    if values.ndim not in (2, 3, 4) or (values.ndim != 3 and not whole) or min(values.shape[:2]) < 2:
         return None
     if values.ndim == 4:  # a stack of images
-        images = [_coloured(image, part.space) for image in values[::-1]]
-        return Pictures(part.name, [p for image in images for p in image], is_stack=True)
-    channels = values[None] if values.ndim == 2 else _channels_first(values)
-    if _is_grid(part.space, channels):
-        if part.space is not None and _highest(part.space) <= 1 and len(channels) > 1:  # planes of zeros and ones
+        return Pictures(part.name, [picture for image in values[::-1] for picture in _coloured(image, space)], is_stack=True)
+    channels = _channels_first(values)
+    if whole and (_highest(space) < _CODES or max(channels.shape[1:]) <= _LARGEST_BOARD):
+        if _highest(space) <= 1 and len(channels) > 1:  # planes of zeros and ones
             kinds = np.where(channels.any(0), len(channels) - np.argmax(channels[::-1] > 0, axis=0), 0)
             return Pictures(part.name, [_PALETTE[kinds % len(_PALETTE)]], is_stack=False)
-        codes = np.rint(part.observed if values.ndim == 2 else _channels_first(part.observed)).astype(np.intp).reshape(channels.shape)
-        return Pictures(part.name, list(_PALETTE[codes % len(_PALETTE)]), is_stack=False)
-    shown = _coloured(values, part.space)
+        return Pictures(part.name, list(_PALETTE[channels.astype(np.intp) % len(_PALETTE)]), is_stack=False)
+    shown = _coloured(values, space)
     return Pictures(part.name, shown, is_stack=len(shown) > 1)
 
 
 def _channels_first(values: NDArray[Any]) -> NDArray[Any]:
-    """[C, h, w] of an array [C, h, w] or [h, w, C]: the channels are fewer than rows and columns."""
-    return values if values.shape[0] < min(values.shape[1:]) else np.moveaxis(values, -1, 0)
+    """[C, h, w] of an array [h, w], [C, h, w] or [h, w, C]: the channels are fewer than columns, or than rows."""
+    if values.ndim == 2:
+        return values[None]
+    return values if values.shape[0] < values.shape[-1] else np.moveaxis(values, -1, 0)
 
 
 def _highest(space: Any) -> float:
-    return float(np.max(space.high)) if isinstance(space, spaces.Box) else 1.0 if isinstance(space, spaces.MultiBinary) else np.inf
-
-
-def _is_grid(space: Any, channels: NDArray[Any]) -> bool:
-    whole = isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary) or (isinstance(space, spaces.Box) and space.dtype.kind in "iub")
-    return whole and max(channels.shape[1:]) <= _LARGEST_GRID
+    if isinstance(space, spaces.Box):
+        return float(np.max(space.high))
+    return float(np.max(space.nvec) - 1) if isinstance(space, spaces.MultiDiscrete) else 1.0
 
 
 def _coloured(image: NDArray[Any], space: Any) -> list[Picture]:
     """An image [h, w], [h, w, C] or [C, h, w]: one picture of three colours, or a grey one for every channel, the last first."""
-    channels = image[None] if image.ndim == 2 else _channels_first(image)
+    channels = _channels_first(image)
     levels = _bytes(channels, space)
     if len(channels) == 3:
         return [np.ascontiguousarray(np.moveaxis(levels, 0, -1))]

@@ -189,7 +189,9 @@ def plain(moment: Moment, watch: Watch) -> str:
 
 def _numbers(part: Input) -> str:
     """An input as text: all of a few numbers, else what kind they are of and their mean."""
+    if (said := in_words(part)) is not None and len(said) < 100:
+        return said
     values = part.values
     if values.size > 64 or pictures_of(part) is not None:
-        return f"{values.dtype} {list(values.shape)}, mean {values.mean():.4g}"
-    return in_words(part) or " ".join(f"{value:g}" for value in np.round(values.ravel().astype(float), 4).tolist())
+        return f"{part.observed.dtype} {list(part.observed.shape)}, mean {values.mean():.4g}"
+    return " ".join(f"{value:g}" for value in np.round(values.ravel().astype(float), 4).tolist())
