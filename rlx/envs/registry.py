@@ -28,6 +28,7 @@ from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.grids import grid_settings
 from rlx.envs.masks import has_mask_in_info
+from rlx.envs.missions import with_codes
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.envs.wrapping import Wrapping, wrap
 from rlx.errors import ConfigError, user_line
@@ -138,7 +139,7 @@ class EnvFactory:
     def _make(self, extra: dict[str, Any]) -> gymnasium.Env[Any, Any]:
         env = self._make_bare(extra)
         try:
-            return wrap(env, self.wrappers)
+            return with_codes(wrap(env, self.wrappers))
         except BaseException:
             env.close()
             raise
