@@ -55,8 +55,8 @@ class PolicyGraph(nn.Module):
         self.module = policy.algorithm.policy_module()
         self._parts = space_leaves(policy.observation_space)
         self._is_box = isinstance(policy.observation_space, spaces.Box)
-        takes_trees = isinstance(policy.spec.observation_space, spaces.Dict | spaces.Tuple)
-        self._structure = _structure(policy.observation_space) if takes_trees else None
+        self._takes_trees = policy.config.algo.takes_trees
+        self._structure = _structure(policy.observation_space)
         for path, part in self._parts:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
                 raise ConfigError(f"env={policy.config.env.id} observes {path or 'a'} {type(part).__name__}, which cannot be exported")
@@ -116,10 +116,9 @@ class PolicyGraph(nn.Module):
         """Observations as the policy's network takes them: [B, *], or a tree of such parts."""
         if self._is_box:
             return _as_box(parts[0])
-        if self._structure is None:
+        if not self._takes_trees:
             return torch.cat([_encode(part, space) for part, (_, space) in zip(parts, self._parts, strict=True)], dim=1)
-        seen = [_as_box(part) if isinstance(space, spaces.Box) else _encode(part, space)
-                for part, (_, space) in zip(parts, self._parts, strict=True)]  # fmt: skip
+        seen = (_as_box(part) if isinstance(space, spaces.Box) else part for part, (_, space) in zip(parts, self._parts, strict=True))
         return with_leaves(self._structure, seen)
 
     def _to_env(self, action: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def test_memory_goes_in_and_comes_out_of_the_graph(here: Path) -> None:
 def test_a_policy_that_sees_trees_is_given_trees(odd: Path) -> None:  # noqa: F811
     class Sees(torch.nn.Module):
         def forward(self, obs: Any, carry: Any, is_first: torch.Tensor) -> tuple[torch.Tensor, Any]:
-            return torch.stack([obs["image"].sum((1, 2)) + obs["place"][:, 2], obs["speed"][:, 1]], dim=1), carry
+            return torch.stack([obs["image"].sum((1, 2)) + (obs["place"] == 2), obs["speed"][:, 1]], dim=1), carry
 
     policy = trained("ppo", "native", "run", "env=odd_env:Odd").load()
     policy.spec = dataclasses.replace(policy.spec, observation_space=policy.observation_space)

@@ -197,7 +197,7 @@ def test_learning_from_signs_equals_learning_from_rewards_of_one(name):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        (["algo.memory_size=32"], "algo.memory_size=32 has no effect"),
+        (["algo.memory_size=32"], "algo.memory_size has no effect unless algo.memory=lstm or gru"),
         (["algo.memory=gru", "env.num_envs=6", "algo.num_minibatches=4"], "does not divide env.num_envs=6"),
         (["algo.memory=transformer"], "lstm"),
         (["algo.encoder=resnet"], "impala"),

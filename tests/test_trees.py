@@ -176,6 +176,7 @@ def test_workers_collect_the_same_trees_as_one_process(room, same):
 
 def test_an_algorithm_takes_trees_only_if_it_says_so(room, monkeypatch):
     config = Composer().compose(["algo=ppo", "env=room:Room", "log.wandb=disabled"]).config
+    monkeypatch.setattr(type(config.algo), "takes_trees", False)
     flat = env_factory(config)(1).single_observation_space
     assert (flat.shape, flat.dtype) == ((2 + 1 + 9 + 3,), np.float32)
     monkeypatch.setattr(type(config.algo), "takes_trees", True)

@@ -41,7 +41,7 @@ class ImageLayout:
 
     def __call__(self, images: Tensor) -> Tensor:
         """Images [N, *] to [N, H, W, C], contiguous."""
-        n = len(images)
+        n = images.shape[0]
         if self.channels_first:  # [N, (K,) C, H, W]; stacking planes is twice as fast as a transposed copy
             return torch.stack(images.reshape(n, self.num_channels, self.height, self.width).unbind(1), dim=-1)
         if self.is_stack:  # [N, K, H, W, C]

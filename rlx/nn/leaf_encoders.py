@@ -160,7 +160,7 @@ class OneHotEncoder(Encoder):
 
     def preprocess(self, obs: Tree) -> Tensor:
         """[N] or [N, *] to [N, D]."""
-        return (obs.reshape(len(obs), -1).index_select(1, self.number_of) == self.values).to(torch.float32)
+        return (obs.reshape(obs.shape[0], -1).index_select(1, self.number_of) == self.values).to(torch.float32)
 
 
 class EmbeddingEncoder(Encoder):
@@ -182,7 +182,7 @@ class EmbeddingEncoder(Encoder):
 
     def preprocess(self, obs: Tree) -> Tensor:
         """[N] or [N, k...] to rows of the table [N, K]."""
-        return obs.reshape(len(obs), -1) + self.offsets
+        return obs.reshape(obs.shape[0], -1) + self.offsets
 
     def forward(self, inputs: Tree) -> Tensor:
         vectors: Tensor = self.table(inputs)

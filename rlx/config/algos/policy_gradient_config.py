@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 from rlx.config.algos.base_config import WIDE_LAYER, GradientConfig
 from rlx.config.setting import setting
@@ -35,6 +35,8 @@ class MemoryKind(Enum):
 @dataclass(kw_only=True)
 class PolicyGradientConfig(GradientConfig):
     """What every algorithm of the policy-gradient family has."""
+
+    takes_trees: ClassVar[bool] = True
 
     rollout_length: int = setting(128, at_least=1, at_most=100_000_000)
     """Env steps per env between updates, T."""
