@@ -177,7 +177,7 @@ class Collector:
         acting = self._acting(all_obs, is_first)
         store(0, obs)
         for t in range(num_steps):
-            obs, reward[t], terminated[t], truncated[t], _ = step(acting(t))
+            obs, reward[t], terminated[t], truncated[t], info = step(acting(t))
             ends = np.logical_or(terminated[t], truncated[t], is_first[t + 1])
             if 1 in ends.tobytes():  # a tenth of the time of `ends.any()`
                 ended = np.flatnonzero(ends)
@@ -188,6 +188,8 @@ class Collector:
                 episodes += map(Episode, self._return[ended].tolist(), self._length[ended].tolist(), solved)
                 self._return[ended], self._length[ended] = 0.0, 0
                 obs = self._begin_episodes(ended, ends)
+            if "life_lost" in info:
+                terminated[t] |= info["life_lost"]  # for learning only: the episode goes on
             store(t + 1, obs)
         self._count(reward[counted:])
         first_carry, self._carry = self._carry, acting.carry

@@ -155,7 +155,7 @@ class Rollout:
     all_obs: Tree  # [T + 1, B, *]
     action: Tensor  # [T, B, *], as the policy chose it, before clipping to the action space
     reward: Tensor  # [T, B] float32
-    terminated: Tensor  # [T, B] bool: the successor has value 0
+    terminated: Tensor  # [T, B] bool: the successor has value 0; where a life was lost, the episode goes on
     truncated: Tensor  # [T, B] bool: the episode was cut; bootstrap from the successor
     is_first: Tensor  # [T, B] bool: obs[t] begins an episode
     final_t: Tensor  # [E] long: where an episode ended
@@ -171,7 +171,7 @@ class Rollout:
 
     @property
     def is_last(self) -> Tensor:
-        """[T, B] bool: the episode terminated or was truncated with this step."""
+        """[T, B] bool: the episode terminated or was truncated with this step, or a life was lost."""
         return self.terminated | self.truncated
 
     @property
@@ -260,7 +260,10 @@ class VectorEnv(Protocol):
         ...
 
     def step(self, actions: NDArray[Any]) -> tuple[Tree, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """(obs, reward, terminated, truncated, info), each [B, *]; obs is the true successor. Arrays may be reused by the next call."""
+        """(obs, reward, terminated, truncated, info), each [B, *]; obs is the true successor. Arrays may be reused by the next call.
+
+        `info["life_lost"]` [B] bool, where there is one, ends a return in training and not the episode.
+        """
         ...
 
     def close(self) -> None: ...

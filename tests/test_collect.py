@@ -354,3 +354,30 @@ def test_a_saved_tree_of_observations_stands_still_while_the_collector_goes_on()
     saved = _plain(state)["obs"]
     assert saved["place"].tolist() == [[11.0], [110.0]]
     assert saved["step"][0].tolist() == [1, 0]
+
+
+class LivesEnv(ScriptedEnv):
+    """The scripted environment, where env 1 loses a life in step 2 of an episode."""
+
+    def step(self, actions: np.ndarray) -> Any:
+        result = super().step(actions)
+        return *result[:4], {"life_lost": (self.steps == 2) & [False, True]}
+
+
+def test_a_lost_life_ends_a_return_in_training_and_nothing_else():
+    (expected, episodes), tape, other_tape = collect(7), [], []
+    collector = Collector(LivesEnv(tape), CountingPolicy(tape), seed=0)
+    collector.reset()
+    rollout, found = collector.collect(7)
+    lost = torch.tensor([[NO, t % 3 == 1] for t in range(7)])
+    assert torch.equal(rollout.terminated, expected.terminated | lost)
+    assert lost.any()
+    assert not (expected.terminated & lost).any()
+    assert found == episodes
+    for name in ("all_obs", "action", "reward", "truncated", "is_first", "final_t", "final_b", "final_obs"):
+        assert torch.equal(getattr(rollout, name), getattr(expected, name)), name
+    plain = Collector(ScriptedEnv(other_tape), CountingPolicy(other_tape), seed=0)
+    plain.reset()
+    plain.collect(7)
+    assert tape == other_tape
+    assert torch.equal(collector._carry, plain._carry)

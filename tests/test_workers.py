@@ -400,3 +400,38 @@ def test_suspended_run_does_not_take_its_workers_for_hung(toys):
         os.killpg(parent.pid, signal.SIGCONT)
         out, err = parent.communicate(timeout=60)
         assert (out, err) == ("stepped\n", "")
+
+
+LIVES = """
+import gymnasium
+import numpy as np
+
+class Lives(gymnasium.Env):
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+    reports_life_loss = True
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {"life_lost": True} if action else {}
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_lost_lives_are_reported_from_this_process_and_from_workers(tmp_path, monkeypatch, num_workers):
+    (tmp_path / "lives.py").write_text(LIVES)
+    monkeypatch.syspath_prepend(tmp_path)
+    env = VectorEnvFactory("lives:Lives", workers=num_workers, worker_timeout_s=30)(3)
+    try:
+        env.reset(seed=np.arange(3))
+        assert env.step(np.array([0, 1, 1]))[-1]["life_lost"].tolist() == [False, True, True]
+        assert env.step(np.array([1, 0, 0]))[-1]["life_lost"].tolist() == [True, False, False]
+    finally:
+        env.close()
+    sys.modules.pop("lives", None)
+
+
+def test_an_environment_without_lives_reports_none(toy):
+    assert toy.step(np.full(5, GOOD))[-1] == {}

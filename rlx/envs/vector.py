@@ -90,13 +90,14 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         for i, env in enumerate(self.envs):
             ours = self.single_observation_space, self.single_action_space
             check_same_spaces(ours, (env.observation_space, env.action_space), first + i)
+        self.reports_life_loss = bool(getattr(self.envs[0].unwrapped, "reports_life_loss", False))
         obs = create_empty_array(self.single_observation_space, num_envs, fn=np.zeros)
-        self.write_to(obs, np.zeros(num_envs, np.float32), np.zeros(num_envs, bool), np.zeros(num_envs, bool))
+        self.write_to(obs, np.zeros(num_envs, np.float32), *(np.zeros(num_envs, bool) for _ in range(3)))
         self._now, self._start, self._seeds = 0, [0] * num_envs, [0] * num_envs  # for errors: steps taken, when and how episodes began
 
-    def write_to(self, obs: Tree, reward: Array, terminated: Array, truncated: Array) -> None:
+    def write_to(self, obs: Tree, reward: Array, terminated: Array, truncated: Array, life_lost: Array) -> None:
         """Write the environments' returns into these arrays [B, *] from now on."""
-        self._obs, self._reward, self._terminated, self._truncated = obs, reward, terminated, truncated
+        self._obs, self._reward, self._terminated, self._truncated, self._life_lost = obs, reward, terminated, truncated, life_lost
         self._floats = [leaf for leaf in leaves(obs) if leaf.dtype.kind == "f"]
         self._set_obs = obs.__setitem__ if isinstance(obs, np.ndarray) else functools.partial(put, obs)
 
@@ -122,17 +123,20 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     def step(self, actions: Array) -> tuple[Tree, Array, Array, Array, dict[str, Any]]:
         set_obs, reward, terminated, truncated = self._set_obs, self._reward, self._terminated, self._truncated
+        life_lost = self._life_lost if self.reports_life_loss else None
         self._now += 1
         i = 0
         try:
             for i, action in enumerate(actions.copy()):  # an env may keep its action or change it; the log must not change
-                obs, reward[i], terminated[i], truncated[i], _ = self.envs[i].step(action)
+                obs, reward[i], terminated[i], truncated[i], info = self.envs[i].step(action)
                 set_obs(i, obs)
+                if life_lost is not None:
+                    life_lost[i] = info.get("life_lost", False)
         except (Exception, SystemExit) as error:
             raise self._error(i, "step", error) from error
         if not (np.isfinite(reward).all() and all(np.isfinite(leaf).all() for leaf in self._floats)):
             self._refuse_non_finite(actions)
-        return self._obs, reward, terminated, truncated, {}
+        return self._obs, reward, terminated, truncated, {} if life_lost is None else {"life_lost": life_lost}
 
     def _refuse_non_finite(self, actions: Array) -> None:
         for i in range(self.num_envs):

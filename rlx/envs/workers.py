@@ -106,10 +106,10 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     self._poll.register(self._workers[-1].connection.fileno(), select.POLLIN)
                 starting = {w: pickle.dumps((make, w.first, w.last, num_envs)) for w in self._workers}
                 of_workers = self._call(starting, timeout_s=max(timeout_s, START_TIMEOUT_S))
-                spaces = of_workers[0]
-                for worker, theirs in zip(self._workers, of_workers, strict=True):
+                spaces, self.reports_life_loss = of_workers[0]
+                for worker, (theirs, _) in zip(self._workers, of_workers, strict=True):
                     check_same_spaces(spaces, theirs, worker.first)
-                self._actions, *self._result = _map(memory.fileno(), spaces, num_envs)
+                self._actions, *self._result, self._life_lost = _map(memory.fileno(), spaces, num_envs)
                 self._call(dict.fromkeys(self._workers, _MAP))
             except BaseException:
                 self.close()
@@ -132,7 +132,7 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         np.copyto(self._actions, actions, casting="same_kind")
         self._call(self._step_all)
         obs, reward, terminated, truncated = self._result
-        return obs, reward, terminated, truncated, {}
+        return obs, reward, terminated, truncated, {"life_lost": self._life_lost} if self.reports_life_loss else {}
 
     def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Tree, list[Array]]:
         requests = {w: pickle.dumps(("restore", seeds[w.first : w.last], actions[w.first : w.last])) for w in self._workers}
@@ -252,15 +252,15 @@ def _anonymous_file() -> Any:
     return os.fdopen(os.memfd_create("rlx"), "r+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
 
 
-def _map(memory: int, spaces: Any, num_envs: int) -> tuple[Array, Tree, Array, Array, Array]:
-    """The shared arrays [B, *]: actions, obs (a tree), reward, terminated, truncated; they keep the mapping alive."""
+def _map(memory: int, spaces: Any, num_envs: int) -> tuple[Array, Tree, Array, Array, Array, Array]:
+    """The shared arrays [B, *]: actions, obs (a tree), reward, terminated, truncated, life_lost; they keep the mapping alive."""
     obs, action = (create_empty_array(space, num_envs) for space in spaces)
-    like = action, obs, np.empty(num_envs, np.float32), np.empty(num_envs, bool), np.empty(num_envs, bool)
+    like = action, obs, np.empty(num_envs, np.float32), *(np.empty(num_envs, bool) for _ in range(3))
     offsets = [0, *itertools.accumulate(-(-leaf.nbytes // 64) * 64 for leaf in leaves(like))]
     os.ftruncate(memory, offsets[-1])
     mapped = mmap.mmap(memory, offsets[-1])
     shared = (np.ndarray(leaf.shape, leaf.dtype, mapped, offset) for leaf, offset in zip(leaves(like), offsets, strict=False))
-    arrays: tuple[Array, Tree, Array, Array, Array] = with_leaves(like, shared)
+    arrays: tuple[Array, Tree, Array, Array, Array, Array] = with_leaves(like, shared)
     return arrays
 
 
@@ -295,7 +295,7 @@ def _serve(connection: Connection, memory: int) -> None:
         return
     with contextlib.closing(chunk):
         spaces = chunk.single_observation_space, chunk.single_action_space
-        connection.send(("done", spaces))
+        connection.send(("done", (spaces, chunk.reports_life_loss)))
         connection.recv()  # the parent has made the memory large enough
         actions, *result = pick(_map(memory, spaces, num_envs), slice(first, last))
         os.close(memory)
