@@ -23,16 +23,16 @@ class Reference:
                 self._add(part, params[: part.num_outputs], mask[: part.mask_width])
                 params, mask = params[part.num_outputs :], mask[part.mask_width :]
         elif isinstance(head, GaussianHead):
-            self.numbers += [(Normal(m, s), None) for m, s in zip(params, head.log_std.exp(), strict=True)]
+            self.numbers += [(Normal(m, s, validate_args=False), None) for m, s in zip(params, head.log_std.exp(), strict=True)]
         elif isinstance(head, BernoulliHead):
             for i, logit in enumerate(params):
                 allowed = [bit for bit in (0, 1) if mask[2 * i + bit]]
-                whole = Bernoulli(logits=logit) if len(allowed) == 2 else Categorical(logits=0.0 * logit.unsqueeze(0))
+                whole = Bernoulli(logits=logit, validate_args=False) if len(allowed) == 2 else Categorical(logits=0.0 * logit.unsqueeze(0))
                 self.numbers.append((whole, allowed))
         else:
             for n in head.choices:
                 allowed = [i for i in range(n) if mask[i]]
-                self.numbers.append((Categorical(logits=params[:n][allowed]), allowed))
+                self.numbers.append((Categorical(logits=params[:n][allowed], validate_args=False), allowed))
                 params, mask = params[n:], mask[n:]
 
     def log_prob(self, action: Tensor) -> Tensor:
