@@ -14,7 +14,7 @@ from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig
 from rlx.evaluation.evaluator import Evaluator
-from rlx.types import Algorithm, HasNotes, ReportsReplay
+from rlx.types import Algorithm, ChecksTrust, HasNotes, ReportsReplay
 
 
 @dataclass(kw_only=True)
@@ -34,6 +34,11 @@ class Parts:
             self.collector.env.note = note
         for text in self.notes:
             note(f"warning: {text}")
+
+    def trust(self, trusted: bool) -> None:
+        """Say whether states of environments that could harm this process may be restored."""
+        if isinstance(self.collector.env, ChecksTrust):
+            self.collector.env.is_trusted = trusted
 
     def close(self) -> None:
         self.collector.env.close()

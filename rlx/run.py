@@ -88,6 +88,7 @@ def train(
         saving = save_uncommitted(run.path) if segment == 0 else None
         with _ending(run, config) as ending:
             parts = build(config, run.checkpoints, device, inexact=inexact)
+            parts.trust(run.is_trusted())
             ending["spaces"] = parts.checkpointer.spaces  # as in the checkpoints, where a resume compares them
             with contextlib.closing(parts):
                 load_initial(run, parts.algo)

@@ -295,6 +295,14 @@ class HasNotes(Protocol):
 
 
 @runtime_checkable
+class ChecksTrust(Protocol):
+    """An environment whose saved state could harm the process if somebody changed it."""
+
+    is_trusted: bool
+    """Whether the run was started by the user, or is said to be trusted."""
+
+
+@runtime_checkable
 class ReportsReplay(Protocol):
     """An environment that is restored by replaying its open episodes, which may take long."""
 

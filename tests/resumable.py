@@ -8,6 +8,9 @@ from __future__ import annotations
 import copy
 import functools
 import os
+import random
+import signal
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +23,7 @@ from rlx.checkpoint import find_checkpoints
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
+from rlx.store.record import read_metrics
 from rlx.store.runs import RunDir
 
 ENVS = {
@@ -94,6 +98,16 @@ def in_child(function: Callable[[], Any]) -> int:
             traceback.print_exc()
             os._exit(1)
     return pid
+
+
+def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
+    """SIGKILL a process at some moment after its record has reached env_steps."""
+    while not any(line["env_steps"] >= env_steps for line in read_metrics(run.metrics_path)):
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the run ended before it could be killed"
+        time.sleep(0.001)
+    time.sleep(random.uniform(0.0, 0.02))
+    os.kill(pid, signal.SIGKILL)
+    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the run ended before it could be killed"
 
 
 def final_state(run: RunDir) -> dict[str, Any]:

@@ -8,8 +8,6 @@ import json
 import os
 import random
 import shutil
-import signal
-import time
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,28 +17,17 @@ from typing import Any
 import pytest
 import torch
 from launch import lines
-from resumable import FIT, assert_equal, compose, final_state, in_child, new_run
+from resumable import FIT, assert_equal, compose, final_state, in_child, kill_at, new_run
 
 from rlx import loop
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.parts import build
 from rlx.run import train
-from rlx.store.record import Record, read_metrics
+from rlx.store.record import Record
 from rlx.store.runs import RunDir, new_meta
 from rlx.track.console import QuietConsole
 from rlx.track.logger import RunLogger
-
-
-def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
-    """SIGKILL a process at some moment after its record has reached env_steps."""
-    while not any(line["env_steps"] >= env_steps for line in read_metrics(run.metrics_path)):
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the run ended before it could be killed"
-        time.sleep(0.001)
-    time.sleep(random.uniform(0.0, 0.02))
-    os.kill(pid, signal.SIGKILL)
-    assert os.WIFSIGNALED(os.waitpid(pid, 0)[1]), "the run ended before it could be killed"
-
 
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
           ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid")]  # fmt: skip

@@ -29,7 +29,8 @@ from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.grids import grid_settings
 from rlx.envs.masks import has_mask_in_info
 from rlx.envs.missions import with_codes
-from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
+from rlx.envs.snapshots import SnapshotVectorEnv
+from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, Restoring, restoring
 from rlx.envs.wrapping import Wrapping, wrap
 from rlx.errors import ConfigError, user_line
 from rlx.user_code import import_user_module
@@ -316,15 +317,16 @@ class VectorEnvFactory:
         """B environments to train in, with a `state_dict` where that is possible, else with the reason why not."""
         if self.is_native:
             return self._make(num_envs, "training"), None
-        defect, notes = "resumed with --inexact" if inexact else None, list[str]()
-        replays = self.id in REPLAYABLE | REBUILT or self.single.is_own_atari
-        if not defect and (self.wrappers or not replays):
-            defect, notes = replay_defect(self.single)
+        how = Restoring(False, "resumed with --inexact", []) if inexact else self._restoring()
         env: Any = self._make(num_envs, "training")
-        if not defect:
-            env = ReplayVectorEnv(env)
-        env.notes = notes  # for a console to print
-        return env, defect
+        if not how.defect:
+            env = SnapshotVectorEnv(env) if how.by_snapshots and env.has_snapshots else ReplayVectorEnv(env)
+        env.notes = how.notes  # for a console to print
+        return env, how.defect
+
+    def _restoring(self) -> Restoring:
+        known = self.id in REPLAYABLE | REBUILT or self.single.is_own_atari
+        return Restoring(self.single.is_own_atari, None, []) if known and not self.wrappers else restoring(self.single)
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import contextlib
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium
 import numpy as np
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from rlx.envs.contract import env_error, non_finite
 from rlx.envs.masks import random_action
+from rlx.envs.snapshots import has_native_state, has_snapshots, put_back, snapshot_defect, take
 from rlx.errors import CheckpointError, ConfigError, RlxError
 from rlx.spaces import ACTION_MASK, SeenDict, mask_width, original_space
 from rlx.tree_ops import Tree, leaves, map_tree, pick, put
@@ -91,6 +92,7 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             ours = self.single_observation_space, self.single_action_space
             check_same_spaces(ours, (env.observation_space, env.action_space), first + i)
         self.reports_life_loss = bool(getattr(self.envs[0].unwrapped, "reports_life_loss", False))
+        self.has_snapshots, self.has_native_state = has_snapshots(self.envs[0]), has_native_state(self.envs[0])
         obs = create_empty_array(self.single_observation_space, num_envs, fn=np.zeros)
         self.write_to(obs, np.zeros(num_envs, np.float32), *(np.zeros(num_envs, bool) for _ in range(3)))
         self._now, self._start, self._seeds = 0, [0] * num_envs, [0] * num_envs  # for errors: steps taken, when and how episodes began
@@ -162,6 +164,28 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     break
             rewards.append(np.array(earned, dtype=np.float32))
         return self._obs, rewards
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The state of every environment."""
+        return list(map(take, self.envs))
+
+    def restore_snapshots(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Bring every environment to its state.
+
+        Raises:
+            CheckpointError: if one does not accept it.
+        """
+        for i, (env, state) in enumerate(zip(self.envs, states, strict=True)):
+            self._start[i] = self._now
+            try:
+                put_back(env, state)
+            except CheckpointError:
+                raise
+            except (Exception, SystemExit) as error:
+                raise CheckpointError(
+                    f"environment {self._first + i} ({self._name(i)}) does not accept its saved state ({type(error).__name__}: {error}); "
+                    "`rlx resume --inexact` goes on with new episodes instead"
+                ) from error
 
     def close(self, **kwargs: Any) -> None:
         """Close all environments; errors are ignored, so that one of them does not keep the others open."""
@@ -253,6 +277,9 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         Raises:
             CheckpointError: if an environment gives other rewards than were saved, or ends at another observation.
         """
+        if "seeds" not in state:
+            raise CheckpointError("the checkpoint holds states of environments that are replayed here: the environment's package has "
+                                  "another version; `rlx resume --inexact` goes on with new episodes instead")  # fmt: skip
         self._seeds = np.asarray(state["seeds"], dtype=np.int64)
         actions = [np.asarray(a) for a in state["actions"]]
         lengths = np.array([len(a) for a in actions])
@@ -312,6 +339,38 @@ class _Announcement:
         self._said = True
         self._note(f"replaying {self._total:,} steps of the open episodes (about {elapsed_s * self._total / self._done:.0f} s); "
                    "rlx resume --inexact skips it")  # fmt: skip
+
+
+class Restoring(NamedTuple):
+    """How an environment can be restored."""
+
+    by_snapshots: bool
+    defect: str | None
+    """Why it cannot; None if it can."""
+    notes: list[str]
+    """Its other oddities."""
+
+
+def restoring(make: MakeEnv) -> Restoring:
+    """Find out by playing how an environment can be restored.
+
+    Raises:
+        EnvError: if the environment fails on these steps.
+    """
+    defect, notes = None, list[str]()
+    with contextlib.closing(GymVectorEnv(make, 1)) as env:
+        is_stateful = env.has_snapshots
+    del env  # what it holds may be freed with it
+    if is_stateful:
+        try:
+            defect = snapshot_defect(make)
+        except Exception as error:
+            defect = f"state_dict() or load_state_dict() raised {type(error).__name__}: {error}"
+        if defect is None:
+            return Restoring(True, None, [])
+        notes = [f"{defect}; its episodes are replayed instead"]
+    defect, more = replay_defect(make)
+    return Restoring(False, defect, notes + more)
 
 
 def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[str]]:

@@ -29,7 +29,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -106,7 +106,7 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
                     self._poll.register(self._workers[-1].connection.fileno(), select.POLLIN)
                 starting = {w: pickle.dumps((make, w.first, w.last, num_envs)) for w in self._workers}
                 of_workers = self._call(starting, timeout_s=max(timeout_s, START_TIMEOUT_S))
-                spaces, self.reports_life_loss = of_workers[0]
+                spaces, (self.reports_life_loss, self.has_snapshots, self.has_native_state) = of_workers[0]
                 for worker, (theirs, _) in zip(self._workers, of_workers, strict=True):
                     check_same_spaces(spaces, theirs, worker.first)
                 self._actions, *self._result, self._life_lost = _map(memory.fileno(), spaces, num_envs)
@@ -137,6 +137,18 @@ class ProcessVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     def restore(self, seeds: Sequence[int], actions: Sequence[Array], on_replay: OnReplay = lambda _: None) -> tuple[Tree, list[Array]]:
         requests = {w: pickle.dumps(("restore", seeds[w.first : w.last], actions[w.first : w.last])) for w in self._workers}
         return self._result[0], list(itertools.chain.from_iterable(self._call(requests, on_replay=on_replay)))
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """The state of every environment."""
+        return list(itertools.chain.from_iterable(self._call(dict.fromkeys(self._workers, pickle.dumps(("snapshots",))))))
+
+    def restore_snapshots(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Bring every environment to its state.
+
+        Raises:
+            CheckpointError: if one does not accept it.
+        """
+        self._call({w: pickle.dumps(("restore_snapshots", list(states[w.first : w.last]))) for w in self._workers})
 
     def close(self, **kwargs: Any) -> None:
         """End the workers, and kill those that do not exit by themselves; a second call does nothing."""
@@ -295,7 +307,7 @@ def _serve(connection: Connection, memory: int) -> None:
         return
     with contextlib.closing(chunk):
         spaces = chunk.single_observation_space, chunk.single_action_space
-        connection.send(("done", (spaces, chunk.reports_life_loss)))
+        connection.send(("done", (spaces, (chunk.reports_life_loss, chunk.has_snapshots, chunk.has_native_state))))
         connection.recv()  # the parent has made the memory large enough
         actions, *result = pick(_map(memory, spaces, num_envs), slice(first, last))
         os.close(memory)
@@ -309,6 +321,8 @@ def _serve(connection: Connection, memory: int) -> None:
                     chunk.step(actions)
                 elif command == "reset":
                     chunk.reset(seed=args[0], options={"reset_mask": args[1]})
+                elif command in ("snapshots", "restore_snapshots"):
+                    answer = pickle.dumps(("done", getattr(chunk, command)(*args)))
                 else:
                     answer = pickle.dumps(("done", chunk.restore(args[0], args[1], _Beat(connection))[1]))
             except (Exception, SystemExit) as error:

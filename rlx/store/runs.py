@@ -185,6 +185,10 @@ class RunDir:
             return False
         return is_signed(_signed_part(meta), meta.get("signature")) and meta.get("modules") == origins(config)
 
+    def is_trusted(self) -> bool:
+        """Whether this user started the run, or has said to trust where it comes from."""
+        return self._is_vouched_for or self.is_own()
+
     def changes(self) -> list[str]:
         """Differences between config.yaml and what was started, one for each setting. Raises a ConfigError if it cannot be read."""
         text = read_config_text(self.path / "config.yaml")
@@ -237,7 +241,7 @@ class RunDir:
                 (self.path / "meta.json").rename(self.path / aside)
                 note = f"{error}; it was put aside as {aside}, and what it said is lost"
         if changed or "config" not in meta or self._is_vouched_for:
-            own, old = self._is_vouched_for or self.is_own(), read_config_text(self.path / "config.yaml")
+            own, old = self.is_trusted(), read_config_text(self.path / "config.yaml")
             new = save_config(config) if changed else old
             meta |= {"config": new, "config_before": old, "modules": origins(config)}
             meta["signature"] = sign(_signed_part(meta)) if own else None

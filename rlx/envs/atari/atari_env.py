@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rlx.envs.atari.atari_settings import RULES, AtariProtocol, AtariSettings, game_of
 from rlx.envs.atari.frames import SIDE, shrinker
-from rlx.errors import ConfigError
+from rlx.errors import CheckpointError, ConfigError
 
 FRAME_SKIP = 4
 """Frames for which an action is held, unless it sticks."""
@@ -29,6 +29,9 @@ _SEED = 1
 _UNRESTORABLE = {"Qbert", "Tetris"}
 """Games that a restored state does not continue exactly in ale-py 0.12.1 and before."""
 _LAST_INEXACT_VERSION = (0, 12, 1)
+
+_SPREAD = 1024
+"""Bytes by which the lengths of a game's states may differ: some of its numbers are saved as text."""
 
 
 class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
@@ -47,6 +50,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         ConfigError: if the game has no such mode or difficulty.
     """
 
+    has_native_state = True
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012  (the API's own class attribute)
 
     def __init__(
@@ -66,10 +70,11 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         full = self._settings.full_action_space
         self._actions = self.ale.getLegalActionSet() if full else self.ale.getMinimalActionSet()
         self._noop, self._fire = ale_py.Action.NOOP, ale_py.Action.FIRE
+        self._make_state, self._version = ale_py.ALEState, ale_py.__version__
         self.reports_life_loss = self._rules.lives
         self.action_space = spaces.Discrete(len(self._actions))
         self.observation_space = spaces.Box(0, 255, (self._settings.frame_stack, SIDE, SIDE), np.uint8)
-        self._restores = game_of(env_id) not in _UNRESTORABLE or _version(ale_py.__version__) > _LAST_INEXACT_VERSION
+        self.restores_exactly = game_of(env_id) not in _UNRESTORABLE or _numbers(ale_py.__version__) > _LAST_INEXACT_VERSION
         self._start = self.ale.cloneState(include_rng=True)
         height, width = self.ale.getScreenDims()
         self._raw = np.zeros((2, height, width), dtype=np.uint8)
@@ -118,7 +123,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         return self._stack, {"lives": self._lives}
 
     def _return_to_start(self) -> None:
-        if self._restores:
+        if self.restores_exactly:
             self.ale.restoreState(self._start)
         else:
             self._load()
@@ -143,6 +148,39 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
             info["life_lost"] = not over and 0 < self._lives < lives_before
         return self._stack, reward, over, not over and self._frames >= self._settings.max_frames, info
 
+    def state_dict(self) -> dict[str, Any]:
+        """The game between two steps: the emulator's memory, and what this class adds to it."""
+        return {
+            "ale": np.frombuffer(self.ale.cloneState(include_rng=True).serialize(), dtype=np.uint8),
+            "stack": self._stack.copy(),
+            "last_action": self._last.value,
+            "lives": self._lives,
+            "frames": self._frames,
+            "rng": self._rng.bit_generator.state,
+            "protocol": self.protocol.value,
+            "version": self._version,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on with a saved game.
+
+        Raises:
+            CheckpointError: if it comes from another version of ale-py, or is no state of this game.
+        """
+        if state["version"] != self._version:
+            raise CheckpointError(f"it was saved with ale-py {state['version']}, and {self._version} is installed: install the first, "
+                                  "or begin new episodes with `rlx resume --inexact`")  # fmt: skip
+        memory, stack = np.asarray(state["ale"]), np.asarray(state["stack"])
+        if memory.dtype != np.uint8 or abs(memory.size - len(self._start.serialize())) > _SPREAD:
+            raise ValueError(f"{memory.size:,} bytes of {memory.dtype} are not the memory of this game")
+        if stack.shape != self._stack.shape or stack.dtype != np.uint8:
+            raise ValueError(f"frames of shape {stack.shape} and dtype {stack.dtype}, expected {self._stack.shape} of uint8")
+        actions = {action.value: action for action in (self._noop, *self._actions)}
+        last, lives, frames = actions[state["last_action"]], int(state["lives"]), int(state["frames"])
+        self._rng.bit_generator.state = state["rng"]
+        self.ale.restoreState(self._make_state(memory.tobytes()))
+        self._stack, self._last, self._lives, self._frames = stack.copy(), last, lives, frames
+
     def get_action_meanings(self) -> list[str]:
         """Names of the actions."""
         return [action.name for action in self._actions]
@@ -152,7 +190,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         return np.asarray(self.ale.getScreenRGB()) if self.render_mode == "rgb_array" else None
 
 
-def _version(text: str) -> tuple[int, ...]:
+def _numbers(text: str) -> tuple[int, ...]:
     """The numbers at the start of a version."""
     numbers = []
     for part in text.split("."):
