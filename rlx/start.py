@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlx.config.algos.policy_gradient_config import PolicyGradientConfig
+from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig
 from rlx.config.compose import apply_overrides
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable
@@ -61,10 +61,12 @@ def default_name(composed: Composed, *, timed: bool) -> str:
 def begin_compiling(config: RunConfig) -> None:
     """Compile the kernels that a run probably needs, if none of this machine's runs did; it takes as long as all that comes before them."""
     from rlx import compiled_code
-    from rlx.nn.kernel_modules import LEARNING
+    from rlx.nn.kernel_modules import GRU_UNROLL, LEARNING
 
     if isinstance(config.algo, PolicyGradientConfig) and config.runtime.device in ("cpu", "auto"):
-        compiled_code.begin_compiling(LEARNING)
+        needed = {MemoryKind.none: LEARNING, MemoryKind.gru: GRU_UNROLL}.get(config.algo.memory)
+        if needed is not None:
+            compiled_code.begin_compiling(needed)
 
 
 def check_new(composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None) -> Checked:

@@ -9,3 +9,7 @@ ACTING = KernelModule("rlx.nn.kernels", (("forward", "pipiiipipip"), ("act", "p"
 LEARNING = KernelModule(
     "rlx.nn.kernels", (("gradient_steps", "pipppipiiiiipippppippppiiifffffdddpiipp"),), parts=_PARTS, long=("gradient_steps",)
 )
+GRU_UNROLL = KernelModule(
+    "rlx.nn.gru_kernels", (("gru_forward", "ppppppp" + "iiip"), ("gru_backward", "pppppppp" + "iiip")), parts=_PARTS,
+    long=("gru_forward", "gru_backward"),
+)  # fmt: skip

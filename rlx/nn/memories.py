@@ -146,11 +146,11 @@ class GRUMemory(_Recurrent):
         return hidden, {"hidden": hidden}
 
     def unroll(self, features: Tensor, carry: Tree, is_first: Tensor | None) -> Tensor:
-        """As of `NoMemory`; by hand on a CPU, see `GRU`."""
-        if features.device.type != "cpu":
+        """As of `NoMemory`; through compiled kernels on a CPU, see `GRU`."""
+        if features.device.type != "cpu" or features.dtype != torch.float32:
             return super().unroll(features, carry, is_first)
         assert is_first is not None, "a memory must know where episodes begin"
-        out: Tensor = GRU.apply(features, carry["hidden"].detach(), is_first.numpy(), *self.parameters())
+        out: Tensor = GRU.apply(features, carry["hidden"].detach(), is_first, *self.parameters())
         return out
 
     def _sequence(self, x: Tensor, carry: Tree, weights: list[Tensor]) -> Tensor:
