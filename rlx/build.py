@@ -28,7 +28,7 @@ from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
 from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
-from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, KeepsReplay, RewardFn, VectorEnv
+from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, KeepsReplay, ReportsNetwork, RewardFn, VectorEnv
 
 _MUCH = 500_000_000
 """Bytes of a replay from which its size is announced."""
@@ -189,6 +189,9 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> A
     dtype = torch.bfloat16 if config.runtime.precision is Precision.bf16 else torch.float32
     with within_memory(data, limited=device.type == "cpu"), convolutions_in(dtype):
         algo: Algorithm = algo_registry.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)
+    if config.runtime.precision is Precision.bf16 and not (isinstance(algo, ReportsNetwork) and algo.network_report()["bfloat16"]):
+        raise ConfigError(f"runtime.precision=bf16 has no effect: it is for the convolutions of encoders, and algo={config.algo.name} on "
+                          f"env={spec.id} has none; leave it out")  # fmt: skip
     steps = algo.rollout_length * config.env.num_envs
     arrays = leaves(create_empty_array(spec.observation_space, 1))
     size = 2 * steps * (16 + sum(array.nbytes for array in arrays))  # observations and their successors

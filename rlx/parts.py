@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,8 @@ from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig
 from rlx.evaluation.evaluator import Evaluator
-from rlx.types import Algorithm, ChecksTrust, HasNotes, ReportsReplay
+from rlx.nn.network_report import observation_line
+from rlx.types import Algorithm, ChecksTrust, HasNotes, ReportsNetwork, ReportsReplay
 
 
 @dataclass(kw_only=True)
@@ -27,9 +29,13 @@ class Parts:
     checkpointer: Checkpointer
     notes: list[str]
     """Warnings about the environment."""
+    network: dict[str, Any] | None
+    """What the network is made of, see `rlx.nn.network_report`; None if the algorithm does not say."""
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Pass the warnings about the environment to `note`, and later a message if a replay of episodes takes long."""
+        """Pass the encoders and the warnings about the environment to `note`, and later a message if a replay of episodes takes long."""
+        if self.network is not None and (line := observation_line(self.network)) is not None:
+            note(line)
         if isinstance(self.collector.env, ReportsReplay):
             self.collector.env.note = note
         for text in self.notes:
@@ -75,6 +81,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             config=save_config(config),
             spaces=spaces_in_words(env),
         ),
+        network=algo.network_report() if isinstance(algo, ReportsNetwork) else None,
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
         + image_notes(config.algo, spec)
         + replay_notes(algo),

@@ -91,6 +91,7 @@ def train(
             parts.trust(run.is_trusted())
             ending["spaces"] = parts.checkpointer.spaces  # as in the checkpoints, where a resume compares them
             with contextlib.closing(parts):
+                run.keep_network(parts.network)
                 load_initial(run, parts.algo)
                 title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
                 console = console or make_console(config.log.console.value, title)

@@ -46,6 +46,8 @@ class Checked:
 
     warnings: list[str]
     """About its environment."""
+    network: dict[str, Any] | None
+    """What its network is made of, see `rlx.nn.network_report`; None if the algorithm does not say."""
     meta: dict[str, Any] = field(default_factory=dict)
     """For meta.json: where its weights are from, if it starts from some."""
     files: dict[str, bytes] = field(default_factory=dict)
@@ -180,6 +182,7 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
     from rlx.build import build_algorithm, env_factory, env_spec, image_notes, replay_notes, resolve_device, spaces_in_words
     from rlx.envs.registry import GameEnvFactory
     from rlx.finetune import FILE, check_fits
+    from rlx.types import ReportsNetwork
 
     device = resolve_device(config)
     factory = env_factory(config)
@@ -191,11 +194,13 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
     if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     algo = build_algorithm(config, spec, device)
+    notes = image_notes(config.algo, spec) + replay_notes(algo)
+    network = algo.network_report() if isinstance(algo, ReportsNetwork) else None
     if source is None:
-        return Checked(warnings=image_notes(config.algo, spec) + replay_notes(algo))
+        return Checked(warnings=notes, network=network)
     check_fits(source, algo, name=config.algo.name, spaces=spaces)
     data, origin = source.file(algo)
-    return Checked(warnings=image_notes(config.algo, spec) + replay_notes(algo), meta={"from": origin}, files={FILE: data})
+    return Checked(warnings=notes, network=network, meta={"from": origin}, files={FILE: data})
 
 
 def find_source(reference: str, *, warn: Callable[[str], None] = warnings.warn) -> Source:

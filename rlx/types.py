@@ -419,3 +419,12 @@ class KeepsReplay(Protocol):
 
     replay_bytes: int
     """Bytes that the replay takes once it is full."""
+
+
+@runtime_checkable
+class ReportsNetwork(Protocol):
+    """An algorithm that can say what its network is made of (`rlx show`)."""
+
+    def network_report(self) -> dict[str, Any]:
+        """See `rlx.nn.network_report`."""
+        ...

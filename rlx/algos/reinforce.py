@@ -7,6 +7,8 @@ step size does not grow with the episode's length. An episode that is open durin
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
+from rlx.nn.network_report import network_report
 from rlx.nn.networks import ArrayPolicy, Network, rows_of
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
@@ -66,6 +69,9 @@ class Reinforce(AblatesMemory):
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         scale = 1.0 if self.config.baseline is Baseline.value else None
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
+
+    def network_report(self) -> dict[str, Any]:
+        return network_report(self.net)
 
     def policy_module(self) -> GreedyPolicy:
         """The policy of evaluations, for exports."""

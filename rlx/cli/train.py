@@ -12,7 +12,7 @@ from rlx.cli.options import Notes, Tags, Trust, echo
 
 if TYPE_CHECKING:
     from rlx.config.compose import Composed
-    from rlx.start import Start
+    from rlx.start import Checked, Start
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that differ from the defaults.", autocompletion=complete_overrides)
@@ -71,7 +71,7 @@ def train(
     source = start.find_source(from_, warn=lambda text: echo(f"warning: {text}", err=True)) if from_ is not None else None
     checked = start.check_new(composed, run_name, may_exist=auto_resume, source=source)
     if dry_run:
-        _print_plan(composed, checked.warnings)
+        _print_plan(composed, checked)
         return
     begun = start.create(composed, run_name, checked, labels)
     recipe = f", recipe {composed.choices['recipe']}" if composed.choices["recipe"] else ", no recipe: the algorithm's defaults"
@@ -137,10 +137,13 @@ def _train(start: Start, *, inexact: bool = False) -> None:
         raise typer.Exit(outcome.exit_code)
 
 
-def _print_plan(composed: Composed, notes: list[str]) -> None:
+def _print_plan(composed: Composed, checked: Checked) -> None:
     from rlx.config.saved import save_config
+    from rlx.render.network_view import network_lines
 
     echo(f"# recipe: {composed.choices['recipe'] or 'none'}; nothing was trained")
-    for text in notes:
+    for text in checked.warnings:
         typer.echo(f"# warning: {text}")
+    for text in network_lines(checked.network):
+        echo(f"# {text}")
     echo(save_config(composed.config).rstrip())

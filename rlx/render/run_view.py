@@ -10,6 +10,7 @@ from rich.text import Text
 
 from rlx.config.saved import typed_value
 from rlx.render.braille import plot
+from rlx.render.network_view import network_rows
 from rlx.render.numbers import number
 from rlx.render.tables import make_table
 from rlx.store.details import CheckpointRow, RunDetails
@@ -59,6 +60,7 @@ def print_run(console: Console, details: RunDetails, lines: list[dict[str, Any]]
     _print_curve(console, lines)
     _print_metrics(console, details.metrics)
     _print_differences(console, details.differences)
+    _print_network(console, details.meta.get("network"))
     _print_checkpoints(console, details.checkpoints)
     _print_evaluations(console, details.evaluations)
     _print_segments(console, segments_of(details.meta))
@@ -123,6 +125,16 @@ def _print_differences(console: Console, differences: dict[str, Any]) -> None:
     width = max(map(len, differences))
     for key, value in differences.items():
         console.print(f"  {key:<{width}}  {typed_value(value)}", soft_wrap=True)
+
+
+def _print_network(console: Console, report: Any) -> None:
+    if not (rows := network_rows(report)):
+        return
+    print_title(console, "Network")
+    table = make_table("  part", "sees", "network", "outputs", "parameters", "why")
+    for part, *rest in rows:
+        table.add_row(*map(printable, (f"  {part}", *rest)))
+    console.print(table)
 
 
 def _print_checkpoints(console: Console, rows: list[CheckpointRow]) -> None:

@@ -272,6 +272,12 @@ class RunDir:
         """Replace notes and tags, each where `labels` has some; the run is locked by the caller."""
         self.write_meta(self.meta() | labels.as_meta())
 
+    def keep_network(self, report: dict[str, Any] | None) -> None:
+        """Write what the network is made of to meta.json, unless it is there."""
+        meta = self.meta()
+        if report is not None and meta.get("network") != report:
+            self.write_meta(meta | {"network": report})
+
     @property
     def segments(self) -> list[dict[str, Any]]:
         """One entry for each time the run was started or resumed."""
