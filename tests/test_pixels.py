@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerated import check_training
+from accelerated import compose, differences, final_state, train
+from catch import Catch
 from gymnasium import spaces
 from nested import settings_of
-from zygote import in_child
 
+import rlx
 from rlx.algos.muzero import MuZero
+from rlx.build import replay_notes
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
+from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent
 from rlx.models.latent_images import ImageNet
 from rlx.spaces import StackedBox
@@ -108,11 +113,60 @@ def test_one_batch_of_images_can_be_learnt_by_heart() -> None:
     assert (value - unroll.value[:, 0]).abs().mean() < 0.2
 
 
+def test_a_replay_that_does_not_fit_into_memory_is_refused_and_a_large_one_announced() -> None:
+    space = StackedBox(images(4, 84, 84))
+    with pytest.raises(ConfigError, match=r"a replay of algo.replay_size=2,000,000,000 steps: that takes 14,\d\d\d GB"):
+        agent(space, replay_size=2_000_000_000)
+    assert replay_notes(agent(space, replay_size=100_000)) == [
+        "the replay takes 0.7 GB once it is full; algo.replay_size sets its length"
+    ]  # fmt: skip
+    assert replay_notes(agent(space, replay_size=5_000)) == []
+
+
 def test_dense_layers_take_images_too() -> None:
     algo = agent(images(10, 10), layers=Layers.dense)
     assert not isinstance(algo.net, ImageNet)
     assert algo.net.represent(random_images(2, images(10, 10))).shape == (2, 16)
 
 
-def test_a_run_on_images_resumes_exactly_and_moves_between_devices(tmp_path: Path) -> None:
-    in_child(lambda: check_training("muzero-pixels", tmp_path), preload=("accelerated",))
+SHORT = ("algo.num_channels=4 algo.search.num_simulations=4 algo.batch_size=16 algo.replay_start=60 algo.num_unroll_steps=3 "
+         "env.num_envs=3 env.kwargs.frame_stack=3 loop.total_env_steps=90 loop.eval_every=0 log.wandb=disabled")  # fmt: skip
+
+
+def test_a_run_on_images_is_planned_trained_evaluated_shown_and_loaded(
+    here: Path, run_command: Callable[[str], tuple[int, str, str]]
+) -> None:
+    line = f"train algo=muzero env=catch:Catch {SHORT}"
+    code, out, _ = run_command(f"{line} --dry-run")
+    assert (code, "flattened" in out) == (0, False)
+    assert run_command(f"{line} --name a")[0] == 0
+    assert "10 episodes" in " ".join(run_command("eval a --episodes 10")[1].replace("deterministic ", "").split())
+    assert "muzero on catch:Catch" in run_command("show a")[1]
+    policy, env = rlx.load("a"), Catch(frame_stack=3)
+    obs, _ = env.reset(seed=0)
+    action, _ = policy.act(obs, None)
+    assert action in env.action_space
+
+
+def test_a_run_on_images_that_is_stopped_halfway_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    """With episodes that are truncated, and a replay that is full; tests/test_accelerator.py does the same on an accelerator."""
+    config = compose("muzero-pixels")
+    train(config, tmp_path / "whole", CPU)
+    train(config, tmp_path / "halves", CPU, until=config.loop.total_env_steps / 2)
+    train(config, tmp_path / "halves", CPU)
+    assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "halves")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_muzero_learns_to_catch_a_ball_that_it_sees(seed: int, here: Path, run_command: Callable[[str], tuple[int, str, str]]) -> None:
+    """From -0.7 at random to 0.8 to 1.0 in 12,000 steps, two minutes each."""
+    settings = (
+        "algo.num_channels=16 algo.batch_size=64 algo.replay_start=500 algo.search.num_simulations=8 algo.learning_rate=3e-3 "
+        "algo.anneal_learning_rate=true algo.replay_ratio=16 algo.reanalyse=0.5 algo.steps_per_update=2 env.num_envs=16 "
+        "env.kwargs.frame_stack=2 loop.total_env_steps=12000 loop.eval_every=0 log.wandb=disabled"
+    )
+    assert run_command(f"train algo=muzero env=catch:Catch {settings} --name a seed={seed}")[0] == 0
+    found = json.loads(run_command("eval a --episodes 100 --json")[1])
+    assert found["return_mean"] > 0.5
