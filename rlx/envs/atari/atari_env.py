@@ -71,9 +71,9 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self._actions = self.ale.getLegalActionSet() if full else self.ale.getMinimalActionSet()
         self._noop, self._fire = ale_py.Action.NOOP, ale_py.Action.FIRE
         self._make_state, self._version = ale_py.ALEState, ale_py.__version__
-        self.reports_life_loss = self._rules.lives
+        self.reports_life_loss, self.frame_stack = self._rules.lives, self._settings.frame_stack
         self.action_space = spaces.Discrete(len(self._actions))
-        self.observation_space = spaces.Box(0, 255, (self._settings.frame_stack, SIDE, SIDE), np.uint8)
+        self.observation_space = spaces.Box(0, 255, (self.frame_stack, SIDE, SIDE), np.uint8)
         self.restores_exactly = game_of(env_id) not in _UNRESTORABLE or _numbers(ale_py.__version__) > _LAST_INEXACT_VERSION
         self._start = self.ale.cloneState(include_rng=True)
         height, width = self.ale.getScreenDims()
@@ -99,7 +99,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         self.ale.reset_game()
 
     def _begin(self, frame: NDArray[np.uint8], *, frames: int) -> None:
-        self._stack = np.zeros((self._settings.frame_stack, SIDE, SIDE), dtype=np.uint8)
+        self._stack = np.zeros((self.frame_stack, SIDE, SIDE), dtype=np.uint8)
         self._stack[-1] = frame
         self._last, self._lives, self._frames = self._noop, self.ale.lives(), frames
 
