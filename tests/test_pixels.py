@@ -22,6 +22,7 @@ from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent
 from rlx.models.latent_images import ImageNet
+from rlx.nn.precision import convolutions_in
 from rlx.spaces import StackedBox
 from rlx.types import EnvSpec, Rollout
 
@@ -61,6 +62,17 @@ def test_a_frozen_copy_computes_what_the_network_does() -> None:
         own_logits, own_value = net.predict(net.represent(obs))
     np.testing.assert_allclose(logits, own_logits, atol=1e-5)
     np.testing.assert_allclose(value, bins.decode(own_value), atol=1e-4)
+
+
+def test_images_are_reduced_in_bfloat16_on_request() -> None:
+    space, planes = images(4, 40, 40), []
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        with convolutions_in(dtype):
+            net = ImageNet(space, 3, 11, num_channels=8, num_blocks=1)
+        planes.append(net.reduction(random_images(3, space)))
+    assert planes[1].dtype == torch.float32
+    assert 1e-6 < (planes[0] - planes[1]).abs().max() < 0.05 * planes[0].abs().max()
 
 
 def agent(space: spaces.Box, num_envs: int = 4, **settings: Any) -> MuZero:
