@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from torch import Tensor, nn
 
-from rlx.errors import ConfigError, NonFiniteError
+from rlx.errors import NonFiniteError
 from rlx.nn.graphs import Replayed
 from rlx.nn.mlp import MLP
 from rlx.nn.networks import Network
@@ -247,11 +247,6 @@ def test_bytes_that_are_bits_stay_what_they_are():
     torch.testing.assert_close(net.preprocess(obs), torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
 
 
-def test_actor_critic_refuses_an_observation_that_is_not_a_box():
-    with pytest.raises(ConfigError, match=r"env=Test-v0 has observation space Discrete\(3\).*expects a Box"):
-        Network(make_spec(spaces.Discrete(3), spaces.Discrete(2)), hidden_sizes=[4], activation="tanh")
-
-
 # FlatAdam
 
 
@@ -425,6 +420,34 @@ def test_a_feature_that_has_been_constant_is_not_blown_up_where_it_begins_to_var
     normalizer.update(torch.full((1000, 1), constant))
     out = normalizer(torch.tensor([[constant], [constant + 1.0], [constant - 0.01]]))
     torch.testing.assert_close(out, torch.tensor([[0.0], [1.0], [-0.01]]), atol=2e-3, rtol=0)
+
+
+def test_heights_that_are_0_until_they_are_met_are_not_scaled_up_to_the_clip():
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(20_000, 2, generator=draw)
+    met = torch.rand(20_000, generator=draw) < 1 / 4000
+    features[:, 1] = torch.where(met, 0.05 + 0.3 * torch.rand(20_000, generator=draw), 0.0)
+    normalizer, unbounded = ObservationNormalizer(2, clip=10.0), ObservationNormalizer(2, clip=10.0, bounds_rare=False)
+    for batch in features.split(1000):
+        normalizer.update(batch)
+        unbounded.update(batch)
+    assert unbounded.scale[1] > 200
+    assert unbounded(features[met])[:, 1].mean() > 9
+    heights = normalizer(features[met])[:, 1]
+    assert heights.square().mean().sqrt() == pytest.approx(3.0, rel=0.05)
+    assert heights.max() < 5
+    assert heights.std() > 0.5  # a high hurdle differs from a low one
+    assert torch.equal(normalizer.scale[0], unbounded.scale[0])
+
+
+@pytest.mark.parametrize("usual", [0.0, 1.0])
+@pytest.mark.parametrize("share", [0.14, 0.3, 0.6, 1.0])
+def test_features_that_vary_more_often_keep_their_standard_deviation(share, usual):
+    features = torch.where(torch.rand(4000, 1) < share, usual + 5.0, usual)
+    normalizer, unbounded = ObservationNormalizer(1, clip=10.0), ObservationNormalizer(1, clip=10.0, bounds_rare=False)
+    normalizer.update(features)
+    unbounded.update(features)
+    assert torch.equal(normalizer.scale, unbounded.scale)
 
 
 def test_reward_scaler_equals_the_step_by_step_loop_over_two_rollouts():

@@ -106,7 +106,8 @@ class FlatEncoder(Encoder):
         self.scale_numpy = byte_scale(space)
         self.scale: Tensor | None
         self.register_buffer("scale", None if self.scale_numpy is None else torch.from_numpy(self.scale_numpy), persistent=False)
-        self.normalizer = ObservationNormalizer(self.num_features, clip=observation_clip) if observation_clip else None
+        if observation_clip:  # planes may be normalised too, if that is asked for; ones are rare in them by their nature
+            self.normalizer = ObservationNormalizer(self.num_features, clip=observation_clip, bounds_rare=space.dtype.kind == "f")
 
     def raw(self, obs: Tensor) -> Tensor:
         """Observations [N, *] as float32 vectors [N, D] before normalisation."""

@@ -52,24 +52,74 @@ class RunningMoments:
         return torch.where(constant, 1.0, (self.variance + 1e-8).sqrt())
 
 
+_LARGEST_EVENT = 3.0
+"""Standard deviations that a typical rare value becomes at most."""
+
+
+class RareValues:
+    """How often features have another value than their usual one, which is the median of the first batch.
+
+    A sensor that is 0 until something is near has a standard deviation far below what it measures when something is near: heights in
+    front of a walker got scales of 217 to 947, so that every hurdle came as the clip. For such a feature the mean and the deviation
+    describe how rare events are, not how large they are. The values that differ from the usual one are therefore taken as a sample of
+    their own, of which s is the root mean square distance from the usual value, and the deviation is taken as s / 3 at least.
+
+    Only features that differ in less than half of the rows count. A share p of events of one size has the deviation s sqrt(p (1 - p)),
+    so that nothing changes for p above 0.13, and the scale has no step anywhere.
+    """
+
+    def __init__(self, num_features: int) -> None:
+        self.usual = torch.zeros(num_features, dtype=torch.float64)
+        self.count = torch.zeros(num_features, dtype=torch.float64)  # of rows that differ
+
+    def state_dict(self) -> State:
+        return {"usual": self.usual.clone(), "count": self.count.clone()}
+
+    def load_state_dict(self, state: State) -> None:
+        self.usual, self.count = state["usual"].clone(), state["count"].clone()
+
+    def update(self, batch: Tensor, *, is_first: bool) -> None:
+        """Count in a batch [N, D]."""
+        if is_first:
+            self.usual = batch.median(0).values.to(torch.float64)
+        self.count = self.count + (batch != self.usual).sum(0)
+
+    def least_std(self, moments: RunningMoments) -> Tensor:
+        """The smallest standard deviation [D] to divide by; 0 where there is no bound."""
+        share = self.count / moments.count
+        distance = (moments.variance + (moments.mean - self.usual).square()).div(share).sqrt()  # of the rows that differ
+        return torch.where((share > 0.0) & (share < 0.5), distance / _LARGEST_EVENT, 0.0)
+
+
 class ObservationNormalizer(nn.Module):
-    """(obs - mean) / std, clipped. The identity before the first `update`, and only `update` moves the statistics."""
+    """(obs - mean) / std, clipped. The identity before the first `update`, and only `update` moves the statistics.
+
+    Args:
+        num_features: D.
+        clip: bound on what is returned.
+        bounds_rare: give features that are nearly always the same a larger deviation, see `RareValues`.
+    """
 
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, num_features: int, *, clip: float) -> None:
+    def __init__(self, num_features: int, *, clip: float, bounds_rare: bool = True) -> None:
         super().__init__()
         self.clip = clip
         self.moments = RunningMoments((num_features,))
+        self.rare = RareValues(num_features) if bounds_rare else None
         self.register_buffer("shift", torch.zeros(num_features))
         self.register_buffer("scale", torch.ones(num_features))
 
     def get_extra_state(self) -> State:
-        return self.moments.state_dict()
+        return self.moments.state_dict() | ({} if self.rare is None else {"rare": self.rare.state_dict()})
 
     def set_extra_state(self, state: State) -> None:
         self.moments.load_state_dict(state)
+        if "rare" not in state:  # of a run from before they were counted, which goes on as it was
+            self.rare = None
+        elif self.rare is not None:
+            self.rare.load_state_dict(state["rare"])
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, D] to [B, D] in [-clip, clip]."""
@@ -82,8 +132,12 @@ class ObservationNormalizer(nn.Module):
 
     def update(self, features: Tensor) -> None:
         """Update the statistics by features [N, D]."""
-        self.moments.update(features)
+        is_first, host = self.is_new, features.cpu()
+        self.moments.update(host)
         std = self.moments.std
+        if self.rare is not None:
+            self.rare.update(host, is_first=is_first)
+            std = torch.maximum(std, self.rare.least_std(self.moments))
         self.scale.copy_(1.0 / std)
         self.shift.copy_(-self.moments.mean / std)
 
