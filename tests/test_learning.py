@@ -31,6 +31,10 @@ CLAIMS = [
     ("algo=ppo env=pendulum", -200.0, "RL Zoo PPO -172 at 100k steps"),
     ("algo=ppo env=mountaincar", -120.0, "RL Zoo PPO -110 at 1M steps"),
     ("algo=ppo env=lunarlander", 200.0, "RL Zoo PPO 242 at 1M steps"),
+    ("algo=ppo env=cartpole_positions", 450.0, "RL Zoo RecurrentPPO 500 at 100k steps"),
+    ("algo=ppo env=cartpole_positions algo.memory=gru", 450.0, "500 is the most"),
+    ("algo=ppo env=recall", 0.9, "1 is the most"),
+    ("algo=ppo env=recall algo.memory=gru", 0.9, "1 is the most"),
 ]
 HEADER = """# What the recipes reach
 
@@ -69,6 +73,20 @@ def test_recipe_reaches_its_return(overrides: str, least: float, elsewhere: str,
     print(row)
     assert min(returns) >= least
     table.append(row)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("env", "most"), [("cartpole_positions", 80.0), ("recall", -0.2)])
+def test_tests_of_memory_cannot_be_solved_without_one(env: str, most: float, tmp_path: Path) -> None:
+    environment = {**os.environ, "RLX_RUNS_DIR": str(tmp_path)}
+    for memory in ("none", "lstm"):
+        words = f"train algo=ppo env={env} algo.memory={memory} log.console=quiet log.wandb=disabled --name {memory}"
+        subprocess.run([RLX, *words.split()], check=True, env=environment)
+    for words in ("none", "lstm --memory off", "lstm --memory shuffled"):
+        evaluate = [RLX, "eval", *words.split(), "--json"]
+        out = subprocess.run(evaluate, check=True, env=environment, capture_output=True, text=True).stdout
+        assert json.loads(out)["return_mean"] <= most, words
 
 
 def play_tic_tac_toe(algo: str, *, games: int, root: Path) -> dict[str, float]:
