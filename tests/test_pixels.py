@@ -135,6 +135,18 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused_and_a_large_one_annou
     assert replay_notes(agent(space, replay_size=5_000)) == []
 
 
+def test_a_decision_is_explained_by_its_search_and_the_report_counts_every_parameter() -> None:
+    for space in (images(10, 10), spaces.Box(-1, 1, (3,), np.float32)):
+        algo = agent(space)
+        obs = torch.from_numpy(np.stack([space.sample(), space.sample()]))
+        out, explanation = algo.explain(obs, (), torch.zeros(2, dtype=torch.bool), mode="eval")
+        assert explanation.probs is not None
+        assert torch.allclose(explanation.probs.sum(dim=1), torch.ones(2))
+        assert torch.equal(out.action, algo.act(obs, (), torch.zeros(2, dtype=torch.bool), mode="eval").action)
+        report = algo.network_report()
+        assert sum(part["num_parameters"] for part in report["parts"]) == report["num_parameters"]
+
+
 def test_dense_layers_take_images_too() -> None:
     algo = agent(images(10, 10), layers=Layers.dense)
     assert not isinstance(algo.net, ImageNet)
@@ -149,11 +161,14 @@ def test_a_run_on_images_is_planned_trained_evaluated_shown_and_loaded(
     here: Path, run_command: Callable[[str], tuple[int, str, str]]
 ) -> None:
     line = f"train algo=muzero env=catch:Catch {SHORT}"
-    code, out, _ = run_command(f"{line} --dry-run")
+    code, out, _ = run_command(f"{line} runtime.precision=bf16 --dry-run")
     assert (code, "flattened" in out) == (0, False)
+    assert "image 3 x 10 x 10" in " ".join(out.split())
+    assert "convolutions to 5 x 5" in " ".join(out.split())
     assert run_command(f"{line} --name a")[0] == 0
     assert "10 episodes" in " ".join(run_command("eval a --episodes 10")[1].replace("deterministic ", "").split())
     assert "muzero on catch:Catch" in run_command("show a")[1]
+    assert run_command("watch a --png decision.png")[0] == 0
     policy, env = rlx.load("a"), Catch(frame_stack=3)
     obs, _ = env.reset(seed=0)
     action, _ = policy.act(obs, None)

@@ -10,7 +10,7 @@ a target network that is renewed less often; steps beyond a truncation have no t
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from rlx.memory import check_fits
 from rlx.models.latent import Bins, FrozenLatent, LatentNet, make_net
 from rlx.models.latent_images import ImageNet
 from rlx.models.latent_inputs import LatentInputs, Roots
+from rlx.models.latent_report import latent_report
 from rlx.models.unroll import unroll
 from rlx.nn.finite import FiniteWatch
 from rlx.nn.resnet import adam, descend, squared_norm
@@ -35,7 +36,7 @@ from rlx.planning.search import SearchConfig, SearchResult, search
 from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed, num_bytes
 from rlx.transfer import fetch, send
 from rlx.tree_ops import map_tree
-from rlx.types import EnvSpec, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _SMALL_BOARD = 16
 """Most cells of a board for which dense layers are the default: a convolution covers nearly all of it, at ten times the cost."""
@@ -132,6 +133,14 @@ class MuZero:
             "spent": torch.tensor([model.network_s, found.times["tree"], total_s, model.calls]).expand(len(action), -1) / len(action),
         }
         return PolicyOutput(torch.from_numpy(action).to(self.device), (), extras)
+
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
+        """The result of `act` for the same arguments, and the search's policy and value."""
+        out = self.act(obs, carry, is_first, mode=mode)
+        return out, Explanation(out.extras["policy"], out.extras["root_value"])
+
+    def network_report(self) -> dict[str, Any]:
+        return latent_report(self.net, self._inputs)
 
     def search(self, obs: Tree, *, mode: Mode, rng: np.random.Generator) -> tuple[SearchResult, LatentAdapter]:
         """Search from observations [B, *] that are arrays."""

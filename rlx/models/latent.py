@@ -116,7 +116,7 @@ class BoardNet(nn.Module):
         super().__init__()
         c, h, w = planes_shape
         self.num_actions, self.num_bins = num_actions, num_bins
-        self._action_shape = (num_channels, h, w)
+        self.latent_shape = (num_channels, h, w)
         self.enter, self.enter_bn = conv_bn(c, num_channels, 3)
         self.representation = nn.Sequential(*[Block(num_channels) for _ in range(num_blocks)])
         self.action = nn.Embedding(num_actions, num_channels * h * w)
@@ -134,7 +134,7 @@ class BoardNet(nn.Module):
         return scale_latent(self.representation(x))
 
     def step(self, latent: Tensor, action: Tensor) -> Tensor:
-        moved = self.move_bn(self.move(latent)) + self.action(action).view(-1, *self._action_shape)
+        moved = self.move_bn(self.move(latent)) + self.action(action).view(-1, *self.latent_shape)
         return scale_latent(self.dynamics(latent + F.relu(moved)))
 
     def reward_after(self, latent: Tensor) -> Tensor:
