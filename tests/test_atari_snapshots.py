@@ -18,6 +18,7 @@ from resumable import assert_equal, final_state, in_child, kill_at, new_run
 
 from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
+from rlx.envs.atari.atari_settings import AtariProtocol
 from rlx.envs.registry import EnvFactory, VectorEnvFactory
 from rlx.envs.snapshots import SnapshotVectorEnv
 from rlx.envs.vector import ReplayVectorEnv
@@ -25,7 +26,7 @@ from rlx.errors import CheckpointError
 from rlx.run import train
 
 SHORT = [
-    "env.num_envs=2", "loop.total_env_steps=640", "loop.log_every=100", "loop.checkpoint_every=110", "loop.eval_every=0",
+    "env.num_envs=2", "loop.total_env_steps=400", "loop.log_every=60", "loop.checkpoint_every=70", "loop.eval_every=0",
     "algo.rollout_length=20", "algo.num_minibatches=2", "algo.num_epochs=1", "algo.encoder=mlp", "algo.hidden_sizes=[2]",
     "log.wandb=disabled", "log.console=quiet",
 ]  # fmt: skip
@@ -61,24 +62,56 @@ def test_a_run_killed_within_a_game_resumes_bit_for_bit(words, tmp_path):
 def test_a_game_that_goes_on_from_a_snapshot_equals_the_game_itself():
     (env, defect), rng = VectorEnvFactory("ALE/Breakout-v5").training(2), np.random.default_rng(0)
     assert (type(env), defect) == (SnapshotVectorEnv, None)
-    env.reset(seed=np.array([1, 2]))
-    actions = rng.integers(4, size=(60, 2))
-    for action in actions[:30]:
-        env.step(action)
-    state = from_disk(env.state_dict())
-    expected = [[x.copy() for x in env.step(action)[:4]] for action in actions[30:]]
     new, _ = VectorEnvFactory("ALE/Breakout-v5").training(2)
-    new.load_state_dict(state)
-    for action, then in zip(actions[30:], expected, strict=True):
-        for x, y in zip(new.step(action)[:4], then, strict=True):
-            np.testing.assert_array_equal(x, y)
+    env.reset(seed=np.array([1, 2]))
+    for _ in range(12):
+        for action in rng.integers(4, size=(4, 2)):
+            env.step(action)
+        new.load_state_dict(from_disk(env.state_dict()))
+        for action in rng.integers(4, size=(2, 2)):
+            for x, y in zip(new.step(action)[:4], env.step(action)[:4], strict=True):
+                np.testing.assert_array_equal(x, y)
+        assert_equal(from_disk(new.state_dict()), from_disk(env.state_dict()))
 
 
 @pytest.mark.usefixtures("atari")
-def test_games_that_ale_py_does_not_restore_exactly_are_replayed(atari):
+def test_the_last_observation_of_a_game_is_the_same_after_a_snapshot():
+    make = EnvFactory("ALE/Breakout-v5")
+    env, new, rng, over = make().unwrapped, make().unwrapped, np.random.default_rng(0), False
+    env.reset(seed=1)
+    new.reset(seed=2)
+    new.step(1)
+    while not over:
+        action, state = int(rng.integers(4)), env.state_dict()
+        expected, _, over, *_ = env.step(action)
+    new.load_state_dict(state)
+    np.testing.assert_array_equal(new.step(action)[0], expected)
+
+
+@pytest.mark.usefixtures("atari")
+def test_an_episode_leaves_no_pixels_to_the_next():
+    """In this game the first screen after restoring the emulator would show some."""
+    env = EnvFactory("ALE/Koolaid-v5", protocol=AtariProtocol.v4)()
+    first = env.reset(seed=27)[0]  # after one frame
+    for t in range(20):
+        env.step(t % env.action_space.n)
+    np.testing.assert_array_equal(env.reset(seed=27)[0], first)
+
+
+@pytest.mark.parametrize("game", ["Tetris", "TicTacToe3D"])
+def test_games_that_ale_py_does_not_restore_exactly_are_replayed(game, atari):
     exact = tuple(map(int, atari.__version__.split(".")[:3])) > (0, 12, 1)
-    env, defect = VectorEnvFactory("ALE/Tetris-v5").training(1)
+    env, defect = VectorEnvFactory(f"ALE/{game}-v5").training(1)
     assert (type(env), defect) == (SnapshotVectorEnv if exact else ReplayVectorEnv, None)
+
+
+@pytest.fixture(scope="module")
+def pong():
+    """Two games, and their state as a file has it."""
+    pytest.importorskip("ale_py")
+    env, _ = VectorEnvFactory("ALE/Pong-v5").training(2)
+    env.reset(seed=np.array([1, 2]))
+    return env, env.state_dict()
 
 
 def spoil(key, value):
@@ -88,7 +121,6 @@ def spoil(key, value):
     return spoiler
 
 
-@pytest.mark.usefixtures("atari")
 @pytest.mark.parametrize(
     ("spoiler", "message"),
     [
@@ -104,23 +136,19 @@ def spoil(key, value):
         (lambda state: state["snapshots"][1].pop("state"), "environment 1 .* does not accept its saved state"),
     ],
 )
-def test_a_damaged_snapshot_is_refused(spoiler, message):
-    env, _ = VectorEnvFactory("ALE/Pong-v5").training(2)
-    env.reset(seed=np.array([1, 2]))
-    state = from_disk(env.state_dict())
+def test_a_damaged_snapshot_is_refused(spoiler, message, pong):
+    env, saved = pong
+    state = from_disk(saved)
     spoiler(state)
     with pytest.raises(CheckpointError, match=message):
         env.load_state_dict(state)
 
 
-@pytest.mark.usefixtures("atari")
-def test_the_memory_of_an_emulator_is_read_only_from_a_run_that_is_trusted():
-    env, _ = VectorEnvFactory("ALE/Pong-v5").training(1)
-    env.reset(seed=np.array([1]))
-    state = from_disk(env.state_dict())
-    env.is_trusted = False
+def test_the_memory_of_an_emulator_is_read_only_from_a_run_that_is_trusted(pong, monkeypatch):
+    env, saved = pong
+    monkeypatch.setattr(env, "is_trusted", False)
     with pytest.raises(CheckpointError, match="--trust"):
-        env.load_state_dict(state)
+        env.load_state_dict(from_disk(saved))
 
 
 class Walk(gymnasium.Env):
@@ -183,13 +211,13 @@ def test_an_environment_whose_state_forgets_something_is_replayed_with_a_warning
 
 ALL_GAMES = """
 import json, pickle, sys
+import gymnasium
 import numpy as np
 from rlx.envs.atari.atari_env import AtariEnv, AtariProtocol, AtariSettings
 from rlx.envs.registry import check_env_id
-env_id, sticky, path = sys.argv[1], float(sys.argv[2]), sys.argv[3]
-check_env_id(env_id)
-env = AtariEnv(env_id, AtariProtocol.v5, AtariSettings(sticky=sticky))
-def play(actions):
+role, sticky, path = sys.argv[1], float(sys.argv[2]), sys.argv[3]
+check_env_id("ALE/Pong-v5")
+def play(env, actions):
     trace = []
     for action in actions:
         obs, reward, over, _, info = env.step(action)
@@ -197,39 +225,41 @@ def play(actions):
         if over:
             env.reset()
     return trace
-actions = np.random.default_rng(1).integers(env.action_space.n, size=210).tolist()
-if sys.argv[4] == "save":
-    env.reset(seed=5)
-    play(actions[:150])
-    saved = env.state_dict(), play(actions[150:]), 5, actions[:150]
-    pickle.dump((saved, env.restores_exactly), open(path, "wb"))
-else:
-    (state, expected, seed, before), restores = pickle.load(open(path, "rb"))
+saved = {} if role == "save" else pickle.load(open(path, "rb"))
+found = {}
+for env_id in sorted(id_ for id_ in gymnasium.registry if id_.startswith("ALE/")):
+    env = AtariEnv(env_id, AtariProtocol.v5, AtariSettings(sticky=sticky))
+    actions = np.random.default_rng(1).integers(env.action_space.n, size=210).tolist()
+    if role == "save":
+        env.reset(seed=5)
+        play(env, actions[:150])
+        saved[env_id] = env.state_dict(), play(env, actions[150:])
+        continue
+    state, expected = saved[env_id]
     env.reset(seed=99)
-    play(actions[:7])
-    if restores:
+    play(env, actions[:7])
+    if env.restores_exactly:
         env.load_state_dict(state)
     else:
-        env.reset(seed=seed)
-        play(before)
-    print(json.dumps({"equal": play(actions[150:]) == expected, "by": "snapshot" if restores else "replay"}))
+        env.reset(seed=5)
+        play(env, actions[:150])
+    found[env_id] = [env.restores_exactly, play(env, actions[150:]) == expected]
+if role == "save":
+    pickle.dump(saved, open(path, "wb"))
+print(json.dumps(found))
 """
-"""Play 600 frames, and 240 more; in a new process, play the latter again from a snapshot, or from the start."""
+"""Play 600 frames of every game, and 240 more; in a new process, play the latter again from a snapshot, or from the start."""
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("atari")
 @pytest.mark.parametrize("sticky", [0.0, 0.25])
 def test_all_games_go_on_in_a_new_process_from_a_snapshot_after_600_frames(sticky, tmp_path):
-    EnvFactory("ALE/Pong-v5")().close()
-    ids = sorted(id_ for id_ in gymnasium.registry if id_.startswith("ALE/"))
-    assert len(ids) == 104
-    found = {}
-    for env_id in ids:
-        for role in ("save", "load"):
-            command = [sys.executable, "-c", ALL_GAMES, env_id, str(sticky), str(tmp_path / "game"), role]
-            printed = subprocess.run(command, capture_output=True, check=True, text=True, cwd=Path(__file__).parent.parent).stdout
-        found[env_id] = json.loads(printed.splitlines()[-1])
-    print(sum(result["by"] == "snapshot" for result in found.values()), "games by snapshots; by replay:",
-          [env_id for env_id, result in found.items() if result["by"] == "replay"])  # fmt: skip
-    assert [env_id for env_id, result in found.items() if not result["equal"]] == []
+    for role in ("save", "load"):
+        command = [sys.executable, "-c", ALL_GAMES, role, str(sticky), str(tmp_path / "games")]
+        printed = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True, cwd=Path(__file__).parent.parent).stdout
+    found = json.loads(printed.splitlines()[-1])
+    replayed = [env_id for env_id, (by_snapshot, _) in found.items() if not by_snapshot]
+    print(f"{len(found)} games, of which replayed: {', '.join(replayed)}")
+    assert len(found) == 104
+    assert [env_id for env_id, (_, is_equal) in found.items() if not is_equal] == []

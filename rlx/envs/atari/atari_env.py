@@ -26,8 +26,9 @@ FRAME_SKIP = 4
 _SEED = 1
 """Of the emulator's own generator, on which no game depends."""
 
-_UNRESTORABLE = {"Qbert", "Tetris"}
-"""Games that a restored state does not continue exactly in ale-py 0.12.1 and before."""
+_UNRESTORABLE = {"Qbert", "Tetris", "TicTacToe3D"}
+"""Games that a restored state does not continue exactly in ale-py 0.12.1 and before, which do not save that a frame was left half drawn.
+They are loaded anew for every episode, and replayed."""
 _LAST_INEXACT_VERSION = (0, 12, 1)
 
 _SPREAD = 1024
@@ -37,8 +38,8 @@ _SPREAD = 1024
 class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     """A game with observations [K, 84, 84]: the last K frames in grey, zeros before the first.
 
-    Each frame is the brighter of the last two of the four that an action is held for. `info` has `lives` and, under protocol v4,
-    `life_lost`.
+    Each frame is the brighter of the last two of the four that an action is held for; at the end of a game the last one is repeated.
+    `info` has `lives` and, under protocol v4, `life_lost`.
 
     Args:
         env_id: such as ALE/Pong-v5.
@@ -115,7 +116,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
             if self.ale.game_over():
                 self._return_to_start()
         frame = self._first_frame
-        if presses:
+        if len(presses) > 1:  # the first screen after restoring may show pixels of before
             self._raw[1] = 0
             self.ale.getScreenGrayscale(self._raw[0])
             frame = self._shrink()
@@ -136,12 +137,12 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], Any]):
             reward += ale.act(self._last)
             self._frames += 1
             over = ale.game_over(with_truncation=False)
-            if frame >= FRAME_SKIP - 2:
-                ale.getScreenGrayscale(self._raw[frame - FRAME_SKIP])
             if over:
                 break
+            if frame >= FRAME_SKIP - 2:
+                ale.getScreenGrayscale(self._raw[frame - FRAME_SKIP])
         seen, self._stack = self._stack, np.empty_like(self._stack)
-        self._stack[:-1], self._stack[-1] = seen[1:], self._shrink()
+        self._stack[:-1], self._stack[-1] = seen[1:], seen[-1] if over else self._shrink()
         lives_before, self._lives = self._lives, ale.lives()
         info: dict[str, Any] = {"lives": self._lives}
         if self.reports_life_loss:
