@@ -122,6 +122,19 @@ def _accelerators() -> Iterator[Check]:
         yield Check("gpu", "ok", "none; small networks train faster on the CPU anyway")
 
 
+def _bfloat16() -> Iterator[Check]:
+    import torch
+
+    from rlx.nn.precision import bfloat16_instructions
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if found := bfloat16_instructions(device):
+        yield Check("bfloat16", "ok", f"{found} computes it: an update of PPO on images was measured to take 0.6 times as long",
+                    "for image observations: runtime.precision=bf16; it changes numbers, so that it is never chosen for you")  # fmt: skip
+    else:
+        yield Check("bfloat16", "ok", "this processor has no instructions for it: runtime.precision=bf16 would be emulated, and slow")
+
+
 def _storage() -> Iterator[Check]:
     import shutil
 
@@ -254,4 +267,6 @@ def _rendering() -> Iterator[Check]:
         yield Check("rendering", "ok", detail)
 
 
-CHECKS = (_packages, _extras, _dm_control, _configuration, _processors, _accelerators, _storage, _repeatability, _tracking, _rendering)
+CHECKS = (
+    _packages, _extras, _dm_control, _configuration, _processors, _accelerators, _bfloat16, _storage, _repeatability, _tracking, _rendering
+)  # fmt: skip

@@ -9,15 +9,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rlx import loop
 from rlx.build import resolve_device
 from rlx.checkpoint import find_checkpoints
 from rlx.config.algo_registry import is_plugin
 from rlx.config.override_types import Override
-from rlx.config.schema import RunConfig
+from rlx.config.schema import Precision, RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, PluginError, RlxError, user_line
 from rlx.files import open_to_append
 from rlx.finetune import load_initial
+from rlx.nn.precision import bfloat16_instructions
 from rlx.parts import Parts, build
 from rlx.signals import SignalHandler
 from rlx.store.layout import LOG
@@ -76,13 +79,14 @@ def train(
     device = resolve_device(config)
     with run.lock(), SignalHandler() as signals:
         segment = len(run.segments)
-        warning = run.keep_record(config, changed=bool(overrides))
+        warnings = [run.keep_record(config, changed=bool(overrides)), _other_bfloat16(run, config, device)]
         run.begin_segment(
             {
                 "argv": sys.argv[1:] if argv is None else argv,
                 "overrides": list(map(str, overrides)),
                 "device": str(device),
                 "threads": config.runtime.threads,
+                **({"bfloat16": bfloat16_instructions(device)} if config.runtime.precision is Precision.bf16 else {}),
             }
         )
         saving = save_uncommitted(run.path) if segment == 0 else None
@@ -96,7 +100,7 @@ def train(
                 title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
                 console = console or make_console(config.log.console.value, title)
                 with contextlib.closing(console):
-                    if warning is not None:
+                    for warning in filter(None, warnings):
                         console.note(f"warning: {warning}")
                     progress, finished = _train(
                         run, config, parts, signals, segment, console, wandb or config.log.wandb.value, should_pause
@@ -202,6 +206,17 @@ def _keep(run: RunDir, text: str) -> bool:
     except OSError:
         return False
     return True
+
+
+def _other_bfloat16(run: RunDir, config: RunConfig, device: torch.device) -> str | None:
+    """A warning where a run in bfloat16 goes on with other instructions for it than before."""
+    if config.runtime.precision is not Precision.bf16 or not run.segments or "bfloat16" not in run.segments[-1]:
+        return None
+    before, now_ = run.segments[-1]["bfloat16"] or "emulation", bfloat16_instructions(device) or "emulation"
+    if before == now_:
+        return None
+    slow = ", which is slow" if now_ == "emulation" else ""
+    return f"bfloat16 was computed by {before}, and here by {now_}{slow}: the run goes on with other rounding"
 
 
 def _check_budget(run: RunDir, config: RunConfig) -> None:

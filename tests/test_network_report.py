@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import rlx.run
 from rlx.nn.network_report import observation_line
+from rlx.nn.precision import bfloat16_instructions
 from rlx.render.network_view import network_rows
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -58,3 +61,28 @@ def test_the_line_names_the_parts_of_a_tree_and_says_nothing_of_one_vector() -> 
 @pytest.mark.parametrize("report", [None, 3, {}, {"parts": "x"}, {"parts": [1]}])
 def test_a_report_that_is_none_has_no_rows(report: object) -> None:
     assert network_rows(report) == []
+
+
+def test_a_run_in_bfloat16_says_so_where_it_goes_on_with_other_instructions(
+    run_command: Command, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rlx.run, "bfloat16_instructions", lambda device: "avx512_bf16")
+    assert run_command(f"train {PICTURES} runtime.precision=bf16 --name moved")[0] == 0
+    assert "goes on with" not in "".join(run_command("resume moved loop.total_env_steps=4")[1:])
+    monkeypatch.setattr(rlx.run, "bfloat16_instructions", lambda device: None)
+    said = "".join(run_command("resume moved loop.total_env_steps=6")[1:])
+    assert "warning: bfloat16 was computed by avx512_bf16, and here by emulation, which is slow" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("flags\t\t: fpu avx512_bf16 amx_bf16\n", "amx_bf16"), ("flags : avx512_bf16", "avx512_bf16"), ("Features : fp bf16", "bf16"),
+     ("flags : avx2", None)],
+)  # fmt: skip
+def test_instructions_for_bfloat16_are_read_from_cpuinfo(text: str, found: str | None, tmp_path: Path) -> None:
+    (tmp_path / "cpuinfo").write_text(text)
+    assert bfloat16_instructions(torch.device("cpu"), tmp_path / "cpuinfo") == found
+
+
+def test_where_there_is_no_cpuinfo_bfloat16_counts_as_emulated(tmp_path: Path) -> None:
+    assert bfloat16_instructions(torch.device("cpu"), tmp_path / "none") is None
