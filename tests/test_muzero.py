@@ -228,6 +228,9 @@ def test_a_step_is_drawn_once_it_is_known_what_came_after_it() -> None:
     fill(memory, 1, begin=2, ends=((2, 1),))  # step 0 of environment 0 is two steps back; the episode of environment 1 has ended
     assert drawn(memory) == {0.0, 100.0, 101.0, 102.0}
     assert memory.num_ready == 4
+    uniform = memory.rows["x"][memory.draw_uniformly(4_000)]
+    shares = {x: float((uniform == x).float().mean()) for x in drawn(memory)}
+    assert list(shares.values()) == pytest.approx([0.25] * 4, abs=0.03)
 
 
 def test_the_oldest_steps_are_forgotten_and_windows_run_in_the_order_of_time() -> None:
