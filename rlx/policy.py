@@ -18,12 +18,13 @@ from rlx.config.schema import RunConfig
 from rlx.config.setting import require_whole
 from rlx.envs.actions import seen_actions
 from rlx.envs.contract import BrokenContract, check_array, first_non_finite
+from rlx.envs.masks import METHODS, MaskReader, is_masked, with_mask
 from rlx.envs.observations import observations, parts_of
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
-from rlx.spaces import original_space
+from rlx.spaces import ACTION_MASK, original_space
 from rlx.transfer import send_arrays
-from rlx.tree_ops import batch_size, leaves, map_tree, named_leaves
+from rlx.tree_ops import batch_size, leaves, map_tree, named_leaves, pick
 from rlx.types import Algorithm, EnvSpec, Mode, Tree
 
 Array = NDArray[Any]
@@ -69,13 +70,13 @@ class Policy:
         self.observation_space: gymnasium.Space[Any] = original_space(seen)
         self.action_space: gymnasium.Space[Any] = original_space(spec.action_space)
         self.algorithm, self.spec = algorithm, spec
-        self._read = ObservationReader(seen, spec.id)
+        self._read = ObservationReader(seen, spec.id, spec.action_space)
         self._clip = env_actions(spec.action_space)
         seen_is_own = spec.action_space is self.action_space
-        self._rescale = None if seen_is_own else seen_actions(self.action_space, spec.id, rescale=config.env.rescale_actions)[1]
+        self._to_env = None if seen_is_own else seen_actions(self.action_space, spec.id, rescale=config.env.rescale_actions)[1]
         self.seed(seed)
 
-    def act(self, obs: Any, carry: Tree = None, *, is_first: Any = None, mode: Mode = "eval") -> tuple[Any, Tree]:
+    def act(self, obs: Any, carry: Tree = None, *, is_first: Any = None, action_mask: Any = None, mode: Mode = "eval") -> tuple[Any, Tree]:
         """Choose actions.
 
         Args:
@@ -84,20 +85,23 @@ class Policy:
             carry: the policy's memory, as the previous call returned it for the same B environments in the same order; None begins an
                 episode in each.
             is_first: [B] bool: where `obs` begins an episode although `carry` is given; the default is nowhere.
+            action_mask: the actions that are allowed, where the environment says so in `info["action_mask"]` or by a method: as it gives
+                them, for B observations B of them stacked. Not where it is a part of the observation.
             mode: "eval" acts as evaluations do, mostly deterministically; "train" explores as training does.
 
         Returns:
-            The action that `env.step` takes, or an array [B, *] of them, clipped or rescaled to `action_space`; and the new carry.
+            The action that `env.step` takes, or B of them stacked, as for `obs`: clipped or rescaled to `action_space`; and the new carry.
 
         Raises:
-            ConfigError: if the observation is not in `observation_space`, or carry or is_first have another batch size.
+            ConfigError: if the observation is not in `observation_space`, the mask is missing or wrong, or carry or is_first have another
+                batch size.
         """
         if _trainer not in (None, threading.get_ident()):
             raise ConfigError("another thread of this process trains or evaluates, and a policy would draw from its random generators; "
                               "act in another process, or after it")  # fmt: skip
         if mode not in ("eval", "train"):
             raise ConfigError(f'policy.act: got mode={mode!r}; expected "eval" or "train"')
-        tree, is_batch = self._read(obs)
+        tree, is_batch = self._read(obs, action_mask)
         num = batch_size(tree)
         if self.spec.game is not None:
             tree = self.spec.game.observe(self._positions(tree))
@@ -116,8 +120,10 @@ class Policy:
                                   "pass the carry that was returned for the same environments")  # fmt: skip
             seen, first = send_arrays(self.device, tree, begins)
             output = self.algorithm.act(seen, carry, first, mode=mode)
-        action = self._to_env(self._clip(output.action))
-        return (action if is_batch else action[0]), output.carry
+        action: Tree = self._clip(output.action)
+        if self._to_env is not None:
+            action = self._to_env(action)
+        return (action if is_batch else pick(action, 0)), output.carry
 
     def _positions(self, histories: NDArray[Any]) -> list[Any]:
         """The positions of a game after actions [B, L], in each of which somebody is to move."""
@@ -129,9 +135,6 @@ class Policy:
         if over := [i for i, state in enumerate(states) if state.is_terminal()]:
             raise ConfigError(f"policy.act: the game of observation {over[0]} is over; begin another one")
         return states
-
-    def _to_env(self, action: NDArray[Any]) -> NDArray[Any]:
-        return action if self._rescale is None else self._rescale(action)
 
     def initial_carry(self, num_envs: int) -> Tree:
         """The carry at the beginning of an episode in each of `num_envs` environments; `act` uses it where carry is None."""
@@ -152,17 +155,25 @@ class ObservationReader:
     Args:
         space: of the policy's input.
         env_id: the environment's name in errors.
+        action_space: the space of the actions that masks are of.
     """
 
-    def __init__(self, space: gymnasium.Space[Any], env_id: str) -> None:
+    def __init__(self, space: gymnasium.Space[Any], env_id: str, action_space: gymnasium.Space[Any]) -> None:
         self._original = original_space(space)
-        self._encode = observations(self._original, env_id, flatten=isinstance(space, spaces.Box))
+        self._mask: MaskReader | None = None
+        self._mask_in_obs = False
+        if is_masked(space, action_space):
+            self._mask_in_obs = isinstance(self._original, spaces.Dict) and ACTION_MASK in self._original.spaces
+            self._mask = MaskReader(action_space, f"the observation['{ACTION_MASK}']" if self._mask_in_obs else ACTION_MASK)
+        self._encode = observations(
+            self._original, env_id, flatten=isinstance(space, spaces.Box), without=ACTION_MASK if self._mask_in_obs else None
+        )
 
-    def __call__(self, value: Any) -> tuple[Tree, bool]:
+    def __call__(self, value: Any, action_mask: Any = None) -> tuple[Tree, bool]:
         """The observations [B, *], and whether several were given; B is 1 where it was one.
 
         Raises:
-            ConfigError: if `value` is neither one nor several observations of the space.
+            ConfigError: if `value` is neither one nor several observations of the space, or the mask does not fit.
         """
         if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], dict) and not isinstance(self._original, spaces.Tuple):
             raise ConfigError("policy.act got a tuple (obs, info), as env.reset returns it; pass obs alone: obs, _ = env.reset()")
@@ -181,7 +192,39 @@ class ObservationReader:
                 raise BrokenContract(f"the observation has {found}{where}")
         except BrokenContract as error:
             raise ConfigError(f"policy.act: {error}; policy.observation_space is {self._original}") from error
-        return tree, size is not None
+        mask = self._masks(value, action_mask, size)
+        return (tree if mask is None else with_mask(tree, mask)), size is not None
+
+    def _masks(self, value: Any, action_mask: Any, size: int | None) -> Array | None:
+        """The masks [B, M] of observations; None if the policy takes none."""
+        if action_mask is not None and (self._mask is None or self._mask_in_obs):
+            why = "takes the mask from the observation" if self._mask_in_obs else "was trained without masks of actions"
+            raise ConfigError(f"policy.act: action_mask has no effect: this policy {why}; leave it out")
+        if self._mask is None:
+            return None
+        given = value[ACTION_MASK] if self._mask_in_obs else action_mask
+        if given is None:
+            raise ConfigError("policy.act: this policy was trained with masks of actions, which are no part of the observation; pass "
+                              f"action_mask=info['{ACTION_MASK}'], or what env.{METHODS[0]}() returns")  # fmt: skip
+        try:
+            if size is None:
+                return self._mask(given)[None]
+            return np.stack([self._mask(_row_of_mask(given, i, size)) for i in range(size)])
+        except BrokenContract as error:
+            raise ConfigError(f"policy.act: {error}; policy.action_space is {self._mask.space}") from error
+
+
+def _row_of_mask(masks: Tree, i: int, size: int) -> Tree:
+    """The i-th of the masks that are stacked in the parts of `masks`."""
+    if isinstance(masks, dict):
+        return {key: _row_of_mask(part, i, size) for key, part in masks.items()}
+    if isinstance(masks, tuple):
+        return tuple(_row_of_mask(part, i, size) for part in masks)
+    if masks is None:
+        return None
+    if np.ndim(masks) == 0 or len(masks) != size:
+        raise BrokenContract(f"{ACTION_MASK} has {len(masks) if np.ndim(masks) else 'no'} rows, expected {size}, one for each observation")
+    return masks[i]
 
 
 def _own(tree: Tree, space: gymnasium.Space[Any]) -> Tree:

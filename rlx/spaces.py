@@ -55,16 +55,24 @@ class SeenTuple(spaces.Tuple):
         self.original = original
 
 
-class SeenMultiDiscrete(spaces.MultiDiscrete):
-    """A one-dimensional MultiDiscrete that counts from 0, with the environment's own space."""
+class SeenDiscrete(spaces.Discrete):
+    """The same for a Discrete, of int64."""
 
-    def __init__(self, nvec: Array, original: gymnasium.Space[Any]) -> None:
-        super().__init__(nvec)
+    def __init__(self, n: int, start: int, original: gymnasium.Space[Any]) -> None:
+        super().__init__(n, start=start)
+        self.original = original
+
+
+class SeenMultiDiscrete(spaces.MultiDiscrete):
+    """The same for a MultiDiscrete, of int64; it counts from 0 unless `start` says otherwise."""
+
+    def __init__(self, nvec: Array, original: gymnasium.Space[Any], *, start: Array | None = None) -> None:
+        super().__init__(nvec, start=start)
         self.original = original
 
 
 class SeenMultiBinary(spaces.MultiBinary):
-    """A one-dimensional MultiBinary, with the environment's own space."""
+    """The same for a MultiBinary."""
 
     def __init__(self, n: int, original: gymnasium.Space[Any]) -> None:
         super().__init__(n)

@@ -238,7 +238,7 @@ def test_a_policy_refuses_what_it_cannot_act_on(obs: Any, arguments: dict[str, A
 
 
 def test_parts_of_an_observation_are_of_one_number() -> None:
-    read = ObservationReader(Odd.observation_space, "odd")
+    read = ObservationReader(Odd.observation_space, "odd", Odd.action_space)
     one = Odd.observation_space.sample()
     three: dict[str, Any] = {key: np.stack([part] * 3) for key, part in one.items()}
     assert read(three)[1]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import pickle
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.vector.utils import create_empty_array
 from torch import Tensor, nn
 
 from rlx.build import env_factory
 from rlx.checkpoint import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import Composer
-from rlx.envs.observations import Observations, ObservationTree
+from rlx.envs.contract import BrokenContract
+from rlx.envs.observations import Observations, ObservationTree, observations
 from rlx.envs.registry import VectorEnvFactory
-from rlx.errors import EnvError
+from rlx.errors import ConfigError, EnvError
 from rlx.evaluation.evaluator import Evaluator
 from rlx.rng import GlobalRNG
 from rlx.spaces import describe_space, original_space
@@ -226,3 +231,88 @@ def test_trees_keep_their_structure():
     put(doubled, 1, pick(tree, 1))
     assert doubled["a"].tolist() == [0, 1, 4]
     assert with_leaves(tree, [1, 2, 3]) == {"a": 1, "b": (2, [3]), "c": ()}
+
+
+KINDS = spaces.Dict(
+    view=spaces.Box(0, 255, (2, 3), np.uint8),
+    count=spaces.Box(0, 60000, (2,), np.uint16),
+    state=spaces.Discrete(5, start=-2, dtype=np.int32),
+    more=spaces.Tuple([
+        spaces.MultiDiscrete([[2], [3]], start=[[1], [4]]), spaces.MultiBinary((2, 2)), spaces.Dict(x=spaces.Box(-1.0, 1.0, ()))
+    ]),
+)  # fmt: skip
+
+
+def test_parts_keep_their_kind_in_a_tree_and_have_dtypes_of_torch():
+    read = ObservationTree(KINDS, "x")
+    KINDS.seed(3)
+    value = KINDS.sample()
+    seen = dict(named_leaves(read(value)))
+    assert {path: (x.dtype.name, x.shape) for path, x in seen.items()} == {
+        "['count']": ("float32", (2,)), "['more'][0]": ("int64", (2, 1)), "['more'][1]": ("int8", (2, 2)),
+        "['more'][2]['x']": ("float32", (1,)), "['state']": ("int64", ()), "['view']": ("uint8", (2, 3)),
+    }  # fmt: skip
+    assert all(np.array_equal(np.ravel(seen[path]), np.ravel(leaf)) for path, leaf in named_leaves(value))
+    batch = create_empty_array(read.space, 2, fn=np.zeros)
+    assert {path: (x.dtype.name, x.shape) for path, x in named_leaves(batch)} == {
+        path: (x.dtype.name, (2, *x.shape)) for path, x in seen.items()
+    }
+    for again in (copy.deepcopy(read.space), pickle.loads(pickle.dumps(read.space))):
+        assert again == read.space
+        assert original_space(again) == KINDS
+        assert describe_space(again) == describe_space(KINDS)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4, start=1), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary((2, 1))])
+def test_an_observation_of_choices_alone_stays_what_it_is_for_an_algorithm_that_takes_trees(space):
+    read = observations(space, "x", flatten=False)
+    value = space.sample()
+    assert read.space == space
+    assert np.array_equal(read(value), value)
+    with pytest.raises(BrokenContract, match=r"its observation is .* which is not in"):
+        read(np.full(space.shape, 9))
+
+
+class Odd(spaces.Space):
+    """A space of a user's own, as MiniGrid's mission."""
+
+    @property
+    def is_np_flattenable(self):
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            spaces.Dict(a=spaces.Text(3), b=spaces.Box(0, 1, (2,))),
+            r"of which \['a'\] \(Text\) is no Box, .*Filter.*\(env, \['b'\]\)",
+        ),
+        (spaces.Dict(a=spaces.Tuple([Odd()])), r"of which \['a'\]\[0\] \(Odd\) is no Box, Discrete, MultiDiscrete or MultiBinary"),
+        (spaces.Tuple([spaces.Sequence(spaces.Discrete(2))]), r"of which \[0\] \(Sequence\)"),
+        (spaces.OneOf([spaces.Discrete(2)]), r"which is no Box, .*TransformObservation"),
+        (spaces.Graph(spaces.Box(0, 1, (2,)), None), "which is no Box"),
+        (spaces.Dict({1: spaces.Discrete(2)}), r"which has the key 1 \(int\); expected strings"),
+        (spaces.Dict(a=spaces.Dict({2: spaces.Discrete(2)})), r"of which \['a'\] has the key 2 \(int\)"),
+        (spaces.Dict(), "which has no parts: an agent needs something to see"),
+        (spaces.Dict(a=spaces.Tuple([])), r"of which \['a'\] has no parts"),
+        (spaces.Dict(a=spaces.Box(0, 1, (2, 0))), r"of which \['a'\] is empty"),
+    ],
+)
+def test_a_part_that_cannot_be_observed_is_refused_by_its_path(space, message):
+    with pytest.raises(ConfigError, match=rf"^env=x has observation space .*{message}"):
+        observations(space, "x", flatten=False)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Dict(a=Odd()), r"of which \['a'\] \(Odd\) cannot be flattened"),
+        (spaces.Discrete(10**12), "which would be a one-hot vector of 1,000,000,000,000 numbers: at most 16,777,216"),
+        (spaces.Dict(a=spaces.MultiDiscrete([2**24, 2])), r"of which \['a'\] would be a one-hot vector of 16,777,218 numbers"),
+        (spaces.Dict(), "which has no parts"),
+    ],
+)
+def test_what_cannot_be_one_vector_is_refused_by_its_path(space, message):
+    with pytest.raises(ConfigError, match=rf"^env=x has observation space .*{message}"):
+        observations(space, "x", flatten=True)

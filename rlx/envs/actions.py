@@ -102,7 +102,7 @@ def _leaf(space: gymnasium.Space[Any], *, rescale: bool) -> tuple[gymnasium.Spac
         if len(shape) == 1 and not space.start.any():
             return None
         start = space.start
-        return SeenMultiDiscrete(space.nvec.ravel(), space), lambda action: (_shaped(action, shape) + start).astype(dtype)
+        return SeenMultiDiscrete(space.nvec.ravel().astype(np.int64), space), lambda action: (_shaped(action, shape) + start).astype(dtype)
     if isinstance(space, spaces.MultiBinary):
         return None if len(shape) == 1 else (SeenMultiBinary(int(np.prod(shape)), space), lambda action: _shaped(action, shape))
     if isinstance(space, spaces.Box) and dtype is not None and dtype.kind == "f":

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlx.envs.contract import BrokenContract, check_reset, describe, env_error
-from rlx.spaces import ACTION_MASK, ProductSpace, SeenDict, choices_of, original_space, space_leaves
+from rlx.spaces import ACTION_MASK, ProductSpace, SeenDict, choices_of, mask_width, original_space, space_leaves
 from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
@@ -38,9 +38,9 @@ class MaskReader:
     """
 
     def __init__(self, action_space: gymnasium.Space[Any], what: str) -> None:
-        self._space, self.what = original_space(action_space), what
+        self.space, self.what = original_space(action_space), what
         self._names, sizes = list[str](), list[int]()
-        for path, leaf in space_leaves(self._space):
+        for path, leaf in space_leaves(self.space):
             choices = choices_of(leaf)
             sizes += choices
             numbers = [path] if isinstance(leaf, spaces.Discrete) else [f"{path}[{i}]" for i in range(len(choices))]
@@ -59,7 +59,7 @@ class MaskReader:
         if value.__class__ is np.ndarray and value.dtype == bool and value.shape == (self.width,):
             mask = value.copy()
         else:
-            mask = self._of(value, self._space, self.what)
+            mask = self._of(value, self.space, self.what)
         allowed = np.logical_or.reduceat(mask, self._starts)
         if not allowed.all():
             name = self._names[int(np.argmin(allowed))]
@@ -178,6 +178,11 @@ def with_mask(seen: Tree, mask: Array) -> dict[str, Any]:
 def mask_space(width: int) -> spaces.Box:
     """The space of masks [M] as algorithms see them."""
     return spaces.Box(np.zeros(width, dtype=bool), np.ones(width, dtype=bool), dtype=bool)  # type: ignore[arg-type]
+
+
+def is_masked(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> bool:
+    """Whether observations, as algorithms see them, have masks of actions; otherwise an entry of that name is like any other."""
+    return isinstance(observation_space, SeenDict) and ACTION_MASK in observation_space.spaces and mask_width(action_space) > 0
 
 
 def mask_method(env: gymnasium.Env[Any, Any]) -> Callable[[], Any] | None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rlx.envs.contract import BrokenContract, check_array, check_member, keeps_values
 from rlx.errors import ConfigError
-from rlx.spaces import SeenBox, SeenDict, SeenTuple, StackedBox, space_leaves
+from rlx.spaces import SeenBox, SeenDict, SeenDiscrete, SeenMultiDiscrete, SeenTuple, StackedBox, space_leaves
 from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
@@ -60,6 +60,8 @@ class Observations:
             self._usual = {original.dtype} if self.space is original else set()
         else:
             parts = space_leaves(original)
+            if not parts:
+                raise ConfigError(f"env={env_id} has observation space {original}, which has no parts: an agent needs something to see")
             vectors = [_vector_space(leaf, path + inner, whole or original, env_id) for inner, leaf in parts]
             low, high = (np.concatenate([getattr(v, end).ravel() for v in vectors]).astype(np.float32) for end in ("low", "high"))
             self.space = SeenBox(low, high, np.float32, original)
@@ -106,14 +108,13 @@ class Choices:
 
     def __init__(self, original: gymnasium.Space[Any], env_id: str, *, path: str = "", whole: gymnasium.Space[Any] | None = None) -> None:
         self._original, self._what = original, f"its observation{path}"
-        self._dtype = np.dtype(np.int8 if isinstance(original, spaces.MultiBinary) else np.int64)
-        self.space = original
+        self.space = _of_int64(original)
         self.notes: list[str] = []
         _refuse_empty(original, path, whole or original, env_id)
 
     def __call__(self, value: Any) -> Array:
         check_member(value, self._original, self._what)
-        return np.asarray(value, dtype=self._dtype)
+        return np.asarray(value, dtype=self.space.dtype)
 
 
 class ObservationTree:
@@ -185,6 +186,15 @@ def observations(
     if isinstance(original, spaces.Dict | spaces.Tuple):
         return ObservationTree(original, env_id, without=without)
     return _kept_leaf(original, env_id, path="", whole=original)
+
+
+def _of_int64(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
+    """A space of choices in int64, which torch takes as an index."""
+    if isinstance(space, spaces.Discrete) and space.dtype != np.int64:
+        return SeenDiscrete(int(space.n), int(space.start), space)
+    if isinstance(space, spaces.MultiDiscrete) and space.dtype != np.int64:
+        return SeenMultiDiscrete(space.nvec.astype(np.int64), space, start=space.start.astype(np.int64))
+    return space
 
 
 def _refuse_empty(space: gymnasium.Space[Any], path: str, whole: gymnasium.Space[Any], env_id: str) -> None:

@@ -22,10 +22,10 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from rlx.envs.contract import env_error, non_finite
-from rlx.envs.masks import random_action
+from rlx.envs.masks import is_masked, random_action
 from rlx.envs.snapshots import has_native_state, has_snapshots, put_back, snapshot_defect, take
 from rlx.errors import CheckpointError, ConfigError, RlxError
-from rlx.spaces import ACTION_MASK, SeenDict, mask_width, original_space
+from rlx.spaces import ACTION_MASK, original_space
 from rlx.tree_ops import Tree, leaves, map_tree, pick, put
 
 Array = NDArray[Any]
@@ -400,12 +400,11 @@ def _follow(env: GymVectorEnv, seed: int, steps: int) -> list[tuple[Array, ...]]
     """The observations, rewards and flags of one environment's episode under random actions, the same ones in every call."""
     space, rng = env.single_action_space, np.random.default_rng(0)
     space.seed(0)
-    is_masked = mask_width(space) > 0 and isinstance(env.single_observation_space, SeenDict)
+    masked = is_masked(env.single_observation_space, space)
     obs, _ = env.reset(seed=[seed])
     trace = [tuple(leaf.copy() for leaf in leaves(obs))]
     for _ in range(steps):
-        mask = obs.get(ACTION_MASK) if is_masked else None
-        action = np.asarray(space.sample() if mask is None else random_action(space, mask[0], rng))
+        action = np.asarray(random_action(space, obs[ACTION_MASK][0], rng) if masked else space.sample())
         obs, reward, terminated, truncated, _ = env.step(action[None])
         trace.append(tuple(leaf.copy() for leaf in leaves((obs, reward, terminated, truncated))))
         if terminated[0] or truncated[0]:
