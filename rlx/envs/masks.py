@@ -228,6 +228,23 @@ def has_mask_in_info(env: gymnasium.Env[Any, Any], env_id: str) -> bool:
     return result[1].get(ACTION_MASK) is not None
 
 
+class RandomPlayer:
+    """Chooses random actions that are allowed, the same ones for the same observations.
+
+    Args:
+        observation_space, action_space: as algorithms see them.
+    """
+
+    def __init__(self, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
+        self._space, self._rng = action_space, np.random.default_rng(0)
+        self._masked = is_masked(observation_space, action_space)
+        action_space.seed(0)
+
+    def __call__(self, obs: Tree) -> Array:
+        """An action in the state of one observation."""
+        return np.asarray(random_action(self._space, obs[ACTION_MASK], self._rng) if self._masked else self._space.sample())
+
+
 def random_action(space: gymnasium.Space[Any], mask: Array, rng: np.random.Generator) -> Array:
     """A random action among those that a mask [M] allows, of a space as algorithms see it."""
     action = np.array(space.sample())

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
 
 from rlx.envs.edge import Edge
+from rlx.envs.masks import RandomPlayer
 from rlx.errors import CheckpointError
 from rlx.tree_ops import Tree, leaves, map_tree
 
@@ -147,29 +148,27 @@ def snapshot_defect(make: Callable[[], Any], *, steps: int = 60) -> str | None:
     An episode is saved half way and continued in another environment that has played before. Only one environment exists at a time.
     """
     with contextlib.closing(make()) as env:
-        env.action_space.seed(0)
-        actions = [env.action_space.sample() for _ in range(2 * steps)]
-        _play(env, 2, actions[:steps])
+        choose = RandomPlayer(env.observation_space, env.action_space)
+        obs, _, _ = _play(env, env.reset(seed=2)[0], choose, steps)
         saved = copy.deepcopy(take(env))
-        expected = _play(env, None, actions[steps:])
+        _, actions, expected = _play(env, obs, choose, steps)
     with contextlib.closing(make()) as env:
-        _play(env, 1, actions[: steps // 3])
+        choose = RandomPlayer(env.observation_space, env.action_space)
+        _play(env, env.reset(seed=1)[0], choose, steps // 3)
         put_back(env, saved)
-        found = _play(env, None, actions[steps:])
-    same = len(found) == len(expected) and all(
-        np.array_equal(a, b, equal_nan=True) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True)
-    )
+        again = iter(actions)
+        _, _, found = _play(env, obs, lambda _: next(again), steps)
+    same = all(np.array_equal(a, b, equal_nan=True) for x, y in zip(found, expected, strict=True) for a, b in zip(x, y, strict=True))
     return None if same else "the state that state_dict() gave did not continue the episode"
 
 
-def _play(env: Any, seed: int | None, actions: Sequence[Any]) -> list[list[Any]]:
-    """What an episode's steps give; it begins if there is a seed, and another one whenever it ends."""
-    if seed is not None:
-        env.reset(seed=seed)
-    trace = []
-    for action in actions:
-        obs, reward, terminated, truncated, _ = env.step(action)
+def _play(env: Any, obs: Tree, choose: Callable[[Tree], Any], steps: int) -> tuple[Tree, list[Any], list[list[Any]]]:
+    """The last observation, the actions and what they gave; another episode begins whenever one ends."""
+    actions, trace = [], []
+    for _ in range(steps):
+        actions.append(choose(obs))
+        obs, reward, terminated, truncated, _ = env.step(actions[-1])
         trace.append([leaf.copy() for leaf in leaves(map_tree(np.asarray, obs))] + [reward, terminated, truncated])
         if terminated or truncated:
-            env.reset(seed=3)
-    return trace
+            obs, _ = env.reset(seed=3)
+    return obs, actions, trace

@@ -22,10 +22,10 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 
 from rlx.envs.contract import env_error, non_finite
-from rlx.envs.masks import is_masked, random_action
+from rlx.envs.masks import RandomPlayer
 from rlx.envs.snapshots import has_native_state, has_snapshots, put_back, snapshot_defect, take
 from rlx.errors import CheckpointError, ConfigError, RlxError
-from rlx.spaces import ACTION_MASK, original_space
+from rlx.spaces import original_space
 from rlx.tree_ops import Tree, leaves, map_tree, pick, put
 
 Array = NDArray[Any]
@@ -398,14 +398,11 @@ def replay_defect(make: MakeEnv, *, steps: int = 100) -> tuple[str | None, list[
 
 def _follow(env: GymVectorEnv, seed: int, steps: int) -> list[tuple[Array, ...]]:
     """The observations, rewards and flags of one environment's episode under random actions, the same ones in every call."""
-    space, rng = env.single_action_space, np.random.default_rng(0)
-    space.seed(0)
-    masked = is_masked(env.single_observation_space, space)
+    choose = RandomPlayer(env.single_observation_space, env.single_action_space)
     obs, _ = env.reset(seed=[seed])
     trace = [tuple(leaf.copy() for leaf in leaves(obs))]
     for _ in range(steps):
-        action = np.asarray(random_action(space, obs[ACTION_MASK][0], rng) if masked else space.sample())
-        obs, reward, terminated, truncated, _ = env.step(action[None])
+        obs, reward, terminated, truncated, _ = env.step(choose(pick(obs, 0))[None])
         trace.append(tuple(leaf.copy() for leaf in leaves((obs, reward, terminated, truncated))))
         if terminated[0] or truncated[0]:
             break
