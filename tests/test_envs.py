@@ -6,6 +6,7 @@ import importlib.util
 import io
 import re
 import sys
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -499,9 +500,18 @@ def test_a_family_that_fails_when_it_is_imported_is_named(here, monkeypatch):
 
 def test_a_misspelt_id_of_a_family_is_answered_with_the_nearest():
     pytest.importorskip("minigrid")
-    for wrong in ("MiniGrid-DorKey-5x5-v0", "minigrid-doorkey-5x5-v0"):
+    for wrong in ("MiniGrid-DorKey-5x5-v0", "MINIGRID-DOORKEY-5X5-V0"):
         with pytest.raises(ConfigError, match=r"did you mean MiniGrid-DoorKey-5x5-v0"):
             check_env_id(wrong)
+
+
+def test_environments_with_several_agents_are_refused(here, monkeypatch):
+    with pytest.raises(ConfigError, match=r"env=pettingzoo\.classic:chess_v6: .*several agents.*env=spiel:GAME"):
+        check_env_id("pettingzoo.classic:chess_v6")
+    base = type("ParallelEnv", (), {"__module__": "pettingzoo.utils.env"})
+    monkeypatch.setitem(sys.modules, "many_agents", types.SimpleNamespace(Env=type("Env", (base,), {})))
+    with pytest.raises(ConfigError, match=r"env=many_agents:Env: .*several agents"):
+        check_env_id("many_agents:Env")
 
 
 def test_no_id_of_gymnasium_is_taken_for_one_of_a_family():

@@ -177,6 +177,12 @@ class EnvFactory:
         return FrameStackObservation(AtariPreprocessing(env, noop_max=noops), 4, padding_type="zero")
 
 
+_MANY_AGENTS = (
+    "environments of PettingZoo have several agents, and rlx trains one policy in an environment with one; two-player games of "
+    "perfect information are env=spiel:GAME, e.g. env=connect_four, and a gymnasium.Env of yours may hold the other agents"
+)
+
+
 class _RebuildOnReset(gymnasium.Env[Any, Any]):
     """An environment that is constructed anew for every episode."""
 
@@ -211,6 +217,8 @@ def check_env_id(env_id: str) -> None:
         Game(env_id.removeprefix(PREFIX))
         return
     module, colon, name = env_id.rpartition(":")
+    if module.partition(".")[0] == "pettingzoo":
+        raise ConfigError(f"env={env_id}: {_MANY_AGENTS}")
     if colon:
         import_user_module(module, f"env={env_id}", role=", and register the environment when imported")
     register_family(name)
@@ -224,7 +232,8 @@ def check_env_id(env_id: str) -> None:
         path = getattr(sys.modules[module], "__file__", None)
         raise ConfigError(f"env={env_id}: module {module!r} ({path or 'without a file'}) registers no environment {name!r}; {advice}")
     if name not in gymnasium.registry:
-        near = difflib.get_close_matches(name, gymnasium.registry, n=3)
+        lowered = {id_.lower(): id_ for id_ in gymnasium.registry}
+        near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3)]
         suggestion = f"did you mean {' or '.join(near)}?" if near else "see `rlx envs`, or write my_module:MyEnv-v0 for one of your own"
         raise ConfigError(f"env={env_id}: no such environment is registered with gymnasium; {suggestion}")
 
@@ -241,6 +250,8 @@ def _made_by(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
     found = getattr(sys.modules.get(module), name, None)
     if found is None:
         return None
+    if isinstance(found, type) and any(base.__module__.startswith("pettingzoo.") for base in found.__mro__):
+        raise ConfigError(f"env={env_id}: {_MANY_AGENTS}")
     if not callable(found) or (isinstance(found, type) and not issubclass(found, gymnasium.Env)):
         raise ConfigError(f"env={env_id}: {name} is a {type(found).__name__} and makes no environment; expected a class that inherits from "
                           "gymnasium.Env, a function that returns one, or a registered id")  # fmt: skip
