@@ -8,6 +8,7 @@ import re
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -576,3 +577,18 @@ def test_dictionaries_of_observations_become_a_box():
 def test_observations_that_cannot_be_flattened_are_refused():
     with pytest.raises(ConfigError, match=r"env=RlxTestSequences-v0 has observation space Sequence.*cannot be flattened to a Box"):
         EnvFactory("RlxTestSequences-v0")()
+
+
+def test_the_example_of_the_guide_trains_and_is_masked(here, run_command):
+    example = Path(__file__).parents[1] / "docs" / "examples" / "my_env.py"
+    (here / "my_env.py").write_text(example.read_text())
+    settings = "algo.rollout_length=32 algo.num_epochs=1 env.num_envs=2 loop.total_env_steps=128 loop.eval_every=0 log.wandb=disabled"
+    code, _, err = run_command(f"train algo=ppo env=my_env:Squares {settings} log.console=quiet --name squares")
+    assert code == 0, err
+    env = VectorEnvFactory("my_env:Squares", flatten=False)(4)
+    obs, _ = env.reset(seed=np.arange(4))
+    allowed = obs["action_mask"]
+    assert allowed.shape == (4, 7)
+    assert allowed[:, 0].all()
+    assert allowed[:, 5:].all()
+    assert not allowed.all(), "some agent begins at an edge"
