@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -172,6 +173,8 @@ class EnvFactory:
             return AtariEnv(self.id, protocol, atari_settings(self.id, kwargs), render_mode=render_mode)
         from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
+        if find_spec("cv2") is None:
+            raise ConfigError(f"env={self.id} env.native=false needs a package that is not installed: pip install opencv-python-headless")
         env = gymnasium.make(self.id, disable_env_checker=True, render_mode=render_mode, frameskip=1, **kwargs)
         noops = 30 if usual_protocol(self.id) is AtariProtocol.v4 else 0
         return FrameStackObservation(AtariPreprocessing(env, noop_max=noops), 4, padding_type="zero")
