@@ -6,6 +6,7 @@ An algorithm without a case here fails the test. With RLX_TEST_DEVICE=cuda in th
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections import Counter
@@ -20,7 +21,6 @@ import torch
 from rlx import loop
 from rlx.build import build_algorithm, env_factory, env_spec, setup_torch
 from rlx.checkpoint import find_checkpoints, load_algorithm
-from rlx.config.algos.i2a_config import Decide
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
@@ -63,6 +63,15 @@ CASES: dict[str, list[str]] = {
     "ppo-shared": ["algo=ppo", "env=cartpole", "algo.shared_network=true", "algo.recompute_advantage=true", "algo.rollout_length=16",
                    "algo.hidden_sizes=[512,512]", "algo.activation=relu", "loop.total_env_steps=200"],
     "ppo-grid": ["algo=ppo", "env=sokoban", "env.max_episode_steps=20", "algo.rollout_length=16", "loop.total_env_steps=200"],
+    "ppo-images": ["algo=ppo", "env=catch:Catch", "env.kwargs.frame_stack=3", "env.kwargs.max_episode_steps=13", "algo.encoder=grid",
+                   "algo.rollout_length=16", "algo.sign_reward=true", "loop.total_env_steps=200"],
+    "ppo-lstm": ["algo=ppo", "env=cartpole_positions", "algo.memory=lstm", "algo.memory_size=6", "algo.normalize_observation=true",
+                 "algo.num_minibatches=3", "algo.rollout_length=16", "loop.total_env_steps=200"],
+    "ppo-gru-masked": ["algo=ppo", "env=Taxi-v4", "env.kwargs.max_episode_steps=20", "algo.memory=gru", "algo.memory_size=6",
+                       "algo.num_minibatches=3", "algo.rollout_length=16", "algo.objective=adaptive_kl", "loop.total_env_steps=200"],
+    "a2c-lstm": ["algo=a2c", "env=recall", "algo.memory=lstm", "algo.memory_size=6", "loop.total_env_steps=200"],
+    "reinforce-gru": ["algo=reinforce", "env=cartpole_positions", "algo.memory=gru", "algo.memory_size=6", "algo.rollout_length=13",
+                      "algo.episodes_per_update=5", "loop.total_env_steps=400"],
     "pets": [*PE, "env=cartpole_continuous", "env.kwargs.max_episode_steps=20", "algo.learn_variance_bounds=true"],
     "pets-cem": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner.kind=cem", "algo.propagation=ts_1",
                  "algo.num_particles=2"],
@@ -330,15 +339,16 @@ def _watch(config: RunConfig, algo: Any) -> None:
 
 
 def _vary(config: RunConfig, algo: Any, env: Any) -> None:
+    choices = [[(name, choice) for choice in ("", *choices)] for name, choices in algo.ablations().items()]
     tried = 0
-    for decide in (None, *Decide):
-        for choice in ("on", "off", "shuffled", "copy", "perfect"):
-            try:
-                other = algo.ablate({"imagination": choice} | ({"decide": decide.value} if decide else {}))
-            except ConfigError:
-                continue
-            tried += 1
-            run_episodes(env, other, episode_seeds(2, stream=[1]))
-            if choice in ("on", "perfect"):
-                _watch(config, other)
+    for chosen in itertools.product(*choices):
+        wanted = {name: choice for name, choice in chosen if choice}
+        try:
+            other = algo.ablate(wanted, mode="eval")
+        except ConfigError:
+            continue
+        tried += 1
+        run_episodes(env, other, episode_seeds(2, stream=[1]))
+        if wanted.get("imagination") in ("on", "perfect"):
+            _watch(config, other)
     assert tried
