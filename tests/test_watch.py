@@ -8,6 +8,7 @@ import itertools
 import os
 import pty
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -452,3 +453,42 @@ def test_a_terminal_shows_it_live_and_ctrl_c_leaves(session: Callable[..., Sessi
     assert terminal.modes == {"25", "7"}, "the terminal is as it was"
     assert "policy shift" in watched.said.rpartition("\x1b[?1049l")[2], "what was seen last stays in the history"
     assert "Traceback" not in watched.said
+
+
+def test_keys_pause_a_new_size_is_drawn_and_a_signal_leaves_the_terminal_as_it_was(session: Callable[..., Session]) -> None:
+    watched = session("boxes --stochastic --episodes 1000 --fps 10")
+    terminal = watched.terminal
+    watched.read_until(lambda: terminal.shows("episode 1, step 2"))
+    watched.press("n")  # one step, and stop
+    watched.read_until(lambda: not select.select([watched._end], [], [], 1.0)[0])
+    stopped = terminal.screen.text().splitlines()[0]
+    watched.terminal = FakeTerminal(40, 80)
+    watched.resize(40, 80)
+    watched.read_until(lambda: watched.terminal.shows("space: pause"))
+    assert watched.terminal.screen.text().splitlines()[0].startswith(stopped[:20]), "the same step"
+    assert watched.terminal.screen.text().splitlines()[39].startswith("space: pause"), "in the last line"
+    watched.process.send_signal(signal.SIGTERM)
+    watched.read_until(lambda: watched.process.poll() is not None)
+    watched.read_until(lambda: "1049" not in watched.terminal.modes)
+    assert watched.process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    assert {"25", "7"} <= watched.terminal.modes
+
+
+def test_other_environments_are_text_films_and_pictures_too(inside: Path, run_command: Command) -> None:
+    code, out, err = run_command("watch pole --steps 2")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines() if line] == [
+        "episode",
+        "value",
+        "action:",
+        "input:",
+        "episode",
+        "reward",
+        "action:",
+        "input:",
+    ]
+    assert run_command(f"watch pole --steps 2 --fps 10 --gif {inside / 'a.gif'}") == (0, f"{inside / 'a.gif'}\n", "")
+    assert len(imageio.imread(inside / "a.gif")) == 2
+    assert imageio.immeta(inside / "a.gif")["duration"] == 100
+    assert run_command(f"watch pole --steps 2 --png {inside / 'a.png'}")[0] == 0
+    assert imageio.imread(inside / "a.png").shape[1] > 400

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -60,15 +61,15 @@ def screen(moment: Moment, watch: Watch, width: int, height: int, *, colour: boo
         _draw_inputs(cells, layout.pictures, seen)
     place = layout.panel
     rows = panel(moment, watch, given, place.width, place.height)
-    if (why := watch.why_no_frame()) and len(rows) + 2 <= place.height:
-        rows += [[], [Span(f"no frame: {why}", style=DIM)]]
-    for i, line in enumerate(rows):
+    if why := watch.why_no_frame():
+        rows += [[], *([Span(line, style=DIM)] for line in textwrap.wrap(f"no frame: {why}", place.width))]
+    for i, line in enumerate(rows[: place.height]):
         cells.write(place.row + i, place.column, line, width=place.width)
     return cells
 
 
 def arrange(width: int, height: int, frame: Picture | None, pictures: list[tuple[int, int]], lines: int) -> Layout:
-    """The arrangement in which frame and inputs are largest.
+    """The arrangement in which frame and inputs are largest: the product of their scales is.
 
     Args:
         width, height: in characters, below the title.
@@ -97,19 +98,19 @@ def arrange(width: int, height: int, frame: Picture | None, pictures: list[tuple
             inner, _ = _row(pictures, room, width - column)
             needed = 1 + max(-(-largest(size, 2 * room, max(1, int(size[1] * inner)))[0] // 2) for size in pictures)
             panel_at = Place(1 + needed + 1, column, height - needed - 1, min(_PANEL_MOST, width - column))
-            found.append((scale + inner, Layout(Place(1, 0, height, used), Place(1, column, needed, width - column), panel_at)))
+            found.append((scale * inner, Layout(Place(1, 0, height, used), Place(1, column, needed, width - column), panel_at)))
             continue
         first = int((left - _GAP) * share)  # side by side
         scale, used = _row([frame.shape[:2]], height, max(4, first))
         inner, across = _row(pictures, height - 1, max(4, left - _GAP - used))
         column = used + _GAP + across + _GAP
-        found.append((scale + inner, Layout(Place(1, 0, height, used), Place(1, used + _GAP, height, across),
+        found.append((scale * inner, Layout(Place(1, 0, height, used), Place(1, used + _GAP, height, across),
                                             Place(1, column, height, min(_PANEL_MOST, width - column)))))  # fmt: skip
         above = int(height * share)  # one above the other
         scale, used = _row([frame.shape[:2]], above, max(8, left))
         inner, across = _row(pictures, height - above - 2, max(8, left))
         column = max(used, across) + _GAP
-        found.append((scale + inner, Layout(Place(1, 0, above, used), Place(1 + above + 1, 0, height - above - 1, max(used, across)),
+        found.append((scale * inner, Layout(Place(1, 0, above, used), Place(1 + above + 1, 0, height - above - 1, max(used, across)),
                                             Place(1, column, height, min(_PANEL_MOST, width - column)))))  # fmt: skip
     return max(found, key=lambda pair: pair[0])[1]
 
