@@ -24,9 +24,10 @@ from rlx.envs.snapshots import SnapshotVectorEnv
 from rlx.envs.vector import ReplayVectorEnv
 from rlx.errors import CheckpointError
 from rlx.run import train
+from rlx.store.runs import RunDir
 
 SHORT = [
-    "env.num_envs=2", "loop.total_env_steps=400", "loop.log_every=60", "loop.checkpoint_every=70", "loop.eval_every=0",
+    "env.num_envs=2", "loop.log_every=60", "loop.checkpoint_every=70", "loop.eval_every=0",
     "algo.rollout_length=20", "algo.num_minibatches=2", "algo.num_epochs=1", "algo.encoder=mlp", "algo.hidden_sizes=[2]",
     "log.wandb=disabled", "log.console=quiet",
 ]  # fmt: skip
@@ -48,7 +49,7 @@ def atari():
 @pytest.mark.usefixtures("atari")
 @pytest.mark.parametrize("words", [["env=ALE/Breakout-v5"], ["env=BreakoutNoFrameskip-v4", "env.workers=2"]])
 def test_a_run_killed_within_a_game_resumes_bit_for_bit(words, tmp_path):
-    config = Composer().compose(["algo=ppo", *words, *SHORT]).config
+    config = Composer().compose(["algo=ppo", *words, *SHORT, "loop.total_env_steps=400"]).config
     straight, killed = new_run(tmp_path, "straight", config), new_run(tmp_path, "killed", config)
     train(straight, config, overrides=[])
     pid = in_child(lambda: train(killed, config, overrides=[]))
@@ -149,6 +150,21 @@ def test_the_memory_of_an_emulator_is_read_only_from_a_run_that_is_trusted(pong,
     monkeypatch.setattr(env, "is_trusted", False)
     with pytest.raises(CheckpointError, match="--trust"):
         env.load_state_dict(from_disk(saved))
+
+
+@pytest.mark.usefixtures("atari")
+def test_a_run_of_somebody_else_goes_on_only_if_it_is_trusted(tmp_path, monkeypatch):
+    config = Composer().compose(["algo=ppo", "env=ALE/Breakout-v5", *SHORT, "loop.total_env_steps=40"]).config
+    run = new_run(tmp_path, "theirs", config)
+    train(run, config, overrides=[])
+    config.loop.total_env_steps = 80
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "other"))
+    theirs = RunDir(run.path)
+    assert not theirs.is_own()
+    with pytest.raises(CheckpointError, match="you did not start this run"):
+        train(theirs, config, overrides=[])
+    theirs.config(trust=True)
+    train(theirs, config, overrides=[])
 
 
 class Walk(gymnasium.Env):
