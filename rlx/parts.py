@@ -15,7 +15,6 @@ from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig
 from rlx.evaluation.evaluator import Evaluator
-from rlx.nn.network_report import observation_line
 from rlx.types import Algorithm, ChecksTrust, HasNotes, ReportsNetwork, ReportsReplay
 
 
@@ -33,9 +32,7 @@ class Parts:
     """What the network is made of, see `rlx.nn.network_report`; None if the algorithm does not say."""
 
     def tell(self, note: Callable[[str], None]) -> None:
-        """Pass the encoders and the warnings about the environment to `note`, and later a message if a replay of episodes takes long."""
-        if self.network is not None and (line := observation_line(self.network)) is not None:
-            note(line)
+        """Pass the warnings about the environment to `note`, and later a message if a replay of episodes takes long."""
         if isinstance(self.collector.env, ReportsReplay):
             self.collector.env.note = note
         for text in self.notes:

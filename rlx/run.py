@@ -16,10 +16,11 @@ from rlx.build import resolve_device
 from rlx.checkpoint import find_checkpoints
 from rlx.config.algo_registry import is_plugin
 from rlx.config.override_types import Override
-from rlx.config.schema import Precision, RunConfig
+from rlx.config.schema import ConsoleMode, Precision, RunConfig
 from rlx.errors import ConfigError, EnvError, OutOfMemoryError, PluginError, RlxError, user_line
 from rlx.files import open_to_append
 from rlx.finetune import load_initial
+from rlx.nn.network_report import observation_line
 from rlx.nn.precision import bfloat16_instructions
 from rlx.parts import Parts, build
 from rlx.signals import SignalHandler
@@ -125,6 +126,8 @@ def _train(
 ) -> tuple[Progress, bool]:
     meta = run.meta()
     parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
+    if parts.network is not None and config.log.console is not ConsoleMode.quiet and (line := observation_line(parts.network)):
+        console.note(line)
     parts.tell(console.note)
     if parts.collector.inexact:
         console.note(f"resume will not be exact: {parts.collector.inexact}")

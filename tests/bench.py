@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3, and a loop compiled by JAX, in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -140,6 +140,46 @@ def start() -> None:
     one = ["train", "loop.total_env_steps=1", "loop.eval_every=0", "--name", "one"]
     print(f"rlx train of one iteration, start to exit, W&B offline: {statistics.median(wall(*one) for _ in range(5)):.2f} s "
           "(the first env step comes before that)", flush=True)  # fmt: skip
+
+
+def measured(total_env_steps: int, *overrides: str) -> tuple[float, float]:
+    """CPU seconds, user and system, and greatest resident memory in MB of a training in a process of its own."""
+    quiet = [*QUIET, "loop.eval_every=0", "loop.checkpoint_every=0", f"loop.total_env_steps={total_env_steps}"]
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "RLX_RUNS_DIR": directory, "PYTHONPATH": str(Path(__file__).parent)}
+        process = subprocess.Popen([RLX, "train", *overrides, *quiet, "--name", "bench"], env=environment, stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024
+
+
+def steps_per_cpu_s(few: int, many: int, *overrides: str) -> tuple[float, float]:
+    """Env steps per CPU second beyond starting, from a short and a long training, and the resident memory in MB."""
+    (short, _), (long, memory) = measured(few, *overrides), measured(many, *overrides)
+    return (many - few) / (long - short), memory
+
+
+def atari() -> None:
+    """Counts CPU time, so that other processes matter less."""
+    env = ["env=pong", "env.protocol=v4"] if importlib.util.find_spec("ale_py") else ["env=bench_frames:Frames", "algo.sign_reward=true"]
+    shape = ["algo=ppo", *env, "recipe=null", "env.num_envs=8", "algo.rollout_length=128", "algo.num_epochs=4", "algo.num_minibatches=4",
+             "algo.encoder=nature", "algo.shared_network=true", "algo.hidden_sizes=[]"]  # fmt: skip
+    for precision, target in (("highest", 260), ("bf16", 400)):
+        speed, memory = steps_per_cpu_s(1024, 8 * 1024, *shape, f"runtime.precision={precision}")
+        print(f"PPO on {env[0]}, 8 envs x 128, 4 epochs x 4 minibatches, Nature network, {precision}: {speed:,.0f} env steps per CPU second "
+              f"(at least {target} wanted), {memory:,.0f} MB resident (at most 900)", flush=True)  # fmt: skip
+
+
+def minigrid() -> None:
+    if importlib.util.find_spec("minigrid") is None:
+        print("minigrid is not installed: no figure of PPO on DoorKey", flush=True)
+        return
+    shape = ["algo=ppo", "env=doorkey", "recipe=null", "env.num_envs=16", "algo.rollout_length=128", "algo.num_epochs=4",
+             "algo.num_minibatches=8"]  # fmt: skip
+    speed, _ = steps_per_cpu_s(2048, 10 * 2048, *shape)
+    print(f"PPO on MiniGrid-DoorKey-5x5, 16 envs x 128, 4 epochs x 8 minibatches: {speed:,.0f} env steps per CPU second (at least 2,000 wanted)",
+          flush=True)  # fmt: skip
 
 
 def checkpoint() -> None:
@@ -349,7 +389,8 @@ def envs() -> None:
 
 if __name__ == "__main__":
     benchmarks = {
-        f.__name__: f for f in (start, solve, cartpole, halfcheetah, checkpoint, sweep, selfplay, planning, latent, i2a, memory, envs)
+        f.__name__: f
+        for f in (start, solve, cartpole, halfcheetah, atari, minigrid, checkpoint, sweep, selfplay, planning, latent, i2a, memory, envs)
     }
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()
