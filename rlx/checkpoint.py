@@ -204,9 +204,13 @@ def load_algorithm(checkpoint: Checkpoint, algo: Stateful, *, name: str, spaces:
     before = checkpoint.manifest.get("spaces")
     for kind, now in (spaces or {}).items():
         if isinstance(before, dict) and before.get(kind, now) != now:
+            from rlx.spaces import changed_part  # imports gymnasium, which lists of runs do without
+
+            path, was, is_ = changed_part(str(before[kind]), now)
+            where = f"{kind} space at {path}" if path else f"{kind} space"
             raise CheckpointError(
-                f"{checkpoint.path} does not fit the environment, whose code has changed: its {kind} space was {before[kind]} when this "
-                f"was saved and is {now} now; put the environment back, or start a new run"
+                f"{checkpoint.path} does not fit the environment, whose code has changed: its {where} was {was} when this "
+                f"was saved and is {is_} now; put the environment back, or start a new run"
             )
     _load(checkpoint, {"algo": algo}, {"algo": checkpoint.read(_ALGO)})
 

@@ -9,6 +9,8 @@ floats [A] for a Box, and for a Dict or Tuple of these one vector of floats, who
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +20,10 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
+
+_PARTS = re.compile(r"(Dict|Tuple)\((.*)\)( with masks of actions)?", re.DOTALL)
+"""What `describe_space` writes for a space with parts."""
+_PART = re.compile(r"((?:\[[^\]]*\])+) (.*?)(?:, (?=\[)|$)", re.DOTALL)
 
 ACTION_MASK = "action_mask"
 """Key of the mask in an observation: True for the choices that are allowed."""
@@ -95,7 +101,24 @@ def describe_space(space: gymnasium.Space[Any]) -> str:
         return f"Discrete({space.n})" if int(space.start) == 0 else f"Discrete({space.n}, start={space.start})"
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return f"{type(space).__name__}({', '.join(f'{path} {describe_space(part)}' for path, part in space_leaves(space))})"
-    return " ".join(str(space).split())
+    with np.printoptions(threshold=sys.maxsize):  # all numbers of choices, however many
+        return " ".join(str(space).split())
+
+
+def changed_part(before: str, now: str) -> tuple[str, str, str]:
+    """The path of the first part in which two texts of `describe_space` differ, and both texts of that part.
+
+    The path is empty where the spaces differ as a whole.
+    """
+    found, expected = (_PARTS.fullmatch(text) for text in (now, before))
+    if found is None or expected is None or found[1] != expected[1] or found[3] != expected[3]:
+        return "", before, now
+    parts = [dict(_PART.findall(match[2])) for match in (expected, found)]
+    for path in {**parts[0], **parts[1]}:
+        was, is_ = (part.get(path, "absent") for part in parts)
+        if was != is_:
+            return path, was, is_
+    return "", before, now
 
 
 def space_leaves(space: gymnasium.Space[Any], path: str = "") -> list[tuple[str, gymnasium.Space[Any]]]:

@@ -16,7 +16,7 @@ from rlx.envs.observations import Observations
 from rlx.envs.vector import _Announcement
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
-from rlx.spaces import describe_space
+from rlx.spaces import changed_part, describe_space
 from rlx.types import EnvSpec
 
 Command = Callable[[str], tuple[int, str, str]]
@@ -166,3 +166,26 @@ def test_spaces_in_words_do_not_depend_on_how_they_are_presented() -> None:
     assert describe_space(Observations(nested, "x").space) == describe_space(nested)
     assert describe_space(nested) == "Dict(['a'][0] Discrete(2), ['a'][1] Discrete(3, start=1), ['b'] Box((2, 2), float32, 0 to 1.5))"
     assert isinstance(nested, gymnasium.Space)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"a": spaces.Discrete(3)}, ("['a']", "Discrete(2)", "Discrete(3)")),
+        ({"a": spaces.Discrete(2, start=1)}, ("['a']", "Discrete(2)", "Discrete(2, start=1)")),
+        ({"b": spaces.Tuple([spaces.MultiDiscrete([2, 4])])}, ("['b'][0]", "MultiDiscrete([2 3])", "MultiDiscrete([2 4])")),
+        ({"c": spaces.Box(0, 2, (2,))}, ("['c']", "Box((2,), float32, 0 to 1)", "Box((2,), float32, 0 to 2)")),
+        ({"d": spaces.MultiBinary(3)}, ("['d']", "absent", "MultiBinary(3)")),
+    ],
+)
+def test_the_part_of_a_space_that_changed_is_found_in_its_words(change, expected) -> None:
+    parts = {"a": spaces.Discrete(2), "b": spaces.Tuple([spaces.MultiDiscrete([2, 3])]), "c": spaces.Box(0, 1, (2,))}
+    assert changed_part(describe_space(spaces.Dict(parts)), describe_space(spaces.Dict({**parts, **change}))) == expected
+    words = describe_space(spaces.Dict(parts))
+    assert changed_part(words, f"{words} with masks of actions") == ("", words, f"{words} with masks of actions")
+
+
+def test_no_number_of_choices_is_left_out_of_a_spaces_words() -> None:
+    nvec = np.full(2000, 2)
+    nvec[1000] = 3
+    assert describe_space(spaces.MultiDiscrete(nvec)) != describe_space(spaces.MultiDiscrete(nvec[::-1]))
