@@ -23,13 +23,15 @@ from torch import Tensor, nn
 
 import rlx
 from rlx.envs.actions import stretch
+from rlx.envs.masks import is_masked, with_mask
 from rlx.errors import ConfigError
 from rlx.policy import Policy
-from rlx.spaces import describe_space, space_leaves
+from rlx.spaces import ACTION_MASK, ProductSpace, describe_space, mask_width, space_leaves
 from rlx.tree_ops import leaves, with_leaves
 from rlx.types import Exportable, Tree
 
 SUFFIXES = {"onnx": ".onnx", "torchscript": ".pt"}
+_MASK_PATH = f"[{ACTION_MASK!r}]"
 _BATCH = 2
 """Batch size that a graph is traced with; exporters would treat a size of 1 as constant."""
 
@@ -37,8 +39,9 @@ _BATCH = 2
 class PolicyGraph(nn.Module):
     """A module from observations to actions, both in the environment's format.
 
-    Inputs are the parts of the observation, each [B, *]: one, unless the space is a Dict or Tuple. A policy with memory has more of them:
-    is_first [B] bool, and the parts of its carry. Outputs are the actions [B, *] and the parts of the next carry.
+    Inputs are the parts of the observation, each [B, *]: one, unless the space is a Dict or Tuple. A mask of actions that is no part of
+    the observation is one more, action_mask [B, M], and a policy with memory has is_first [B] bool and the parts of its carry. Outputs
+    are the parts of the actions, each [B, *], and the parts of the next carry.
 
     Raises:
         ConfigError: if the policy's actions are not the output of a graph, or a part of its observations cannot be encoded in one.
@@ -53,46 +56,54 @@ class PolicyGraph(nn.Module):
                 why = "its class has no policy_module(), see rlx.types.Exportable"
             raise ConfigError(f"algo={name} cannot be exported: {why}; rlx.load returns the whole policy in Python")
         self.module = policy.algorithm.policy_module()
+        seen, action_space = policy.spec.observation_space, policy.spec.action_space
         self._parts = space_leaves(policy.observation_space)
         self._is_box = isinstance(policy.observation_space, spaces.Box)
-        self._takes_trees = policy.config.algo.takes_trees
-        self._structure = _structure(policy.observation_space)
+        self._takes_trees = not isinstance(seen, spaces.Box)
+        self._is_masked = is_masked(seen, action_space)
+        self._num_choices = mask_width(action_space)
+        self._mask_at = next((i for i, (path, _) in enumerate(self._parts) if path == _MASK_PATH and self._is_masked), None)
+        structure = _structure(policy.observation_space)
+        if self._mask_at is not None:
+            del structure[ACTION_MASK]
+        self._tree_structure = structure
         for path, part in self._parts:
             if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete):
                 raise ConfigError(f"env={policy.config.env.id} observes {path or 'a'} {type(part).__name__}, which cannot be exported")
+        if self._mask_at is not None and spaces.flatdim(self._parts[self._mask_at][1]) != self._num_choices:
+            raise ConfigError(f"env={policy.config.env.id} has masks of {self._parts[self._mask_at][1]}, which cannot be exported: "
+                              f"only [{self._num_choices}], one entry for each choice")  # fmt: skip
         self._carry = policy.initial_carry(_BATCH)
-        self._start = int(getattr(policy.action_space, "start", 0))
-        self._dtype: torch.dtype | None = None
-        if isinstance(policy.action_space, spaces.Box):
-            self._dtype = _torch_dtype(policy.action_space)
-            seen, original = policy.spec.action_space, policy.action_space
-            assert isinstance(seen, spaces.Box)
-            centre, half = stretch(original) if seen is not original else (np.zeros(original.shape), np.ones(original.shape))
-            arrays = {
-                "centre": centre,
-                "half": half,
-                "low": original.low,
-                "high": original.high,
-                "seen_low": seen.low,
-                "seen_high": seen.high,
-            }
-            for key, array in arrays.items():
-                self.register_buffer(f"_{key}", torch.from_numpy(array.astype(np.float64)), persistent=False)
+        rescale = policy.config.env.rescale_actions and action_space is not policy.action_space
+        in_parts = action_space.parts if isinstance(action_space, ProductSpace) else [action_space]
+        leaves_of_actions = space_leaves(policy.action_space)
+        self._action_paths = [path for path, _ in leaves_of_actions]
+        self._is_product = isinstance(action_space, ProductSpace)
+        self.actions = nn.ModuleList(
+            _EnvAction(leaf, part, rescale=rescale) for (_, leaf), part in zip(leaves_of_actions, in_parts, strict=True)
+        )
 
     @property
     def num_obs(self) -> int:
-        """Number of inputs that are parts of the observation."""
-        return len(self._parts)
+        """Number of inputs that are parts of the observation, or its mask."""
+        return len(self._parts) + self._takes_mask
+
+    @property
+    def _takes_mask(self) -> bool:
+        """Whether the mask is an input of its own."""
+        return self._is_masked and self._mask_at is None
 
     @property
     def input_names(self) -> list[str]:
         obs = ["_".join(["obs", *_words(path)]) for path, _ in self._parts]
+        obs += [ACTION_MASK] * self._takes_mask
         carry = [f"carry_{i}" for i in range(len(leaves(self._carry)))]
         return [*obs, "is_first", *carry] if carry else obs
 
     @property
     def output_names(self) -> list[str]:
-        return ["action", *(f"next_carry_{i}" for i in range(len(leaves(self._carry))))]
+        actions = ["_".join(["action", *_words(path)]) for path in self._action_paths]
+        return [*actions, *(f"next_carry_{i}" for i in range(len(leaves(self._carry))))]
 
     def examples(self) -> tuple[Tensor, ...]:
         """Example inputs for tracing."""
@@ -102,6 +113,8 @@ class PolicyGraph(nn.Module):
             obs.append(torch.zeros((_BATCH, *(part.shape or ())), dtype=_torch_dtype(part)))
             if not isinstance(part, spaces.Box):
                 obs[-1] += torch.from_numpy(np.asarray(low)).to(obs[-1].dtype)
+        if self._takes_mask:
+            obs.append(torch.ones(_BATCH, self._num_choices, dtype=torch.bool))
         carry = leaves(self._carry)
         return (*obs, torch.ones(_BATCH, dtype=torch.bool), *carry) if carry else tuple(obs)
 
@@ -110,24 +123,59 @@ class PolicyGraph(nn.Module):
         is_first = memory[0] if memory else torch.zeros_like(inputs[0].reshape(inputs[0].shape[0], -1)[:, 0], dtype=torch.bool)
         carry = with_leaves(self._carry, memory[1:]) if memory else self._carry
         action, carry = self.module(obs, carry, is_first)
-        return tuple(x.detach() for x in (self._to_env(action), *leaves(carry)))
+        return tuple(x.detach() for x in (*self._to_env(action), *leaves(carry)))
 
     def _encode(self, parts: tuple[Tensor, ...]) -> Tree:
         """Observations as the policy's network takes them: [B, *], or a tree of such parts."""
-        if self._is_box:
-            return _as_box(parts[0])
         if not self._takes_trees:
+            if self._is_box:
+                return _as_box(parts[0])
             return torch.cat([_encode(part, space) for part, (_, space) in zip(parts, self._parts, strict=True)], dim=1)
-        seen = (_as_box(part) if isinstance(space, spaces.Box) else part for part, (_, space) in zip(parts, self._parts, strict=True))
-        return with_leaves(self._structure, seen)
+        seen = [_kept(part, space) for i, (part, (_, space)) in enumerate(zip(parts, self._parts, strict=False)) if i != self._mask_at]
+        tree = with_leaves(self._tree_structure, seen)
+        if not self._is_masked:
+            return tree
+        mask = parts[len(self._parts)] if self._mask_at is None else parts[self._mask_at]
+        return with_mask(tree, mask.reshape(mask.shape[0], self._num_choices).to(torch.bool))
 
-    def _to_env(self, action: Tensor) -> Tensor:
-        """Actions of the policy [B, *] as those of the environment."""
-        if self._dtype is None:
-            return action + self._start if self._start else action
-        clipped = action.to(torch.float64).clamp(self._seen_low, self._seen_high)  # type: ignore[arg-type]
-        stretched = (self._centre + self._half * clipped).clamp(self._low, self._high)  # type: ignore[operator,arg-type]
-        return stretched.to(self._dtype)
+    def _to_env(self, action: Tensor) -> list[Tensor]:
+        """Actions of the policy [B, *] as the parts of those of the environment."""
+        if not self._is_product:
+            return [self.actions[0](action)]
+        numbers = action.split([part.num_numbers for part in self.actions], dim=1)
+        return [part(x) for part, x in zip(self.actions, numbers, strict=True)]
+
+
+class _EnvAction(nn.Module):
+    """From a policy's numbers for a part of an action, [B] or [B, k], to the environment's [B, *]; as `rlx.envs.actions`."""
+
+    def __init__(self, leaf: gymnasium.Space[Any], seen: gymnasium.Space[Any], *, rescale: bool) -> None:
+        super().__init__()
+        self._shape, self._dtype = leaf.shape or (), _torch_dtype(leaf)
+        self.num_numbers = int(np.prod(seen.shape or (1,)))
+        self._is_box = isinstance(leaf, spaces.Box)
+        arrays = {"start": np.ravel(getattr(leaf, "start", 0))}
+        if isinstance(leaf, spaces.Box) and isinstance(seen, spaces.Box):
+            centre, half = stretch(leaf) if rescale else (np.zeros(seen.shape), np.ones(seen.shape))
+            ends = {"low": leaf.low, "high": leaf.high, "seen_low": seen.low, "seen_high": seen.high}
+            arrays = {"centre": centre, "half": half} | {key: end.ravel().astype(np.float64) for key, end in ends.items()}
+        for key, array in arrays.items():
+            self.register_buffer(f"_{key}", torch.from_numpy(np.array(array)), persistent=False)
+
+    def forward(self, action: Tensor) -> Tensor:
+        if self._is_box:
+            clipped = action.to(torch.float64).clamp(self._seen_low, self._seen_high)  # type: ignore[arg-type]
+            chosen = (self._centre + self._half * clipped).clamp(self._low, self._high)  # type: ignore[operator,arg-type]
+        else:
+            chosen = action.to(torch.int64).reshape(action.shape[0], self.num_numbers) + self._start  # type: ignore[operator]
+        return chosen.to(self._dtype).reshape(action.shape[0], *self._shape)
+
+
+def _kept(value: Tensor, space: gymnasium.Space[Any]) -> Tensor:
+    """Members [B, *] of a part of a tree, as `rlx.envs.observations` gives them to algorithms."""
+    if isinstance(space, spaces.Box):
+        return _as_box(value)
+    return value.to(torch.int8 if isinstance(space, spaces.MultiBinary) else torch.int64)
 
 
 def _structure(space: gymnasium.Space[Any]) -> Tree:

@@ -16,7 +16,7 @@ from rlx.collect import env_actions
 from rlx.envs.actions import seen_actions
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
-from rlx.spaces import ProductSpace, original_space
+from rlx.spaces import ProductSpace, original_space, space_leaves
 from rlx.tree_ops import leaves, named_leaves, pick
 
 WIDE = 1e300
@@ -67,6 +67,7 @@ def test_any_action_that_an_algorithm_may_choose_is_in_the_environments_space(re
         for i, action in enumerate(clipped):
             given = action if to_env is None else to_env(action)
             assert space.contains(given), (space, given)
+            assert [x.dtype for x in leaves(given)] == [leaf.dtype for _, leaf in space_leaves(space)]
             if to_env is not None:
                 assert [x.tolist() for x in leaves(pick(to_env(clipped), i))] == [x.tolist() for x in leaves(given)], "as in a batch"
 

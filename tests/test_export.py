@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import masked
 import numpy as np
 import onnxruntime
 import pytest
@@ -17,8 +18,10 @@ import torch
 from test_api import Odd, odd, trained  # noqa: F401  (odd is a fixture)
 
 import rlx
+from rlx.envs.masks import MaskReader
 from rlx.policy_graph import PolicyGraph, export_policy
 from rlx.spaces import space_leaves
+from rlx.tree_ops import leaves, named_leaves
 
 Command = Callable[[str], tuple[int, str, str]]
 NUM_OBS = 1000
@@ -117,6 +120,51 @@ def test_a_policy_that_sees_trees_is_given_trees(odd: Path) -> None:  # noqa: F8
     exported = torch.jit.load(io.BytesIO(export_policy(policy, "torchscript", run="run")))
     image, place, speed = torch.zeros(3, 2, 2, dtype=torch.uint8), torch.tensor([0, 2, 1]), torch.tensor([[9.0, 0.5]] * 3)
     assert exported(image, place, speed)[0].tolist() == [[1.0, 5.0], [2.0, 5.0], [1.0, 5.0]]  # rescaled to the action space
+
+
+def stacked(*members: Any) -> Any:
+    """Members of a space in one tree of arrays [B, *]."""
+    if isinstance(members[0], dict):
+        return {key: stacked(*(member[key] for member in members)) for key in members[0]}
+    return tuple(map(stacked, *members)) if isinstance(members[0], tuple) else np.stack(members)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kwargs", "more"),
+    [
+        ("torchscript", {"where": "info", "actions": "nested"}, []),
+        ("torchscript", {"where": "obs"}, []),
+        ("onnx", {"where": "method", "actions": "discrete"}, ["algo.memory=lstm", "algo.memory_size=4"]),
+    ],
+)
+def test_masks_memories_and_actions_with_parts_are_in_the_graph(kind: str, kwargs: dict[str, Any], more: list[str], here: Path) -> None:
+    given = [f"env.kwargs.{key}={str(value).lower()}" for key, value in kwargs.items()]
+    policy = trained("ppo", "native", "run", "env=masked:Masked", *given, *more).load()
+    env = masked.Masked(**kwargs)
+    obs, masks = zip(*((env.reset(seed=i)[0], env.mask) for i in range(5)), strict=True)
+    in_obs = kwargs["where"] == "obs"
+    wanted = policy.act(stacked(*obs), action_mask=None if in_obs else stacked(*masks))
+    seen = {path: torch.from_numpy(np.stack(many)) for path, many in zip_leaves(policy.observation_space, obs)}
+    inputs = list(seen.values())
+    if not in_obs:
+        inputs.append(torch.from_numpy(np.stack([MaskReader(env.action_space, "mask")(mask) for mask in masks])))
+    if more:
+        inputs += [torch.ones(5, dtype=torch.bool), *leaves(policy.initial_carry(5))]
+    data = export_policy(policy, kind, run="run")
+    if kind == "onnx":
+        session = onnxruntime.InferenceSession(data)
+        found = session.run(None, dict(zip([x.name for x in session.get_inputs()], [x.numpy() for x in inputs], strict=True)))
+    else:
+        found = [x.numpy() for x in torch.jit.load(io.BytesIO(data))(*inputs)]
+    for got, expected in zip(found, map(np.asarray, leaves(wanted)), strict=True):
+        assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def zip_leaves(space: Any, members: Any) -> list[tuple[str, list[Any]]]:
+    """The leaves of members of a space, by path, in the order of the space."""
+    found = [dict(named_leaves(member)) for member in members]
+    return [(path, [leaf[path] for leaf in found]) for path, _ in space_leaves(space)]
 
 
 def test_a_table_holds_every_line_of_the_record(here: Path, run_command: Command) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import masked
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
-from rlx.build import env_spec
+from rlx.build import build_algorithm, env_factory, env_spec
+from rlx.checkpoint import Checkpointer
+from rlx.collect import Collector
+from rlx.config.compose import Composer
 from rlx.config.schema import EnvConfig
 from rlx.envs.contract import BrokenContract
 from rlx.envs.edge import Edge
@@ -19,8 +24,10 @@ from rlx.envs.masks import MaskReader, random_action
 from rlx.envs.registry import EnvFactory, VectorEnvFactory
 from rlx.errors import ConfigError, EnvError
 from rlx.policy import ObservationReader
+from rlx.rng import GlobalRNG
 from rlx.spaces import ACTION_MASK, describe_space, mask_width
 from rlx.tree_ops import pick
+from rlx.types import Progress
 
 PAIR = spaces.MultiDiscrete([2, 3])
 BITS = spaces.MultiBinary(2)
@@ -260,3 +267,39 @@ def test_a_caller_is_told_when_a_mask_is_missing_superfluous_or_wrong() -> None:
     env, read = reader("nowhere", bare=True)
     with pytest.raises(ConfigError, match="trained without masks of actions; leave it out"):
         read(0, info[ACTION_MASK])
+
+
+@pytest.mark.parametrize(("actions", "memory"), [("multi", "gru"), ("nested", "none")])
+def test_a_run_with_masks_resumes_in_the_middle_of_episodes(actions: str, memory: str, tmp_path: Path, same: Any) -> None:
+    words = ["algo=ppo", "env=masked:Masked", f"env.kwargs.actions={actions}", f"algo.memory={memory}", "algo.memory_size=4",
+             "algo.hidden_sizes=[4]", "algo.num_minibatches=2", "env.num_envs=2", "log.wandb=disabled"]  # fmt: skip
+    config = Composer().compose(words if memory != "none" else [word for word in words if "memory_size" not in word]).config
+
+    def parts() -> dict[str, Any]:
+        env, defect = env_factory(config).training(2)
+        assert defect is None
+        algo = build_algorithm(config, env_spec(config.env, env), torch.device("cpu"))
+        return {"progress": Progress(total_env_steps=1000), "algo": algo, "collector": Collector(env, algo, seed=1), "rng": GlobalRNG()}
+
+    def trained(parts: dict[str, Any], updates: int) -> list[Any]:
+        found = []
+        for _ in range(updates):
+            rollout, _ = parts["collector"].collect(10)
+            parts["progress"].advance(rollout)
+            parts["algo"].update(rollout, parts["progress"])
+            found.append(vars(rollout))
+        return found
+
+    first = parts()
+    first["collector"].reset()
+    trained(first, 2)
+    checkpointer = Checkpointer(tmp_path / "checkpoints", algo="ppo")
+    checkpointer.save(first, first["progress"].env_steps)
+    assert not first["collector"].state_dict()["is_first"].all(), "episodes are open"
+    expected = trained(first, 2)
+    heir = parts()
+    torch.manual_seed(99)
+    assert checkpointer.restore(heir) is not None
+    assert same(trained(heir, 2), expected)
+    assert same(heir["algo"].state_dict(), first["algo"].state_dict())
+    checkpointer.close()

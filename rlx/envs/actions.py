@@ -104,7 +104,9 @@ def _leaf(space: gymnasium.Space[Any], *, rescale: bool) -> tuple[gymnasium.Spac
         start = space.start
         return SeenMultiDiscrete(space.nvec.ravel().astype(np.int64), space), lambda action: (_shaped(action, shape) + start).astype(dtype)
     if isinstance(space, spaces.MultiBinary):
-        return None if len(shape) == 1 else (SeenMultiBinary(int(np.prod(shape)), space), lambda action: _shaped(action, shape))
+        return (
+            None if len(shape) == 1 else (SeenMultiBinary(int(np.prod(shape)), space), lambda action: _shaped(action, shape).astype(dtype))
+        )
     if isinstance(space, spaces.Box) and dtype is not None and dtype.kind == "f":
         return _box(space, rescale=rescale)
     return None

@@ -170,7 +170,7 @@ class ActionMasks:
         return with_mask(seen, mask)
 
 
-def with_mask(seen: Tree, mask: Array) -> dict[str, Any]:
+def with_mask(seen: Tree, mask: Any) -> dict[str, Any]:
     """An observation as algorithms see it, with a mask."""
     return {**(seen if isinstance(seen, dict) else {"observation": seen}), ACTION_MASK: mask}
 

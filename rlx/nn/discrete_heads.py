@@ -187,7 +187,7 @@ class FactorizedCategoricalHead(Head):
         """[B, D] to [B, k, n]."""
         if self._is_even:
             return params.unflatten(-1, (len(self.choices), -1))
-        return torch.cat((params, params.new_full((len(params), 1), _FORBIDDEN)), -1)[:, self._source]
+        return torch.cat((params, params.new_full((params.shape[0], 1), _FORBIDDEN)), -1)[:, self._source]
 
     def _join(self, split: Tensor) -> Tensor:
         """[B, k, n] to [B, D]."""

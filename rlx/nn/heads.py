@@ -174,7 +174,7 @@ class ProductHead(Head):
 
 def _join_numbers(actions: Sequence[Tensor], params: Tensor) -> Tensor:
     """Actions [B] or [B, k] of each head to [B, K]."""
-    return torch.cat([action.view(len(params), -1).to(params.dtype) for action in actions], dim=-1)
+    return torch.cat([action.view(params.shape[0], -1).to(params.dtype) for action in actions], dim=-1)
 
 
 def _sum(terms: Sequence[Tensor]) -> Tensor:

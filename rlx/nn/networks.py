@@ -171,7 +171,7 @@ class Network(nn.Module):
         return self._masked(params, inputs), value
 
     def _masked(self, params: Tensor, inputs: Tree) -> Tensor:
-        return self.head.masked(params, inputs["mask"].view(len(params), -1)) if self.is_masked else params
+        return self.head.masked(params, inputs["mask"].flatten(0, -2)) if self.is_masked else params
 
     def forward_vjp(
         self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None
