@@ -203,7 +203,7 @@ class RunConfig:
     def gains_from_gpu(self) -> bool:
         """Whether a GPU was measured to train this faster than a CPU."""
         on_board = self.env.id in WORLDS or (self.env.is_game and self.env.id != f"{GAME_PREFIX}tic_tac_toe")
-        return bool(self.algo.gains_from_gpu(on_board=on_board))
+        return bool(self.algo.gains_from_gpu(on_board=on_board or self.env.is_atari))
 
     def _check_suits(self) -> None:
         """Raise a ConfigError if the algorithm plays only two-player games and the environment is none, or plays none and it is one."""

@@ -57,7 +57,7 @@ class AlgoConfig:
         return self.takes_trees
 
     def gains_from_gpu(self, *, on_board: bool) -> bool:
-        """Whether a GPU was measured to train faster than one core of a CPU; `on_board` if observations are large boards.
+        """Whether a GPU was measured to train faster than one core of a CPU; `on_board` if observations are large boards or images.
 
         Env steps per second, H200 : one core. PPO 512-512 567k : 13k; AlphaZero 4x48 861 : 353, 10x128 778 : 141; I2A 3.7k : 1.4k;
         PETS 19 : 35.
