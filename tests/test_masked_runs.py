@@ -39,6 +39,14 @@ def test_the_right_one_of_few_allowed_actions_is_learned_in_5000_steps(actions: 
     rlx.evaluate(run, episodes=1, stochastic=True)
 
 
+@pytest.mark.slow
+def test_the_right_one_of_eighty_actions_is_learned_in_three_rollouts_of_2048_steps() -> None:
+    changed = ["algo.rollout_length=256", "algo.num_minibatches=32", "algo.learning_rate=2e-3", "algo.value_coef=0.1", "algo.gae_lambda=0"]
+    names = {x.split("=")[0] for x in changed}
+    run = rlx.train([*BASE, *(x for x in LEARN if x.split("=")[0] not in names), *changed, "env=Guess-discrete-info-v0"])
+    assert rlx.evaluate(run, episodes=10).return_mean >= 90
+
+
 def outcome(run: Any) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
     """Metrics without times, and the last network."""
     metrics = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in run.metrics()]
