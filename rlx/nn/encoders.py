@@ -33,6 +33,8 @@ from rlx.types import EnvSpec, Tree
 
 _ONE_HOT, _ONE_HOTS = 64, 256
 """Values up to which a Discrete space, and all numbers of a MultiDiscrete space together, are one-hot encoded."""
+_FLATTENED = 4096
+"""The same for both where everything is to be flattened."""
 
 MakeEncoder = Callable[[EnvSpec, EncoderSettings], Encoder | None]
 """A function from an environment and the settings to an encoder; None if it does not support the observation space."""
@@ -186,7 +188,7 @@ def _leaf(keys: tuple[Any, ...], space: gymnasium.Space[Any], settings: EncoderS
             name = "normalised" if is_vector and clip else name
     elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         total = sum(numbers_of(space)[0])
-        limit = _ONE_HOT if isinstance(space, spaces.Discrete) else _ONE_HOTS
+        limit = _FLATTENED if settings.kind == "mlp" else _ONE_HOT if isinstance(space, spaces.Discrete) else _ONE_HOTS
         is_small = total <= limit
         encoder = OneHotEncoder(space) if is_small else EmbeddingEncoder(space)
         name, reason = "one-hot" if is_small else "embedding", f"{'at most' if is_small else 'more than'} {limit} values"
