@@ -28,7 +28,7 @@ from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
 from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
-from rlx.types import Algorithm, EnvSpec, GridWorld, HasGame, HasGrid, KeepsReplay, ReportsNetwork, RewardFn, VectorEnv
+from rlx.types import Algorithm, EnvSpec, Game, GridWorld, KeepsReplay, ReportsNetwork, RewardFn, VectorEnv
 
 _MUCH = 500_000_000
 """Bytes of a replay from which its size is announced."""
@@ -99,7 +99,7 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         id=config.id,
         observation_space=observation_space,
         action_space=action_space,
-        game=env.game if isinstance(env, HasGame) else None,
+        game=game if isinstance(game := getattr(env, "game", None), Game) else None,
         grid=None if config.wrappers else _grid_of(env),
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
@@ -110,7 +110,8 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
 
 def _grid_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> GridWorld | None:
     inner = env.unwrapped if isinstance(env, gymnasium.Env) else env
-    return inner.grid if isinstance(inner, HasGrid) else None
+    grid = getattr(inner, "grid", None)
+    return grid if isinstance(grid, GridWorld) else None  # other environments have a `grid` too, MiniGrid's for one
 
 
 def spaces_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:

@@ -58,6 +58,7 @@ class Explanation(NamedTuple):
     inputs: dict[str, Tree] | None = None  # [B, *] of the network, normalised, by the paths of `space_leaves`
 
 
+@runtime_checkable
 class Game(Protocol):
     """The rules of a two-player zero-sum game, as a search needs them."""
 
@@ -95,6 +96,7 @@ class Game(Protocol):
         ...
 
 
+@runtime_checkable
 class GridWorld(Protocol):
     """The rules of a grid world whose observations are planes [C, H, W] of zeros and ones, for n boards at a time."""
 
@@ -270,21 +272,6 @@ class VectorEnv(Protocol):
 
 
 # Optional attributes of an environment, or of a batch of them.
-
-
-@runtime_checkable
-class HasGame(Protocol):
-    """An environment of a two-player game."""
-
-    game: Game
-
-
-@runtime_checkable
-class HasGrid(Protocol):
-    """An environment of a grid world."""
-
-    grid: GridWorld | None
-    """The rules; None where observations are no planes."""
 
 
 @runtime_checkable

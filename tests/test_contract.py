@@ -374,6 +374,14 @@ def test_a_known_reward_is_told_the_environments_own_actions_by_those_that_were_
     np.testing.assert_allclose(known(obs, torch.from_numpy(chosen), torch.from_numpy(next_obs)), reward, rtol=1e-4)
 
 
+def test_an_attribute_named_grid_or_game_makes_no_grid_world_and_no_game():
+    env = gymnasium.make("CartPole-v1")
+    env.unwrapped.grid = env.unwrapped.game = object()
+    spec = env_spec(EnvConfig(id="CartPole-v1"), env)
+    assert spec.grid is None
+    assert spec.game is None
+
+
 def test_runs_from_before_actions_were_rescaled_go_on_clipping_them(tmp_path):
     text = save_config(Composer().compose(["env=pendulum"]).config)
     assert "  rescale_actions: true\n" in text
