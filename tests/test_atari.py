@@ -180,6 +180,7 @@ def test_every_atari_id_gets_the_familys_recipe_and_its_protocol():
         (["env=pong", "env.native=false", "env.protocol=v4"], "env.protocol has no effect unless env.native=true"),
         (["env=pong", "env.kwargs.frame_stak=1"], "did you mean env.kwargs.frame_stack"),
         (["env=pong", "env.kwargs.frame_stack=0"], "env.kwargs.frame_stack must be a whole number from 1 to 64, got 0"),
+        (["env=PongNoFrameskip-v5"], "did you mean PongNoFrameskip-v4 or"),
         (["env=pong", "env.kwargs.sticky=2"], "env.kwargs.sticky must be at least 0 and below 1"),
     ],
 )

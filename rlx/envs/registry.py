@@ -23,7 +23,7 @@ from rlx.envs.control.positions import POSITIONS, CartPolePositionsVectorEnv
 from rlx.envs.control.recall import RecallVectorEnv
 from rlx.envs.control.recall_settings import RECALL
 from rlx.envs.edge import Edge
-from rlx.envs.families import extra_for, register_family
+from rlx.envs.families import extra_for, register_family, register_installed
 from rlx.envs.games.openspiel import PREFIX, Game
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
@@ -235,10 +235,23 @@ def check_env_id(env_id: str) -> None:
         path = getattr(sys.modules[module], "__file__", None)
         raise ConfigError(f"env={env_id}: module {module!r} ({path or 'without a file'}) registers no environment {name!r}; {advice}")
     if name not in gymnasium.registry:
-        lowered = {id_.lower(): id_ for id_ in gymnasium.registry}
-        near = [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3)]
+        near = _ids_near(name, cutoff=0.85)
+        if not near:
+            register_installed("")  # takes seconds, so that it is done only where nothing else is near
+            near = _ids_near(name, cutoff=0.6)
+        if name in near:
+            module = _module_of(gymnasium.registry[name]).partition(".")[0]
+            raise ConfigError(
+                f"env={env_id}: package {module} registers it, which rlx does not import by itself; write env={module}:{name}"
+            )
         suggestion = f"did you mean {' or '.join(near)}?" if near else "see `rlx envs`, or write my_module:MyEnv-v0 for one of your own"
         raise ConfigError(f"env={env_id}: no such environment is registered with gymnasium; {suggestion}")
+
+
+def _ids_near(name: str, *, cutoff: float) -> list[str]:
+    """Up to three registered ids that are like `name`, without regard to capitals."""
+    lowered = {id_.lower(): id_ for id_ in gymnasium.registry}
+    return [lowered[match] for match in difflib.get_close_matches(name.lower(), lowered, n=3, cutoff=cutoff)]
 
 
 def _made_by(env_id: str) -> gymnasium.envs.registration.EnvSpec | None:
