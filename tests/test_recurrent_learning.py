@@ -11,7 +11,7 @@ from test_algos import CONTINUOUS, DISCRETE, build, make_rollout, update, weight
 from torch import Tensor
 
 from rlx import ops
-from rlx.algos import ppo
+from rlx.algos import ppo, reinforce
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Activation, MemoryKind
@@ -19,7 +19,7 @@ from rlx.config.algos.ppo_config import PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
-from rlx.nn import networks
+from rlx.nn import networks, policy_gradient
 from rlx.nn.networks import Network
 from rlx.tree_ops import leaves, map_tree, pick
 from rlx.types import EnvSpec, Rollout
@@ -112,6 +112,23 @@ def test_a2c_with_a_memory_equals_autograd_through_the_steps(kind):
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0, msg=name)
 
 
+def split(rollout: Rollout, at: int) -> list[Rollout]:
+    """A rollout as two that follow one another; both share the first one's memories at the beginning."""
+    parts = []
+    for steps in (slice(0, at), slice(at, len(rollout.reward))):
+        part, chosen = copy.deepcopy(rollout), (rollout.final_t >= steps.start) & (rollout.final_t < steps.stop)
+        for name in ("action", "reward", "terminated", "truncated", "is_first"):
+            setattr(part, name, getattr(rollout, name)[steps])
+        part.all_obs, part.extras = rollout.all_obs[steps.start : steps.stop + 1], map_tree(lambda x, s=steps: x[s], rollout.extras)
+        part.final_t, part.final_b, part.final_obs = (
+            rollout.final_t[chosen] - steps.start,
+            rollout.final_b[chosen],
+            rollout.final_obs[chosen],
+        )
+        parts.append(part)
+    return parts
+
+
 @KINDS
 def test_reinforce_with_a_memory_learns_from_whole_episodes_however_they_lie_in_rollouts(kind):
     config = ReinforceConfig(memory=kind, memory_size=5, episodes_per_update=4, learning_rate=0.01, normalize_advantage=False)
@@ -119,17 +136,7 @@ def test_reinforce_with_a_memory_learns_from_whole_episodes_however_they_lie_in_
     parts.load_state_dict(copy.deepcopy(whole.state_dict()))
     rollout = make_rollout(length=24)
     rollout.carry = whole.initial_carry(4)
-    first, second = copy.deepcopy(rollout), copy.deepcopy(rollout)
-    half = rollout.final_t < 12
-    for part, steps, chosen in ((first, slice(0, 12), half), (second, slice(12, 24), ~half)):
-        for name in ("action", "reward", "terminated", "truncated", "is_first"):
-            setattr(part, name, getattr(rollout, name)[steps])
-        part.all_obs = rollout.all_obs[steps.start : steps.stop + 1]
-        part.final_t, part.final_b, part.final_obs = (
-            rollout.final_t[chosen] - steps.start,
-            rollout.final_b[chosen],
-            rollout.final_obs[chosen],
-        )
+    first, second = split(rollout, 12)
     second.carry = pick(parts.net.replay(first).carry, -1)
     parts.config = ReinforceConfig(**{**vars(config), "episodes_per_update": 1000})
     update(parts, first)
@@ -138,6 +145,33 @@ def test_reinforce_with_a_memory_learns_from_whole_episodes_however_they_lie_in_
     update(whole, rollout)
     for (name, ours), theirs in zip(whole.net.named_parameters(), parts.net.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=0, msg=name)
+
+
+@KINDS
+def test_reinforce_remembers_an_episode_of_which_lost_lives_have_ended_the_first_returns(kind, monkeypatch):
+    algo = build(ReinforceConfig(memory=kind, memory_size=5, episodes_per_update=1, learning_rate=1e-12))
+    whole = make_rollout(length=12, end_prob=0.0)
+    whole.terminated[[2, 5, 8, 11]] = True  # lives; the last one ends the episode
+    whole.final_t, whole.final_b, whole.final_obs = torch.full((4,), 11), torch.arange(4), torch.zeros(4, 3)
+    whole.carry = algo.initial_carry(4)
+    values, lengths, taken = algo.net.replay(whole).value, [], []
+    monkeypatch.setattr(reinforce, "gradient_steps", lambda *a, **k: taken.append(a[3]) or policy_gradient.gradient_steps(*a, **k))
+    for part in split(whole, 7):
+        update(algo, part)
+        lengths.append(len(algo.pending["reward"]))
+    found = torch.cat([batch.old_value[batch.sequences.used] for batch in taken])
+    torch.testing.assert_close(found, values.flatten(), atol=2e-6, rtol=0)
+    assert lengths == [7, 0]
+
+
+def test_reinforce_leaves_out_an_episode_that_was_cut_by_an_inexact_resume():
+    algo = build(ReinforceConfig(episodes_per_update=5, memory=MemoryKind.gru, memory_size=5))
+    cut, next_one = make_rollout(length=4, end_prob=0.0), make_rollout(length=6, end_prob=0.0)
+    cut.terminated[1] = True
+    next_one.carry = cut.carry = algo.initial_carry(4)
+    update(algo, cut)
+    update(algo, next_one)
+    assert algo.pending["unused"].any(1).tolist() == [True] * 2 + [False] * 2 + [True] * 6
 
 
 @pytest.mark.parametrize("name", ["reinforce", "a2c", "ppo"])

@@ -28,9 +28,10 @@ from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progres
 class Reinforce(AblatesMemory):
     """Monte-Carlo policy gradient for discrete and continuous actions.
 
-    Steps are kept in `pending` until their episode is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and
-    unused [P, B]. `unused` marks steps that no update has used yet. The observation normaliser is updated with the first rollout before any
-    value is computed, and then after each gradient step with the rollouts since the previous one, the last `unabsorbed` rows of `pending`.
+    Steps are kept in `pending` until their return is complete: obs [P, B, *], action [P, B, *], reward, final_value, is_last and
+    unused [P, B]. `unused` marks steps that no update has used yet; with a memory, `is_first` and `is_over` say where the environment's
+    episodes begin and end. The observation normaliser is updated with the first rollout before any value is computed, and then after each
+    gradient step with the rollouts since the previous one, the last `unabsorbed` rows of `pending`.
     """
 
     weight_parts = ("net",)
@@ -97,6 +98,8 @@ class Reinforce(AblatesMemory):
         return metrics
 
     def _append(self, rollout: Rollout) -> None:
+        if self.pending and len(self.pending["reward"]):
+            self._leave_out_cut(rollout.is_first[0])
         new = {
             "obs": rollout.obs,
             "action": rollout.action,
@@ -104,9 +107,17 @@ class Reinforce(AblatesMemory):
             "final_value": self._final_value(rollout),
             "is_last": rollout.is_last,
             "unused": torch.ones_like(rollout.is_last),
-            **({"is_first": rollout.is_first} if self.net.has_memory else {}),
+            **({"is_first": rollout.is_first, "is_over": _is_over(rollout)} if self.net.has_memory else {}),
         }
         self.pending = map_tree(lambda *parts: torch.cat(parts), self.pending, new) if self.pending else new
+
+    def _leave_out_cut(self, begins: Tensor) -> None:
+        """Mark steps as used whose return has no end, because a run that was resumed inexactly began other episodes [B]."""
+        is_last = self.pending["is_last"]
+        cut = begins & ~is_last[-1]
+        self.pending["unused"] = self.pending["unused"] & ~(cut & (is_last.flip(0).cumsum(0).flip(0) == 0))
+        if self.net.has_memory:
+            self.pending["is_over"][-1] |= cut
 
     def _final_value(self, rollout: Rollout) -> Tensor:
         """[T, B] value after an episode's last step: V(next_obs) where it was truncated and there is a baseline, else 0."""
@@ -158,8 +169,20 @@ class Reinforce(AblatesMemory):
         return self.net.inputs_of(pending["obs"]), pending["action"], return_, sequences._replace(carry=carry)
 
     def _drop(self, used: Tensor) -> None:
-        """Mark steps as used, and drop the first rows of `pending` in which all steps are used."""
-        unused = self.pending["unused"] & ~used
-        rows = unused.any(1).nonzero()
+        """Mark steps as used, and drop the first rows of `pending` in which all steps are used.
+
+        A memory needs an episode from its beginning, although returns that lost lives ended may have used its first steps.
+        """
+        needed = unused = self.pending["unused"] & ~used
+        if self.net.has_memory:
+            needed = unused | (self.pending["is_over"].flip(0).cumsum(0).flip(0) == 0)
+        rows = needed.any(1).nonzero()
         first = int(rows[0]) if len(rows) else len(unused)
         self.pending = map_tree(lambda x: x[first:].clone(), {**self.pending, "unused": unused})
+
+
+def _is_over(rollout: Rollout) -> Tensor:
+    """[T, B] bool: the environment's episode ended with this step."""
+    is_over = torch.zeros_like(rollout.is_last)
+    is_over[rollout.final_t, rollout.final_b] = True
+    return is_over
