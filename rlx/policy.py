@@ -18,11 +18,11 @@ from rlx.config.schema import RunConfig
 from rlx.config.setting import require_whole
 from rlx.envs.actions import seen_actions
 from rlx.envs.contract import BrokenContract, check_array, first_non_finite
-from rlx.envs.masks import METHODS, MaskReader, is_masked, with_mask
+from rlx.envs.masks import METHODS, MaskReader, with_mask
 from rlx.envs.observations import observations, parts_of
 from rlx.errors import ConfigError
 from rlx.rng import PrivateRNG
-from rlx.spaces import ACTION_MASK, original_space
+from rlx.spaces import ACTION_MASK, is_masked, original_space
 from rlx.transfer import send_arrays
 from rlx.tree_ops import batch_size, leaves, map_tree, named_leaves, pick
 from rlx.types import Algorithm, EnvSpec, Mode, Tree

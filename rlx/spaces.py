@@ -177,3 +177,8 @@ def choices_of(space: gymnasium.Space[Any]) -> list[int]:
 def mask_width(space: gymnasium.Space[Any]) -> int:
     """M, the width of a mask of actions of this space."""
     return sum(choices_of(space))
+
+
+def is_masked(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> bool:
+    """Whether observations have masks of actions; without choices to mask, an entry of that name is like any other."""
+    return isinstance(observation_space, spaces.Dict) and ACTION_MASK in observation_space.spaces and mask_width(action_space) > 0

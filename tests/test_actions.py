@@ -98,6 +98,7 @@ def test_numbers_keep_their_place_and_their_meaning() -> None:
         (spaces.Dict(a=spaces.Dict(b=spaces.Discrete(2**25))), r"\['a'\]\['b'\] has 33,554,432 choices; beside other parts .* 16,777,216"),
         (spaces.Dict(), "has no parts: an agent needs something to choose"),
         (spaces.Tuple([spaces.Box(0, 1, (0,))]), r"\[0\] \(Box\) cannot be chosen"),
+        (spaces.Box(0, 1, (2, 0)), "is empty: an agent needs something to choose"),
     ],
 )
 def test_a_part_that_no_algorithm_can_choose_is_named(space: Any, message: str) -> None:

@@ -234,3 +234,9 @@ def test_float_images_are_scaled_by_their_bounds():
 def test_what_has_no_encoder_and_settings_without_effect_are_refused(space, settings, message):
     with pytest.raises(ConfigError, match=message):
         make(space, **settings)
+
+
+def test_an_entry_named_action_mask_is_encoded_where_there_is_no_choice_to_mask():
+    space = spaces.Dict(action_mask=spaces.Box(-1, 1, (3,)), x=spaces.Discrete(2))
+    encoder = make_encoder(EnvSpec(id="Mine-v0", observation_space=space, action_space=spaces.Box(-1, 1, (2,))), EncoderSettings())
+    assert [leaf.path for leaf in encoder.report()] == ["['action_mask']", "['x']"]

@@ -303,3 +303,19 @@ def test_a_run_with_masks_resumes_in_the_middle_of_episodes(actions: str, memory
     assert same(trained(heir, 2), expected)
     assert same(heir["algo"].state_dict(), first["algo"].state_dict())
     checkpointer.close()
+
+
+class Late(masked.Masked):
+    """Has a mask from its second step on."""
+
+    def info(self) -> dict[str, Any]:
+        return super().info() if self.t > 1 else {}
+
+
+def test_a_mask_that_comes_later_is_refused_where_it_would_be_used() -> None:
+    late = Late("info")
+    env = Edge(late, "Late-v0", rescale_actions=False, flatten=False)
+    env.reset(seed=0)
+    env.step(np.array([mask.argmax() for mask in late.mask]))
+    with pytest.raises(BrokenContract, match=r"info\['action_mask'\] was not there when a reset was tried: return it from every reset"):
+        env.step(np.array([mask.argmax() for mask in late.mask]))

@@ -35,10 +35,12 @@ def seen_actions(
     Bounded dimensions of floats come to [-1, 1] with `rescale`. Those without two bounds stay as they are.
 
     Raises:
-        ConfigError: for a Dict or Tuple with a part that algorithms have no form for.
+        ConfigError: for a space without numbers, and for a Dict or Tuple with a part that algorithms have no form for.
     """
     if isinstance(space, spaces.Dict | spaces.Tuple):
         return _product(space, env_id, rescale=rescale)
+    if 0 in (space.shape or ()):
+        raise ConfigError(f"env={env_id} has action space {space}, which is empty: an agent needs something to choose")
     return _leaf(space, rescale=rescale) or (space, None)
 
 

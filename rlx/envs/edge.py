@@ -12,7 +12,7 @@ import numpy as np
 
 from rlx.envs.actions import seen_actions
 from rlx.envs.contract import check_flag, check_info, check_reset, check_reward, check_step
-from rlx.envs.masks import masks_of
+from rlx.envs.masks import masks_of, refuse_unexpected
 from rlx.envs.observations import observations, with_frames
 from rlx.errors import ConfigError
 from rlx.spaces import ACTION_MASK, mask_width
@@ -46,7 +46,9 @@ class Edge(gymnasium.Env[Any, Any]):
         self.action_space, self._to_env = seen_actions(action_space, env_id, rescale=rescale_actions)
         masks = masks_of(env, action_space, in_info=mask_in_info)
         self._masks = None if flatten else masks
-        self._has_choices, self._unused_masks = mask_width(self.action_space) > 0, flatten and masks is not None
+        self._flatten, self._unused_masks = flatten, flatten and masks is not None
+        self._has_choices = mask_width(self.action_space) > 0
+        self._expects_none = self._has_choices and self._masks is None and not flatten
         without = ACTION_MASK if self._masks is not None and self._masks.in_obs else None
         self._observe = observations(original, env_id, flatten=flatten, without=without)
         self.observation_space = with_frames(self._observe.space, env)
@@ -69,7 +71,9 @@ class Edge(gymnasium.Env[Any, Any]):
         seen = self._observe(obs)
         if self._masks is not None:
             return self._masks(seen, obs, info), {}
-        self._unused_masks = self._unused_masks or (self._has_choices and ACTION_MASK in info)
+        if self._expects_none and ACTION_MASK in info:
+            refuse_unexpected(info)
+        self._unused_masks = self._unused_masks or (self._flatten and self._has_choices and ACTION_MASK in info)
         return seen, {}
 
     def step(self, action: Any) -> tuple[Tree, Any, bool, bool, dict[str, Any]]:
@@ -86,6 +90,8 @@ class Edge(gymnasium.Env[Any, Any]):
         if self._masks is not None:
             ended = terminated or truncated
             return self._masks(self._observe(obs), obs, info, ended=bool(ended)), reward, terminated, truncated, info
+        if self._expects_none and ACTION_MASK in info:
+            refuse_unexpected(info)
         return self._observe(obs), reward, terminated, truncated, info
 
     def render(self) -> Any:

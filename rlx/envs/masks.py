@@ -16,7 +16,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlx.envs.contract import BrokenContract, check_reset, describe, env_error
-from rlx.spaces import ACTION_MASK, ProductSpace, SeenDict, choices_of, mask_width, original_space, space_leaves
+from rlx.spaces import ACTION_MASK, ProductSpace, SeenDict, choices_of, is_masked, original_space, space_leaves
 from rlx.tree_ops import Tree
 
 Array = NDArray[Any]
@@ -180,11 +180,6 @@ def mask_space(width: int) -> spaces.Box:
     return spaces.Box(np.zeros(width, dtype=bool), np.ones(width, dtype=bool), dtype=bool)  # type: ignore[arg-type]
 
 
-def is_masked(observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> bool:
-    """Whether observations, as algorithms see them, have masks of actions; otherwise an entry of that name is like any other."""
-    return isinstance(observation_space, SeenDict) and ACTION_MASK in observation_space.spaces and mask_width(action_space) > 0
-
-
 def mask_method(env: gymnasium.Env[Any, Any]) -> Callable[[], Any] | None:
     """The method of an environment or its wrappers that returns a mask and needs no arguments."""
     for name in METHODS:
@@ -206,6 +201,12 @@ def masks_of(env: gymnasium.Env[Any, Any], action_space: gymnasium.Space[Any], *
     if method := mask_method(env):
         return ActionMasks(action_space, method=method)
     return ActionMasks(action_space) if in_info else None
+
+
+def refuse_unexpected(info: Mapping[str, Any]) -> None:
+    """Raise a BrokenContract if `info` has a mask, in an environment that had none when a reset was tried."""
+    if info[ACTION_MASK] is not None:
+        raise BrokenContract(f"its info['{ACTION_MASK}'] was not there when a reset was tried: return it from every reset and step")
 
 
 def _in_observation(space: gymnasium.Space[Any]) -> bool:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlx.envs.meanings import observed_names
-from rlx.spaces import ACTION_MASK, original_space, space_leaves
+from rlx.spaces import original_space, space_leaves
 from rlx.tree_ops import named_leaves
 from rlx.types import Tree
 
@@ -32,19 +32,17 @@ class Input(NamedTuple):
 
 
 def inputs_of(space: gymnasium.Space[Any], env_id: str, obs: Tree, inputs: Mapping[str, Tree] | None) -> tuple[Input, ...]:
-    """The parts of an observation without its mask.
+    """The parts of an observation.
 
     Args:
         space: of observations, as the algorithm sees it.
         env_id: the environment's id, which may tell names.
-        obs: one observation, arrays [*].
+        obs: one observation without its mask, arrays [*].
         inputs: what the network made of its parts before the first weights, arrays [*] by path; None if that is not known.
     """
     leaves = dict(space_leaves(space))
     found: list[Input] = []
     for path, leaf in named_leaves(obs):
-        if path == f"[{ACTION_MASK!r}]":
-            continue
         seen, own = np.asarray(leaf), original_space(leaves[path])
         given = (inputs or {}).get(path)
         values = given if isinstance(given, np.ndarray) and given.size == seen.size else seen

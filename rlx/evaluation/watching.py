@@ -27,7 +27,7 @@ from rlx.evaluation.inputs import Input, inputs_of, plain_path
 from rlx.evaluation.loading import choose_checkpoint, load_policy
 from rlx.evaluation.rendering import Camera
 from rlx.rng import seed_everything
-from rlx.spaces import ACTION_MASK, ProductSpace, choices_of, original_space, space_leaves
+from rlx.spaces import ACTION_MASK, ProductSpace, choices_of, is_masked, original_space, space_leaves
 from rlx.store.runs import RunDir
 from rlx.tree_ops import map_tree
 from rlx.types import Explains, Explanation, Mode, Policy, PolicyOutput, Tree, VectorEnv
@@ -235,6 +235,7 @@ def play(
     taken = 0
     explaining = _Explaining(policy)
     space, choices = env.single_observation_space, choices_of(env.single_action_space)
+    masked = is_masked(space, env.single_action_space)
     starts = np.asarray(getattr(env.single_action_space, "start", 0))
     board = env if isinstance(env, GridVectorEnv) else None
 
@@ -249,7 +250,10 @@ def play(
             continue
         episode = int(step.episode[0]) + 1
         obs = explaining.obs
-        mask = np.asarray(obs[ACTION_MASK]).astype(bool) if isinstance(obs, dict) and ACTION_MASK in obs else None
+        mask = None
+        if masked:
+            obs = dict(obs)
+            mask = np.asarray(obs.pop(ACTION_MASK)).astype(bool)
         action = (step.action[0] - starts).ravel() if choices else np.ravel(step.action[0])
         yield Moment(episode=episode, action=action, decision=explaining.decision, mask=mask,
                      inputs=() if board else inputs_of(space, env_id, obs, explaining.inputs), **before)  # fmt: skip

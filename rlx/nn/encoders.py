@@ -28,7 +28,7 @@ from rlx.nn.leaf_encoders import (
     numbers_of,
 )
 from rlx.nn.normalize import ObservationNormalizer
-from rlx.spaces import ACTION_MASK
+from rlx.spaces import ACTION_MASK, is_masked
 from rlx.types import EnvSpec, Tree
 
 _ONE_HOT, _ONE_HOTS = 64, 256
@@ -129,6 +129,8 @@ def from_space(spec: EnvSpec, settings: EncoderSettings) -> Encoder:
     """
     space = spec.observation_space
     parts = _parts(space)
+    if is_masked(space, spec.action_space):
+        parts = [(keys, part) for keys, part in parts if keys != (ACTION_MASK,)]
     if not parts:
         raise ConfigError(f"env={spec.id} observes nothing but {ACTION_MASK}, got {space}: an agent needs something to see")
     if settings.kind in IMAGE_ENCODERS:
@@ -161,11 +163,11 @@ def make_encoder(spec: EnvSpec, settings: EncoderSettings) -> Encoder:
 
 
 def _parts(space: gymnasium.Space[Any], keys: tuple[Any, ...] = ()) -> list[tuple[tuple[Any, ...], gymnasium.Space[Any]]]:
-    """The leaves of a space without a mask of actions, each with its keys."""
+    """The leaves of a space, each with its keys."""
     if not isinstance(space, spaces.Dict | spaces.Tuple):
         return [(keys, space)]
     inner: Iterable[tuple[Any, gymnasium.Space[Any]]] = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-    return [found for key, part in inner if keys or key != ACTION_MASK for found in _parts(part, (*keys, key))]
+    return [found for key, part in inner for found in _parts(part, (*keys, key))]
 
 
 def _path(keys: tuple[Any, ...]) -> str:

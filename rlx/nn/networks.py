@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import gymnasium
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from rlx.nn.leaf_encoders import EncoderKind, EncoderSettings
 from rlx.nn.losses import Sequences
 from rlx.nn.memories import NoMemory, make_memory
 from rlx.nn.mlp import MLP
-from rlx.spaces import ACTION_MASK, mask_width
+from rlx.spaces import ACTION_MASK, is_masked
 from rlx.tree_ops import batch_size, leaves, map_tree, pick
 from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, Rollout, Tree
 
@@ -109,8 +108,7 @@ class Network(nn.Module):
         self.critic: MLP | None = None if shared else make_mlp([num_features, *hidden_sizes, 1], output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
-        space = spec.observation_space
-        self.is_masked = isinstance(space, gymnasium.spaces.Dict) and ACTION_MASK in space.spaces and mask_width(spec.action_space) > 0
+        self.is_masked = is_masked(spec.observation_space, spec.action_space)
         """Whether observations say which choices are allowed."""
         self.has_memory = not isinstance(self.memory, NoMemory)
         self.by_hand = not (self.encoder.has_weights or self.has_memory) and self.policy.by_hand
