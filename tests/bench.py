@@ -56,6 +56,16 @@ model = PPO("MlpPolicy", make_vec_env({id!r}, {envs}, seed=seed), n_steps={steps
 watch = Watch(); model.learn({total}, callback=watch); print(model.num_timesteps / (time.perf_counter() - watch.start))
 """
 )
+SB3_ATARI = """
+import time, warnings; warnings.filterwarnings("ignore")
+import ale_py, gymnasium, torch; torch.set_num_threads(1); gymnasium.register_envs(ale_py)
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_atari_env
+from stable_baselines3.common.vec_env import VecFrameStack
+env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4)
+model = PPO("CnnPolicy", env, n_steps=128, batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01, device="cpu")
+model.learn(1024); start = time.process_time(); model.learn(4096); print(4096 / (time.process_time() - start))
+"""
 
 
 def rlx(*overrides: str) -> list[dict[str, float]]:
@@ -165,10 +175,15 @@ def atari() -> None:
     env = ["env=pong", "env.protocol=v4"] if importlib.util.find_spec("ale_py") else ["env=bench_frames:Frames", "algo.sign_reward=true"]
     shape = ["algo=ppo", *env, "recipe=null", "env.num_envs=8", "algo.rollout_length=128", "algo.num_epochs=4", "algo.num_minibatches=4",
              "algo.encoder=nature", "algo.shared_network=true", "algo.hidden_sizes=[]"]  # fmt: skip
+    theirs = 0.0
+    if all(importlib.util.find_spec(name) for name in ("ale_py", "stable_baselines3", "cv2")):
+        theirs = sb3(SB3_ATARI, 0)
+        print(f"SB3's PPO at the same shape: {theirs:,.0f} env steps per CPU second", flush=True)
     for precision, target in (("highest", 260), ("bf16", 400)):
         speed, memory = steps_per_cpu_s(1024, 8 * 1024, *shape, f"runtime.precision={precision}")
         print(f"PPO on {env[0]}, 8 envs x 128, 4 epochs x 4 minibatches, Nature network, {precision}: {speed:,.0f} env steps per CPU second "
-              f"(at least {target} wanted), {memory:,.0f} MB resident (at most 900)", flush=True)  # fmt: skip
+              f"(at least {target} wanted), {memory:,.0f} MB resident (at most 900)"
+              + f", {speed / theirs:.2f} times SB3's speed" * bool(theirs), flush=True)  # fmt: skip
 
 
 def minigrid() -> None:
