@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from test_algos import CONTINUOUS, DISCRETE, build, make_rollout, update, weights
 from torch import Tensor
 
@@ -14,7 +16,7 @@ from rlx import ops
 from rlx.algos import ppo, reinforce
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.a2c_config import A2CConfig
-from rlx.config.algos.policy_gradient_config import Activation, MemoryKind
+from rlx.config.algos.policy_gradient_config import MemoryKind
 from rlx.config.algos.ppo_config import PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
 from rlx.config.compose import Composer
@@ -197,18 +199,25 @@ def test_a_memory_learns_what_only_it_can_know(name):
     assert rollout.reward.mean() > 0.9
 
 
-def test_a_large_batch_of_images_is_differentiated_in_parts(monkeypatch):
-    algo = build(PPOConfig(activation=Activation.silu, layer_norm=True))
-    inputs, d_params, d_value = torch.randn(50, 3), torch.randn(50, 2), torch.randn(50)
-    found = []
+@pytest.mark.parametrize("kind", list(MemoryKind), ids=lambda kind: kind.value)
+def test_a_large_batch_of_images_is_encoded_in_parts_with_the_same_gradients(kind, monkeypatch):
+    spec = EnvSpec(id="Mine-v0", observation_space=spaces.Box(0, 255, (7, 7, 3), np.uint8), action_space=spaces.Discrete(2))
+    net = Network(spec, hidden_sizes=[4], activation="tanh", encoder="grid", memory=kind.value, memory_size=3)
+    images, d_params, d_value = torch.randint(256, (10, 5, 7, 7, 3), dtype=torch.uint8), torch.randn(50, 2), torch.randn(50)
+    inputs, carry, is_first = net.inputs_of(images), net.memory.initial(5), torch.rand(10, 5) < 0.2
+    found, sizes = [], []
+    net.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     for most in (1000, 16):
         monkeypatch.setattr(networks, "_MANY", most)
-        algo.optimizer.zero_grad()
-        params, value, backward = algo.net.forward_vjp(inputs)
+        net.zero_grad()
+        params, value, backward = net.forward_vjp(inputs, carry, is_first)
         backward(d_params, d_value)
-        found.append([params, value, *(p.grad.clone() for p in algo.net.parameters())])
+        with torch.no_grad():
+            again = net.value(inputs, carry, is_first)
+        found.append([params, value, again, *(p.grad.clone() for p in net.parameters())])
+    assert max(sizes[2:]) == 16
     for whole, parts in zip(*found, strict=True):
-        torch.testing.assert_close(parts, whole, atol=1e-5, rtol=0)
+        torch.testing.assert_close(parts, whole, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["reinforce", "a2c", "ppo"])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.encoders import make_encoder
@@ -33,7 +34,7 @@ _SMALL = 1 << 16
 
 
 _MANY = 2048
-"""Rows above which activations are not kept from the forward to the backward pass: those of an 84 x 84 image take 0.3 MB."""
+"""Rows above which an encoder's activations are not kept from the forward to the backward pass: those of an 84 x 84 image take 0.3 MB."""
 
 
 class Evaluated(NamedTuple):
@@ -157,11 +158,21 @@ class Network(nn.Module):
         """Inputs to the features [N, D] of the trunks."""
         seen = inputs["inputs"] if self.is_masked else inputs
         if not self.has_memory:
-            features: Tensor = self.encoder(seen)
-            return features
+            return self._encoded(seen)
         assert is_first is not None, "a memory needs to be told where episodes begin"
-        steps = self.encoder(rows_of(seen)).unflatten(0, is_first.shape)
+        steps = self._encoded(rows_of(seen)).unflatten(0, is_first.shape)
         return self.memory.unroll(steps, carry, is_first).flatten(0, 1)
+
+    def _encoded(self, inputs: Tree) -> Tensor:
+        """Inputs [N, *] to the encoder's features [N, D]; many rows in parts, whose activations the backward pass computes again."""
+        num_rows = batch_size(inputs)
+        if not self.encoder.has_weights or num_rows <= _MANY:
+            features: Tensor = self.encoder(inputs)
+            return features
+        parts = (pick(inputs, slice(at, at + _MANY)) for at in range(0, num_rows, _MANY))
+        if not torch.is_grad_enabled():
+            return torch.cat([self.encoder(part) for part in parts])
+        return torch.cat([checkpoint(self.encoder, part, use_reentrant=False, preserve_rng_state=False) for part in parts])
 
     def _outputs(self, features: Tensor, inputs: Tree) -> tuple[Tensor, Tensor]:
         out = self.policy(features)
@@ -180,8 +191,6 @@ class Network(nn.Module):
         """
         if self.by_hand:
             return self._forward_vjp_by_hand(inputs)
-        if not self.has_memory and batch_size(inputs) > _MANY:
-            return self._forward_vjp_in_parts(inputs)
         with torch.enable_grad():
             params, value = self(inputs, carry, is_first)
 
@@ -189,19 +198,6 @@ class Network(nn.Module):
             torch.autograd.backward((params, value), (d_params, d_value))
 
         return params.detach(), value.detach(), backward
-
-    def _forward_vjp_in_parts(self, inputs: Tree) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
-        parts = [slice(at, at + _MANY) for at in range(0, batch_size(inputs), _MANY)]
-        with torch.no_grad():
-            params, value = map(torch.cat, zip(*(self(pick(inputs, part)) for part in parts), strict=True))
-
-        def backward(d_params: Tensor, d_value: Tensor) -> None:
-            for part in parts:
-                with torch.enable_grad():
-                    outputs = self(pick(inputs, part))
-                torch.autograd.backward(outputs, (d_params[part], d_value[part]))
-
-        return params, value, backward
 
     def _forward_vjp_by_hand(self, inputs: Tree) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
         features = inputs["inputs"] if self.is_masked else inputs  # a masked parameter has no gradient, so the pullbacks need no mask
