@@ -118,7 +118,7 @@ def require_minibatches(rollout_length: int, num_envs: int, num_minibatches: int
     if normalize and batch // num_minibatches < 2:
         raise ConfigError(
             f"algo.num_minibatches={num_minibatches} leaves minibatches of one step, whose normalised advantage is 0; "
-            f"use at most {batch // 2}, or algo.normalize_advantage=false"
+            f"use {f'at most {batch // 2}' if batch > 1 else 'a longer algo.rollout_length'}, or algo.normalize_advantage=false"
         )
     require_divisible(
         batch,
