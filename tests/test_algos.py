@@ -61,6 +61,13 @@ def make_rollout(
     )
 
 
+def follow(before: Rollout | None, rollout: Rollout) -> Rollout:
+    """A rollout whose first step begins episodes only where those of the rollout before had ended."""
+    if before is not None:
+        rollout.is_first[0] = before.is_last[-1]
+    return rollout
+
+
 def update(algo: Any, rollout: Rollout, progress: Progress | None = None) -> dict[str, float]:
     progress = progress or Progress(total_env_steps=1_000_000)
     progress.advance(rollout)
@@ -576,9 +583,9 @@ def test_reinforce_equals_a_plain_implementation_episode_by_episode(baseline, no
     naive, learnt = NaiveReinforce(algo, 4, config), []
     original = algo.net.head.evaluate
     monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (learnt.append(action), original(p, action))[1])
-    steps = []
+    steps, rollout = [], None
     for i in range(20):
-        rollout = make_rollout(CONTINUOUS, length=5 + i % 3, end_prob=0.15)
+        rollout = follow(rollout, make_rollout(CONTINUOUS, length=5 + i % 3, end_prob=0.15))
         learnt.clear()
         metrics = update(algo, rollout)
         expected = naive.update(rollout)
@@ -596,8 +603,9 @@ def test_reinforce_learns_from_every_step_exactly_once_and_only_when_its_episode
     monkeypatch.setattr(algo.net.head, "evaluate", lambda p, action: (learnt.extend(action[:, 0].tolist()), original(p, action))[1])
     complete: list[float] = []
     open_steps: list[list[float]] = [[] for _ in range(4)]
+    rollout = None
     for _ in range(15):
-        rollout = make_rollout(CONTINUOUS, length=6, end_prob=0.2)
+        rollout = follow(rollout, make_rollout(CONTINUOUS, length=6, end_prob=0.2))
         for t in range(6):
             for b in range(4):
                 open_steps[b].append(rollout.action[t, b, 0].item())
