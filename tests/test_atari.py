@@ -162,7 +162,7 @@ def test_an_episode_is_cut_at_its_most_frames():
 def test_every_atari_id_gets_the_familys_recipe_and_its_protocol():
     composer = Composer()
     for words, protocol in (
-        (["env=pong"], "v5"),
+        (["env=breakout"], "v5"),
         (["env=ALE/Seaquest-v5", "env.protocol=v4"], "v4"),
         (["env=BreakoutNoFrameskip-v4"], "v4"),
         (["env=BreakoutNoFrameskip-v4", "env.protocol=v5"], "v5"),
