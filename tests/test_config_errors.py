@@ -122,7 +122,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("algo.learning_rate=fast", "algo.learning_rate must be a number, got fast"),
     ("algo.hidden_sizes=64", "algo.hidden_sizes must be a list, e.g. '[64,64]', got 64"),
     ("algo.hidden_sizes=[64,wide]", "algo.hidden_sizes[1]: Value 'wide'"),
-    ("algo.activation=gelu", "algo.activation must be one of tanh, relu, got gelu"),
+    ("algo.activation=swish", "algo.activation must be one of tanh, relu, silu, gelu, got swish"),
     ("algo.anneal_learning_rate=perhaps", "algo.anneal_learning_rate must be true or false, got perhaps"),
     ("env.num_envs=2.5", "env.num_envs must be a whole number, got 2.5"),
     ("env.num_envs=null", "env.num_envs must be a whole number, got null"),
@@ -270,14 +270,14 @@ def test_dry_run_refuses_what_rlx_train_refuses(settings: str, rlx: Rlx) -> None
 MY_ENVS = """
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete, Graph, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, Graph
 
 class Plain(gymnasium.Env):
     observation_space, action_space = Box(-1, 1, (3,), np.float32), Discrete(2)
     def reset(self, *, seed=None, options=None): return np.zeros(3, np.float32), {}
     def step(self, action): return np.zeros(3, np.float32), 1.0, True, False, {}
 
-class TwoKnobs(Plain): action_space = MultiDiscrete([2, 3])
+class TwoKnobs(Plain): action_space = Box(0, 5, (2,), np.int64)
 Knobs, Path = 3, dict
 class Network(Plain): observation_space = Graph(Box(-1, 1, (3,)), None)
 class Spaceless(gymnasium.Env): pass
@@ -289,13 +289,13 @@ for kind in (Plain, TwoKnobs, Network, Spaceless, Licensed):
 """
 
 BAD_MODULES = {
-    "TwoKnobs-v0": ("has action space MultiDiscrete([2 3])", "expects Discrete(n) or a one-dimensional Box of floats"),
-    "Network-v0": ("has observation space Graph(", "cannot be flattened to a Box"),
+    "TwoKnobs-v0": ("has action space Box((2,), int64, 0 to 5)", "expects Discrete, MultiDiscrete, MultiBinary, a Box of floats"),
+    "Network-v0": ("has observation space Graph(", "no Box, Discrete, MultiDiscrete or MultiBinary"),
     "Spaceless-v0": ("has no observation_space: its constructor must set it",),
     "Licensed-v0": ("cannot be made with env.kwargs={}: ValueError: the licence has run out",),
     "Knobs": ("Knobs is a int and makes no environment; expected a class that inherits from gymnasium.Env",),
     "Path": ("Path is a type and makes no environment",),
-    "TwoKnobs": ("has action space MultiDiscrete([2 3])",),
+    "TwoKnobs": ("has action space Box((2,), int64, 0 to 5)",),
     "Plane-v0": ("my_envs.py) registers no environment 'Plane-v0'; did you mean env=my_envs:Plain-v0?",),
 }
 
