@@ -215,7 +215,7 @@ def test_gradients_equal_autograds_of_torch_distributions_step_by_step(case):
         params, _, backward = net.forward_vjp(*sequence_of(net, rollout))
         backward(net.head.evaluate(params, action).pullback(d_log_prob, d_entropy), d_value)
     for p, theirs in zip(parameters, expected, strict=True):
-        torch.testing.assert_close(p.grad, theirs, atol=2e-6, rtol=1e-3)
+        assert (p.grad - theirs).abs().max() <= 2e-6 + 1e-4 * theirs.abs().max()  # the tanh of kernels is off by up to 3e-7
 
 
 @every_case

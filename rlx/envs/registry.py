@@ -121,7 +121,8 @@ class EnvFactory:
         known = self.id in REPLAYABLE or self.is_own_atari
         if self.mask_in_info is not None or self.flatten or (known and not self.wrappers):
             return bool(self.mask_in_info)
-        with contextlib.closing(self._make({})) as env:
+        unseen = {"render_mode": None} if "render_mode" in self.kwargs else {}  # no window for a glance
+        with contextlib.closing(self._make(unseen)) as env:
             return has_mask_in_info(env, self.id)
 
     def __call__(self, **extra: Any) -> Edge:
