@@ -156,17 +156,20 @@ class Network(nn.Module):
 
     def _features(self, inputs: Tree, carry: Tree, is_first: Tensor | None) -> Tensor:
         """Inputs to the features [N, D] of the trunks."""
-        seen = inputs["inputs"] if self.is_masked else inputs
+        seen = self._unmasked(inputs)
         if not self.has_memory:
             return self._encoded(seen)
         assert is_first is not None, "a memory needs to be told where episodes begin"
         steps = self._encoded(rows_of(seen)).unflatten(0, is_first.shape)
         return self.memory.unroll(steps, carry, is_first).flatten(0, 1)
 
+    def _unmasked(self, inputs: Tree) -> Tree:
+        """The encoder's part of the inputs."""
+        return inputs["inputs"] if self.is_masked else inputs
+
     def _encoded(self, inputs: Tree) -> Tensor:
         """Inputs [N, *] to the encoder's features [N, D]; many rows in parts, whose activations the backward pass computes again."""
-        num_rows = batch_size(inputs)
-        if not self.encoder.has_weights or num_rows <= _MANY:
+        if not self.encoder.has_weights or (num_rows := batch_size(inputs)) <= _MANY:
             features: Tensor = self.encoder(inputs)
             return features
         parts = (pick(inputs, slice(at, at + _MANY)) for at in range(0, num_rows, _MANY))
@@ -200,7 +203,7 @@ class Network(nn.Module):
         return params.detach(), value.detach(), backward
 
     def _forward_vjp_by_hand(self, inputs: Tree) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:
-        features = inputs["inputs"] if self.is_masked else inputs  # a masked parameter has no gradient, so the pullbacks need no mask
+        features = self._unmasked(inputs)  # a masked parameter has no gradient, so the pullbacks need no mask
         if self.critic is None:
             out, backward_both = self.policy.forward_vjp(features)
             params, value = self._masked(out[:, :-1], inputs), out[:, -1]
@@ -241,7 +244,7 @@ class Network(nn.Module):
     def _step(self, obs: Tree, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tree, Tree]:
         """Observations [B, *] to the features [B, D] of the trunks, the inputs, and the next carry."""
         inputs = self.preprocess(obs)
-        features, carry = self.memory.step(self.encoder(inputs["inputs"] if self.is_masked else inputs), carry, is_first)
+        features, carry = self.memory.step(self._encoded(self._unmasked(inputs)), carry, is_first)
         return features, inputs, carry
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode) -> PolicyOutput:
@@ -346,5 +349,5 @@ class Network(nn.Module):
         params, value = self._outputs(features, inputs)
         mean, std = self.head.moments(params) or (None, None)
         scaled = None if value_scale is None else value_scale * value
-        by_leaf = self.encoder.by_leaf(inputs["inputs"] if self.is_masked else inputs)
+        by_leaf = self.encoder.by_leaf(self._unmasked(inputs))
         return Explanation(self.head.probs(params), scaled, mean=mean, std=std, inputs=by_leaf)
