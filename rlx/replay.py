@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,18 @@ def gradient_steps_owed(num_added: int, *, replay_ratio: float, batch_size: int,
         taken: gradient steps so far.
     """
     return max(0, int(num_added * replay_ratio / batch_size) - taken)
+
+
+def gradient_steps_due(before: int, after: int, *, utd: float, begin: int = 0) -> int:
+    """Gradient steps to take in an update, from the env steps before and after its rollout; nothing needs to be counted or saved.
+
+    Args:
+        before: env steps before the rollout.
+        after: env steps after it.
+        utd: gradient steps per env step, whatever the number of environments.
+        begin: env steps after which learning begins; those before it are never made up for.
+    """
+    return math.floor(utd * max(0, after - begin)) - math.floor(utd * max(0, before - begin))
 
 
 class PositionReplay:
@@ -177,6 +190,7 @@ class SequenceReplay:
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
         self._top = 1.0  # largest weight so far, which new steps get
         self._beyond: dict[int, Tree] = {}  # by row, the observation after the last step of a truncated episode
+        self._truncated = torch.zeros(self.rows.capacity, dtype=torch.bool)  # whether `_beyond` has the row
 
     @property
     def size(self) -> int:
@@ -192,10 +206,13 @@ class SequenceReplay:
         """Add [T, B, *] of every column; `beyond` has the observations after the steps (t, b) at which episodes were truncated."""
         is_last = rows["is_last"]
         begin = self.rows.added // self.num_envs
-        for offset in range(is_last.numel()):
-            self._beyond.pop((self.rows.added + offset) % self.rows.capacity, None)
+        overwritten = (self.rows.added + torch.arange(is_last.numel())) % self.rows.capacity
+        for row in overwritten[self._truncated[overwritten]].tolist():
+            self._beyond.pop(row, None)
+        self._truncated[overwritten] = False
         for (t, b), obs in beyond.items():
-            self._beyond[(self.rows.added + t * self.num_envs + b) % self.rows.capacity] = map_tree(torch.clone, obs)
+            row = (self.rows.added + t * self.num_envs + b) % self.rows.capacity
+            self._beyond[row], self._truncated[row] = map_tree(torch.clone, obs), True
         self.rows.add(**rows, weight=torch.zeros(is_last.shape, dtype=torch.float64))
         steps = torch.arange(begin + 1, begin + 1 + len(is_last))
         ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
@@ -246,7 +263,7 @@ class SequenceReplay:
         """
         over = self.rows["is_last"][index]
         found = self.rows.take(name, torch.where(over, index, self.following(index, 2)[:, 1]))
-        cut = torch.tensor([row in self._beyond for row in index.tolist()], dtype=torch.bool)
+        cut = self._truncated[index]
         if cut.any():
             put(found, cut, self.beyond(index[cut]))
         return found
@@ -265,3 +282,4 @@ class SequenceReplay:
         self.rows.load_state_dict(state["rows"])
         self._ready, self._top = state["ready"].clone(), state["top"]
         self._beyond = {int(row): map_tree(torch.clone, obs) for row, obs in state["beyond"].items()}
+        self._truncated = torch.zeros_like(self._truncated).index_fill_(0, torch.tensor(list(self._beyond), dtype=torch.long), True)
