@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.columns import Column, make_column
+from rlx.columns import make_column
+from rlx.priorities import Priorities
 from rlx.tree_ops import Tree, leaves, map_tree, put
 from rlx.types import State
 
@@ -186,7 +187,8 @@ class SequenceReplay:
         self, capacity: int, num_envs: int, columns: Mapping[str, Tree], *, ahead: int, exponent: float, correction: float
     ) -> None:
         self.num_envs, self._ahead, self._exponent, self._correction = num_envs, ahead, exponent, correction
-        self.rows = TransitionReplay(capacity, num_envs, {**columns, "weight": Column(torch.float64)})
+        self.rows = TransitionReplay(capacity, num_envs, columns)
+        self._weights = Priorities(self.rows.capacity)
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
         self._top = 1.0  # largest weight so far, which new steps get
         self._beyond: dict[int, Tree] = {}  # by row, the observation after the last step of a truncated episode
@@ -213,7 +215,8 @@ class SequenceReplay:
         for (t, b), obs in beyond.items():
             row = (self.rows.added + t * self.num_envs + b) % self.rows.capacity
             self._beyond[row], self._truncated[row] = map_tree(torch.clone, obs), True
-        self.rows.add(**rows, weight=torch.zeros(is_last.shape, dtype=torch.float64))
+        self._weights[overwritten] = 0.0
+        self.rows.add(**rows)
         steps = torch.arange(begin + 1, begin + 1 + len(is_last))
         ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
         ready = torch.maximum(self._ready, torch.maximum(ended, steps[-1] - self._ahead))
@@ -222,7 +225,7 @@ class SequenceReplay:
         more = (ready - old).clamp(min=0)
         env = torch.repeat_interleave(torch.arange(self.num_envs), more)
         nth = torch.arange(len(env)) - torch.repeat_interleave(more.cumsum(0) - more, more)
-        self.rows["weight"][self._row(old[env] + nth, env)] = self._top
+        self._weights[self._row(old[env] + nth, env)] = self._top
         self._ready = ready
 
     def _row(self, step: Tensor, env: Tensor) -> Tensor:
@@ -238,9 +241,7 @@ class SequenceReplay:
 
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
         """Rows [num] of steps drawn by priority, and the importance-sampling weights [num] of their losses, at most 1."""
-        total = self.rows["weight"].cumsum(0)
-        index = torch.searchsorted(total, torch.rand(num, dtype=torch.float64) * total[-1], right=True).clamp(max=self.size - 1)
-        prob = self.rows["weight"][index] / total[-1]
+        index, prob = self._weights.draw(num)
         correction = (self.num_ready * prob) ** -self._correction
         return index, (correction / correction.max()).float()
 
@@ -272,14 +273,16 @@ class SequenceReplay:
         """Set the priorities of the rows `index` [n] to |error| [n] to the power of the exponent."""
         weight = (error.double().abs() + 1e-3) ** self._exponent
         self._top = max(self._top, float(weight.max()))
-        self.rows["weight"][index] = weight
+        self._weights[index] = weight
 
     def state_dict(self) -> State:
         beyond = {str(row): map_tree(torch.clone, obs) for row, obs in self._beyond.items()}
-        return {"rows": self.rows.state_dict(), "ready": self._ready.clone(), "top": self._top, "beyond": beyond}
+        weights = self._weights.values[: self.size].clone()
+        return {"rows": self.rows.state_dict(), "weights": weights, "ready": self._ready.clone(), "top": self._top, "beyond": beyond}
 
     def load_state_dict(self, state: State) -> None:
         self.rows.load_state_dict(state["rows"])
+        self._weights.load(state["weights"])
         self._ready, self._top = state["ready"].clone(), state["top"]
         self._beyond = {int(row): map_tree(torch.clone, obs) for row, obs in state["beyond"].items()}
         self._truncated = torch.zeros_like(self._truncated).index_fill_(0, torch.tensor(list(self._beyond), dtype=torch.long), True)

@@ -6,7 +6,9 @@ import itertools
 import math
 
 import pytest
+import torch
 
+from rlx.priorities import Priorities
 from rlx.replay import gradient_steps_due
 
 
@@ -20,3 +22,33 @@ def test_gradient_steps_per_env_step_are_the_same_for_any_number_of_environments
     for num_envs, each in due.items():
         assert not any(each[: 96 // num_envs])  # and later updates do not make up for these
         assert set(each[96 // num_envs :]) <= {math.floor(utd * num_envs), math.ceil(utd * num_envs)}
+
+
+@pytest.mark.parametrize("capacity", [1, 90, 16_384, 16_385, 40_000])
+def test_draws_in_blocks_are_those_of_one_cumulative_sum(capacity: int) -> None:
+    torch.manual_seed(0)
+    weights = Priorities(capacity)
+    for _ in range(3):  # whole numbers, whose sums are exact in any order
+        index = torch.randint(capacity, (capacity // 2 + 1,))
+        weights[index] = torch.randint(1, 9, index.shape).double()
+    expected = torch.zeros(capacity, dtype=torch.float64) + weights.values
+    torch.manual_seed(1)
+    index, prob = weights.draw(500)
+    torch.manual_seed(1)
+    total = expected.cumsum(0)
+    assert torch.equal(index, torch.searchsorted(total, torch.rand(500, dtype=torch.float64) * total[-1], right=True))
+    assert torch.equal(prob, expected[index] / total[-1])
+
+
+def test_draws_by_priority_go_on_where_they_were_saved_and_never_take_a_row_of_weight_0() -> None:
+    torch.manual_seed(0)
+    one, two = Priorities(20_000), Priorities(20_000)
+    for _ in range(20):
+        one[torch.randint(18_000, (300,))] = torch.rand(300, dtype=torch.float64) ** 8
+        one[torch.randint(18_000, (200,))] = 0.0
+    two.load(one.values[:18_000])
+    for _ in range(20):
+        state = torch.get_rng_state()
+        (index, prob), _ = one.draw(1_000), torch.set_rng_state(state)
+        assert all(map(torch.equal, (index, prob), two.draw(1_000)))
+        assert (one.values[index] > 0).all()
