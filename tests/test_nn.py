@@ -65,6 +65,24 @@ def test_mlp_gradients_equal_autograds(activation, sizes):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+def test_mlp_gradients_through_layer_norm_equal_autograds(activation):
+    mlp = with_zero_grads(MLP([3, 8, 7, 2], activation, output_gain=1.0, layer_norm=True).double())
+    for p in mlp.parameters():
+        nn.init.normal_(p, std=0.7)
+    x, weight = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+    actual, pullback = mlp.forward_vjp(x)
+    pullback(2 * actual * weight)
+    ours = [p.grad for p in mlp.parameters()]
+    with_zero_grads(mlp)
+    expected = mlp(x)
+    torch.testing.assert_close(actual, expected.detach(), atol=1e-14, rtol=0)
+    (expected.square() * weight).sum().backward()
+    for p, grad in zip(mlp.parameters(), ours, strict=True):
+        torch.testing.assert_close(grad, p.grad, atol=1e-12, rtol=0)
+        assert grad.any()
+
+
 def test_mlp_pullback_adds_to_the_gradients_that_are_there():
     mlp = with_zero_grads(MLP([3, 5, 2], "tanh", output_gain=1.0))
     output, pullback = mlp.forward_vjp(torch.randn(6, 3))

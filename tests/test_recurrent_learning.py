@@ -21,7 +21,7 @@ from rlx.config.algos.ppo_config import PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
-from rlx.nn import networks, policy_gradient
+from rlx.nn import backbone, policy_gradient
 from rlx.nn.networks import Network
 from rlx.tree_ops import leaves, map_tree, pick
 from rlx.types import EnvSpec, Rollout
@@ -208,7 +208,7 @@ def test_a_large_batch_of_images_is_encoded_in_parts_with_the_same_gradients(kin
     found, sizes = [], []
     net.encoder.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
     for most in (1000, 16):
-        monkeypatch.setattr(networks, "_MANY", most)
+        monkeypatch.setattr(backbone, "_MANY", most)
         net.zero_grad()
         params, value, backward = net.forward_vjp(inputs, carry, is_first)
         backward(d_params, d_value)

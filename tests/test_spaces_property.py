@@ -20,7 +20,8 @@ from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import MemoryKind
 from rlx.config.algos.ppo_config import PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
-from rlx.nn.networks import Network, rows_of
+from rlx.nn.backbone import rows_of
+from rlx.nn.networks import Network
 from rlx.spaces import ACTION_MASK, ProductSpace, SeenDict, choices_of, mask_width
 from rlx.tree_ops import Tree, map_tree, pick
 from rlx.types import EnvSpec, Progress, Rollout

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
+from rlx.nn.backbone import ArrayPolicy, rows_of
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import PolicyGradientLoss
 from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.network_report import network_report
-from rlx.nn.networks import ArrayPolicy, Network, rows_of
+from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -27,6 +28,7 @@ class A2C(AblatesMemory):
     """Advantage actor-critic for discrete and continuous actions."""
 
     weight_parts = ("net",)
+    net: Network
 
     def __init__(self, config: A2CConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device

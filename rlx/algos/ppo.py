@@ -14,11 +14,12 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
+from rlx.nn.backbone import ArrayPolicy, Evaluated, rows_of
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.network_report import network_report
-from rlx.nn.networks import ArrayPolicy, Evaluated, Network, rows_of
+from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
@@ -29,6 +30,7 @@ class PPO(AblatesMemory):
     """Proximal policy optimisation for discrete and continuous actions."""
 
     weight_parts = ("net", "reward_scaler/_extra_state")
+    net: Network
 
     def __init__(self, config: PPOConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device

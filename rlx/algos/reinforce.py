@@ -14,11 +14,12 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
+from rlx.nn.backbone import ArrayPolicy, rows_of
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.network_report import network_report
-from rlx.nn.networks import ArrayPolicy, Network, rows_of
+from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
 from rlx.tree_ops import map_tree, pick
@@ -35,6 +36,7 @@ class Reinforce(AblatesMemory):
     """
 
     weight_parts = ("net",)
+    net: Network
 
     def __init__(self, config: ReinforceConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from rlx.nn.networks import Network
+from rlx.nn.backbone import Backbone
 from rlx.types import Tree
 
 
 class GreedyPolicy(nn.Module):
-    """The most likely action of an actor-critic, with its normalisation, in operations that torch can trace.
+    """The greedy action of a network, with its normalisation, in operations that torch can trace.
 
     Args:
         net: shared with the algorithm, not copied.
     """
 
-    def __init__(self, net: Network) -> None:
+    def __init__(self, net: Backbone) -> None:
         super().__init__()
         self.net = net
 

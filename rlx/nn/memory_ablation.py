@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError
+from rlx.nn.backbone import Backbone
 from rlx.nn.memories import Memory
-from rlx.nn.networks import Network
 from rlx.tree_ops import map_tree
 from rlx.types import Mode, Tree
 
@@ -19,9 +19,9 @@ CHOICES = ("on", "off", "shuffled")
 
 
 class AblatesMemory:
-    """The methods of `Ablatable` for an algorithm whose policy is a `Network`."""
+    """The methods of `Ablatable` for an algorithm whose policy is a `Backbone` with its head."""
 
-    net: Network
+    net: Backbone
 
     @classmethod
     def ablations(cls) -> Mapping[str, Sequence[str]]:

@@ -44,6 +44,22 @@ def _activation_backward(grad: Tensor, output: Tensor, activation: str) -> Tenso
     return torch.ops.aten.tanh_backward(grad, output)
 
 
+def _layer_norm_vjp(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The normalised [B, D], and from a loss' gradient on it to that on x [B, D]; those of weight and bias are added to theirs."""
+    shape, weight, bias = list(norm.normalized_shape), norm.weight, norm.bias
+    out, mean, inverse_std = torch.native_layer_norm(x, shape, weight, bias, norm.eps)
+
+    def pullback(grad: Tensor) -> Tensor:
+        d_x, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
+            grad, x, shape, mean, inverse_std, weight, bias, [True, True, True]
+        )
+        weight.grad.add_(d_weight)  # type: ignore[union-attr]
+        bias.grad.add_(d_bias)  # type: ignore[union-attr]
+        return d_x
+
+    return out, pullback
+
+
 class MLP(nn.Module):
     """Linear layers with an activation between them, orthogonally initialised with zero bias.
 
@@ -58,7 +74,7 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: str, *, output_gain: float, layer_norm: bool = False) -> None:
         super().__init__()
         self.activation = activation
-        self.by_hand = activation in _BY_HAND and not layer_norm
+        self.by_hand = activation in _BY_HAND
         """Whether `forward_vjp` can be used."""
         layers = [nn.Linear(i, o) for i, o in itertools.pairwise(sizes)]
         for i, layer in enumerate(layers, start=1):
@@ -85,9 +101,12 @@ class MLP(nn.Module):
     @torch.no_grad()
     def forward_vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """The output [B, sizes[-1]], and a function that adds the gradient of a loss to `parameter.grad`, given that of the output."""
-        inputs = []
+        inputs, pullbacks = [], []
         for i, (weight, bias) in enumerate(self._weights_and_biases):
             if i > 0:
+                if self.norms:
+                    x, pullback = _layer_norm_vjp(x, self.norms[i - 1])  # type: ignore[arg-type]
+                    pullbacks.append(pullback)
                 x = _activate(x, self.activation)
             inputs.append(x)
             x = nn.functional.linear(x, weight, bias)
@@ -99,5 +118,6 @@ class MLP(nn.Module):
                 bias.grad.add_(grad.sum(0))  # type: ignore[union-attr]
                 if i > 0:
                     grad = _activation_backward(grad @ weight, inputs[i], self.activation)
+                    grad = pullbacks[i - 1](grad) if pullbacks else grad
 
         return x, backward

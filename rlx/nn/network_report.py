@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlx.nn.backbone import Backbone
 from rlx.nn.convolutions import ImageEncoder
 from rlx.nn.mlp import MLP
-from rlx.nn.networks import Network
 
 
-def network_report(net: Network) -> dict[str, Any]:
+def network_report(net: Backbone) -> dict[str, Any]:
     """A report that can be written as JSON.
 
     Its `parts` have a `part`, what it `sees`, the `network`, its `num_outputs` and `num_parameters`, and the `reason`;
@@ -25,8 +25,7 @@ def network_report(net: Network) -> dict[str, Any]:
     if net.has_memory:
         name = type(net.memory).__name__.removesuffix("Memory").lower()
         parts.append(_part("memory", net.encoder.num_features, name, net.memory.num_features, _count(net.memory), f"algo.memory={name}"))
-    trunks = {"policy": net.policy, "value": net.critic} if net.critic is not None else {"policy and value": net.policy}
-    for name, trunk in trunks.items():
+    for name, trunk in net.trunks().items():
         widths = [layer.out_features for layer in trunk.linears]
         parts.append(_part(name, trunk.linears[0].in_features, _layers(trunk), widths[-1], _count(trunk), ""))
     images = [module for module in net.encoder.modules() if isinstance(module, ImageEncoder)]

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from rlx import ops
+from rlx.nn.backbone import Evaluated
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences, Steps
-from rlx.nn.networks import Evaluated, Network
+from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.tree_ops import map_tree
 from rlx.types import Tree
