@@ -49,6 +49,13 @@ class OffPolicyConfig(GradientConfig):
         expected = f"at least algo.initial_steps={self.initial_steps}"
         require(self.replay_size >= self.initial_steps, "algo.replay_size", expected, self.replay_size)
 
+    def check_num_envs(self, num_envs: int) -> None:
+        """A window of n steps can be drawn once n steps of its environment follow the first one."""
+        many = f"algo.n_step={self.n_step} and env.num_envs={num_envs}"
+        least = self.n_step * num_envs
+        require(self.initial_steps >= least, "algo.initial_steps", f"at least {least} for {many}", self.initial_steps)
+        require(self.replay_size >= least + num_envs, "algo.replay_size", f"at least {least + num_envs} for {many}", self.replay_size)
+
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         return self.encoder in (EncoderKind.nature, EncoderKind.impala) or max(self.hidden_sizes, default=0) > WIDE_LAYER
 
