@@ -20,6 +20,7 @@ from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.actions import stretch
 from rlx.envs.control.reward_functions import Rules, rules_of
+from rlx.envs.control.simulators import SIMULATORS, simulator_of
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError
@@ -28,7 +29,7 @@ from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
 from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
-from rlx.types import Algorithm, EnvSpec, Game, GridWorld, KeepsReplay, ReportsNetwork, RewardFn, VectorEnv
+from rlx.types import Algorithm, EnvSpec, Game, GridWorld, KeepsReplay, ReportsNetwork, RewardFn, Simulator, VectorEnv
 
 _MUCH = 500_000_000
 """Bytes of a replay from which its size is announced."""
@@ -95,6 +96,7 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
     """The EnvSpec of an environment; `env` is one environment or a batch."""
     rules = Rules(reward_unknown="env.wrappers may change it") if config.wrappers else rules_of(config.id, config.kwargs)
     observation_space, action_space = spaces_of(env)
+    simulator = None if config.wrappers else simulator_of(config.id, config.kwargs)
     return EnvSpec(
         id=config.id,
         observation_space=observation_space,
@@ -105,6 +107,8 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,
         never_terminates=rules.never_terminates,
+        simulator=simulator and simulator_of_rescaled(simulator, action_space),
+        simulated=tuple(SIMULATORS),
     )
 
 
@@ -141,6 +145,15 @@ def of_rescaled(reward: RewardFn, space: gymnasium.Space[Any]) -> RewardFn:
         return reward(obs, centre + half * action, next_obs)
 
     return of_actions
+
+
+def simulator_of_rescaled(simulator: Simulator, space: gymnasium.Space[Any]) -> Simulator:
+    """A simulator under the algorithm's rescaled actions, from one under the environment's own."""
+    original = original_space(space)
+    if original is space or not isinstance(original, gymnasium.spaces.Box):
+        return simulator
+    centre, half = (x.astype(np.float32) for x in stretch(original))
+    return lambda obs, action: simulator(obs, centre + half * action)
 
 
 def image_notes(config: AlgoConfig, spec: EnvSpec) -> list[str]:

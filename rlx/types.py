@@ -27,6 +27,8 @@ RewardFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """reward(obs [..., D], action [..., A], next_obs [..., D]) -> [...], of tensors that broadcast."""
 TerminationFn = Callable[[Tensor], Tensor]
 """termination(next_obs [..., D]) -> [...] bool: whether the episode terminates there."""
+Simulator = Callable[[NDArray[Any], NDArray[Any]], tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+"""(next_obs [n, D], reward [n], terminated [n]) of one step from obs [n, D] under action [n, A]; keeps no state."""
 
 
 class Stateful(Protocol):
@@ -143,6 +145,10 @@ class EnvSpec:
     """Where episodes terminate, if that is known."""
     never_terminates: bool = False
     """Whether episodes are known to end only by truncation."""
+    simulator: Simulator | None = None
+    """The environment itself as a model, where observations determine its state."""
+    simulated: tuple[str, ...] = ()
+    """The environments that have a simulator, for messages."""
 
 
 @dataclass(kw_only=True)

@@ -259,7 +259,7 @@ def pairs_of_env_and_algo() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("env", "algo"), list(pairs_of_env_and_algo()))
 def test_every_named_environment_trains_with_every_algorithm_for_it(env: str, algo: str, rlx: Rlx, here: Path) -> None:
-    if env in ("ant", "halfcheetah", "hopper", "humanoid", "pusher", "reacher", "walker2d"):
+    if env in ("ant", "halfcheetah", "hopper", "humanoid", "inverted_pendulum", "pusher", "reacher", "walker2d"):
         pytest.importorskip("mujoco")
     if env == "lunarlander":
         pytest.importorskip("Box2D")

@@ -44,8 +44,41 @@ def gaussian_nll(mean: Tensor, log_variance: Tensor, target: Tensor) -> Tensor:
     return (mean - target).square() * (-log_variance).exp() + log_variance
 
 
-class Ensemble(nn.Module):
-    """K networks in one module: every layer is one batched matrix product.
+class BatchedNetworks(nn.Module):
+    """K networks with SiLU in one module: every layer is one batched matrix product.
+
+    Args:
+        sizes: of the input, of the hidden layers and of the output.
+        num_members: K.
+    """
+
+    def __init__(self, sizes: Sequence[int], num_members: int) -> None:
+        super().__init__()
+        self.num_members = num_members
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for i, o in itertools.pairwise(sizes):
+            std = 1.0 / (2.0 * i**0.5)
+            self.weights.append(nn.init.trunc_normal_(torch.empty(num_members, i, o), std=std, a=-2.0 * std, b=2.0 * std))
+            self.biases.append(torch.zeros(num_members, 1, o))
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Each member's outputs [K, M, O] for its inputs [K, M, I]."""
+        last = len(self.weights) - 1
+        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            x = torch.baddbmm(bias, x, weight)
+            if i < last:
+                x = F.silu(x)
+        return x
+
+    @torch.no_grad()
+    def decay(self, amount: float) -> None:
+        """Decay the weights, decoupled from the gradient (Loshchilov and Hutter 2019)."""
+        for weight in self.weights:
+            weight.mul_(1.0 - amount)
+
+
+class Ensemble(BatchedNetworks):
+    """K probabilistic networks with the scales of their inputs and targets.
 
     Args:
         num_inputs: I.
@@ -61,13 +94,8 @@ class Ensemble(nn.Module):
     output_scale: Tensor
 
     def __init__(self, num_inputs: int, num_outputs: int, *, num_members: int, hidden_sizes: Sequence[int], learn_bounds: bool) -> None:
-        super().__init__()
-        self.num_members, self.num_outputs, self.learn_bounds = num_members, num_outputs, learn_bounds
-        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
-        for i, o in itertools.pairwise([num_inputs, *hidden_sizes, 2 * num_outputs]):
-            std = 1.0 / (2.0 * i**0.5)
-            self.weights.append(nn.init.trunc_normal_(torch.empty(num_members, i, o), std=std, a=-2.0 * std, b=2.0 * std))
-            self.biases.append(torch.zeros(num_members, 1, o))
+        super().__init__([num_inputs, *hidden_sizes, 2 * num_outputs], num_members)
+        self.num_outputs, self.learn_bounds = num_outputs, learn_bounds
         self.low = nn.Parameter(torch.full((num_outputs,), _MIN_LOG_VARIANCE), requires_grad=learn_bounds)
         self.high = nn.Parameter(torch.full((num_outputs,), _MAX_LOG_VARIANCE), requires_grad=learn_bounds)
         self.register_buffer("input_mean", torch.zeros(num_inputs))
@@ -96,12 +124,7 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Standardised inputs [K, M, I] to mean and log-variance [K, M, O] of the standardised targets."""
-        last = len(self.weights) - 1
-        for i, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.baddbmm(bias, x, weight)
-            if i < last:
-                x = F.silu(x)
-        mean, raw = x.chunk(2, dim=-1)
+        mean, raw = self.outputs(x).chunk(2, dim=-1)
         return mean, bound_log_variance(raw, self.low, self.high)
 
     def losses(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,9 +134,3 @@ class Ensemble(nn.Module):
         share = varies / varies.sum().clamp(min=1.0)
         nll = (gaussian_nll(mean, log_variance, targets) * share).sum(-1).mean(-1)
         return nll, ((mean - targets).square() * share).sum(-1).mean(-1)
-
-    @torch.no_grad()
-    def decay(self, amount: float) -> None:
-        """Decay the weights, decoupled from the gradient (Loshchilov and Hutter 2019)."""
-        for weight in self.weights:
-            weight.mul_(1.0 - amount)

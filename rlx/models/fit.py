@@ -22,6 +22,7 @@ from torch import Tensor
 
 from rlx.columns import Column
 from rlx.models.ensemble import Ensemble, moments
+from rlx.models.termination import TerminationNetworks, fit_termination
 from rlx.nn.optim import FlatAdam
 from rlx.replay import TransitionReplay
 from rlx.types import Rollout, State
@@ -158,12 +159,15 @@ class EnsembleConfig:
     replay_size: int  # newest env steps that are kept
     bootstrap: bool  # False: all members are fitted to the same rows
     holdout_fraction: float
+    predict_next: bool = False  # the next observation itself, not its change
+    learn_termination: bool = False
 
 
 class EnsembleLearner:
     """An ensemble with the env steps that it is fitted to.
 
-    The ensemble predicts the change of an observation [D] and, with `predict_reward`, the reward, from observation and action [A].
+    From observation [D] and action [A] the ensemble predicts the change of the observation, or the next observation, and, with
+    `predict_reward`, the reward. With `learn_termination` there are networks that predict where episodes terminate.
 
     Args:
         config: sizes of the networks and of the replay.
@@ -180,10 +184,17 @@ class EnsembleLearner:
             num_members=config.num_members, hidden_sizes=config.hidden_sizes, learn_bounds=config.learn_bounds,
         ).to(device)  # fmt: skip
         self.optimizer = FlatAdam(self.ensemble, epsilon=1e-8, max_grad_norm=100.0)
+        self.termination: TerminationNetworks | None = None
+        if config.learn_termination:
+            self.termination = TerminationNetworks(
+                num_features, num_members=config.num_members, hidden_sizes=config.hidden_sizes
+            ).to(device)  # fmt: skip
+            self._termination_optimizer = FlatAdam(self.termination, epsilon=1e-8, max_grad_norm=100.0)
         vector, scalar, flags = Column(torch.float32, (num_features,)), Column(torch.float32), Column(torch.bool)
         self.replay = TransitionReplay(config.replay_size, num_envs, {
             "obs": vector, "action": Column(torch.float32, (num_actions,)), "change": vector, "reward": scalar, "is_last": flags,
             "holdout": flags, "counts": Column(torch.uint8, (config.num_members,)),
+            **({"terminated": flags} if config.learn_termination else {}),
         }, device)  # fmt: skip
         self.obs_scale = torch.zeros(num_features, device=device)
         """[D] standard deviations of the observations at the last fit, 0 of a constant feature; zeros before the first fit."""
@@ -191,7 +202,7 @@ class EnsembleLearner:
         self._num_fitted = 0  # rows added before the last fit
 
     def state_dict(self) -> State:
-        return {
+        state = {
             "ensemble": self.ensemble.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "replay": self.replay.state_dict(),
@@ -199,6 +210,9 @@ class EnsembleLearner:
             "num_fits": self.num_fits,
             "num_fitted": self._num_fitted,
         }
+        if self.termination is not None:
+            state |= {"termination": self.termination.state_dict(), "termination_optimizer": self._termination_optimizer.state_dict()}
+        return state
 
     def load_state_dict(self, state: State) -> None:
         self.ensemble.load_state_dict(state["ensemble"])
@@ -206,6 +220,9 @@ class EnsembleLearner:
         self.replay.load_state_dict(state["replay"])
         self.obs_scale = state["obs_scale"].to(self.device, copy=True)
         self.num_fits, self._num_fitted = state["num_fits"], state["num_fitted"]
+        if self.termination is not None:
+            self.termination.load_state_dict(state["termination"])
+            self._termination_optimizer.load_state_dict(state["termination_optimizer"])
 
     def add(self, rollout: Rollout) -> None:
         """Add the steps of a rollout; which are held out, and how often each is in each bootstrap, is drawn here once."""
@@ -217,6 +234,7 @@ class EnsembleLearner:
         self.replay.add(
             obs=obs, action=rollout.action, change=next_obs.to(torch.float64) - obs.to(torch.float64), reward=rollout.reward,
             is_last=rollout.is_last, holdout=torch.rand(shape, device=self.device) < config.holdout_fraction, counts=counts,
+            **({"terminated": rollout.terminated} if config.learn_termination else {}),
         )  # fmt: skip
 
     def since_last_fit(self, *names: str) -> list[Tensor]:
@@ -227,10 +245,18 @@ class EnsembleLearner:
         """Fit the ensemble further, to all steps in the replay; returns the results."""
         replay = self.replay
         obs, action, target = (replay[name].to(self.device) for name in ("obs", "action", "change"))
+        if self.config.predict_next:
+            target = obs + target
         if self.config.predict_reward:
             target = torch.cat([target, replay["reward"].to(self.device)[:, None]], dim=1)
         inputs, counts, holdout = torch.cat([obs, action], dim=1), replay["counts"].to(self.device).long(), replay["holdout"]
         fitted = fit(self.ensemble, self.optimizer, inputs, target, counts, holdout.to(self.device), config)
+        if self.termination is not None:
+            fit_termination(
+                self.termination, self._termination_optimizer, obs + replay["change"].to(self.device), replay["terminated"].to(self.device),
+                num_steps=fitted.num_steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
+                weight_decay=config.weight_decay,
+            )  # fmt: skip
         self.obs_scale = moments(obs)[1].to(torch.float32)
         self.num_fits += 1
         self._num_fitted = replay.added
