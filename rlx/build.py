@@ -15,6 +15,7 @@ from gymnasium.vector.utils import create_empty_array
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.bodies import Bodies
 from rlx.config import algo_registry
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
@@ -102,7 +103,8 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         observation_space=observation_space,
         action_space=action_space,
         game=game if isinstance(game := getattr(env, "game", None), Game) else None,
-        grid=None if config.wrappers else _grid_of(env),
+        grid=None if config.wrappers else _rules_of(env, "grid", GridWorld),
+        bodies=None if config.wrappers else _rules_of(env, "bodies", Bodies),
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,
@@ -112,10 +114,10 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
     )
 
 
-def _grid_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> GridWorld | None:
-    inner = env.unwrapped if isinstance(env, gymnasium.Env) else env
-    grid = getattr(inner, "grid", None)
-    return grid if isinstance(grid, GridWorld) else None  # other environments have a `grid` too, MiniGrid's for one
+def _rules_of(env: VectorEnv | gymnasium.Env[Any, Any], name: str, kind: type) -> Any:
+    """An attribute of an environment, or None if it is not of this kind: other environments have a `grid` too, MiniGrid's for one."""
+    found = getattr(env.unwrapped if isinstance(env, gymnasium.Env) else env, name, None)
+    return found if isinstance(found, kind) else None
 
 
 def spaces_of(env: VectorEnv | gymnasium.Env[Any, Any]) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]]:

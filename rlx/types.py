@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.bodies import Bodies
 from rlx.tree_ops import Tree, map_tree, pick
 
 State = dict[str, Any]
@@ -137,6 +138,8 @@ class EnvSpec:
     """The rules of a two-player game; observations are then those of `Game.observe`."""
     grid: GridWorld | None = None
     """The rules of a grid world that is observed as planes."""
+    bodies: Bodies | None = None
+    """The rules of a body that thrusts among fixed ones."""
     reward_fn: RewardFn | None = None
     """The reward, where it is known as a function of observations and actions."""
     reward_unknown: str = "no reward function is declared"

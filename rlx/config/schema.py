@@ -11,6 +11,7 @@ from rlx.config.algos.base_config import AlgoConfig, Suits
 from rlx.config.setting import ATARI, GAME, NO_GAME, check_ranges, require, setting
 from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of, usual_protocol
 from rlx.envs.control.recall_settings import RECALL, recall_settings
+from rlx.envs.control.spaceship_settings import SPACESHIP, spaceship_settings
 from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.errors import ConfigError
 
@@ -103,6 +104,8 @@ class EnvConfig:
             settings_of(self.id, self.kwargs)
         if self.id == RECALL:
             recall_settings(self.kwargs)
+        if self.id == SPACESHIP:
+            spaceship_settings(self.kwargs)
         if self.is_atari and self.native:
             self.protocol = self.protocol or usual_protocol(self.id)
             atari_settings(self.id, self.kwargs)

@@ -23,6 +23,7 @@ _QUANTITIES = {
     "BipedalWalker": ("hip 1", "knee 1", "hip 2", "knee 2"),
     "BipedalWalkerHardcore": ("hip 1", "knee 1", "hip 2", "knee 2"),
     "CarRacing": ("steering", "gas", "brake"),
+    "rlx/Spaceship": ("x thrust", "y thrust"),
 }
 _LANDER = ("x", "y", "x speed", "y speed", "angle", "angle speed", "left leg", "right leg")
 _OBSERVED = {
@@ -33,6 +34,10 @@ _OBSERVED = {
     "Acrobot": ("cos angle 1", "sin angle 1", "cos angle 2", "sin angle 2", "speed 1", "speed 2"),
     "LunarLander": _LANDER,
     "LunarLanderContinuous": _LANDER,
+    "rlx/Spaceship": (
+        *("x", "y", "x speed", "y speed", "mass", "actions left"),
+        *(f"planet {i} {of}" for i in range(1, 6) for of in ("x", "y", "mass")),
+    ),
 }
 """By the id without its version, in the order of gymnasium's documentation."""
 

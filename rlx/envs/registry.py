@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of, usual_protocol
-from rlx.envs.control import poles, positions, recall
+from rlx.envs.control import poles, positions, recall, spaceship
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.control.poles import TASKS, PoleVectorEnv
 from rlx.envs.control.positions import POSITIONS, CartPolePositionsVectorEnv
 from rlx.envs.control.recall import RecallVectorEnv
 from rlx.envs.control.recall_settings import RECALL
+from rlx.envs.control.spaceship import SpaceshipVectorEnv
+from rlx.envs.control.spaceship_settings import SPACESHIP
 from rlx.envs.edge import Edge
 from rlx.envs.families import extra_for, register_family, register_installed
 from rlx.envs.games.openspiel import PREFIX, Game
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 poles.register()
 positions.register()
 recall.register()
+spaceship.register()
 grid_settings.register()
 
 
@@ -61,20 +64,21 @@ NATIVE: dict[str, Callable[..., VectorEnv]] = {
     "CartPole-v1": CartPoleVectorEnv,
     POSITIONS: CartPolePositionsVectorEnv,
     RECALL: RecallVectorEnv,
+    SPACESHIP: SpaceshipVectorEnv,
     **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
     **{env_id: functools.partial(_world, env_id) for env_id in grid_settings.WORLDS},
 }
 """Environments that rlx implements itself, vectorised in arrays: constructors from the number of envs, and the settings of those in
 `HAVE_SETTINGS`."""
 
-HAVE_SETTINGS = {RECALL, *grid_settings.WORLDS}
+HAVE_SETTINGS = {RECALL, SPACESHIP, *grid_settings.WORLDS}
 """Of `NATIVE`, those that take arguments."""
 
 REPLAYABLE = {
     *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
     *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
     *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
-    *(POSITIONS, RECALL),
+    *(POSITIONS, RECALL, SPACESHIP),
     *TASKS,
     *grid_settings.WORLDS,
 }

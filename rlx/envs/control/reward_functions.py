@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rlx.envs.control.cartpole import THETA_LIMIT, X_LIMIT
 from rlx.envs.control.poles import LENGTH
+from rlx.envs.control.spaceship import Spaceship
+from rlx.envs.control.spaceship_settings import SPACESHIP, spaceship_settings
 
 if TYPE_CHECKING:
     from rlx.types import RewardFn, Tensor, TerminationFn  # which imports torch
@@ -92,6 +94,12 @@ def _walker_fell(next_obs: Tensor) -> Tensor:
     return ~((next_obs[..., 0] > 0.8) & (next_obs[..., 0] < 2.0) & (next_obs[..., 1].abs() < 1.0))
 
 
+def _of_spaceship(kwargs: Mapping[str, Any]) -> Rules:
+    """Its reward depends on the price of fuel, which is a constructor argument."""
+    ship = Spaceship(spaceship_settings(kwargs))
+    return Rules(reward=ship.reward, termination=ship.terminated)
+
+
 _SPEED = "it is earned by the mean speed over the step's frames, which is not a function of the observations before and after it"
 
 RULES: dict[str, Rules] = {
@@ -101,6 +109,7 @@ RULES: dict[str, Rules] = {
     "MountainCarContinuous-v0": Rules(reward=_mountain_car_reward, termination=_at_the_top),
     "Reacher-v5": Rules(reward=_reacher_reward, never_terminates=True),
     "Pusher-v5": Rules(reward=_pusher_reward, never_terminates=True),
+    SPACESHIP: _of_spaceship({}),
     "InvertedPendulum-v5": Rules(
         reward=_inverted_pendulum_reward, termination=_inverted_pendulum_fell, harmless=frozenset({"reset_noise_scale"})
     ),
@@ -119,6 +128,8 @@ RULES: dict[str, Rules] = {
 
 def rules_of(env_id: str, kwargs: Mapping[str, Any]) -> Rules:
     """The rules of an environment under these constructor arguments."""
+    if env_id == SPACESHIP:
+        return _of_spaceship(kwargs)
     rules = RULES.get(env_id.rpartition(":")[2], Rules())
     changed = sorted(kwargs.keys() - rules.harmless - {"max_episode_steps"})
     if not changed:
