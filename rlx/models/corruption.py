@@ -88,4 +88,5 @@ class _CorruptedDynamics:
         def replaced(x: Tensor) -> Tensor:
             return torch.where(wrong[..., None], x.gather(1, vectors), x) if x.dim() == 3 else torch.where(wrong, x.gather(1, other), x)
 
-        return Predicted(*(x if x is None else replaced(x) for x in predicted))
+        reward, alive = (None if x is None else replaced(x) for x in (predicted.reward, predicted.alive))
+        return Predicted(replaced(predicted.change), replaced(predicted.variance), reward, alive)
