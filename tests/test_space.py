@@ -17,6 +17,7 @@ from rlx.errors import ConfigError
 from rlx.store.sweep_spec import Point
 from rlx.sweep import space
 from rlx.sweep.points import compose_all, compose_grid
+from rlx.sweep.prepare import with_arms
 from rlx.sweep.space import load_space, seeds_of, swept_keys
 
 COMPOSER = Composer()
@@ -161,6 +162,82 @@ def test_a_setting_that_is_not_swept_is_refused_where_it_has_no_effect() -> None
     words = ["algo=pets", "env=cartpole_continuous", "algo.ensemble_size=1,5", "algo.trust=disagreement"]
     with pytest.raises(ConfigError, match=r"algo.trust has no effect .* \(with algo.ensemble_size=1\)"):
         compose_grid(expand(words), COMPOSER)
+
+
+def test_a_setting_with_one_value_is_left_out_of_the_experiments_that_do_not_use_it() -> None:
+    words = ["experiment=i2a_learned,i2a_off", "algo.rollout_depth=3"]
+    assert [point.arguments for point, _ in compose_grid(expand(words), COMPOSER)] == [
+        ["experiment=i2a_learned", "algo.rollout_depth=3"], ["experiment=i2a_off"],
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"algo.rollout_depth has no effect"):
+        compose_grid(expand(["experiment=i2a_off,i2a_wide", "algo.rollout_depth=3"]), COMPOSER)
+
+
+ARMS = """
+arms: [i2a_learned, i2a_off]
+sweep:
+  algo.corrupt_prob: 0.0,0.1
+  algo.rollout_depth: 3
+claims:
+  - {name: helps, left: experiment=i2a_learned algo.corrupt_prob=0, relation: above, right: experiment=i2a_off}
+"""
+
+
+def composer_of(directory: Path, text: str) -> Composer:
+    (directory / "experiment").mkdir(exist_ok=True)
+    (directory / "experiment" / "mine.yaml").write_text(text)
+    return Composer(directory)
+
+
+def test_a_file_of_arms_says_what_is_swept_in_the_arms_that_use_it(tmp_path: Path) -> None:
+    composer = composer_of(tmp_path, ARMS)
+    words, (claim,) = with_arms(["experiment=mine", "env=sokoban"], composer)
+    assert words == ["experiment=i2a_learned,i2a_off", "env=sokoban", "algo.corrupt_prob=0.0,0.1", "algo.rollout_depth=3"]
+    points = [point.arguments for point, _ in compose_grid(expand(words), COMPOSER)]
+    assert points == [
+        ["experiment=i2a_learned", "env=sokoban", "algo.corrupt_prob=0.0", "algo.rollout_depth=3"],
+        ["experiment=i2a_learned", "env=sokoban", "algo.corrupt_prob=0.1", "algo.rollout_depth=3"],
+        ["experiment=i2a_off", "env=sokoban"],
+    ]
+    assert (claim.name, claim.left, claim.at) == ("helps", ["experiment=i2a_learned algo.corrupt_prob=0"], [1.0])
+
+
+def test_the_command_line_says_otherwise_and_adds_experiments(tmp_path: Path) -> None:
+    words, claims = with_arms(["+experiment=mine,i2a_copy", "algo.corrupt_prob=0.5"], composer_of(tmp_path, ARMS))
+    assert words == ["experiment=i2a_learned,i2a_off,i2a_copy", "algo.corrupt_prob=0.5", "algo.rollout_depth=3"]
+    assert len(claims) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("arms: [i2a_off]\nalgo: {imagination: copy}", "has arms, sweep, claims and no algo"),
+        ("arms: [i2a_off]\nsweep: {algo.corrupt_prob: [0, 1]}", "sweep must hold lines like"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: b=1}]", r"claim 1 \(a\): relation is missing"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: b=1, relation: better, right: c=1}]", "relation must be one of above, below"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: off, relation: above, right: c=1}]", "each as settings are typed"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: b=1, relation: falls}]", "two or more levels"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: b=1, relation: above}]", "on the left and on the right"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: b=1, relation: above, right: c=1, at: 5000}]", "shares of the budget"),
+        ("arms: [i2a_off]\nclaims: [{name: a, left: b=1, relation: above, right: c=1, hope: 1}]", "has no hope; expected name, left"),
+        ("arms: [i2a_off]\nclaims: [3]", "expected name, left, relation and right, got 3"),
+    ],
+)
+def test_a_file_of_arms_that_cannot_be_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        with_arms(["experiment=mine"], composer_of(tmp_path, text))
+
+
+def test_experiments_of_one_family_take_recipes_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine_cartpole.yaml").write_text("# @package _global_\nloop: {total_env_steps: 777}")
+    composer = composer_of(tmp_path, "# @package _global_\nalgo: {clip: 0.3}")
+    (tmp_path / "experiment" / "mine_wide.yaml").write_text("# @package _global_\nalgo: {clip: 0.4}")
+    for experiment in ("mine", "mine_wide"):
+        composed = composer.compose([f"experiment={experiment}", "algo=ppo", "env=cartpole"])
+        assert (composed.choices["recipe"], composed.config.loop.total_env_steps) == ("mine_cartpole", 777)
+    assert composer.compose(["experiment=mine", "algo=ppo", "env=acrobot"]).choices["recipe"] == "ppo_acrobot"
+    assert composer.compose(["experiment=mine", "env=cartpole", "recipe=null"]).choices["recipe"] is None
 
 
 def test_one_recipe_for_each_pair_is_composed() -> None:

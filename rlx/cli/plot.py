@@ -13,7 +13,8 @@ from rlx.cli.complete import complete_runs_and_sweeps
 def plot(
     runs: Annotated[list[str], typer.Argument(metavar="RUN|SWEEP…", help="Runs and sweeps: names, paths, patterns such as 'lr/00*'.",
                                               autocompletion=complete_runs_and_sweeps)],
-    kind: Annotated[str, typer.Option(help="curves, slice (one panel per swept key) or parallel (coordinates).")] = "curves",
+    kind: Annotated[str | None, typer.Option(help="curves, slice (one panel per swept key), parallel (coordinates) or claims. "
+                                             "(default: claims if the sweep's experiment has some, else curves)")] = None,
     metric: Annotated[str | None, typer.Option(help="What is drawn. (default: the sweep's objective, or evaluations or returns)")] = None,
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. (default: what differs)")] = None,
     x: Annotated[str, typer.Option(help="The x-axis: env_steps or wall_time.")] = "env_steps",
@@ -37,6 +38,7 @@ def plot(
     """
     from rlx.errors import ConfigError
     from rlx.render import figures
+    from rlx.render.claims_view import draw_claims
     from rlx.render.run_plots import X, plot_runs
     from rlx.render.tables import terminal
     from rlx.render.terminal_figures import print_curves, print_slices
@@ -51,9 +53,11 @@ def plot(
     console = terminal()
     for text in drawn.unreadable:
         console.print(text, style="dim", soft_wrap=True, highlight=False)
-    if kind == "curves":
+    if drawn.kind == "claims":
+        draw_claims(console, drawn.claims)
+    elif drawn.kind == "curves":
         print_curves(console, drawn.groups, drawn.metric, x=X[x], statistic=statistic)
-    elif kind == "slice":
+    elif drawn.kind == "slice":
         print_slices(console, drawn.trials, drawn.metric)
     else:
         console.print(f"{drawn.metric}{' (less is better)' if drawn.minimize else ''}; parallel coordinates need a file, "

@@ -29,6 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 from rlx.config import algo_registry
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
+from rlx.config.arms import Arms, read_arms
 from rlx.config.choices import did_you_mean
 from rlx.config.explain import explain
 from rlx.config.overrides import check_key, group_value, hydra_argument, in_full, parse_overrides, refuse_twice, refuse_unused, short_names
@@ -129,24 +130,30 @@ class Composer:
         """The YAML file of a group's member; the user's own comes first."""
         return next((p for d in self.directories if (p := d / group / f"{name}.yaml").is_file()), None)
 
-    def usual_recipe(self, algo: str | None, env: str | None, env_id: str) -> str | None:
-        """The recipe of an algorithm for an environment, or for the environment's family; None if there is neither."""
-        names = (f"{algo}_{env}", f"{algo}_{recipe_family(env_id)}")
+    def usual_recipe(self, algo: str | None, env: str | None, env_id: str, experiment: str | None = None) -> str | None:
+        """The recipe of an algorithm for an environment, or for the environment's family; None if there is neither.
+
+        Experiments whose names have one beginning may have recipes of their own: all trust_… take recipe/trust_<env> where there is one.
+        """
+        family = (experiment or "").partition("_")[0]
+        owners = [algo] if not family or family in algo_registry.algorithm_names() else [family, algo]
+        names = (f"{owner}_{place}" for owner in owners for place in (env, recipe_family(env_id)))
         return next((name for name in names if self.file("recipe", name)), None)
 
-    def arms(self, experiment: str) -> list[str]:
-        """The experiments that a file of arms lists, to be compared in a sweep; none for other experiments.
+    def arms(self, experiment: str) -> Arms | None:
+        """The experiments that a file of arms lists, to be compared in a sweep; None for other experiments.
 
         Raises:
             ConfigError: if it lists something that is no experiment.
         """
         path = self.file("experiment", experiment)
-        arms = (_read_yaml(path) if path else {}).get("arms", [])
-        if not isinstance(arms, list):
-            raise ConfigError(f"{path}: arms must be a list of experiments, got {arms}")
-        for name in arms:
-            self._check_option("experiment", str(name))
-        return [str(name) for name in arms]
+        content = _read_yaml(path) if path else {}
+        if "arms" not in content:
+            return None
+        arms = read_arms(content, path)
+        for name in arms.experiments:
+            self._check_option("experiment", name)
+        return arms
 
     def env_ids(self) -> dict[str, str]:
         """Short name of every environment that has a file, with its id."""
@@ -200,16 +207,19 @@ class Composer:
             for group in ("algo", "recipe", "experiment"):
                 self._check_option(group, groups.get(group))
             arms = self.arms(groups.get("experiment") or "")
-            if arms:
-                name = groups["experiment"]
-                raise ConfigError(f"experiment={name} is several, {', '.join(arms)}; train one, or all: rlx sweep experiment={name}")
+            if arms is not None:
+                name, several = groups["experiment"], ", ".join(arms.experiments)
+                raise ConfigError(f"experiment={name} is several, {several}; train one, or all: rlx sweep experiment={name}")
             algo = self._resolve_algo(groups)
             env_id = self._resolve_env(groups)
             words = [f"{group}={name}" for group, name in groups.items() if name is not None and group != "recipe"]
             base, choices = self._load(words)
             choices |= {"algo": algo} if algo is not None else {}
             keys = leaf_keys(base)
-            recipe = groups["recipe"] if "recipe" in groups else self.usual_recipe(choices["algo"], choices["env"], env_id or base.env.id)
+            if "recipe" in groups:
+                recipe = groups["recipe"]
+            else:
+                recipe = self.usual_recipe(choices["algo"], choices["env"], env_id or base.env.id, choices["experiment"])
             if recipe is not None:
                 base, _ = self._load([*words, f"recipe={recipe}"])
                 choices["recipe"] = recipe

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from rlx.render.claims_view import print_claims
 from rlx.render.numbers import count, digits, number
 from rlx.render.tables import make_table
 from rlx.stats.comparison import Comparison, Row
@@ -54,6 +55,9 @@ def print_comparison(console: Console, result: Comparison, *, extendable: str | 
                           Text(pair.verdict, style=_STYLE[pair.verdict]))  # fmt: skip
         console.print(table)
     _print_notes(console, result, extendable)
+    if result.claims:
+        console.print()
+        print_claims(console, result.claims, confidence=result.confidence, extendable=extendable)
 
 
 def _print_notes(console: Console, result: Comparison, extendable: str | None) -> None:

@@ -31,7 +31,7 @@ _DASHES = ("-", "--", "-.", ":")
 _PAPER = {"boxstyle": "round,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 _LOG_FROM = 100.0
 """An axis whose ends differ by at least this factor is logarithmic."""
-_STYLE: Any = {
+STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -80,7 +80,7 @@ def draw_curves(
     threshold: float | None = None,
 ) -> Figure:
     """A learning curve for every group: the statistic over seeds with its interval at each point, or the seeds where they are too few."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         many = len(groups) > 6
         figure = Figure(figsize=(9.5 if many else 7.0, 4.4), dpi=150, layout="constrained")
         axes = figure.subplots()
@@ -182,7 +182,7 @@ def _name(value: Any) -> str:
 def draw_slices(found: Sequence[Trial], metric: str, *, statistic: str = "iqm") -> Figure:
     """One panel for every swept key: a dot for every run, and for listed values a line through the aggregates."""
     keys = list(found[0].values)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         columns = min(3, len(keys))
         rows = math.ceil(len(keys) / columns)
         figure = Figure(figsize=(max(4.8, 3.6 * columns), 3.3 * rows), dpi=150, layout="constrained")
@@ -239,7 +239,7 @@ def draw_parallel(found: Sequence[Trial], metric: str, *, statistic: str = "iqm"
     scales = [*(scale_of([t.values[key] for t in found]) for key in keys), Scale(None, False, scores)]
     heights = np.stack([_heights(s) for s in scales], axis=1)  # [trials, axes]
     finite = np.isfinite(scores)
-    with mpl.rc_context({**_STYLE, "axes.grid": False}):
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
         figure = Figure(figsize=(max(6.0, 2.1 * len(scales)), 4.2), dpi=150, layout="constrained")
         axes = figure.subplots()
         good = -scores if minimize else scores
@@ -291,7 +291,7 @@ def _ticks(scale: Scale) -> list[tuple[float, str]]:
 
 def draw_model_error(judged: ModelError, *, title: str) -> Figure:
     """Error against steps ahead, nominal against observed coverage, and disagreement against error."""
-    with mpl.rc_context({**_STYLE, "axes.titlesize": 10}):
+    with mpl.rc_context({**STYLE, "axes.titlesize": 10}):
         figure = Figure(figsize=(12.0, 4.2), dpi=150, layout="constrained")
         figure.suptitle(title, fontsize=11)
         error, calibration, doubts = figure.subplots(1, 3)
@@ -367,7 +367,7 @@ def save(figure: Figure, path: Path, *, inside: bool = False) -> None:
             make_directory(path.parent)
             path.unlink(missing_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with mpl.rc_context(_STYLE):
+        with mpl.rc_context(STYLE):
             figure.savefig(path, metadata=metadata)
     except StorageError:
         raise

@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from rlx.config.choices import check_choice
 from rlx.errors import ConfigError
 from rlx.render import figures
+from rlx.render.claims_figure import draw_claims_figure
 from rlx.render.figures import Trial
+from rlx.stats.claims import Judged, judge_sweeps
 from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
-KINDS = ("curves", "slice", "parallel")
+KINDS = ("curves", "slice", "parallel", "claims")
 X = {"env_steps": "env_steps", "wall_time": "time/elapsed_s"}
 """The metric that is on the x-axis, by the name that users give it."""
 
@@ -27,11 +29,14 @@ class Plot:
     """A figure and what it shows."""
 
     figure: Figure
+    kind: str
     metric: str
     minimize: bool
     groups: list[Group]
     trials: list[Trial] = field(default_factory=list)
     """The settings of a search, for slices and parallel coordinates."""
+    claims: list[Judged] = field(default_factory=list)
+    """What is claimed of the runs, for `claims`."""
     path: Path
     """Where a file of it goes unless the user names another: plots/ in the run, in the sweep, or in the directory of runs."""
     inside_run: bool
@@ -44,7 +49,7 @@ def plot_runs(
     root: Path,
     references: list[str],
     *,
-    kind: str = "curves",
+    kind: str | None = None,
     metric: str | None = None,
     by: list[str] | None = None,
     x: str = "env_steps",
@@ -58,7 +63,8 @@ def plot_runs(
     Args:
         root: the directory of runs.
         references: names, paths or patterns of runs and sweeps.
-        kind: curves, slice (one panel per swept key) or parallel (coordinates).
+        kind: curves, slice (one panel per swept key), parallel (coordinates) or claims (of the sweep's experiment); None is claims if the
+            sweep has some and no metric is named, else curves.
         metric: what is drawn; None is the sweep's objective, or evaluations, or training returns where evaluations are too few.
         by: keys that runs are grouped by; None is what differs.
         x: env_steps or wall_time.
@@ -70,17 +76,25 @@ def plot_runs(
     Raises:
         ConfigError: for what there is not.
     """
-    check_choice("--kind", kind, KINDS)
+    if kind is not None:
+        check_choice("--kind", kind, KINDS)
     check_choice("--x", x, tuple(X))
     check_choice("--statistic", statistic, ("iqm", "mean"))
     runs, unreadable = load(root, references)
+    claims = judge_sweeps(root, runs) if kind == "claims" or (kind is None and metric is None and by is None) else []
+    drawable = [judged for judged in claims if judged.left]
+    if kind == "claims" and not claims:
+        raise ConfigError("--kind claims: the experiments of these runs claim nothing; draw --kind curves")
+    kind = kind or ("claims" if drawable else "curves")
     own = objective_of(root, runs) or (_EVALUATION, False)
     metric = metric or _default_metric(runs, kind, own[0])
     minimize = minimize or own == (metric, True)
     check_metric(runs, metric)
     groups = group(runs, by)
     trials: list[Trial] = []
-    if kind == "curves":
+    if kind == "claims":
+        figure = draw_claims_figure(claims)
+    elif kind == "curves":
         figure = figures.draw_curves(groups, metric, x=X[x], statistic=statistic, every_seed=every_seed, threshold=threshold)
     else:
         trials = figures.trials(groups, metric)
@@ -92,9 +106,9 @@ def plot_runs(
             figure = figures.draw_parallel(trials, metric, statistic=statistic, minimize=minimize)
     directory = _directory(root, runs)
     against = "" if x == "env_steps" else f"-{x}"
-    path = directory / "plots" / f"{kind}-{metric.replace('/', '-')}{against}.png"
-    return Plot(figure=figure, metric=metric, minimize=minimize, groups=groups, trials=trials, path=path, inside_run=directory != root,
-                unreadable=unreadable)  # fmt: skip
+    path = directory / "plots" / ("claims.png" if kind == "claims" else f"{kind}-{metric.replace('/', '-')}{against}.png")
+    return Plot(figure=figure, kind=kind, metric=metric, minimize=minimize, groups=groups, trials=trials, claims=claims, path=path,
+                inside_run=directory != root, unreadable=unreadable)  # fmt: skip
 
 
 def _default_metric(runs: Sequence[RunData], kind: str, preferred: str) -> str:

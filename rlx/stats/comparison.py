@@ -14,6 +14,7 @@ import numpy as np
 from rlx.errors import ConfigError
 from rlx.stats import aggregate, curves, intervals
 from rlx.stats.aggregate import Scores
+from rlx.stats.claims import Judged, judge_sweeps
 from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of, of_one_seed
 
 ALL_PAIRS_UP_TO = 6
@@ -83,6 +84,8 @@ class Comparison:
     """The sweep that all runs are of."""
     notes: list[str] = field(default_factory=list)
     """Runs that were left out, and warnings."""
+    claims: list[Judged] = field(default_factory=list)
+    """What the sweeps of the runs claim, judged."""
     resamples: int = intervals.RESAMPLES
     seed: int = intervals.SEED
 
@@ -113,6 +116,7 @@ def compare_runs(
     sweeps = {run.sweep for run in runs}
     result.sweep = sweeps.pop() if len(sweeps) == 1 else None
     result.notes += unreadable
+    result.claims = judge_sweeps(root, runs, confidence=result.confidence)
     return result
 
 

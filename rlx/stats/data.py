@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rlx.config.choices import did_you_mean
 from rlx.config.saved import leaf_keys, load_config
+from rlx.config.setting import unused
 from rlx.errors import ConfigError
 from rlx.store.layout import is_sweep
 from rlx.store.layout import members as run_directories
@@ -41,6 +42,8 @@ class RunData:
     sweep: str | None = None
     swept: tuple[str, ...] = ()
     """The keys that its sweep swept."""
+    unused: frozenset[str] = frozenset()
+    """Keys of settings that have no effect beside the others."""
 
     def series(self, metric: str, x: str = "env_steps") -> Series:
         """The lines that have the metric: x [n] and its values [n]."""
@@ -113,6 +116,7 @@ def _read(path: Path, name: str) -> RunData:
     chosen = {"algo": config.algo.name, "env": str(meta.get("env") or config.env.id)} | {k: meta.get(k) for k in ("recipe", "experiment")}
     swept = SweepDir(path.parent).content().get("swept")
     return RunData(name=name, seed=config.seed, status=run.status, settings=chosen | settings, lines=run.metrics(),
+                   unused=frozenset(unused(config)),
                    sweep=path.parent.name if is_sweep(path.parent) else None,
                    swept=tuple(swept) if isinstance(swept, list) and all(isinstance(key, str) for key in swept) else ())  # fmt: skip
 
@@ -139,10 +143,10 @@ def group(runs: list[RunData], by: list[str] | None = None) -> list[Group]:
     keys = [_resolve(key, list(known)) for key in by] if by is not None else _differing(runs, list(known))
     groups: dict[str, tuple[dict[str, Any], list[RunData]]] = {}
     for run in runs:
-        values = {key: run.settings.get(key) for key in keys}
+        values = {key: None if key in run.unused else run.settings.get(key) for key in keys}
         groups.setdefault(json.dumps(values, default=str), (values, []))[1].append(run)
     ordered = sorted(groups.values(), key=lambda item: [_order(v) for v in item[0].values()])
-    own = [{key: value for key, value in values.items() if key in members[0].settings} for values, members in ordered]
+    own = [{k: v for k, v in values.items() if k in members[0].settings and k not in members[0].unused} for values, members in ordered]
     lacking = f"without {' or '.join(key.rpartition('.')[2] for key in keys)}"  # the group whose runs have none of these keys
     labels = [label(values) if values or not keys else lacking for values in own]
     if len(set(labels)) < len(labels):

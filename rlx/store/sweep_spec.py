@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from rlx.config.override_types import Override
+from rlx.store.claim_spec import Claim, known_claims
 from rlx.store.layout import POINT
 from rlx.trust import sign
 
@@ -62,10 +63,14 @@ class Spec:
     aggregate: str = "iqm"
     config_dir: str | None = None
     search: Search | None = None
+    claims: list[Claim] = field(default_factory=list)
+    """What `rlx compare` judges."""
 
     def identity(self) -> dict[str, Any]:
-        """The specification as plain data."""
-        return asdict(self) | {"overrides": as_texts(self.overrides)}
+        """The specification as plain data, without the claims: what is claimed of a sweep does not change its runs."""
+        plain = asdict(self) | {"overrides": as_texts(self.overrides)}
+        del plain["claims"]
+        return plain
 
 
 def as_texts(overrides: Iterable[Override]) -> dict[str, str]:
@@ -83,7 +88,7 @@ def from_texts(content: dict[str, str]) -> list[Override]:
 def write_spec(content: dict[str, Any], spec: Spec, points: dict[str, Point], *, signed: bool) -> bytes:
     """sweep.json: `content` with a spec and its points, and a signature of it all."""
     known = {key: {"overrides": as_texts(p.overrides), "values": p.values} for key, p in points.items()}
-    content = content | spec.identity() | {"points": known}
+    content = content | spec.identity() | {"points": known, "claims": [asdict(claim) for claim in spec.claims]}
     content.pop("signature", None)
     return json.dumps(content | {"signature": sign(content) if signed else None}, indent=1).encode()
 
@@ -92,9 +97,10 @@ def read_spec(content: dict[str, Any]) -> Spec:
     """The spec in a sweep.json. Raises a KeyError, TypeError, ValueError or AttributeError if it is damaged."""
     if content["format"] != FORMAT:
         raise ValueError(content["format"])
-    given = {f.name: content[f.name] for f in fields(Spec)}
+    given = {f.name: content[f.name] for f in fields(Spec) if f.name != "claims"}
     search = given["search"]
-    spec = Spec(**given | {"overrides": from_texts(given["overrides"]), "search": Search(**search) if search else None})
+    spec = Spec(**given | {"overrides": from_texts(given["overrides"]), "search": Search(**search) if search else None},
+                claims=known_claims(content))  # fmt: skip
     _check(spec)
     return spec
 

@@ -17,13 +17,14 @@ def compose_all(points: list[Point], composer: Composer) -> list[Composed]:
 
 
 def compose_grid(points: list[Point], composer: Composer) -> list[tuple[Point, Composed]]:
-    """Compose and check every point of a grid, without those of its swept settings that have no effect there.
+    """Compose and check every point of a grid, without those of its settings that have no effect there.
 
     Points that become equal to another one are left out: ensembles of 1 and 5 members, each with and without algo.trust, are three
-    settings, because one member cannot disagree.
+    settings, because one member cannot disagree. Where several experiments are compared, this holds for settings with one value too: they
+    are those of the experiments that use them.
 
     Raises:
-        ConfigError: naming the first point that cannot be, and for a swept setting that has no effect anywhere.
+        ConfigError: naming the first point that cannot be, and for a setting that has no effect anywhere.
     """
     refused: dict[str, NoEffectError] = {}
     pairs = [_compose_effective(point, composer, refused) for point in points]
@@ -37,17 +38,18 @@ def compose_grid(points: list[Point], composer: Composer) -> list[tuple[Point, C
             known.add(repr(composed.config))
         kept.append((point, composed))
     for key, refusal in refused.items():
-        if not any(key in point.values for point, _ in kept):
+        if not any(override.key == key for point, _ in kept for override in point.overrides):
             raise refusal
     return kept
 
 
 def _compose_effective(point: Point, composer: Composer, refused: dict[str, NoEffectError]) -> tuple[Point, Composed]:
-    """Leave out swept settings without effect, one after another, and note the first refusal of each in `refused`."""
+    """Leave out settings without effect, one after another, and note the first refusal of each in `refused`."""
     try:
         return point, _compose(point, composer)
     except NoEffectError as error:
-        if error.key not in point.values:
+        fixed_for_all_arms = "experiment" in point.values and any(override.key == error.key for override in point.overrides)
+        if error.key not in point.values and not fixed_for_all_arms:
             raise
         refused.setdefault(error.key, error)
         return _compose_effective(point.without(error.key), composer, refused)

@@ -15,6 +15,7 @@ from rlx.config.compose import GROUPS, Composed, Composer
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
+from rlx.store.claim_spec import Claim, read_claims
 from rlx.store.layout import is_sweep
 from rlx.store.runs import RunDir
 from rlx.store.sweep_spec import Point, Search, Spec
@@ -80,7 +81,8 @@ def prepare(
     """
     composer = Composer(config_dir)
     trials = options["trials"]
-    overrides, seed_list = seeds_of(read_overrides(with_arms(arguments, composer)), seeds)
+    words, claims = with_arms(arguments, composer)
+    overrides, seed_list = seeds_of(read_overrides(words), seeds)
     if trials is None:
         useless = next((k for k, v in options.items() if v is not None), None)
         if useless is not None:
@@ -105,6 +107,7 @@ def prepare(
         aggregate=aggregate,
         config_dir=str(config_dir.resolve()) if config_dir else None,
         search=search if trials is not None else None,
+        claims=claims,
     )
     prepared = Prepared(spec, "", composer, required=objective is not None or trials is not None)
     prepared.check()
@@ -112,19 +115,31 @@ def prepare(
     return spec, prepared
 
 
-def with_arms(arguments: list[str], composer: Composer) -> list[str]:
-    """The arguments, where an experiment that lists arms is replaced by its arms. Hydra's `+experiment=` is accepted.
+def with_arms(arguments: list[str], composer: Composer) -> tuple[list[str], list[Claim]]:
+    """The arguments, where an experiment that lists arms is replaced by its arms, and what is claimed of them.
+
+    What such a file sweeps is added, unless an argument has the same key. Hydra's `+experiment=` is accepted.
 
     Raises:
-        ConfigError: if one of the arms is no experiment.
+        ConfigError: if one of the arms is no experiment, or a claim cannot be read.
     """
-    found = []
+    found: list[str] = []
+    swept: dict[str, str] = {}
+    claims: list[Claim] = []
     for argument in arguments:
-        key, _, name = argument.removeprefix("+").partition("=")
+        key, _, value = argument.removeprefix("+").partition("=")
         if key == "experiment":
-            argument = f"experiment={','.join(composer.arms(name) or [name])}"
+            names: list[str] = []
+            for name in value.split(","):
+                arms = composer.arms(name)
+                names += [name] if arms is None else arms.experiments
+                if arms is not None:
+                    swept |= arms.sweep
+                    claims += read_claims(arms.claims, composer.file("experiment", name))
+            argument = f"experiment={','.join(dict.fromkeys(names))}"
         found.append(argument)
-    return found
+    given = {argument.partition("=")[0] for argument in found}
+    return [*found, *[f"{key}={text}" for key, text in swept.items() if key not in given]], claims
 
 
 def _with_space(overrides: list[Override], name: str, composer: Composer) -> list[Override]:
