@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -11,8 +12,11 @@ from torch import Tensor
 from rlx.columns import Column, columns_of
 from rlx.replay import SequenceReplay, num_bytes
 from rlx.transfer import send
-from rlx.tree_ops import Tree, map_tree, pick
+from rlx.tree_ops import Tree, leaves, map_tree, pick
 from rlx.types import EnvSpec, Rollout, State
+
+_GATHERED_BYTES = 1 << 26
+"""Most bytes of windows that are gathered in one go."""
 
 
 class Steps(NamedTuple):
@@ -70,6 +74,7 @@ class Experience:
         }  # fmt: skip
         self.num_bytes = capacity * num_bytes(columns)
         """Bytes that the replay takes once it is full."""
+        self._window_bytes = sum(2 * math.prod(column.shape) * column.dtype.itemsize for column in leaves(columns))  # gathered, at most
         self.replay = SequenceReplay(capacity, num_envs, columns, ahead=n_step, exponent=exponent, correction=correction)
 
     @property
@@ -113,6 +118,21 @@ class Experience:
         *sent, weight = send(self.device, *columns)
         obs, action, reward, discount, next_obs = sent
         return Steps(obs, action, reward, discount, next_obs, index, weight)
+
+    def draw_batches(self, num_batches: int, batch_size: int, *, correction: float | None = None) -> Iterator[Steps]:
+        """Batches of windows on the device, each drawn anew; as many are gathered in one go as memory allows.
+
+        Args:
+            num_batches: how many.
+            batch_size: windows of each.
+            correction: of the weights, from now on.
+        """
+        if correction is not None:
+            self.replay.correction = correction
+        at_once = max(1, _GATHERED_BYTES // (self._window_bytes * batch_size))
+        while num_batches > 0:
+            yield from self.draw(min(num_batches, at_once) * batch_size).batches(batch_size)
+            num_batches -= at_once
 
     def _windows(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Discounted rewards [n], the rows of the last steps [n], and the discounts gamma^m after them [n], of windows from rows [n]."""

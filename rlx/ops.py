@@ -156,6 +156,20 @@ def value_loss(value: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return 0.5 * error.square().mean(), error / len(error)
 
 
+def huber_loss(error: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """E[w h(e)], h(e) = e^2 / 2 up to |e| = 1 and |e| - 1/2 beyond, and its derivative with respect to the errors [B].
+
+    Mnih et al. 2015, https://doi.org/10.1038/nature14236, who clip errors to [-1, 1].
+
+    Args:
+        error: [B] value - target.
+        weight: [B] w.
+    """
+    clipped = error.clamp(-1.0, 1.0)
+    slope = clipped * (weight / len(error))
+    return (slope * (error - 0.5 * clipped)).sum(), slope
+
+
 def clipped_value_loss(value: Tensor, old_value: Tensor, target: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
     """0.5 E[max((v - R)^2, (clip(v, v_old +- eps) - R)^2)] of [B], and its derivative with respect to value [B].
 

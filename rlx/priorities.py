@@ -27,10 +27,11 @@ class Priorities:
         self._sums = torch.zeros(len(self._blocks), dtype=torch.float64)
         self.values = self._blocks.view(-1)[:capacity]
         """[capacity] float64, to read."""
+        self._array = self.values.numpy()
 
     def __setitem__(self, index: Tensor, weight: Tensor | float) -> None:
         """Set the weights of the rows `index` [n]."""
-        self.values[index] = weight
+        self._array[index.numpy()] = weight if isinstance(weight, float) else weight.numpy()  # of the same row, the last one counts
         self._add_up(torch.div(index, self._width, rounding_mode="floor").unique())
 
     def _add_up(self, block: Tensor) -> None:

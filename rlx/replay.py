@@ -180,13 +180,13 @@ class SequenceReplay:
         columns: as of `TransitionReplay`; `is_last` is one of them.
         ahead: steps after which a step can be drawn.
         exponent: of the priorities, alpha (Schaul et al. 2016, eq. 1); 0 draws uniformly.
-        correction: of the importance-sampling weights, beta (section 3.4).
+        correction: of the importance-sampling weights, beta (section 3.4); whoever owns the replay may change it.
     """
 
     def __init__(
         self, capacity: int, num_envs: int, columns: Mapping[str, Tree], *, ahead: int, exponent: float, correction: float
     ) -> None:
-        self.num_envs, self._ahead, self._exponent, self._correction = num_envs, ahead, exponent, correction
+        self.num_envs, self._ahead, self._exponent, self.correction = num_envs, ahead, exponent, correction
         self.rows = TransitionReplay(capacity, num_envs, columns)
         self._weights = Priorities(self.rows.capacity)
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
@@ -242,7 +242,7 @@ class SequenceReplay:
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
         """Rows [num] of steps drawn by priority, and the importance-sampling weights [num] of their losses, at most 1."""
         index, prob = self._weights.draw(num)
-        correction = (self.num_ready * prob) ** -self._correction
+        correction = (self.num_ready * prob) ** -self.correction
         return index, (correction / correction.max()).float()
 
     def windows(self, name: str, index: Tensor, length: int) -> Tree:

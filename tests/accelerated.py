@@ -41,6 +41,8 @@ AG = ["algo=alphago", *SMALL, "algo.num_expert_simulations=5", "algo.expert_frac
 MZ = ["algo=muzero", "algo.num_channels=8", "algo.search.num_simulations=4", "algo.batch_size=16", "algo.replay_start=60",
       "algo.replay_size=90", "algo.steps_per_update=3", "algo.num_unroll_steps=3", "algo.td_steps=4", "algo.reanalyse=0.5",
       "loop.total_env_steps=102"]  # fmt: skip
+DQ = ["algo=dqn", "algo.initial_steps=60", "algo.batch_size=16", "algo.hidden_sizes=[16]", "algo.replay_size=90", "algo.target_every=7",
+      "loop.total_env_steps=150"]  # fmt: skip
 PE = ["algo=pets", "algo.initial_steps=40", "algo.fit_every=30", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2",
       "algo.planner.num_candidates=12", "algo.planner.num_iterations=2", "algo.planner.horizon=4",
       "algo.max_epochs=2", "algo.replay_size=70", "algo.batch_size=32",
@@ -77,6 +79,12 @@ CASES: dict[str, list[str]] = {
     "ppo-planes": ["algo=ppo", "env=sokoban", "env.max_episode_steps=20", "algo.rollout_length=16", "algo.encoder=grid",
                    "loop.total_env_steps=144"],
     "a2c-tuple": ["algo=a2c", "env=Blackjack-v1", "loop.total_env_steps=200"],
+    "dqn": [*DQ, "env=cartpole"],
+    "dqn-all": [*DQ, "env=cartpole", "algo.per=true", "algo.dueling=true", "algo.distributional=c51", "algo.tau=0.5",
+                "algo.anneal_learning_rate=true", "algo.rollout_length=5"],
+    "dqn-masked": [*DQ, "env=Taxi-v4", "env.kwargs.max_episode_steps=20", "algo.layer_norm=true"],
+    "dqn-images": [*DQ, "env=catch:Catch", "env.kwargs.frame_stack=3", "env.kwargs.max_episode_steps=13", "algo.encoder=grid",
+                   "algo.sign_reward=true"],
     "pets": [*PE, "env=cartpole_continuous", "env.kwargs.max_episode_steps=20", "algo.learn_variance_bounds=true"],
     "pets-cem": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner.kind=cem", "algo.propagation=ts_1",
                  "algo.num_particles=2"],

@@ -44,6 +44,9 @@ SETTINGS = {
     "a2c": ["algo.normalize_observation=true", "algo.anneal_learning_rate=true"],
     "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
             "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
+    "dqn": ["algo.initial_steps=97", "algo.batch_size=16", "algo.hidden_sizes=[16]", "algo.replay_size=401", "algo.utd=0.4",
+            "algo.target_every=30", "algo.rollout_length=2", "algo.per=true", "algo.dueling=true", "algo.distributional=c51",
+            "algo.anneal_learning_rate=true"],
     "alphazero": ["algo.num_blocks=1", "algo.num_channels=4", "algo.search.num_simulations=4", "algo.batch_size=16", "algo.replay_start=32",
                   "algo.replay_size=301", "algo.search.rule=puct", "algo.search.full_search_fraction=0.6",
                   "algo.random_moves=0.2", "algo.value_mix=0.3",
@@ -137,6 +140,6 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
         assert a == b, path
 
 
-OWN = {"pets": ["continuous", "pole"], "muzero": ["native", "gymnasium", "game"], "i2a": ["grid"]}
+OWN = {"pets": ["continuous", "pole"], "dqn": ["native", "gymnasium"], "muzero": ["native", "gymnasium", "game"], "i2a": ["grid"]}
 FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS}
 """The environments that an algorithm is tested on."""

@@ -30,7 +30,7 @@ from rlx.track.console import QuietConsole
 from rlx.track.logger import RunLogger
 
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
-          ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid")]  # fmt: skip
+          ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid"), ("dqn", "native")]  # fmt: skip
 """Every algorithm, and every kind of environment; tests/test_kills.py kills them on all that they can train on, many times."""
 
 
@@ -153,9 +153,10 @@ ALPHAGO = [("alphago", "game", 600, iterations, 30) for iterations in (40, 110, 
 PETS = ("pets", "continuous", 500, 107)  # env step 321: a model has been fitted, promises are open; another fit comes
 I2A = [("i2a", "grid", 600, 6, 8), ("i2a", "grid", 600, 20, 5)]  # it begins to imagine after 12, when 240 env steps are taken
 MUZERO = ("muzero", "native", 700, 127, 30)
+DQN = ("dqn", "native", 700, 60, 20)
 
 
-@pytest.mark.parametrize("where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO], ids=lambda w: f"{w[0]}-{w[3]}")
+@pytest.mark.parametrize("where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN], ids=lambda w: f"{w[0]}-{w[3]}")
 def test_resume_with_every_piece_of_state_leaves_no_trace(where: tuple[Any, ...], halfway: Callable[..., Halfway], tmp_path: Path) -> None:
     halfway(*where).go_on(tmp_path)
 
@@ -224,6 +225,15 @@ def test_stopping_in_either_phase_of_an_imagining_agent_leaves_no_trace(
 def test_resume_without_one_piece_of_a_latent_model_is_noticed(piece: str, halfway: Callable[..., Halfway], tmp_path: Path) -> None:
     half = halfway(*MUZERO)
     with pytest.raises((AssertionError, IndexError, RuntimeError)):
+        half.go_on(tmp_path, keep_fresh("algo", piece))
+
+
+@pytest.mark.parametrize("piece", ["net", "optimizer", "target", "experience", "epsilon"])
+def test_resume_without_one_piece_of_a_learner_of_action_values_is_noticed(
+    piece: str, halfway: Callable[..., Halfway], tmp_path: Path
+) -> None:
+    half = halfway(*DQN)
+    with pytest.raises((AssertionError, LookupError, RuntimeError)):
         half.go_on(tmp_path, keep_fresh("algo", piece))
 
 

@@ -17,6 +17,7 @@ from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.alphago_config import AlphaGoConfig
 from rlx.config.algos.alphazero_config import AlphaZeroConfig
 from rlx.config.algos.base_config import AlgoConfig
+from rlx.config.algos.dqn_config import DQNConfig
 from rlx.config.algos.i2a_config import I2AConfig
 from rlx.config.algos.muzero_config import MuZeroConfig
 from rlx.config.algos.pets_config import PETSConfig
@@ -46,6 +47,7 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     ),
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
+    "dqn": AlgoInfo(DQNConfig, "rlx.algos.dqn:DQN", "Q-learning from a replay: double, n-step, dueling, prioritised, distributional"),
     "alphazero": AlgoInfo(
         AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search, guided by a network that learns from them"
     ),

@@ -40,6 +40,11 @@ class FlatAdam:
             p.grad = self._grad[offset:end].view_as(p)
             offset = end
 
+    @property
+    def parameters(self) -> Tensor:
+        """All parameters as one vector, which the module's parameters are views of."""
+        return self._parameters
+
     def zero_grad(self) -> None:
         self._grad.zero_()
 

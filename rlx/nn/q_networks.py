@@ -9,8 +9,10 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.errors import ConfigError
+from rlx.nn.atoms import Atoms
 from rlx.nn.backbone import Backbone
 from rlx.nn.discrete_heads import CategoricalHead
+from rlx.nn.dueling import DuelingMLP
 from rlx.nn.leaf_encoders import EncoderKind
 from rlx.nn.mlp import MLP
 from rlx.spaces import describe_space
@@ -27,6 +29,8 @@ class QNetwork(Backbone):
         hidden_sizes: widths of the hidden layers behind encoder and memory.
         activation: of the hidden layers, see `rlx.nn.mlp`.
         layer_norm: normalise the inputs of each hidden layer's activation.
+        dueling: two trunks, of the state's value and of the actions' advantages, instead of one.
+        atoms: where each action's return has a distribution over these; None where its value is learnt alone.
         observation_clip, encoder, memory, memory_size: as of `Backbone`.
 
     Raises:
@@ -40,6 +44,8 @@ class QNetwork(Backbone):
         hidden_sizes: Sequence[int],
         activation: str = "relu",
         layer_norm: bool = False,
+        dueling: bool = False,
+        atoms: Atoms | None = None,
         observation_clip: float | None = None,
         encoder: EncoderKind = "auto",
         memory: str = "none",
@@ -52,12 +58,19 @@ class QNetwork(Backbone):
             )
         super().__init__(spec, observation_clip=observation_clip, encoder=encoder, memory=memory, memory_size=memory_size)
         self.head = CategoricalHead(int(spec.action_space.n))
-        sizes = [self.memory.num_features, *hidden_sizes, self.head.num_outputs]
-        self.trunk = MLP(sizes, activation, output_gain=1.0, layer_norm=layer_norm)
+        self.atoms = atoms
+        num_features, num_actions, num_atoms = self.memory.num_features, self.head.num_outputs, 1 if atoms is None else atoms.num_atoms
+        self.trunk: MLP | DuelingMLP
+        if dueling:
+            self.trunk = DuelingMLP(num_features, hidden_sizes, num_actions, num_atoms, activation=activation, layer_norm=layer_norm)
+        else:
+            self.trunk = MLP([num_features, *hidden_sizes, num_actions * num_atoms], activation, output_gain=1.0, layer_norm=layer_norm)
         self.by_hand = not (self.encoder.has_weights or self.has_memory) and self.trunk.by_hand
         """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunk supports it."""
 
     def trunks(self) -> dict[str, MLP]:
+        if isinstance(self.trunk, DuelingMLP):
+            return {"value": self.trunk.value, "advantages": self.trunk.advantage}
         return {"action values": self.trunk}
 
     def forward(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
@@ -65,19 +78,44 @@ class QNetwork(Backbone):
         return self._q(self._features(inputs, carry, is_first), inputs)
 
     def _q(self, features: Tensor, inputs: Tree) -> Tensor:
-        return self._masked(self.trunk(features), inputs)
+        return self._values(self.trunk(features), inputs)
+
+    def _values(self, out: Tensor, inputs: Tree) -> Tensor:
+        """The trunk's outputs to action values [N, A]."""
+        return self._masked(out, inputs) if self.atoms is None else self.values_of(self._logits(out), inputs)
+
+    def values_of(self, logits: Tensor, inputs: Tree) -> Tensor:
+        """Logits [N, A, M] of distributions over `atoms` to action values [N, A]."""
+        assert self.atoms is not None
+        return self._masked(self.atoms.mean(logits), inputs)
+
+    def _logits(self, out: Tensor) -> Tensor:
+        return out.unflatten(-1, (self.head.num_outputs, -1))
 
     def forward_vjp(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], None]]:
         """Action values [N, A], and the function that adds their gradients to `parameter.grad`, given that of a loss on the values.
 
         The gradient on the values of forbidden actions must be 0.
         """
+        assert self.atoms is None, "distributions are learnt through `logits_vjp`"
+        out, backward = self._trunk_vjp(inputs, carry, is_first)
+        return self._masked(out, inputs), backward
+
+    def logits_vjp(self, inputs: Tree) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Logits [N, A, M] of the distributions over `atoms`, those of forbidden actions included; and their pullback, as above."""
+        out, backward = self._trunk_vjp(inputs)
+        return self._logits(out), lambda d_logits: backward(d_logits.flatten(1))
+
+    def logits(self, inputs: Tree) -> Tensor:
+        """The logits alone, differentiable by autograd."""
+        return self._logits(self.trunk(self._features(inputs, (), None)))
+
+    def _trunk_vjp(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> tuple[Tensor, Callable[[Tensor], None]]:
         if self.by_hand:
-            q, backward = self.trunk.forward_vjp(self._unmasked(inputs))
-            return self._masked(q, inputs), backward
+            return self.trunk.forward_vjp(self._unmasked(inputs))
         with torch.enable_grad():
-            q = self(inputs, carry, is_first)
-        return q.detach(), q.backward
+            out = self.trunk(self._features(inputs, carry, is_first))
+        return out.detach(), out.backward
 
     def value(self, inputs: Tree, carry: Tree = (), is_first: Tensor | None = None) -> Tensor:
         """Inputs to the values [N] of the best actions."""
