@@ -73,7 +73,7 @@ def of_package(name: str) -> list[str]:
     return [m for m in MODULES if inside(m, (name,))]
 
 
-DATA = ("rlx.replay", "rlx.columns", "rlx.transfer")
+DATA = ("rlx.replay", "rlx.columns", "rlx.experience", "rlx.transfer")
 RULES = {
     "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpoint", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
     "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", *DATA, "rlx.memory", "rlx.config.algos"),
