@@ -191,7 +191,7 @@ def composer_of(directory: Path, text: str) -> Composer:
 
 def test_a_file_of_arms_says_what_is_swept_in_the_arms_that_use_it(tmp_path: Path) -> None:
     composer = composer_of(tmp_path, ARMS)
-    words, (claim,) = with_arms(["experiment=mine", "env=sokoban"], composer)
+    words, _, (claim,) = with_arms(["experiment=mine", "env=sokoban"], composer)
     assert words == ["experiment=i2a_learned,i2a_off", "env=sokoban", "algo.corrupt_prob=0.0,0.1", "algo.rollout_depth=3"]
     points = [point.arguments for point, _ in compose_grid(expand(words), COMPOSER)]
     assert points == [
@@ -203,9 +203,29 @@ def test_a_file_of_arms_says_what_is_swept_in_the_arms_that_use_it(tmp_path: Pat
 
 
 def test_the_command_line_says_otherwise_and_adds_experiments(tmp_path: Path) -> None:
-    words, claims = with_arms(["+experiment=mine,i2a_copy", "algo.corrupt_prob=0.5"], composer_of(tmp_path, ARMS))
+    words, yields, claims = with_arms(["+experiment=mine,i2a_copy", "algo.corrupt_prob=0.5"], composer_of(tmp_path, ARMS))
     assert words == ["experiment=i2a_learned,i2a_off,i2a_copy", "algo.corrupt_prob=0.5", "algo.rollout_depth=3"]
+    assert yields == {"algo.rollout_depth"}
     assert len(claims) == 1
+
+
+def test_an_arm_that_sets_a_key_itself_keeps_its_value(tmp_path: Path) -> None:
+    composer = composer_of(tmp_path, ARMS.replace("[i2a_learned,", "[i2a_learned, i2a_poor,"))  # i2a_poor sets algo.corrupt_prob
+    words, yields, _ = with_arms(["experiment=mine", "env=sokoban"], composer)
+    points = [point.arguments for point, _ in compose_grid(space.expand(read_overrides(words), composer, yields), COMPOSER)]
+    assert [point[0] for point in points] == ["experiment=i2a_learned"] * 2 + ["experiment=i2a_poor", "experiment=i2a_off"]
+    assert points[2] == ["experiment=i2a_poor", "env=sokoban", "algo.rollout_depth=3"]
+
+
+def test_files_of_arms_list_each_other_but_not_themselves(tmp_path: Path) -> None:
+    composer = composer_of(tmp_path, ARMS)
+    (tmp_path / "experiment" / "all.yaml").write_text("arms: [mine, i2a_wide]\nsweep: {algo.rollout_depth: 2}")
+    words, yields, claims = with_arms(["experiment=all"], composer)
+    assert words == ["experiment=i2a_learned,i2a_off,i2a_wide", "algo.rollout_depth=2", "algo.corrupt_prob=0.0,0.1"]
+    assert (yields, [claim.name for claim in claims]) == ({"algo.rollout_depth", "algo.corrupt_prob"}, ["helps"])
+    (tmp_path / "experiment" / "all.yaml").write_text("arms: [all]")
+    with pytest.raises(ConfigError, match="lead back to itself, all → all"):
+        with_arms(["experiment=all"], composer)
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,11 @@ class Composer:
         """The YAML file of a group's member; the user's own comes first."""
         return next((p for d in self.directories if (p := d / group / f"{name}.yaml").is_file()), None)
 
+    def settings_of(self, group: str, name: str | None) -> dict[str, Any]:
+        """The settings in the file of a group's member, by dotted keys; none without a file."""
+        path = self.file(group, name) if name else None
+        return flatten(_read_yaml(path)) if path else {}
+
     def usual_recipe(self, algo: str | None, env: str | None, env_id: str, experiment: str | None = None) -> str | None:
         """The recipe of an algorithm for an environment, or for the environment's family; None if there is neither.
 

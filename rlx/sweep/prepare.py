@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rlx.config.choices import check_choice
 from rlx.config.compose import GROUPS, Composed, Composer
@@ -31,7 +31,7 @@ _MOST_RUNS = 1_000_000
 class Prepared:
     """A sweep with its points composed and checked; a search is checked at the ends of its ranges."""
 
-    def __init__(self, spec: Spec, name: str, composer: Composer, *, required: bool, points: list[Point] | None = None) -> None:
+    def __init__(self, spec: Spec, name: str, composer: Composer, *, required: bool, points: list[Point] | None) -> None:
         self.spec, self.name, self.composer, self.required = spec, name, composer, required
         self.space: SearchSpace | None = None
         self.points: dict[str, tuple[Point, Composed]] = {}
@@ -39,7 +39,8 @@ class Prepared:
             self.space = SearchSpace(spec.overrides, composer)
             self.configs = [composer.compose(point.arguments).config for point in self.space.examples()]
         else:
-            pairs = compose_grid(expand(spec.overrides, composer) if points is None else points, composer)
+            assert points is not None
+            pairs = compose_grid(points, composer)
             if (runs := len(pairs) * len(spec.seeds)) > _MOST_RUNS:
                 raise ConfigError(f"{len(pairs):,} settings × {len(spec.seeds):,} seeds = {runs:,} runs; expected at most {_MOST_RUNS:,}")
             self.points = {f"{i:03d}": pair for i, pair in enumerate(pairs)}
@@ -81,8 +82,8 @@ def prepare(
     """
     composer = Composer(config_dir)
     trials = options["trials"]
-    words, claims = with_arms(arguments, composer)
-    overrides, seed_list = seeds_of(read_overrides(words), seeds)
+    arms = with_arms(arguments, composer)
+    overrides, seed_list = seeds_of(read_overrides(arms.words), seeds)
     if trials is None:
         useless = next((k for k, v in options.items() if v is not None), None)
         if useless is not None:
@@ -107,16 +108,26 @@ def prepare(
         aggregate=aggregate,
         config_dir=str(config_dir.resolve()) if config_dir else None,
         search=search if trials is not None else None,
-        claims=claims,
+        claims=arms.claims,
     )
-    prepared = Prepared(spec, "", composer, required=objective is not None or trials is not None)
+    points = expand(overrides, composer, arms.yields) if trials is None else None
+    prepared = Prepared(spec, "", composer, required=objective is not None or trials is not None, points=points)
     prepared.check()
     prepared.name = name if name is not None else default_name(spec, prepared.configs)
     return spec, prepared
 
 
-def with_arms(arguments: list[str], composer: Composer) -> tuple[list[str], list[Claim]]:
-    """The arguments, where an experiment that lists arms is replaced by its arms, and what is claimed of them.
+class WithArms(NamedTuple):
+    """The arguments of a command, with what files of arms add to them."""
+
+    words: list[str]
+    yields: frozenset[str]
+    """Keys that a file of arms sweeps, in the arms whose own files do not set them."""
+    claims: list[Claim]
+
+
+def with_arms(arguments: list[str], composer: Composer) -> WithArms:
+    """The arguments, where an experiment that lists arms is replaced by its arms.
 
     What such a file sweeps is added, unless an argument has the same key. Hydra's `+experiment=` is accepted.
 
@@ -126,20 +137,26 @@ def with_arms(arguments: list[str], composer: Composer) -> tuple[list[str], list
     found: list[str] = []
     swept: dict[str, str] = {}
     claims: list[Claim] = []
+
+    def expanded(name: str, above: tuple[str, ...] = ()) -> list[str]:
+        arms = composer.arms(name)
+        if arms is None:
+            return [name]
+        if name in above:
+            raise ConfigError(f"{composer.file('experiment', name)}: its arms lead back to itself, {' → '.join([*above, name])}")
+        swept.update({key: text for key, text in arms.sweep.items() if key not in swept})
+        claims.extend(read_claims(arms.claims, composer.file("experiment", name)))
+        return [arm for part in arms.experiments for arm in expanded(part, (*above, name))]
+
     for argument in arguments:
         key, _, value = argument.removeprefix("+").partition("=")
         if key == "experiment":
-            names: list[str] = []
-            for name in value.split(","):
-                arms = composer.arms(name)
-                names += [name] if arms is None else arms.experiments
-                if arms is not None:
-                    swept |= arms.sweep
-                    claims += read_claims(arms.claims, composer.file("experiment", name))
-            argument = f"experiment={','.join(dict.fromkeys(names))}"
+            argument = f"experiment={','.join(dict.fromkeys(arm for name in value.split(',') for arm in expanded(name)))}"
         found.append(argument)
     given = {argument.partition("=")[0] for argument in found}
-    return [*found, *[f"{key}={text}" for key, text in swept.items() if key not in given]], claims
+    added = {key: text for key, text in swept.items() if key not in given}
+    distinct = list({claim.name: claim for claim in claims}.values())
+    return WithArms([*found, *[f"{key}={text}" for key, text in added.items()]], frozenset(added), distinct)
 
 
 def _with_space(overrides: list[Override], name: str, composer: Composer) -> list[Override]:

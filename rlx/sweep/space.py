@@ -183,10 +183,11 @@ def seeds_of(overrides: Sequence[Override], seeds: str | None) -> tuple[list[Ove
     return others, numbers
 
 
-def expand(overrides: Sequence[Override], composer: Composer) -> list[Point]:
+def expand(overrides: Sequence[Override], composer: Composer, yields: frozenset[str] = frozenset()) -> list[Point]:
     """The grid: every combination, the last override varying fastest, as Hydra's own sweeper orders it.
 
-    A key that only some of the chosen algorithms have applies to their points and is left out of the others.
+    A key that only some of the chosen algorithms have applies to their points and is left out of the others, and so is a key of `yields`
+    in the points of an experiment that sets it itself.
 
     Raises:
         ConfigError: for a key that no algorithm has, and for an interval.
@@ -204,7 +205,12 @@ def expand(overrides: Sequence[Override], composer: Composer) -> list[Point]:
     for combination in itertools.product(*(swept.options for swept in read)):
         chosen = list(zip(read, combination, strict=True))
         keys = composer.keys(_groups((swept, option) for swept, option in chosen if swept.is_group))
-        kept = [(swept, option) for swept, option in chosen if swept.is_group or _has(keys, swept.key)]
+        own = composer.settings_of("experiment", next((text for s, (text, _) in chosen if s.key == "experiment"), None)) if yields else {}
+        kept = [
+            (swept, option)
+            for swept, option in chosen
+            if swept.is_group or (_has(keys, swept.key) and not (swept.key in yields and swept.key in own))
+        ]
         point = _point(kept)
         points.setdefault(point.overrides, point)
     return list(points.values())
