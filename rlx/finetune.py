@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlx.checkpoint import find_checkpoints, serialize
+from rlx.checkpoint import find_checkpoints
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.errors import CheckpointError, ConfigError
 from rlx.evaluation.loading import choose_checkpoint
 from rlx.files import UnreadableError, read_file
+from rlx.serialize import serialize
 from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
 from rlx.types import Algorithm, Finetunable, State

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from rlx.checkpoint import Checkpointer
+from rlx.checkpointer import Checkpointer
 from rlx.clock import Clock
 from rlx.collect import Collector
 from rlx.errors import EnvError, EvaluationError

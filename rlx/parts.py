@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from rlx.build import build_algorithm, env_factory, env_spec, image_notes, known_best, replay_notes, setup_torch, spaces_in_words
-from rlx.checkpoint import Checkpointer
+from rlx.checkpointer import Checkpointer
 from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig

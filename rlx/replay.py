@@ -11,9 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.columns import make_column
+from rlx.appended import Kind, Ring, reserved
+from rlx.columns import FrameStacks
 from rlx.priorities import Priorities
-from rlx.tree_ops import Tree, leaves, map_tree, put
+from rlx.tree_ops import Tree, leaves, map_tree, named_leaves, put, with_leaves
 from rlx.types import State
 
 
@@ -56,46 +57,33 @@ class PositionReplay:
     """
 
     def __init__(self, capacity: int, planes_shape: tuple[int, int, int], num_actions: int) -> None:
-        self.capacity, self.added = capacity, 0
-        self._planes = torch.zeros(0, *planes_shape)
-        self._policy = torch.zeros(0, num_actions)
-        self._z = torch.zeros(0)
+        kinds = {"planes": Kind(torch.float32, planes_shape), "policy": Kind(torch.float32, (num_actions,)), "z": Kind(torch.float32)}
+        self._ring = Ring(kinds, capacity)
+        self.num_bytes = capacity * sum(kind.num_bytes for kind in kinds.values())
+        """Bytes that it takes once it is full."""
 
     @property
     def size(self) -> int:
-        return min(self.added, self.capacity)
+        return self._ring.size
+
+    @property
+    def added(self) -> int:
+        """Positions that were added so far, overwritten ones included."""
+        return self._ring.end
 
     def add(self, planes: Tensor, policy: Tensor, z: Tensor) -> None:
         """Add planes [n, C, H, W], policies [n, A] and outcomes [n]."""
-        index = (self.added + torch.arange(len(z))) % self.capacity
-        self._grow(min(self.capacity, self.added + len(z)))
-        self._planes[index], self._policy[index], self._z[index] = planes, policy, z
-        self.added += len(z)
-
-    def _grow(self, size: int) -> None:
-        """Allocate memory for `size` positions, half as much again at a time."""
-        have = len(self._z)
-        if size > have:
-            more = min(self.capacity, max(size, have + have // 2, 1024)) - have
-            for name in ("_planes", "_policy", "_z"):
-                old = getattr(self, name)
-                setattr(self, name, torch.cat([old, old.new_zeros(more, *old.shape[1:])]))
+        self._ring.extend(len(z), {"planes": planes, "policy": policy, "z": z})
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return self._planes[index], self._policy[index], self._z[index]
+        return self._ring["planes"][index], self._ring["policy"][index], self._ring["z"][index]
 
     def state_dict(self) -> State:
-        size = self.size
-        return {
-            "planes": self._planes[:size].clone(),
-            "policy": self._policy[:size].clone(),
-            "z": self._z[:size].clone(),
-            "added": self.added,
-        }
+        return {"positions": self._ring.state()}
 
     def load_state_dict(self, state: State) -> None:
-        self._planes, self._policy, self._z = state["planes"].clone(), state["policy"].clone(), state["z"].clone()
-        self.added = state["added"]
+        self._ring.load(state["positions"])
+        check_full(self._ring)
 
 
 class Symmetries:
@@ -128,29 +116,43 @@ class TransitionReplay:
     def __init__(
         self, capacity: int, num_envs: int, columns: Mapping[str, Tree], device: torch.device = torch.device("cpu")  # noqa: B008
     ) -> None:  # fmt: skip
-        self.capacity, self.num_envs, self.added, self.device = max(capacity // num_envs, 1) * num_envs, num_envs, 0, device
-        self._columns = {
-            name: map_tree(lambda column: make_column(column, self.capacity, num_envs, device), tree) for name, tree in columns.items()
-        }
+        self.capacity, self.num_envs, self.device = max(capacity // num_envs, 1) * num_envs, num_envs, device
+        named = named_leaves(dict(columns))
+        self._stacks = {path: FrameStacks(each, self.capacity, num_envs, device) for path, each in named if each.num_frames > 1}
+        whole = {path: each for path, each in named if path not in self._stacks}
+        self._ring = Ring(
+            {path: each.kind for path, each in whole.items()}, self.capacity, device,
+            renewed=[path for path, each in whole.items() if each.renewed],
+        )  # fmt: skip
+        self._paths: Tree = with_leaves(dict(columns), [path for path, _ in named])
+        self.num_bytes = self.capacity * num_bytes(columns)
+        """Bytes that it takes once it is full."""
 
     @property
     def size(self) -> int:
-        return min(self.added, self.capacity)
+        return self._ring.size
+
+    @property
+    def added(self) -> int:
+        """Rows that were added so far, overwritten ones included."""
+        return self._ring.end
 
     def add(self, **rows: Tree) -> None:
         """Add [T, B, *] of every column."""
-        for name, tree in rows.items():
-            map_tree(lambda column, steps: column.add(steps, self.added), self._columns[name], tree)
-        self.added += leaves(rows)[0].shape[:2].numel()
+        flat: dict[str, Tensor] = {}
+        map_tree(flat.__setitem__, {name: self._paths[name] for name in rows}, rows)
+        for path, stacks in self._stacks.items():
+            stacks.add(flat.pop(path))
+        num = leaves(rows)[0].shape[:2].numel()
+        self._ring.extend(num, {path: steps.flatten(0, 1) for path, steps in flat.items()})
 
     def __getitem__(self, name: str) -> Tensor:
         """A column [size, *] that is one tensor, in no particular order once the oldest rows have been overwritten."""
-        column: Tensor = self._columns[name].values[: self.size]
-        return column
+        return self._ring[self._paths[name]][: self.size]
 
     def take(self, name: str, index: Tensor) -> Tree:
         """The tree [*, *] of a column's rows at `index` [*]."""
-        return map_tree(lambda column: column[index], self._columns[name])
+        return map_tree(lambda path: self._stacks[path][index] if path in self._stacks else self._ring[path][index], self._paths[name])
 
     def newest(self, name: str, num_rows: int) -> Tensor:
         """The last rows of a column in the order of time, [T, B, *]."""
@@ -159,13 +161,69 @@ class TransitionReplay:
         return self[name][index].unflatten(0, (-1, self.num_envs))
 
     def state_dict(self) -> State:
-        states = {name: map_tree(lambda column: column.state(self.added), tree) for name, tree in self._columns.items()}
-        return {"added": self.added, **states}
+        stacks = {path: stacks.state_dict() for path, stacks in self._stacks.items()}
+        return {"rows": self._ring.state(), "renewed": self._ring.renewed(), "stacks": stacks}
 
     def load_state_dict(self, state: State) -> None:
-        self.added = state["added"]
-        for name, tree in self._columns.items():
-            map_tree(lambda column, saved: column.load_state(saved), tree, state[name])
+        self._ring.load(state["rows"], state["renewed"])
+        check_full(self._ring)
+        for path, stacks in self._stacks.items():
+            stacks.load_state_dict(state["stacks"][path])
+
+
+def check_full(ring: Ring) -> None:
+    """Raise a ValueError if items that were loaded come from a ring with less capacity: it has to have the newest ones that fit."""
+    if ring.first != max(0, ring.end - ring.capacity):
+        raise ValueError(f"{ring.size:,} of {ring.end:,} items were saved, and there is a place for {ring.capacity:,}")
+
+
+class Beyond:
+    """Observations after the last steps of truncated episodes, which no row has, found by the rows of these steps.
+
+    Args:
+        columns: a tree of what an observation has.
+        capacity: rows.
+    """
+
+    def __init__(self, columns: Tree, capacity: int) -> None:
+        named = [(f"obs{path}", column.kind) for path, column in named_leaves(columns)]
+        self._capacity, self._paths = capacity, with_leaves(columns, [path for path, _ in named])
+        self._ring = Ring({"row": Kind(torch.long), **dict(named)}, min(capacity, 64))
+        self._of = reserved(Kind(torch.long), capacity)  # by row, the number of its observation plus 1, or 0
+
+    def add(self, row: int, obs: Tree) -> None:
+        """Add the observation [*] after the step in the row with a number. Numbers go up, and count overwritten rows too."""
+        flat: dict[str, Tensor] = {}
+        map_tree(lambda path, x: flat.__setitem__(path, x[None]), self._paths, obs)
+        self._ring.reserve(self._ring.size + 1)
+        self._ring.extend(1, {"row": torch.tensor([row]), **flat})
+        self._of[row % self._capacity] = self._ring.end
+
+    def forget(self, first: int) -> None:
+        """Forget those of rows with a number below `first`."""
+        while self._ring.size and (row := int(self._ring["row"][self._ring.first % self._ring.capacity])) < first:
+            self._of[row % self._capacity] = 0
+            self._ring.first += 1
+
+    def has(self, index: Tensor) -> Tensor:
+        """Whether there is an observation after the steps in rows `index` [n], [n]."""
+        return self._of[index] > 0
+
+    def __getitem__(self, index: Tensor) -> Tree:
+        """Observations [n, *] after the steps in rows `index` [n]."""
+        if not self.has(index).all():
+            raise KeyError(f"no observation was kept after the steps in some of the rows {index.tolist()}")
+        at = (self._of[index] - 1) % self._ring.capacity
+        return map_tree(lambda path: self._ring[path][at], self._paths)
+
+    def state_dict(self) -> State:
+        return {"observations": self._ring.state()}
+
+    def load_state_dict(self, state: State) -> None:
+        self._ring.load(state["observations"], most=self._capacity)
+        number = torch.arange(self._ring.first, self._ring.end)
+        self._of.zero_()
+        self._of[self._ring["row"][number % self._ring.capacity] % self._capacity] = number + 1
 
 
 class SequenceReplay:
@@ -188,11 +246,12 @@ class SequenceReplay:
     ) -> None:
         self.num_envs, self._ahead, self._exponent, self.correction = num_envs, ahead, exponent, correction
         self.rows = TransitionReplay(capacity, num_envs, columns)
-        self._weights = Priorities(self.rows.capacity)
+        self.num_bytes = self.rows.num_bytes + (8 * self.rows.capacity if exponent else 0)
+        """Bytes that it takes once it is full, truncated episodes aside."""
+        self._weights = Priorities(self.rows.capacity) if exponent else None  # without priorities, made when they are asked for
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
         self._top = 1.0  # largest weight so far, which new steps get
-        self._beyond: dict[int, Tree] = {}  # by row, the observation after the last step of a truncated episode
-        self._truncated = torch.zeros(self.rows.capacity, dtype=torch.bool)  # whether `_beyond` has the row
+        self._beyond = Beyond(columns.get("obs", ()), self.rows.capacity)
 
     @property
     def size(self) -> int:
@@ -208,25 +267,28 @@ class SequenceReplay:
         """Add [T, B, *] of every column; `beyond` has the observations after the steps (t, b) at which episodes were truncated."""
         is_last = rows["is_last"]
         begin = self.rows.added // self.num_envs
-        overwritten = (self.rows.added + torch.arange(is_last.numel())) % self.rows.capacity
-        for row in overwritten[self._truncated[overwritten]].tolist():
-            self._beyond.pop(row, None)
-        self._truncated[overwritten] = False
-        for (t, b), obs in beyond.items():
-            row = (self.rows.added + t * self.num_envs + b) % self.rows.capacity
-            self._beyond[row], self._truncated[row] = map_tree(torch.clone, obs), True
-        self._weights[overwritten] = 0.0
+        added, num = self.rows.added, is_last.numel()
+        first = max(0, added + num - self.rows.capacity)
+        self._beyond.forget(first)
+        for (t, b), obs in sorted(beyond.items(), key=lambda item: item[0]):
+            if (row := added + t * self.num_envs + b) >= first:
+                self._beyond.add(row, obs)
         self.rows.add(**rows)
         steps = torch.arange(begin + 1, begin + 1 + len(is_last))
         ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
         ready = torch.maximum(self._ready, torch.maximum(ended, steps[-1] - self._ahead))
-        first = (self.rows.added - self.size) // self.num_envs
-        old = self._ready.clamp(min=first)
-        more = (ready - old).clamp(min=0)
+        old, self._ready = self._ready, ready
+        if self._weights is not None:
+            self._weights[(added + torch.arange(num)) % self.rows.capacity] = 0.0
+            self._weights[self._ready_since(old)] = self._top
+
+    def _ready_since(self, old: Tensor) -> Tensor:
+        """The rows [n] of the steps that can be drawn, but for the first `old` [B] of each environment."""
+        old = old.clamp(min=(self.rows.added - self.size) // self.num_envs)
+        more = (self._ready - old).clamp(min=0)
         env = torch.repeat_interleave(torch.arange(self.num_envs), more)
         nth = torch.arange(len(env)) - torch.repeat_interleave(more.cumsum(0) - more, more)
-        self._weights[self._row(old[env] + nth, env)] = self._top
-        self._ready = ready
+        return self._row(old[env] + nth, env)
 
     def _row(self, step: Tensor, env: Tensor) -> Tensor:
         return (step * self.num_envs + env) % self.rows.capacity
@@ -241,9 +303,16 @@ class SequenceReplay:
 
     def draw(self, num: int) -> tuple[Tensor, Tensor]:
         """Rows [num] of steps drawn by priority, and the importance-sampling weights [num] of their losses, at most 1."""
+        if self._weights is None:
+            self._weights = self._equal_weights()
         index, prob = self._weights.draw(num)
         correction = (self.num_ready * prob) ** -self.correction
         return index, (correction / correction.max()).float()
+
+    def _equal_weights(self) -> Priorities:
+        weights = Priorities(self.rows.capacity)
+        weights[self._ready_since(torch.zeros_like(self._ready))] = self._top
+        return weights
 
     def windows(self, name: str, index: Tensor, length: int) -> Tree:
         """A column of `length` steps from the rows `index` [n] on, [n, length, *]; entries after the newest step have no meaning."""
@@ -255,7 +324,7 @@ class SequenceReplay:
 
     def beyond(self, index: Tensor) -> Tree:
         """Observations [n, *] after the steps in rows `index` [n], at each of which an episode was truncated."""
-        return map_tree(lambda *each: torch.stack(each), *[self._beyond[row] for row in index.tolist()])
+        return self._beyond[index]
 
     def next_obs(self, name: str, index: Tensor) -> Tree:
         """Observations [n, *] after the steps in rows `index` [n] that can be drawn, from the column of observations.
@@ -264,7 +333,7 @@ class SequenceReplay:
         """
         over = self.rows["is_last"][index]
         found = self.rows.take(name, torch.where(over, index, self.following(index, 2)[:, 1]))
-        cut = self._truncated[index]
+        cut = self._beyond.has(index)
         if cut.any():
             put(found, cut, self.beyond(index[cut]))
         return found
@@ -273,16 +342,22 @@ class SequenceReplay:
         """Set the priorities of the rows `index` [n] to |error| [n] to the power of the exponent."""
         weight = (error.double().abs() + 1e-3) ** self._exponent
         self._top = max(self._top, float(weight.max()))
-        self._weights[index] = weight
+        if self._weights is not None:
+            self._weights[index] = weight
 
     def state_dict(self) -> State:
-        beyond = {str(row): map_tree(torch.clone, obs) for row, obs in self._beyond.items()}
-        weights = self._weights.values[: self.size].clone()
-        return {"rows": self.rows.state_dict(), "weights": weights, "ready": self._ready.clone(), "top": self._top, "beyond": beyond}
+        weights = self._weights.values[: self.size].clone() if self._exponent and self._weights is not None else None
+        return {
+            "rows": self.rows.state_dict(), "weights": weights, "ready": self._ready.clone(), "top": self._top,
+            "beyond": self._beyond.state_dict(),
+        }  # fmt: skip
 
     def load_state_dict(self, state: State) -> None:
         self.rows.load_state_dict(state["rows"])
-        self._weights.load(state["weights"])
-        self._ready, self._top = state["ready"].clone(), state["top"]
-        self._beyond = {int(row): map_tree(torch.clone, obs) for row, obs in state["beyond"].items()}
-        self._truncated = torch.zeros_like(self._truncated).index_fill_(0, torch.tensor(list(self._beyond), dtype=torch.long), True)
+        self._beyond.load_state_dict(state["beyond"])
+        is_empty = self.rows.added == 0  # also in an evaluation, which reads no rows
+        self._ready, self._top = torch.zeros_like(self._ready) if is_empty else state["ready"].clone(), state["top"]
+        self._weights = None
+        if self._exponent:
+            self._weights = Priorities(self.rows.capacity)
+            self._weights.load(state["weights"][: self.size])

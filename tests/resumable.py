@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 import os
 import random
 import signal
@@ -19,10 +20,12 @@ from typing import Any
 import torch
 from launch import GAME_PLAYING
 
+from rlx.appended import Kind
 from rlx.checkpoint import find_checkpoints
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
+from rlx.segments import Stored
 from rlx.store.record import read_metrics
 from rlx.store.runs import RunDir
 
@@ -116,16 +119,31 @@ def kill_at(pid: int, run: RunDir, env_steps: float) -> None:
 def final_state(run: RunDir) -> dict[str, Any]:
     """Everything the last checkpoint holds, less what depends on the clock."""
     newest = find_checkpoints(run.checkpoints)[0][0]
-    rest = newest.read("run.pt")
+    items: dict[str, Stored] = {}
+    algo, rest = newest.read("algo.pt", items=items), newest.read("run.pt", items=items)
     del rest["clock"]
     rest["metrics"]["updates"] = [{k: v for k, v in u.items() if not k.startswith("time/")} for u in rest["metrics"]["updates"]]
-    return {"algo": newest.read("algo.pt"), **rest}
+    return {"algo": algo, **rest}
+
+
+def columns_of(stored: Stored) -> dict[str, torch.Tensor]:
+    """All items that a checkpoint has at a place, whatever files they lie in."""
+    if stored.first == stored.end:
+        return {}
+    file: Any = (stored._entry.segments or [stored._entry.tail])[0]
+    header = json.loads(stored._read(file).partition(b"\n")[0])
+    kinds = {column["name"]: Kind(getattr(torch, column["dtype"]), tuple(column["shape"])) for column in header["columns"]}
+    parts = [part for _, part in stored.parts(kinds)]
+    return {name: torch.cat([part[name] for part in parts]) for name in kinds}
 
 
 def assert_equal(a: Any, b: Any, path: str = "state") -> None:
     """Compare canonical values, bit for bit, naming the first that differs."""
     assert type(a) is type(b), path
-    if isinstance(a, torch.Tensor):
+    if isinstance(a, Stored):
+        assert (a.first, a.end) == (b.first, b.end), path
+        assert_equal(columns_of(a), columns_of(b), path)
+    elif isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype, path
         assert torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)), path
     elif isinstance(a, dict):

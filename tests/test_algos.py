@@ -15,7 +15,6 @@ from launch import POLICY_GRADIENT
 from torch import Tensor, nn
 
 from rlx import ops
-from rlx.checkpoint import _plain
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Activation
@@ -23,6 +22,7 @@ from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.errors import NonFiniteError
 from rlx.rng import GlobalRNG
+from rlx.serialize import plain
 from rlx.types import EnvSpec, Progress, Rollout
 
 CPU = torch.device("cpu")
@@ -176,7 +176,7 @@ def test_state_continues_identically_through_a_file(name, spec, same):
     for rollout in rollouts[:3]:
         update(algo, rollout)
     file = io.BytesIO()
-    torch.save(_plain({"algo": algo.state_dict(), "rng": GlobalRNG().state_dict()}), file)
+    torch.save(plain({"algo": algo.state_dict(), "rng": GlobalRNG().state_dict()}), file)
     metrics = [update(algo, rollout) for rollout in rollouts[3:]]
     file.seek(0)
     state = torch.load(file, weights_only=True)

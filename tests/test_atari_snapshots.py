@@ -16,7 +16,6 @@ import torch
 from launch import lines
 from resumable import assert_equal, final_state, in_child, kill_at, new_run
 
-from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
 from rlx.envs.atari.atari_settings import AtariProtocol
 from rlx.envs.registry import EnvFactory, VectorEnvFactory
@@ -24,6 +23,7 @@ from rlx.envs.snapshots import SnapshotVectorEnv
 from rlx.envs.vector import ReplayVectorEnv
 from rlx.errors import CheckpointError
 from rlx.run import train
+from rlx.serialize import plain
 from rlx.store.runs import RunDir
 
 SHORT = [
@@ -36,7 +36,7 @@ SHORT = [
 def from_disk(state):
     """A state as a checkpoint gives it back."""
     buffer = io.BytesIO()
-    torch.save(_plain(state), buffer)
+    torch.save(plain(state), buffer)
     buffer.seek(0)
     return torch.load(buffer, weights_only=True)
 

@@ -23,7 +23,8 @@ from launch import POLICY_GRADIENT, lines
 
 import rlx.files
 from rlx.build import build_algorithm
-from rlx.checkpoint import Checkpointer, best_checkpoint, find_checkpoints, read_manifest
+from rlx.checkpoint import best_checkpoint, find_checkpoints, read_manifest
+from rlx.checkpointer import Checkpointer
 from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError, EnvError, StorageError
@@ -433,7 +434,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_alone(saved: Saved) 
     saved.save(10, 20)
     write_manifest(saved.path(20), format=1)
     names = saved.names()
-    with pytest.raises(CheckpointError, match="has checkpoint format 1, this rlx reads format 3") as caught:
+    with pytest.raises(CheckpointError, match="has checkpoint format 1, this rlx reads format 4") as caught:
         saved.restore()
     assert caught.value.exit_code == 4
     assert saved.names() == names

@@ -13,12 +13,12 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.algos.ppo import PPO
-from rlx.checkpoint import _plain
 from rlx.collect import SEED_LIMIT, Collector, Episode, env_actions
 from rlx.config.algos.ppo_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import CheckpointError
 from rlx.rng import GlobalRNG
+from rlx.serialize import plain
 from rlx.types import EnvSpec, PolicyOutput, Rollout
 
 NO, YES = False, True
@@ -254,7 +254,7 @@ def build(env_id: str, *, inexact: bool = False) -> tuple[Collector, PPO]:
 def snapshot(collector: Collector, algo: PPO) -> Any:
     """What a checkpoint would hold, through a file."""
     file = io.BytesIO()
-    torch.save(_plain({"collector": collector.state_dict(), "algo": algo.state_dict(), "rng": GlobalRNG().state_dict()}), file)
+    torch.save(plain({"collector": collector.state_dict(), "algo": algo.state_dict(), "rng": GlobalRNG().state_dict()}), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 
@@ -287,11 +287,11 @@ def test_collector_state_stands_still_while_the_collector_and_its_heir_go_on(env
     collector.collect(13)
     state, frozen = collector.state_dict(), snapshot(collector, algo)["collector"]
     collector.collect(13)
-    assert same(_plain(state), frozen)
+    assert same(plain(state), frozen)
     heir, _ = build(env_id)
     heir.load_state_dict(state)
     heir.collect(13)
-    assert same(_plain(state), frozen)
+    assert same(plain(state), frozen)
 
 
 def test_a_replay_that_goes_elsewhere_is_refused():
@@ -351,7 +351,7 @@ def test_a_saved_tree_of_observations_stands_still_while_the_collector_goes_on()
     collector.collect(3)
     state = collector.state_dict()
     collector.collect(1)
-    saved = _plain(state)["obs"]
+    saved = plain(state)["obs"]
     assert saved["place"].tolist() == [[11.0], [110.0]]
     assert saved["step"][0].tolist() == [1, 0]
 

@@ -17,12 +17,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from rlx.checkpoint import _plain
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.families import FAMILIES, extra_for, family_of, needs
 from rlx.envs.registry import NATIVE, REBUILT, REPLAYABLE, EnvFactory, VectorEnvFactory, check_env_id
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import CheckpointError, ConfigError, EnvError
+from rlx.serialize import plain
 
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="the extra rlx[mujoco] is not installed")
 needs_box2d = pytest.mark.skipif(importlib.util.find_spec("Box2D") is None, reason="the extra rlx[box2d] is not installed")
@@ -108,7 +108,7 @@ def _registered() -> Iterator[None]:
 def through_a_file(state: Any) -> Any:
     """Saved and loaded as a checkpoint is."""
     file = io.BytesIO()
-    torch.save(_plain(state), file)
+    torch.save(plain(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from rlx.checkpoint import Checkpointer, find_checkpoints
+from rlx.checkpoint import find_checkpoints
+from rlx.checkpointer import Checkpointer
 from rlx.collect import Episode
 from rlx.errors import EnvError, EvaluationError
 from rlx.loop import crossed, never_pause, train

@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 
 from rlx.build import build_algorithm, env_factory, env_spec
-from rlx.checkpoint import Checkpointer
+from rlx.checkpointer import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import Composer
 from rlx.config.schema import EnvConfig

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rlx.checkpoint import _plain
 from rlx.collect import Episode
 from rlx.metrics import MEANINGS, MetricBuffer
+from rlx.serialize import plain
 
 
 def test_flush_gives_means_since_the_last_flush():
@@ -90,7 +90,7 @@ def test_state_continues_identically_between_flushes():
     buffer.add_episodes([Episode(7.0, 3)])
     buffer.add_update({"loss/policy": torch.tensor(1.0), "update/num_gradient_steps": 4.0})
     file = io.BytesIO()
-    torch.save(_plain(buffer.state_dict()), file)
+    torch.save(plain(buffer.state_dict()), file)
     file.seek(0)
     again.load_state_dict(torch.load(file, weights_only=True))
     for b in (buffer, again):

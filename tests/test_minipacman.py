@@ -12,7 +12,6 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from rlx.build import env_spec
-from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
 from rlx.envs.grids.grid_env import make_grid
 from rlx.envs.grids.grid_settings import TASKS as TASK_NAMES
@@ -21,6 +20,7 @@ from rlx.envs.grids.gridworld import GridVectorEnv
 from rlx.envs.grids.minipacman import MAZE, TASKS, MiniPacman
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
+from rlx.serialize import plain
 
 ID = "rlx/MiniPacman-v0"
 UP, DOWN, LEFT, RIGHT, STAY = range(5)
@@ -392,7 +392,7 @@ def test_an_episode_follows_from_its_seed_and_actions():
 
 def through_a_file(state: Any) -> Any:
     file = io.BytesIO()
-    torch.save(_plain(state), file)
+    torch.save(plain(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlx.checkpoint import _plain
 from rlx.rng import GlobalRNG, isolated_rng, seed_everything
+from rlx.serialize import plain
 
 
 def draw() -> list[float]:
@@ -30,7 +30,7 @@ def test_state_continues_identically_in_memory_and_through_a_file():
     draw()
     state = rng.state_dict()
     file = io.BytesIO()
-    torch.save(_plain(state), file)
+    torch.save(plain(state), file)
     expected = [draw() for _ in range(3)]
     rng.load_state_dict(state)
     assert [draw() for _ in range(3)] == expected

@@ -14,7 +14,6 @@ import torch
 from gymnasium.utils.env_checker import check_env
 
 from rlx.build import env_spec
-from rlx.checkpoint import _plain
 from rlx.config.compose import Composer
 from rlx.envs.grids.boxoban import read_levels
 from rlx.envs.grids.grid_env import make_grid
@@ -24,6 +23,7 @@ from rlx.envs.grids.sokoban_levels import BOX, GOAL, PLAYER, WALL, generate, sol
 from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import CheckpointError, ConfigError
+from rlx.serialize import plain
 
 ID = "rlx/Sokoban-v0"
 UP, DOWN, LEFT, RIGHT = range(4)
@@ -249,7 +249,7 @@ def test_levels_follow_from_the_seed_alone():
 
 def through_a_file(state: Any) -> Any:
     file = io.BytesIO()
-    torch.save(_plain(state), file)
+    torch.save(plain(state), file)
     file.seek(0)
     return torch.load(file, weights_only=True)
 

@@ -16,7 +16,7 @@ from gymnasium.vector.utils import create_empty_array
 from torch import Tensor, nn
 
 from rlx.build import env_factory
-from rlx.checkpoint import Checkpointer
+from rlx.checkpointer import Checkpointer
 from rlx.collect import Collector
 from rlx.config.compose import Composer
 from rlx.envs.contract import BrokenContract

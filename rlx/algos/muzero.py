@@ -75,7 +75,7 @@ class MuZero:
         scalar, flag, actions = Column(torch.float32), Column(torch.bool), (self.num_actions,)
         columns = {
             "obs": self._inputs.column, "action": Column(torch.long), "legal": Column(torch.bool, actions), "reward": scalar,
-            "policy": Column(torch.float32, actions), "value": scalar, "terminated": flag, "is_last": flag,
+            "policy": Column(torch.float32, actions, renewed=config.reanalyse > 0), "value": scalar, "terminated": flag, "is_last": flag,
         }  # fmt: skip
         self.replay_bytes = config.replay_size * num_bytes(columns)
         check_fits(self.replay_bytes, f"a replay of algo.replay_size={config.replay_size:,} steps")
