@@ -264,7 +264,7 @@ def load_parts(checkpoint: Checkpoint, parts: Mapping[str, Stateful], saved: Sta
             reason = " ".join(f"{type(error).__name__}: {error}".split())
             if checkpoint.manifest["format"] == WITHOUT_SEGMENTS and name == "algo" and isinstance(error, LookupError):
                 raise FormatError(
-                    f"{checkpoint.path} has checkpoint format {WITHOUT_SEGMENTS}, in which this rlx reads no algo={checkpoint.manifest['algo']} "
-                    f"({reason}): use the version that wrote it (see meta.json)"
+                    f"{checkpoint.path} has checkpoint format {WITHOUT_SEGMENTS}, in which this rlx does not read the replay of "
+                    f"algo={checkpoint.manifest['algo']} ({reason}): use the version that wrote it (see meta.json)"
                 ) from error
             raise CheckpointError(f"{checkpoint.path} does not fit this run's {name} ({reason}); was config.yaml changed?") from error

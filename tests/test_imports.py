@@ -96,7 +96,7 @@ RULES = {
     "rlx.priorities": (),
     "rlx.columns": (*COMMON, "rlx.appended"),
     "rlx.stats": (*COMMON, "rlx.stats", "rlx.config", "rlx.store", "rlx.files"),
-    "rlx.store": (*COMMON, "rlx.store", "rlx.config", "rlx.checkpoint", "rlx.files", "rlx.text", "rlx.trust"),
+    "rlx.store": (*COMMON, "rlx.store", "rlx.config", "rlx.checkpoint", "rlx.segments", "rlx.files", "rlx.text", "rlx.trust"),
     "rlx.config": (*COMMON, "rlx.config", "rlx.envs", "rlx.extras", "rlx.files", "rlx.trust", "rlx.user_code"),
     "rlx.trust": (*COMMON, "rlx.files", "rlx.config.schema"),
     "rlx.render": (*COMMON, "rlx.render", "rlx.config", "rlx.envs", "rlx.evaluation", "rlx.files", "rlx.stats", "rlx.store", "rlx.sweep",

@@ -14,6 +14,7 @@ from rlx.config.saved import leaf_keys, load_config
 from rlx.config.schema import RunConfig
 from rlx.errors import CheckpointError
 from rlx.files import is_directory, is_temporary
+from rlx.segments import DIRECTORY
 from rlx.store.evaluations import read_evaluations
 from rlx.store.rows import RunRow, read_row
 from rlx.store.runs import RunDir
@@ -27,6 +28,7 @@ class CheckpointRow:
 
     name: str
     bytes: int
+    """Of all that it needs; of a replay's rows, checkpoints share most."""
     env_steps: int | None = None
     score: float | None = None
     """Mean return of its evaluation; None if it was not evaluated."""
@@ -105,10 +107,10 @@ def settings_changed(run: RunDir) -> dict[str, Any]:
 
 
 def checkpoint_rows(directory: Path) -> list[CheckpointRow]:
-    """One row for each entry of a run's checkpoints/, newest first. Files of moderate size are compared with their digests."""
+    """One row for each checkpoint in a run's checkpoints/, newest first. Files of moderate size are compared with their digests."""
     rows, whole = [], []
     there = directory.iterdir() if is_directory(directory) else ()
-    for path in sorted((p for p in there if is_directory(p) and not is_temporary(p.name)), reverse=True):
+    for path in sorted((p for p in there if is_directory(p) and not is_temporary(p.name) and p.name != DIRECTORY), reverse=True):
         row = CheckpointRow(name=path.name, bytes=sum(p.lstat().st_size for p in path.iterdir()))
         rows.append(row)
         if not path.name.isdigit():
@@ -117,6 +119,7 @@ def checkpoint_rows(directory: Path) -> list[CheckpointRow]:
         try:
             checkpoint = Checkpoint(path, read_manifest(path))
             row.env_steps, row.exact, row.why_not_exact = map(checkpoint.manifest.get, ("env_steps", "exact", "why_not_exact"))
+            row.bytes += sum(segment.bytes for segment in checkpoint.segments)
             row.score = checkpoint.score if math.isfinite(checkpoint.score) else None
             if row.bytes <= _VERIFY_BYTES:
                 checkpoint.verify()
