@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.schema import RunConfig, is_resumable
 from rlx.config.setting import unused
 from rlx.config.synonyms import as_typed, key_for
@@ -123,6 +124,9 @@ def check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
         raise ConfigError(
             f"{key}: unknown key{f' for algo={algo}' if key.startswith('algo.') else ''}; write {as_typed(key, value, meant)}"
         )
+    name = key.removeprefix("algo.") if key.startswith("algo.") else ""
+    if owners := [other for other, info in ALGORITHMS.items() if name in {f.name for f in dataclasses.fields(info.config)}]:
+        raise ConfigError(f"{key}: unknown key for algo={algo}; it is a setting of algo={', '.join(owners)}")
     near = difflib.get_close_matches(key, [k for k in keys if not k.startswith(("algo.name", "env.id"))], n=1, cutoff=0.6)
     where = f" for algo={algo}" if key.startswith("algo.") else ""
     advice = f"did you mean {near[0]}?" if near else "`rlx config` lists every key"
