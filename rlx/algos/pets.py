@@ -13,11 +13,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-import gymnasium
-import numpy as np
 import torch
 from torch import Tensor
 
+from rlx.action_range import ActionRange
 from rlx.config.algos.pets_config import PETSConfig, RewardSource, TerminationSource, TrustRule
 from rlx.errors import ConfigError
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
@@ -41,8 +40,7 @@ class PETS:
     def __init__(self, config: PETSConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
         self.rollout_length = 1
-        low, high = _bounds(spec)
-        self._centre, self._half = ((torch.from_numpy(x).to(device)) for x in ((high + low) / 2.0, (high - low) / 2.0))
+        self._range = ActionRange(spec, device, verb="algo=pets plans")
         self._reward_fn, self._termination_fn = _known_rules(config, spec)
         settings = EnsembleConfig(
             num_members=config.ensemble_size, hidden_sizes=config.hidden_sizes, learn_bounds=config.learn_variance_bounds,
@@ -50,7 +48,7 @@ class PETS:
             holdout_fraction=config.holdout_fraction,
         )  # fmt: skip
         num_features = math.prod(spec.observation_space.shape or (1,))
-        self.learner = EnsembleLearner(settings, num_features=num_features, num_actions=len(low), num_envs=num_envs, device=device)
+        self.learner = EnsembleLearner(settings, num_features=num_features, num_actions=self._range.size, num_envs=num_envs, device=device)
         self.windows = ReturnWindows(config.planner.horizon, num_envs)
         p = config.planner
         self._planner = PlannerConfig(
@@ -77,7 +75,7 @@ class PETS:
     # Acting
 
     def initial_carry(self, batch_size: int) -> dict[str, Tensor]:
-        return no_memory(batch_size, self.config.planner.horizon, len(self._half), self._planner, self.device)._asdict()
+        return no_memory(batch_size, self.config.planner.horizon, self._range.size, self._planner, self.device)._asdict()
 
     @torch.no_grad()
     def act(self, obs: Tensor, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
@@ -100,7 +98,7 @@ class PETS:
             "plan_s": torch.full((len(obs),), spent_s / len(obs), device=self.device),
         }
         rest = found.rest() if self.learner.num_fits else memory
-        return PolicyOutput(self._to_action(found.mean[:, 0]), rest._asdict(), extras)
+        return PolicyOutput(self._range.to_env(found.mean[:, 0]), rest._asdict(), extras)
 
     def plan(self, obs: Tensor, memory: Memory) -> Plan:
         """Plans [B] from obs [B, D]."""
@@ -116,7 +114,8 @@ class PETS:
         planned = replace(measured, measure_disagreement=self._penalty.needs_disagreement)
 
         def planning(obs: Tensor, *memory: Tensor) -> Plan:
-            return plan(planned, obs, Memory(*memory), self._planner, to_action=self._to_action, penalty=self._penalty, measured=measured)
+            to_action = self._range.to_env
+            return plan(planned, obs, Memory(*memory), self._planner, to_action=to_action, penalty=self._penalty, measured=measured)
 
         self._replayed = Replayed(planning)
         return measured
@@ -140,9 +139,6 @@ class PETS:
             mean.uniform_(-1.0, 1.0)
         nothing = torch.zeros(len(mean), device=self.device)
         return Plan(mean, memory.elites, nothing, nothing, nothing.long())
-
-    def _to_action(self, normalised: Tensor) -> Tensor:
-        return torch.addcmul(self._centre, normalised, self._half)
 
     # Learning
 
@@ -217,23 +213,6 @@ class PETS:
             "replay/size": float(self.learner.replay.size),
             "time/fit_s": time.perf_counter() - began,
         }
-
-
-def _bounds(spec: EnvSpec) -> tuple[Any, Any]:
-    """Least and greatest actions [A].
-
-    Raises:
-        ConfigError: for action spaces that cannot be planned in.
-    """
-    space = spec.action_space
-    if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and np.issubdtype(space.dtype, np.floating)):
-        raise ConfigError(
-            f"algo=pets plans continuous actions, and env={spec.id} has action space {space}; try env=cartpole_continuous or env=pendulum, "
-            "or algo=ppo for discrete actions"
-        )
-    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
-        raise ConfigError(f"algo=pets plans within bounds, and env={spec.id} has the unbounded action space {space}; clip it in the env")
-    return space.low.astype(np.float32), space.high.astype(np.float32)
 
 
 def _known_rules(config: PETSConfig, spec: EnvSpec) -> tuple[Any, Any]:
