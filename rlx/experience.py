@@ -32,6 +32,9 @@ class Steps(NamedTuple):
 
     def batches(self, batch_size: int) -> Iterator[Steps]:
         """Consecutive parts of `batch_size` windows."""
+        if len(self.rows) <= batch_size:
+            yield self
+            return
         for at in range(0, len(self.rows), batch_size):
             yield Steps._make(pick(column, slice(at, at + batch_size)) for column in self)
 

@@ -25,7 +25,7 @@ _BY_HAND = ("tanh", "relu")
 """Activations whose derivative is a function of their output."""
 
 
-def _activate(x: Tensor, activation: str) -> Tensor:
+def activate(x: Tensor, activation: str) -> Tensor:
     """Apply the activation; in place where nothing has to be differentiated."""
     if torch.is_grad_enabled() or activation not in _BY_HAND:
         return _ACTIVATIONS[activation](x)
@@ -38,7 +38,8 @@ def _activate(x: Tensor, activation: str) -> Tensor:
     return x.tanh_()
 
 
-def _activation_backward(grad: Tensor, output: Tensor, activation: str) -> Tensor:
+def activation_backward(grad: Tensor, output: Tensor, activation: str) -> Tensor:
+    """The gradient before an activation, from the one after it and the activation's output."""
     if activation == "relu":
         return torch.ops.aten.threshold_backward(grad, output, 0)
     return torch.ops.aten.tanh_backward(grad, output)
@@ -94,7 +95,7 @@ class MLP(nn.Module):
         """[B, sizes[0]] to [B, sizes[-1]]."""
         for i, (weight, bias) in enumerate(self._weights_and_biases):
             if i > 0:
-                x = _activate(self.norms[i - 1](x) if self.norms else x, self.activation)
+                x = activate(self.norms[i - 1](x) if self.norms else x, self.activation)
             x = nn.functional.linear(x, weight, bias)
         return x
 
@@ -107,7 +108,7 @@ class MLP(nn.Module):
                 if self.norms:
                     x, pullback = _layer_norm_vjp(x, self.norms[i - 1])  # type: ignore[arg-type]
                     pullbacks.append(pullback)
-                x = _activate(x, self.activation)
+                x = activate(x, self.activation)
             inputs.append(x)
             x = nn.functional.linear(x, weight, bias)
 
@@ -117,7 +118,7 @@ class MLP(nn.Module):
                 weight.grad.addmm_(grad.t(), inputs[i])  # type: ignore[union-attr]
                 bias.grad.add_(grad.sum(0))  # type: ignore[union-attr]
                 if i > 0:
-                    grad = _activation_backward(grad @ weight, inputs[i], self.activation)
+                    grad = activation_backward(grad @ weight, inputs[i], self.activation)
                     grad = pullbacks[i - 1](grad) if pullbacks else grad
 
         return x, backward

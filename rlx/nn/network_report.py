@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,28 +10,36 @@ from torch import nn
 
 from rlx.nn.backbone import Backbone
 from rlx.nn.convolutions import ImageEncoder
+from rlx.nn.leaf_encoders import Encoder
 from rlx.nn.mlp import MLP
 
 
 def network_report(net: Backbone) -> dict[str, Any]:
-    """A report that can be written as JSON.
-
-    Its `parts` have a `part`, what it `sees`, the `network`, its `num_outputs` and `num_parameters`, and the `reason`;
-    `num_parameters` counts all; `bfloat16` is whether there are convolutions, and all of them are computed in that format.
-    """
-    parts = [
-        _part(f"observation{leaf.path}", leaf.space, leaf.encoder, leaf.num_features, leaf.num_parameters, leaf.reason)
-        for leaf in net.encoder.report()
-    ]
+    """A report that can be written as JSON, see `report_of`."""
+    parts = []
     if net.has_memory:
         name = type(net.memory).__name__.removesuffix("Memory").lower()
-        parts.append(_part("memory", net.encoder.num_features, name, net.memory.num_features, _count(net.memory), f"algo.memory={name}"))
-    for name, trunk in net.trunks().items():
-        widths = [layer.out_features for layer in trunk.linears]
-        parts.append(_part(name, trunk.linears[0].in_features, _layers(trunk), widths[-1], _count(trunk), ""))
-    images = [module for module in net.encoder.modules() if isinstance(module, ImageEncoder)]
+        count = count_parameters(net.memory)
+        parts.append(part_report("memory", net.encoder.num_features, name, net.memory.num_features, count, f"algo.memory={name}"))
+    parts += [trunk_report(name, trunk) for name, trunk in net.trunks().items()]
+    return report_of(net.encoder, parts, num_parameters=count_parameters(net))
+
+
+def report_of(encoder: Encoder, parts: list[dict[str, Any]], *, num_parameters: int | None = None) -> dict[str, Any]:
+    """A report of an encoder and of the `parts` behind it (`part_report`), which can be written as JSON.
+
+    Its `parts` have a `part`, what it `sees`, the `network`, its `num_outputs` and `num_parameters`, and the `reason`;
+    `num_parameters` counts all, by default those of the parts; `bfloat16` is whether there are convolutions, and all of them are
+    computed in that format.
+    """
+    every = [
+        part_report(f"observation{leaf.path}", leaf.space, leaf.encoder, leaf.num_features, leaf.num_parameters, leaf.reason)
+        for leaf in encoder.report()
+    ] + parts
+    images = [module for module in encoder.modules() if isinstance(module, ImageEncoder)]
     in_bfloat16 = bool(images) and all(module.dtype == torch.bfloat16 for module in images)
-    return {"parts": parts, "num_parameters": _count(net), "bfloat16": in_bfloat16}
+    total = sum(part["num_parameters"] for part in every) if num_parameters is None else num_parameters
+    return {"parts": every, "num_parameters": total, "bfloat16": in_bfloat16}
 
 
 def observation_line(report: dict[str, Any]) -> str | None:
@@ -55,15 +64,24 @@ def parameters(count: int) -> str:
     return f"{count} parameters"
 
 
-def _part(part: str, sees: Any, network: str, num_outputs: int, num_parameters: int, reason: str) -> dict[str, Any]:
+def part_report(part: str, sees: Any, network: str, num_outputs: int, num_parameters: int, reason: str = "") -> dict[str, Any]:
+    """An entry of a report's `parts`."""
     return {"part": part, "sees": str(sees), "network": network, "num_outputs": num_outputs,
             "num_parameters": num_parameters, "reason": reason}  # fmt: skip
 
 
-def _layers(trunk: MLP) -> str:
-    hidden = "-".join(str(layer.out_features) for layer in trunk.linears[:-1])
-    return f"{hidden} {trunk.activation}{', layer norm' * bool(trunk.norms)}" if hidden else "linear"
+def trunk_report(part: str, trunk: MLP) -> dict[str, Any]:
+    """The entry of a multi-layer perceptron."""
+    widths = [layer.out_features for layer in trunk.linears]
+    layers = layers_in_words(widths, trunk.activation, has_norms=bool(trunk.norms))
+    return part_report(part, trunk.linears[0].in_features, layers, widths[-1], count_parameters(trunk))
 
 
-def _count(module: nn.Module) -> int:
+def layers_in_words(widths: Sequence[int], activation: str, *, has_norms: bool) -> str:
+    """Such as "64-64 tanh, layer norm", of layers with these numbers of outputs, the last one included."""
+    hidden = "-".join(map(str, widths[:-1]))
+    return f"{hidden} {activation}{', layer norm' * has_norms}" if hidden else "linear"
+
+
+def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
