@@ -47,6 +47,8 @@ PE = ["algo=pets", "algo.initial_steps=40", "algo.fit_every=30", "algo.hidden_si
       "algo.planner.num_candidates=12", "algo.planner.num_iterations=2", "algo.planner.horizon=4",
       "algo.max_epochs=2", "algo.replay_size=70", "algo.batch_size=32",
       "loop.total_env_steps=90"]  # fmt: skip
+OP = ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=60", "algo.utd=0.5", "algo.replay_size=90",
+      "algo.rollout_length=4", "loop.total_env_steps=120"]  # fmt: skip
 IF = ["algo=i2a", "env.max_episode_steps=10", "algo.rollout_length=7", "algo.num_minibatches=3", "algo.num_channels=4",
       "algo.hidden_size=16", "loop.total_env_steps=70"]  # fmt: skip
 IW = [*IF, "algo.rollout_depth=2", "algo.num_encoder_channels=4", "algo.encoder_size=8"]
@@ -85,6 +87,8 @@ CASES: dict[str, list[str]] = {
     "dqn-masked": [*DQ, "env=Taxi-v4", "env.kwargs.max_episode_steps=20", "algo.layer_norm=true"],
     "dqn-images": [*DQ, "env=catch:Catch", "env.kwargs.frame_stack=3", "env.kwargs.max_episode_steps=13", "algo.encoder=grid",
                    "algo.sign_reward=true"],
+    "sac": [*OP, "algo=sac", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.layer_norm=true"],
+    "td3": [*OP, "algo=td3", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.n_step=3"],
     "pets": [*PE, "env=cartpole_continuous", "env.kwargs.max_episode_steps=20", "algo.learn_variance_bounds=true"],
     "pets-cem": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner.kind=cem", "algo.propagation=ts_1",
                  "algo.num_particles=2"],
@@ -285,6 +289,7 @@ def _check_numbers(name: str, root: Path) -> None:
         mock.patch.object(torch.optim, "Adam", lambda *args, fused=None, **kwargs: adam(*args, **kwargs)),
         mock.patch("rlx.nn.resnet.fast_dtype", return_value=torch.float32),
         mock.patch("rlx.nn.networks._SMALL", -1),
+        mock.patch("rlx.collect.array_policy", return_value=None),
     ):
         with device_here(own_generator=False) as device:
             train(config, root / "on_device", device)

@@ -61,6 +61,10 @@ SETTINGS = {
     "muzero": ["algo.num_channels=8", "algo.search.num_simulations=4", "algo.batch_size=16", "algo.replay_start=100",
                "algo.replay_size=450", "algo.steps_per_update=3", "algo.num_unroll_steps=3", "algo.td_steps=4", "algo.reanalyse=0.5",
                "algo.anneal_learning_rate=true"],
+    "sac": ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=100", "algo.utd=0.3", "algo.n_step=3",
+            "algo.replay_size=400", "algo.anneal_learning_rate=true"],
+    "td3": ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=100", "algo.utd=0.3", "algo.rollout_length=5",
+            "algo.replay_size=400"],
     "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2",
              "algo.planner.num_candidates=6", "algo.planner.num_iterations=1", "algo.planner.horizon=4", "algo.max_epochs=2",
              "algo.replay_size=500", "algo.anneal_learning_rate=true",
@@ -158,6 +162,13 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
         assert a == b, path
 
 
-OWN = {"pets": ["continuous", "pole"], "dqn": ["native", "gymnasium"], "muzero": ["native", "gymnasium", "game"], "i2a": ["grid"]}
+OWN = {
+    "pets": ["continuous", "pole"],
+    "sac": ["continuous", "pole"],
+    "td3": ["continuous"],
+    "dqn": ["native", "gymnasium"],
+    "muzero": ["native", "gymnasium", "game"],
+    "i2a": ["grid"],
+}
 FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS}
 """The environments that an algorithm is tested on."""

@@ -76,7 +76,10 @@ def of_package(name: str) -> list[str]:
 DATA = ("rlx.replay", "rlx.columns", "rlx.experience", "rlx.transfer")
 RULES = {
     "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpointer", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
-    "rlx.algos": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", *DATA, "rlx.memory", "rlx.config.algos"),
+    "rlx.algos": (
+        *COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", *DATA, "rlx.memory", "rlx.action_range", "rlx.off_policy",
+        "rlx.config.algos",
+    ),
     "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", *DATA),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),
     "rlx.nn": (*COMMON, "rlx.ops", "rlx.nn", "rlx.compiled_code", "rlx.kernel_memory", "rlx.transfer"),

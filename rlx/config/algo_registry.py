@@ -23,6 +23,8 @@ from rlx.config.algos.muzero_config import MuZeroConfig
 from rlx.config.algos.pets_config import PETSConfig
 from rlx.config.algos.ppo_config import PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
+from rlx.config.algos.sac_config import SACConfig
+from rlx.config.algos.td3_config import TD3Config
 from rlx.errors import ConfigError
 from rlx.user_code import load_object
 
@@ -58,6 +60,8 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     ),
     "muzero": AlgoInfo(MuZeroConfig, "rlx.algos.muzero:MuZero", "AlphaZero's tree search in a learned latent model, with reanalysis"),
     "i2a": AlgoInfo(I2AConfig, "rlx.algos.i2a:I2A", "Imagination-augmented agent: encodes rollouts of a learned model for its policy"),
+    "sac": AlgoInfo(SACConfig, "rlx.algos.sac:SAC", "Soft actor-critic: off-policy, continuous actions, adapted entropy"),
+    "td3": AlgoInfo(TD3Config, "rlx.algos.td3:TD3", "Twin delayed deterministic policy gradient; DDPG is three settings of it"),
     "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models"),
 }
 

@@ -77,7 +77,8 @@ class Critics(nn.Module):
         """Values [K, B] of inputs [B, D] or [K, B, D], and `backward(d_value, weights=True, inputs=False)`.
 
         `backward` takes the gradient of a loss with respect to the values [K, B]. With `weights` it writes the parameters' gradients, in
-        place of what was there. With `inputs` it returns the gradient of each member's inputs [K, B, D]. It is called under `torch.no_grad`.
+        place of what was there. With `inputs` it returns the gradient of each member's inputs [K, B, D]. It is called under
+        `torch.no_grad`.
         """
         return self._vjp_by_hand(x) if self.by_hand else self._vjp_by_autograd(x)
 
