@@ -146,7 +146,9 @@ def test_all_groups_of_a_claim_have_the_same_seeds() -> None:
     assert judged.left[0].scores == NEAR
     assert judge(claim_of("below"), [run for run in runs if run.seed != 2]).verdict == "not enough seeds"
     again = [*runs, run_of(0, [20.0], experiment="b")]  # a second run of seed 0 counts with the first as one
-    assert judge(claim_of("below"), again).right[0].scores == [10.0, 1.0, 2.0, 3.0, 4.0]
+    pooled = judge(claim_of("below"), again)
+    assert pooled.right[0].scores == [10.0, 1.0, 2.0, 3.0, 4.0]
+    assert pooled.pooled == ["experiment=b"]
 
 
 def test_shares_of_the_budget_are_env_steps_and_a_mean_is_that_of_training() -> None:

@@ -32,6 +32,7 @@ def draw_claims_figure(claims: Sequence[Judged], *, confidence: float = 0.95) ->
             panels.setdefault((judged.env, judged.metric), []).append(judged)
     if not panels:
         raise ConfigError("--kind claims: none of the groups that the claims compare was trained; `rlx compare` says what to train")
+    panels = dict(sorted(panels.items(), key=lambda panel: (panel[0][0], len(panel[0]))))  # the differences of an environment first
     heights = [0.9 + 0.34 * (len(rows) if len(key) == 2 else len(rows[0].left)) for key, rows in panels.items()]
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(9.5, 0.4 + sum(heights)), dpi=150, layout="constrained")
@@ -42,7 +43,7 @@ def draw_claims_figure(claims: Sequence[Judged], *, confidence: float = 0.95) ->
                 axes.set_xlabel(f"{metric} on {env} (IQM over seeds, {100 * confidence:g} % interval)")
             else:
                 _draw_differences(axes, rows)
-                axes.set_xlabel(f"{metric} on {env}: left minus right (IQM over seeds, {100 * confidence:g} % interval)")
+                axes.set_xlabel(f"{metric} on {env}: left minus right (IQM over seeds, {100 * confidence:g} % interval; grey: margin)")
     return figure
 
 

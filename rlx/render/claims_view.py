@@ -84,9 +84,10 @@ def _advice(claims: Sequence[Judged], extendable: str | None) -> list[str]:
     if any(judged.claim.relation.startswith("not") and judged.margin is not None for judged in claims):
         lines.append("not below, not above: by more than half of the right side's interval")
     for judged in claims:
-        if judged.verdict == MISSING or (judged.claim.relation == "falls" and judged.missing):
-            lines += [f"not trained as far, or without {judged.metric}: {short(words)}; `{command}`"
-                      for words, command in zip(judged.missing, judged.train, strict=True)]  # fmt: skip
+        lines += [f"several runs of one seed count as their mean: {short(words)}" for words in judged.pooled]
+        where = "" if judged.at is None or judged.at == max(other.at or 0 for other in claims) else f" at {judged.at:,} env steps"
+        lines += [f"no {judged.metric} of {short(words)}{where}: `{command}`"
+                  for words, command in zip(judged.missing, judged.train, strict=True)]  # fmt: skip
     if any(judged.verdict == TOO_FEW for judged in claims):
         how = f": rlx sweep --resume {extendable} --seeds {FEWEST}" if extendable else ""
         lines.append(f"not enough seeds: a claim is judged from {count(FEWEST, 'seed')} that all of its groups have{how}")

@@ -67,6 +67,8 @@ class Judged:
     """Whether the verdict is the expected one; None unless it is holds or fails."""
     missing: list[str] = field(default_factory=list)
     """Groups without a run that has the metric at that time."""
+    pooled: list[str] = field(default_factory=list)
+    """Groups in which several runs have one seed, which count as their mean: their settings say too little, or a run was repeated."""
     train: list[str] = field(default_factory=list)
     """Commands that would train them."""
 
@@ -110,6 +112,7 @@ def _judge(claim: Claim, runs: Sequence[RunData], env: str, metric: str, share: 
     judged = Judged(claim=claim, metric=metric, env=env, at=at, left=[], right=[], seeds=0, left_value=math.nan, right_value=math.nan,
                     difference=math.nan, ci=_NAN, margin=None, verdict=MISSING,
                     missing=[words for words, found in scores.items() if not found])  # fmt: skip
+    judged.pooled = [words for words, found in sides.items() if len({run.seed for run in found}) < len(found)]
     falls = claim.relation == "falls"
     if falls and len(scores) - len(judged.missing) >= 2:  # the levels that were trained say whether it falls between them
         scores = {words: found for words, found in scores.items() if found}
