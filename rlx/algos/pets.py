@@ -21,6 +21,7 @@ from rlx.config.algos.pets_config import PETSConfig, RewardSource, TerminationSo
 from rlx.errors import ConfigError
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
 from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig
+from rlx.models.known_rules import known_reward, known_termination
 from rlx.models.prediction import follow_mean, predict_observations
 from rlx.nn.graphs import Replayed
 from rlx.ops import window_starts
@@ -221,19 +222,8 @@ def _known_rules(config: PETSConfig, spec: EnvSpec) -> tuple[Any, Any]:
     Raises:
         ConfigError: if the config says that reward or termination is known, and the environment does not give it.
     """
-    reward_fn, termination_fn = spec.reward_fn, spec.termination_fn
-    if config.reward is RewardSource.learned:
-        reward_fn = None
-    elif reward_fn is None:
-        raise ConfigError(
-            f"algo.reward=known: the reward of env={spec.id} is not known as a function of its observations ({spec.reward_unknown}); "
-            "use algo.reward=learned"
-        )
+    reward_fn = None if config.reward is RewardSource.learned else known_reward(spec, "algo.reward")
     if config.termination is TerminationSource.never:
         return reward_fn, None
-    if termination_fn is None and not spec.never_terminates:
-        raise ConfigError(
-            f"algo.termination=known: it is not known when the episodes of env={spec.id} terminate, and pets does not learn it; if they "
-            "never do, or if plans may ignore it, use algo.termination=never"
-        )
-    return reward_fn, termination_fn
+    otherwise = ", and pets does not learn it; if they never do, or if plans may ignore it, use algo.termination=never"
+    return reward_fn, known_termination(spec, "algo.termination", otherwise)

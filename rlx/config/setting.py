@@ -3,8 +3,8 @@
     horizon: int = setting(15, at_least=1, at_most=10_000)
     keep_elites: float = setting(0.3, within="[0, 1]", used_if="algo.planner.kind=icem")
 
-A condition is `KEY=VALUE`, `KEY=VALUE or VALUE`, `KEY is above NUMBER`, `KEY is below NUMBER`, GAME, NO_GAME or ATARI; keys are written
-in full.
+A condition is `KEY=VALUE`, `KEY=VALUE or VALUE`, `KEY=VALUE or KEY=VALUE`, `KEY is above NUMBER`, `KEY is below NUMBER`, GAME, NO_GAME or
+ATARI; keys are written in full.
 """
 
 from __future__ import annotations
@@ -187,8 +187,13 @@ def _holds(condition: str, config: Any) -> bool:
         key, relation, number = compared.groups()
         value = _value(config, key)
         return bool(value > float(number) if relation == "above" else value < float(number))
-    key, _, values = condition.partition("=")
-    return _as_typed(_value(config, key)) in values.split(" or ")
+    key = ""
+    for alternative in condition.split(" or "):
+        *keys, value = alternative.split("=")
+        key = keys[0] if keys else key  # the key before holds for a value without one
+        if _as_typed(_value(config, key)) == value:
+            return True
+    return False
 
 
 def _value(config: Any, key: str) -> Any:

@@ -241,6 +241,12 @@ class EnsembleLearner:
         """Columns of the replay [T, B, *]: the steps that were added after the last fit, in the order of time."""
         return [self.replay.newest(name, self.replay.added - self._num_fitted).to(self.device) for name in names]
 
+    def count_as_fitted(self) -> None:
+        """Count all steps so far as fitted to, for models that are not fitted at all."""
+        self.obs_scale = moments(self.replay["obs"].to(self.device))[1].to(torch.float32)
+        self.num_fits += 1
+        self._num_fitted = self.replay.added
+
     def fit(self, config: FitConfig) -> Fitted:
         """Fit the ensemble further, to all steps in the replay; returns the results."""
         replay = self.replay
@@ -257,7 +263,5 @@ class EnsembleLearner:
                 num_steps=fitted.num_steps, batch_size=config.batch_size, learning_rate=config.learning_rate,
                 weight_decay=config.weight_decay,
             )  # fmt: skip
-        self.obs_scale = moments(obs)[1].to(torch.float32)
-        self.num_fits += 1
-        self._num_fitted = replay.added
+        self.count_as_fitted()
         return fitted

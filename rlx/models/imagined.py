@@ -14,6 +14,7 @@ current policy, and ends where the episode terminates. Rules:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -49,11 +50,12 @@ class Stop:
         max_steps: of a rollout, H.
         scale: ξ of threshold.
         quantile: ζ of threshold.
+        most: largest κ of threshold: one that only compares a model with itself never refuses all of it.
     """
 
-    def __init__(self, kind: StopKind, max_steps: int, *, scale: float = 1.0, quantile: float = 0.95) -> None:
+    def __init__(self, kind: StopKind, max_steps: int, *, scale: float = 1.0, quantile: float = 0.95, most: float = math.inf) -> None:
         self.kind, self.max_steps = kind, max_steps
-        self._scale, self._quantile = scale, quantile
+        self._scale, self._quantile, self._most = scale, quantile, most
         self._total, self._rounds = 0.0, 0
 
     @property
@@ -63,7 +65,7 @@ class Stop:
     @property
     def limit(self) -> float:
         """The threshold κ; infinite before the first round."""
-        return self._total / self._rounds if self._rounds else float("inf")
+        return min(self._most, self._total / self._rounds) if self._rounds else math.inf
 
     def num_steps(self, fraction: float) -> int:
         """Most steps of a rollout when `fraction` of the budget is spent."""
@@ -161,10 +163,12 @@ class ImaginedData:
     Args:
         steps: M of them.
         num_rollouts: that they are of.
+        num_calls: predictions of a member that they took.
     """
 
     steps: ImaginedSteps
     num_rollouts: int = 0
+    num_calls: int = 0
 
     @classmethod
     def empty(cls, num_features: int, num_actions: int, device: torch.device) -> ImaginedData:
@@ -183,9 +187,13 @@ class ImaginedData:
         return ImaginedSteps(*(x[index] for x in self.steps))
 
     def state_dict(self) -> State:
-        return {**{name: x.clone() for name, x in self.steps._asdict().items()}, "num_rollouts": self.num_rollouts}
+        return {
+            **{name: x.clone() for name, x in self.steps._asdict().items()},
+            "num_rollouts": self.num_rollouts,
+            "num_calls": self.num_calls,
+        }
 
     def load_state_dict(self, state: State) -> None:
         device = self.steps.obs.device
         self.steps = ImaginedSteps(*(state[name].to(device, copy=True) for name in ImaginedSteps._fields))
-        self.num_rollouts = state["num_rollouts"]
+        self.num_rollouts, self.num_calls = state["num_rollouts"], state["num_calls"]
