@@ -15,6 +15,7 @@ import gymnasium
 import torch
 from torch import Tensor
 
+from rlx.action_range import ActionRange
 from rlx.config.algos.pets_config import RewardSource
 from rlx.config.algos.trusted_config import (
     DoubtMeasure,
@@ -64,15 +65,15 @@ class Imagination:
         settings: of the agent.
         spec: of the environment.
         num_envs: B.
-        centre: [A] middle of the action space, on the device.
-        half: [A] half of its width.
+        actions: of the environment.
+        device: of the model.
 
     Raises:
         ConfigError: for observations that are no vector of floats, and where the environment has no such model, reward or termination.
     """
 
-    def __init__(self, settings: TrustedConfig, spec: EnvSpec, num_envs: int, *, centre: Tensor, half: Tensor) -> None:
-        space, device, model = spec.observation_space, centre.device, settings.model
+    def __init__(self, settings: TrustedConfig, spec: EnvSpec, num_envs: int, actions: ActionRange, device: torch.device) -> None:
+        space, model = spec.observation_space, settings.model
         if not (isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"):
             raise ConfigError(
                 f"a model predicts observations that are one vector of floats, and env={spec.id} has {space}; use algo.expansion=none and "
@@ -80,8 +81,8 @@ class Imagination:
             )
         self.settings, self._spec = settings, spec
         self._begin, self._gamma = settings.initial_steps, settings.discount
-        self._centre, self._half, self.device = centre, half, device
-        self._num_features, self._num_actions = space.shape[0], len(centre)
+        self._actions, self.device = actions, device
+        self._num_features, self._num_actions = space.shape[0], actions.size
         self._reward_fn, self._termination_fn = _rules(settings, spec)
         is_learned = model.kind is ModelKind.learned
         config = EnsembleConfig(
@@ -141,7 +142,7 @@ class Imagination:
 
     def _made(self) -> tuple[MemberModel, Doubt]:
         model = MemberModel(
-            dynamics=self._corruption.wrap(self._dynamics()), centre=self._centre, half=self._half, reward_fn=self._reward_fn,
+            dynamics=self._corruption.wrap(self._dynamics()), to_env=self._actions.to_env, reward_fn=self._reward_fn,
             termination_fn=self._termination_fn, termination=self.learner.termination,
         )  # fmt: skip
         return model, Doubt(self.settings.model.measure.value, self._change_scale)

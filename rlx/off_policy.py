@@ -190,21 +190,29 @@ class OffPolicyActorCritic:
         before = after - rollout.num_env_steps
         self.experience.add(rollout, self.range.normalised(rollout.action))
         self.env_steps = after
+        metrics = self._prepare(rollout, progress)
         due = gradient_steps_due(before, after, utd=config.utd, begin=config.initial_steps)
         if after <= config.n_step * rollout.reward.shape[1]:  # no window is complete yet
             due = 0
         if not due:
-            return {"update/num_gradient_steps": 0.0}
+            return {**metrics, "update/num_gradient_steps": 0.0}
         first = gradient_steps_due(0, before, utd=config.utd, begin=config.initial_steps)
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
-        metrics: dict[str, Tensor | float] = {}
-        for number, batch in enumerate(self.experience.draw(due * config.batch_size).batches(config.batch_size), start=first):
+        for number, batch in enumerate(self._drawn(due).batches(config.batch_size), start=first):
             metrics |= self._step(batch, number, learning_rate, measure=number % _MEASURED == 0)
         self.values_optimizer.check()
         self.actor_optimizer.check()
         if metrics:
             metrics |= {"update/learning_rate": learning_rate, "replay/size": float(self.experience.size)}
         return {**metrics, "update/num_gradient_steps": float(due)}
+
+    def _prepare(self, rollout: Rollout, progress: Progress) -> dict[str, Tensor | float]:
+        """What an agent does with a rollout that was added to the replay, before gradient steps; returns metrics."""
+        return {}
+
+    def _drawn(self, num: int) -> Steps:
+        """The steps of `num` batches, one after another."""
+        return self.experience.draw(num * self.settings.batch_size)
 
     def _step(self, batch: Steps, number: int, learning_rate: float, *, measure: bool) -> dict[str, Tensor | float]:
         """Gradient step `number` since the beginning of the run on a batch; returns metrics if they are to be measured."""
@@ -216,16 +224,16 @@ class OffPolicyActorCritic:
         """One step of the values towards targets [B] or [K, B]: half the squared error, summed over K; returns values [K, B] and the loss.
 
         Args:
-            features: [B, D] with the graph of their encoder, if that has weights.
-            action: [B, A] in [-1, 1].
+            features: [B, D] with the graph of their encoder, if that has weights; or [K, B, D] of each value network.
+            action: [B, A] in [-1, 1], or [K, B, A].
             target: of the values.
-            weight: [B] of the losses.
+            weight: [B] of the losses, or [K, B].
             learning_rate: step size.
         """
         encoder = self.encoder
         value, backward = self.critics.forward_vjp(torch.cat((features.detach(), action), dim=-1))
         error = value - target
-        d_value = error * (weight / len(action))
+        d_value = error * (weight / action.shape[-2])
         loss = 0.5 * (d_value * error).sum()
         d_inputs = backward(d_value, inputs=encoder.has_weights)
         if d_inputs is not None:

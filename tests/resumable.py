@@ -63,6 +63,14 @@ SETTINGS = {
                "algo.anneal_learning_rate=true"],
     "sac": ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=100", "algo.utd=0.3", "algo.n_step=3",
             "algo.replay_size=400", "algo.anneal_learning_rate=true"],
+    "sac-steve": ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=100", "algo.utd=0.3", "algo.expansion=steve",
+                  "algo.horizon=2", "algo.model.hidden_sizes=[8]", "algo.model.max_epochs=2", "algo.model.fit_every=190",
+                  "algo.model.corruption=regional", "algo.model.corrupt_prob=0.2", "algo.model.termination=learned",
+                  "algo.model.reward=learned", "algo.model.replay_size=400"],
+    "sac-mbpo": ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=100", "algo.utd=0.3", "algo.imagined=mbpo",
+                 "algo.stop=threshold", "algo.rollouts_per_step=0.5", "algo.model.hidden_sizes=[8]", "algo.model.max_epochs=2",
+                 "algo.model.fit_every=190", "algo.model.corruption=independent", "algo.model.corrupt_prob=0.2",
+                 "algo.model.replay_size=400"],
     "td3": ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=100", "algo.utd=0.3", "algo.rollout_length=5",
             "algo.replay_size=400"],
     "pets": ["algo.initial_steps=100", "algo.fit_every=190", "algo.hidden_sizes=[8,8]", "algo.ensemble_size=2",
@@ -76,7 +84,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-LENGTHS = {"pets": 640, "muzero": 640, "alphazero": 700, "alphago": 1000, "i2a": 700}
+LENGTHS = {"pets": 640, "muzero": 640, "alphazero": 700, "alphago": 1000, "i2a": 700, "sac-steve": 700, "sac-mbpo": 700}
 """Env steps of a run whose steps take long: two checkpoints before its end, every phase, a replay that is full."""
 
 composed = functools.cache(lambda *words: Composer().compose(list(words)).config)
@@ -84,7 +92,7 @@ composed = functools.cache(lambda *words: Composer().compose(list(words)).config
 
 def words(algo: str, env: str) -> list[str]:
     """The command line of the short run, without its length."""
-    return [f"algo={algo}", *ENVS[env], *COMMON, *SETTINGS[algo]]
+    return [f"algo={algo.partition('-')[0]}", *ENVS[env], *COMMON, *SETTINGS[algo]]
 
 
 def compose(algo: str, env: str, *more: str, total_env_steps: int | None = None) -> RunConfig:
@@ -170,5 +178,7 @@ OWN = {
     "muzero": ["native", "gymnasium", "game"],
     "i2a": ["grid"],
 }
-FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS}
+VARIANTS = {"sac-steve": ["pole"], "sac-mbpo": ["continuous"]}
+"""Algorithms in settings with more state, which are tested beside them."""
+FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS} | VARIANTS
 """The environments that an algorithm is tested on."""

@@ -26,7 +26,7 @@ class Drift:
 
 
 def model_of(dynamics: Dynamics) -> MemberModel:
-    return MemberModel(dynamics=dynamics, centre=torch.zeros(1), half=torch.ones(1), reward_fn=None, termination_fn=None)
+    return MemberModel(dynamics=dynamics, to_env=lambda action: action, reward_fn=None, termination_fn=None)
 
 
 def policy(obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:

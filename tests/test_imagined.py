@@ -37,7 +37,7 @@ def starts() -> Tensor:
 
 def rolled(kind: StopKind, *, steps: int = 3, dynamics: Dynamics | None = None, stop: Stop | None = None) -> tuple[ImaginedSteps, int]:
     stop = stop or Stop(kind, steps)
-    model = MemberModel(dynamics=dynamics or Doubtful(), centre=torch.zeros(1), half=torch.ones(1), reward_fn=None, termination_fn=None)
+    model = MemberModel(dynamics=dynamics or Doubtful(), to_env=lambda action: action, reward_fn=None, termination_fn=None)
     return imagine(model, policy, starts(), stop, Doubt("std", torch.tensor([0.0, 1.0, 0.0])), num_steps=steps, num_actions=1)
 
 

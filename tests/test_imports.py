@@ -78,7 +78,7 @@ RULES = {
     "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpointer", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
     "rlx.algos": (
         *COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", *DATA, "rlx.memory", "rlx.action_range", "rlx.off_policy",
-        "rlx.config.algos",
+        "rlx.imagination", "rlx.config.algos",
     ),
     "rlx.models": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", *DATA),
     "rlx.planning": (*COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", "rlx.transfer"),

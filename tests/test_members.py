@@ -28,7 +28,7 @@ def ensemble(outputs: int, *, features: int = 3, members: int = 4) -> Ensemble:
 
 def model_of(dynamics: Dynamics, **settings) -> MemberModel:
     rules = {"reward_fn": None, "termination_fn": None, **settings}
-    return MemberModel(dynamics=dynamics, centre=torch.tensor([1.0]), half=torch.tensor([2.0]), **rules)
+    return MemberModel(dynamics=dynamics, to_env=lambda action: 1.0 + 2.0 * action, **rules)
 
 
 def steps_of(change, *, num_steps: int = 400) -> Rollout:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from rlx.action_range import ActionRange
 from rlx.config.algos.pets_config import PETSConfig, RewardSource, TerminationSource, TrustRule
-from rlx.errors import ConfigError
 from rlx.models.ensemble_rollouts import EnsembleModel, FrozenEnsemble
 from rlx.models.fit import EnsembleConfig, EnsembleLearner, FitConfig
 from rlx.models.known_rules import known_reward, known_termination

@@ -21,9 +21,10 @@ from torch import Tensor
 
 from rlx.config.algos.sac_config import SACConfig
 from rlx.experience import Steps
+from rlx.imagination import Imagination, Targets
 from rlx.nn import squashed
 from rlx.off_policy import OffPolicyActorCritic
-from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, Tree
+from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _LOG_ALPHA_MIN, _LOG_ALPHA_MAX = -10.0, 2.0
 
@@ -35,11 +36,21 @@ class SAC(OffPolicyActorCritic):
         self.config = config
         log_alpha = math.log(config.entropy_coef)
         super().__init__(
-            config, spec, num_envs, device, num_critics=config.num_critics, params_per_action=2,
-            log_alpha=log_alpha if config.adapt_entropy_coef else None,
+            config, spec, num_envs, device, params_per_action=2, log_alpha=log_alpha if config.adapt_entropy_coef else None,
+            num_critics=config.model.ensemble_size if config.expands else config.num_critics,
         )  # fmt: skip
+        self.imagination = Imagination(config, spec, num_envs, self.range, device) if config.imagines else None
         self._fixed_alpha = torch.tensor([config.entropy_coef], device=device)
         self._target_entropy = -float(self.range.size) if config.target_entropy is None else config.target_entropy
+
+    def state_dict(self) -> State:
+        state = super().state_dict()
+        return state if self.imagination is None else {**state, "imagination": self.imagination.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        super().load_state_dict(state)
+        if self.imagination is not None:
+            self.imagination.load_state_dict(state["imagination"])
 
     @property
     def alpha(self) -> Tensor:
@@ -63,11 +74,17 @@ class SAC(OffPolicyActorCritic):
         return self.act(obs, carry, is_first, mode=mode), Explanation(None, value, mean=self.range.to_env(found.action), std=spread)
 
     def _step(self, batch: Steps, number: int, learning_rate: float, *, measure: bool) -> dict[str, Tensor | float]:
-        alpha = self.alpha
+        alpha, metrics = self.alpha, dict[str, Tensor | float]()
         features = self._features(batch.obs)
-        target = self._targets(batch, alpha)
-        value, loss = self._learn_values(features, batch.action, target, batch.weight, learning_rate)
-        metrics: dict[str, Tensor | float] = {"loss/value": loss, "update/q_value": value.mean()} if measure else {}
+        if self.imagination is not None and self.config.expands:
+            targets = self.imagination.expand(batch, self._policy_of, self._target_values, alpha=alpha, measure=measure)
+            metrics = targets.metrics
+            learnt = self._with_imagined(features, batch, targets)
+        else:
+            learnt = features, batch.action, self._targets(batch, alpha), batch.weight
+        value, loss = self._learn_values(*learnt, learning_rate)
+        if measure:
+            metrics |= {"loss/value": loss, "update/q_value": value.mean()}
         if self._is_due(number, self.config.delay):
             metrics |= self._learn_policy(features.detach(), alpha, learning_rate, measure=measure)
         self.target.move(self.config.tau)
@@ -79,6 +96,39 @@ class SAC(OffPolicyActorCritic):
         found = squashed.sample(self.policy(features))
         soft_value = self.target.module(target_features, found.action).amin(0) - alpha * found.log_prob
         return torch.addcmul(batch.reward, batch.discount, soft_value)
+
+    # With a model
+
+    def _prepare(self, rollout: Rollout, progress: Progress) -> dict[str, Tensor | float]:
+        return {} if self.imagination is None else self.imagination.update(rollout, progress, self._policy_of)
+
+    def _drawn(self, num: int) -> Steps:
+        steps = super()._drawn(num)
+        return steps if self.imagination is None else self.imagination.blend(steps, self.config.batch_size)
+
+    def _policy_of(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions [*, A] in [-1, 1] and their log-probabilities [*] at obs [*, D], which are vectors."""
+        found = squashed.sample(self.policy(self.values.features(obs.reshape(-1, obs.shape[-1]))), noise.reshape(-1, noise.shape[-1]))
+        return found.action.view_as(noise), found.log_prob.view(noise.shape[:-1])
+
+    def _target_values(self, obs: Tensor, action: Tensor) -> Tensor:
+        """The targets' values [K, n] at obs [K, n, D], each at its own."""
+        features = self.target.module.features(obs.flatten(0, 1)).unflatten(0, obs.shape[:2])
+        return self.target.module(features, action)
+
+    def _with_imagined(self, features: Tensor, batch: Steps, targets: Targets) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features, actions, targets and weights of a batch, followed by each value network's own imagined steps where there are any."""
+        extra = targets.extra
+        if extra is None:
+            return features, batch.action, targets.target, batch.weight
+        members = len(extra.target)
+        real = (x.expand(members, *x.shape) for x in (features, batch.action, targets.target, batch.weight))
+        imagined = self.values.features(extra.obs.flatten(0, 1)).unflatten(0, extra.obs.shape[:2])
+        columns = zip(real, (imagined, extra.action, extra.target, extra.weight), strict=True)
+        joined = [torch.cat(parts, dim=1) for parts in columns]
+        return joined[0], joined[1], joined[2], joined[3]
+
+    # The policy
 
     def _learn_policy(self, features: Tensor, alpha: Tensor, learning_rate: float, *, measure: bool) -> dict[str, Tensor | float]:
         """One step on the losses of policy and alpha, with the values as they are now."""

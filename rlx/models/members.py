@@ -6,6 +6,7 @@ and the known reward and termination where they are not predicted. K members, n 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -108,16 +109,14 @@ class MemberModel:
 
     Args:
         dynamics: predicts the changes of observations.
-        centre: [A] middle of the action space.
-        half: [A] half of its width.
+        to_env: from actions in [-1, 1] to those of the environment.
         reward_fn: the known reward; None if the dynamics predict it. A reward that neither gives is 0.
         termination_fn: where episodes terminate; None if nothing terminates, or if it is learned or predicted.
         termination: networks that learned it.
     """
 
     dynamics: Dynamics
-    centre: Tensor
-    half: Tensor
+    to_env: Callable[[Tensor], Tensor]
     reward_fn: RewardFn | None
     termination_fn: TerminationFn | None
     termination: TerminationNetworks | None = None
@@ -135,7 +134,7 @@ class MemberModel:
             action: of each member.
             noise: draw next observations from the predicted distributions; otherwise they are the means.
         """
-        action = torch.addcmul(self.centre, action, self.half)
+        action = self.to_env(action)
         predicted = self.dynamics.predict(obs, action)
         next_obs = obs + predicted.change
         if noise:

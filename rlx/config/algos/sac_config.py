@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from rlx.config.algos.base_config import Suits
-from rlx.config.algos.off_policy_config import OffPolicyConfig
+from rlx.config.algos.trusted_config import TrustedConfig
 from rlx.config.setting import setting
 
 
 @dataclass(kw_only=True)
-class SACConfig(OffPolicyConfig):
+class SACConfig(TrustedConfig):
     suits: ClassVar[tuple[Suits, ...]] = (Suits.continuous,)
 
     name: str = "sac"
-    num_critics: int = setting(2, at_least=1, at_most=100)
-    """Value networks, K, of which a target takes the least."""
+    num_critics: int = setting(2, at_least=1, at_most=100, used_if="algo.expansion=none")
+    """Value networks, K, of which a target takes the least. With an expansion there is one for each member of the model."""
     tau: float = setting(0.005, within="(0, 1]")
     """Share of the distance by which the target networks move towards the value networks in every gradient step."""
     delay: int = setting(1, at_least=1, at_most=1_000)
