@@ -63,6 +63,7 @@ SETTINGS = {
     "discrete": ("ppo", "native", ["algo.shared_network=true"]),
     "continuous": ("a2c", "continuous", ["algo.normalize_observation=false"]),
     "bytes": ("reinforce", "grid", []),
+    "action values": ("dqn", "native", ["algo.dueling=true", "algo.distributional=c51"]),
     "dictionary": ("ppo", "native", ["env=odd_env:Odd"]),
 }
 

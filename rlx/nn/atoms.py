@@ -41,7 +41,7 @@ class Atoms(nn.Module):
         """
         at = (reward[:, None] + discount[:, None] * self.values).clamp(self.low, self.high)  # [N, M]
         step = (self.high - self.low) / (self.num_atoms - 1)
-        share = (1.0 - (at[:, None, :] - self.values[:, None]).abs() / step).clamp(min=0.0)  # [N, M to, M from]
+        share = (at[:, None, :] - self.values[:, None]).abs_().mul_(-1.0 / step).add_(1.0).clamp_(min=0.0)  # [N, M to, M from]
         return (share @ probs[:, :, None])[:, :, 0]
 
 
