@@ -60,6 +60,29 @@ def gae(reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, i
     return reverse_scan(delta, discount * lam * (~is_last).to(delta.dtype))
 
 
+def q_lambda_returns(reward: Tensor, next_value: Tensor, terminated: Tensor, is_last: Tensor, *, discount: float, lam: float) -> Tensor:
+    """Targets of Q(lambda): G_t = r_t + gamma [(1 - lambda) max_a Q(s_{t+1}, a) + lambda G_{t+1}].
+
+    Gallici et al. 2024, https://arxiv.org/abs/2407.04811, algorithm 1: Peng's Q(lambda), in which random actions do not cut the trace. The
+    last step of an episode or of the rollout bootstraps from next_value alone, a terminated one not at all.
+
+    Args:
+        reward: [T, B].
+        next_value: [T, B] max_a Q(next_obs_t, a), where next_obs is never a reset observation.
+        terminated: [T, B] bool.
+        is_last: [T, B] bool, terminated or truncated.
+        discount: per-step gamma in [0, 1].
+        lam: trace decay in [0, 1].
+
+    Returns:
+        [T, B] of the actions taken.
+    """
+    check_shapes(reward=reward, next_value=next_value, terminated=terminated, is_last=is_last)
+    trace = lam * (~is_last).to(reward.dtype)
+    trace[-1] = 0.0
+    return reverse_scan(reward + discount * (1.0 - trace) * next_value * ~terminated, discount * trace)
+
+
 def returns_to_go(reward: Tensor, final_value: Tensor, is_last: Tensor, *, discount: float) -> Tensor:
     """Discounted return from each step to the end of its episode: G_t = r_t + gamma G_{t+1}.
 

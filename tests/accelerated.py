@@ -25,6 +25,7 @@ from rlx.config.compose import Composer
 from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import episode_seeds, run_episodes
+from rlx.nn import memories
 from rlx.parts import build
 from rlx.tree_ops import pick
 from rlx.types import Ablatable, HasParts, PredictsObservations
@@ -89,6 +90,12 @@ CASES: dict[str, list[str]] = {
                    "algo.sign_reward=true"],
     "sac": [*OP, "algo=sac", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.layer_norm=true"],
     "td3": [*OP, "algo=td3", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.n_step=3"],
+    "pqn": ["algo=pqn", "env=cartpole", "algo.rollout_length=16", "algo.normalize_observation=true", "algo.normalize_reward=true",
+            "loop.total_env_steps=200"],
+    "pqn-images": ["algo=pqn", "env=catch:Catch", "env.kwargs.frame_stack=3", "env.kwargs.max_episode_steps=13", "algo.encoder=grid",
+                   "algo.rollout_length=16", "algo.sign_reward=true", "loop.total_env_steps=200"],
+    "pqn-gru-masked": ["algo=pqn", "env=Taxi-v4", "env.kwargs.max_episode_steps=20", "algo.memory=gru", "algo.memory_size=6",
+                       "algo.num_minibatches=3", "algo.rollout_length=16", "loop.total_env_steps=200"],
     "pets": [*PE, "env=cartpole_continuous", "env.kwargs.max_episode_steps=20", "algo.learn_variance_bounds=true"],
     "pets-cem": [*PE, "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.planner.kind=cem", "algo.propagation=ts_1",
                  "algo.num_particles=2"],
@@ -290,6 +297,7 @@ def _check_numbers(name: str, root: Path) -> None:
         mock.patch("rlx.nn.resnet.fast_dtype", return_value=torch.float32),
         mock.patch("rlx.nn.networks._SMALL", -1),
         mock.patch("rlx.collect.array_policy", return_value=None),
+        mock.patch.object(memories.GRUMemory, "unroll", memories._Recurrent.unroll),
     ):
         with device_here(own_generator=False) as device:
             train(config, root / "on_device", device)

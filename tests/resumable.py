@@ -50,6 +50,8 @@ SETTINGS = {
     "dqn": ["algo.initial_steps=97", "algo.batch_size=16", "algo.hidden_sizes=[16]", "algo.replay_size=401", "algo.utd=0.4",
             "algo.target_every=30", "algo.rollout_length=2", "algo.per=true", "algo.dueling=true", "algo.distributional=c51",
             "algo.anneal_learning_rate=true"],
+    "pqn": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
+            "algo.anneal_learning_rate=true"],
     "alphazero": ["algo.num_blocks=1", "algo.num_channels=4", "algo.search.num_simulations=4", "algo.batch_size=16", "algo.replay_start=32",
                   "algo.replay_size=301", "algo.search.rule=puct", "algo.search.full_search_fraction=0.6",
                   "algo.random_moves=0.2", "algo.value_mix=0.3",
@@ -171,6 +173,7 @@ def assert_equal(a: Any, b: Any, path: str = "state") -> None:
 
 
 OWN = {
+    "pqn": ["native", "gymnasium", "grid"],
     "pets": ["continuous", "pole"],
     "sac": ["continuous", "pole"],
     "td3": ["continuous"],

@@ -120,6 +120,23 @@ def test_reverse_scan_does_not_broadcast():
         ops.reverse_scan(torch.zeros(3, 2), torch.zeros(3))
 
 
+@pytest.mark.parametrize(
+    ("terminated", "truncated", "expected"),
+    [
+        ((0, 0, 0, 0), (0, 0, 0, 0), (6.3125, 11.25, 17.0, 24.0)),
+        ((0, 1, 0, 0), (0, 0, 0, 0), (4.0, 2.0, 17.0, 24.0)),
+        ((0, 0, 0, 0), (0, 1, 0, 0), (6.5, 12.0, 17.0, 24.0)),
+    ],
+    ids=["open", "terminated", "truncated"],
+)
+def test_q_lambda_returns_golden_numbers(terminated, truncated, expected):
+    # 24 = 4 + 40 / 2 at the rollout's end, 17 = 3 + (32 + 24) / 4; 11.25 = 2 + (20 + 17) / 4, or 2 + 20 / 2 where the episode is cut, or 2
+    is_last = flags(*terminated) | flags(*truncated)
+    reward, next_value = column(1, 2, 3, 4), column(10, 20, 32, 40)
+    found = ops.q_lambda_returns(reward, next_value, flags(*terminated), is_last, discount=0.5, lam=0.5)
+    assert found[:, 0].tolist() == list(expected)
+
+
 def test_returns_to_go_restart_at_every_episode():
     # second episode: 8; first: 4 + 0.5 * final 2 = 5, 2 + 0.5 * 5 = 4.5, 1 + 0.5 * 4.5 = 3.25
     returns = ops.returns_to_go(column(1, 2, 4, 8), column(0, 0, 2, 0), flags(0, 0, 1, 1), discount=0.5)

@@ -30,7 +30,7 @@ from rlx.track.console import QuietConsole
 from rlx.track.logger import RunLogger
 
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
-          ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid"), ("dqn", "native"),
+          ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid"), ("dqn", "native"), ("pqn", "grid"),
           ("sac", "continuous"), ("td3", "continuous"), ("sac-steve", "pole"), ("sac-mbpo", "continuous")]  # fmt: skip
 """Every algorithm, and every kind of environment; tests/test_kills.py kills them on all that they can train on, many times."""
 

@@ -22,6 +22,7 @@ from rlx.config.algos.i2a_config import I2AConfig
 from rlx.config.algos.muzero_config import MuZeroConfig
 from rlx.config.algos.pets_config import PETSConfig
 from rlx.config.algos.ppo_config import PPOConfig
+from rlx.config.algos.pqn_config import PQNConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
 from rlx.config.algos.sac_config import SACConfig
 from rlx.config.algos.td3_config import TD3Config
@@ -50,6 +51,7 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
     "dqn": AlgoInfo(DQNConfig, "rlx.algos.dqn:DQN", "Q-learning from a replay: double, n-step, dueling, prioritised, distributional"),
+    "pqn": AlgoInfo(PQNConfig, "rlx.algos.pqn:PQN", "Q-learning on parallel environments, without a replay or a target network"),
     "alphazero": AlgoInfo(
         AlphaZeroConfig, "rlx.algos.alphazero:AlphaZero", "Self-play and tree search, guided by a network that learns from them"
     ),

@@ -10,9 +10,9 @@ from torch import Tensor
 from rlx import ops
 from rlx.nn.backbone import Evaluated
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences, Steps
+from rlx.nn.minibatches import minibatches
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
-from rlx.tree_ops import map_tree
 from rlx.types import Tree
 
 
@@ -42,16 +42,14 @@ def gradient_steps(
     """
     if compiled := network.compiled:
         return compiled.gradient_steps(optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=num_minibatches)
-    if order is None and num_minibatches > 1:
-        order = torch.arange(batch.action.shape[0 if batch.sequences is None else 1], device=batch.action.device)
-    parts = [None] if order is None else order.chunk(num_minibatches)
-    begins: list[Tensor | None] = [None] * len(parts)
-    if batch.sequences is not None and order is not None:  # read the order once, or an accelerator would be waited for at every step
-        begins = [batch.sequences.is_first[:, part] for part in order.cpu().chunk(num_minibatches)]
-    minibatches = (_minibatch(batch, part, is_first) for part, is_first in zip(parts, begins, strict=True))
-    found = [_step(network, optimizer, loss, minibatch, learning_rate) for minibatch in minibatches]
-    log_ratios, *columns = zip(*found, strict=True)
-    return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in columns))
+    columns: tuple[Tensor | None, ...] = batch[1:-1]
+    parts = minibatches(batch.inputs, columns, batch.sequences, order=order, num_minibatches=num_minibatches)
+    found = [
+        _step(network, optimizer, loss, Batch(inputs, *rows, sequences), learning_rate)  # type: ignore[arg-type,call-arg]
+        for inputs, rows, sequences in parts
+    ]
+    log_ratios, *statistics = zip(*found, strict=True)
+    return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in statistics))
 
 
 def batch_of(
@@ -72,29 +70,6 @@ def batch_of(
         old_log_prob = old_log_prob.view_as(advantage)
         old_params = None if old_params is None else old_params.unflatten(0, advantage.shape)
     return Batch(evaluated.inputs, action, advantage, target, value, old_log_prob, old_params, sequences)
-
-
-def _minibatch(batch: Batch, part: Tensor | None, is_first: Tensor | None) -> Batch:
-    """The rows of a batch with these numbers, or its sequences, whose `is_first` is given.
-
-    Everything but the inputs of sequences is flattened to the steps that are used.
-    """
-    sequences, inputs = batch.sequences, batch.inputs
-    columns: tuple[Tensor | None, ...] = batch[1:-1]
-    if sequences is None:
-        return batch if part is None else Batch(_picked(inputs, part), *(_picked(x, part) for x in columns))
-    if part is not None:
-        assert is_first is not None
-        inputs, columns = _picked(inputs, part, 1), tuple(_picked(x, part, 1) for x in columns)
-        sequences = Sequences(_picked(sequences.carry, part), is_first, _picked(sequences.used, part, 1))
-    used = sequences.used
-    rows = (x if x is None else x.flatten(0, 1) if used is None else x[used] for x in columns)
-    return Batch(inputs, *rows, sequences)  # type: ignore[arg-type,call-arg]
-
-
-def _picked(tree: Tree, index: Tensor, dim: int = 0) -> Tree:
-    """Rows, or columns, of every leaf; `index_select` copies images 15 times as fast as `leaf[index]`."""
-    return map_tree(lambda leaf: leaf if leaf is None else leaf.index_select(dim, index), tree)
 
 
 def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, learning_rate: float) -> tuple[Tensor, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlx.errors import ConfigError
 from rlx.nn.atoms import Atoms
-from rlx.nn.backbone import Backbone
+from rlx.nn.backbone import ArrayPolicy, Backbone
 from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.dueling import DuelingMLP
 from rlx.nn.leaf_encoders import EncoderKind
@@ -148,12 +148,21 @@ class QNetwork(Backbone):
         extras: dict[str, Tree] = {"value": q.amax(-1), "carry": carry} if self.records and not self.encoder.is_new else {}
         return PolicyOutput(action, carry, extras)
 
+    def array_policy(self, *, epsilon: float) -> ArrayPolicy | None:
+        """`act` in mode "train" as a function of arrays [B, *]; None where there are no kernels for it."""
+        return None
+
     @torch.no_grad()
-    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode, *, epsilon: float) -> Explanation:
-        """The probabilities of `act` for the same arguments, the action values, and the network's inputs."""
+    def explain(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode, *, epsilon: float, value_scale: float = 1.0) -> Explanation:
+        """The probabilities of `act` for the same arguments, the action values, and the network's inputs.
+
+        Args:
+            obs, carry, is_first, mode, epsilon: as of `act`.
+            value_scale: factor from values to the environment's units.
+        """
         features, inputs, _ = self._step(obs, carry, is_first)
         q = self._q(features, inputs)
         probs = torch.nn.functional.one_hot(q.argmax(-1), q.shape[-1]).to(q.dtype)
         if mode == "train":
             probs = torch.lerp(probs, self._masked(torch.zeros_like(q), inputs).softmax(-1), epsilon)
-        return Explanation(probs, q.amax(-1), q_value=q, inputs=self.encoder.by_leaf(self._unmasked(inputs)))
+        return Explanation(probs, value_scale * q.amax(-1), q_value=value_scale * q, inputs=self.encoder.by_leaf(self._unmasked(inputs)))

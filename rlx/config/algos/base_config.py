@@ -112,8 +112,11 @@ def require_divisible(total: int, divisor: int, message: str) -> None:
         raise ConfigError(f"{message}; nearest that divide it: {' and '.join(map(str, near))}")
 
 
-def require_minibatches(rollout_length: int, num_envs: int, num_minibatches: int, *, normalize: bool) -> None:
+def require_minibatches(rollout_length: int, num_envs: int, num_minibatches: int, *, normalize: bool, has_memory: bool = False) -> None:
     """Raise a ConfigError unless a rollout can be split into the minibatches, and each can be normalised if it is to be."""
+    if has_memory:
+        message = f"algo.num_minibatches={num_minibatches} does not divide env.num_envs={num_envs}, as a memory needs"
+        require_divisible(num_envs, num_minibatches, message)
     batch = rollout_length * num_envs
     if normalize and batch // num_minibatches < 2:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Settings that REINFORCE, A2C and PPO have in common."""
+"""Settings that the agents have in common which learn from rollouts: REINFORCE, A2C and PPO, and PQN."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ class MemoryKind(Enum):
 
 
 @dataclass(kw_only=True)
-class PolicyGradientConfig(GradientConfig):
-    """What every algorithm of the policy-gradient family has."""
+class RolloutConfig(GradientConfig):
+    """What every algorithm has that learns from rollouts of its newest network and then forgets them."""
 
     takes_trees: ClassVar[bool] = True
 
@@ -44,10 +44,6 @@ class PolicyGradientConfig(GradientConfig):
     """Per-step gamma."""
     max_grad_norm: float = setting(0.5, above=0, infinite=True)
     """Gradients are scaled down to this global norm."""
-    value_coef: float = setting(0.5, at_least=0)
-    """Weight of the value loss."""
-    entropy_coef: float = setting(0.0, at_least=0)
-    """Weight of the entropy bonus."""
     encoder: EncoderKind = EncoderKind.auto
     """What turns observations into features. auto chooses by the space of each part of the observation (`rlx show RUN` says what and
     why); nature and impala are the convolutions for images of Mnih et al. 2015 (https://doi.org/10.1038/nature14236) and of Espeholt et
@@ -57,13 +53,11 @@ class PolicyGradientConfig(GradientConfig):
     memory_size: int = setting(64, at_least=1, at_most=8_192, used_if="algo.memory=lstm or gru")
     """Units of the memory."""
     hidden_sizes: list[int] = setting([64, 64], at_least=1, at_most=8_192, expected="positive widths, e.g. [64,64]")
-    """Widths of the hidden layers of the policy and of the value network, behind encoder and memory; [] for none."""
+    """Widths of the hidden layers of each network, behind encoder and memory; [] for none."""
     activation: Activation = Activation.tanh
     """Non-linearity of the hidden layers."""
     layer_norm: bool = False
     """Normalise what goes into each non-linearity of the hidden layers."""
-    log_std_init: float = setting(0.0, within="[-20, 20]")
-    """Initial log standard deviation of a continuous policy, the same in every state."""
     normalize_observation: bool = False
     """Shift and scale observations by their running mean and standard deviation, then clip to observation_clip."""
     observation_clip: float = setting(10.0, above=0, infinite=True, used_if="algo.normalize_observation=true")
@@ -79,7 +73,7 @@ class PolicyGradientConfig(GradientConfig):
         return sum(a * b for a, b in itertools.pairwise(self.hidden_sizes))
 
     def network(self) -> dict[str, Any]:
-        """The settings as `rlx.nn.networks.Network` takes them."""
+        """The settings as networks of `rlx.nn` take them."""
         return {
             "hidden_sizes": self.hidden_sizes,
             "activation": self.activation.value,
@@ -87,6 +81,20 @@ class PolicyGradientConfig(GradientConfig):
             "encoder": self.encoder.value,
             "memory": self.memory.value,
             "memory_size": self.memory_size,
-            "log_std_init": self.log_std_init,
             "observation_clip": self.observation_clip if self.normalize_observation else None,
         }
+
+
+@dataclass(kw_only=True)
+class PolicyGradientConfig(RolloutConfig):
+    """What every algorithm of the policy-gradient family has."""
+
+    value_coef: float = setting(0.5, at_least=0)
+    """Weight of the value loss."""
+    entropy_coef: float = setting(0.0, at_least=0)
+    """Weight of the entropy bonus."""
+    log_std_init: float = setting(0.0, within="[-20, 20]")
+    """Initial log standard deviation of a continuous policy, the same in every state."""
+
+    def network(self) -> dict[str, Any]:
+        return {**super().network(), "log_std_init": self.log_std_init}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from rlx.config.algos.base_config import require_divisible, require_minibatches
+from rlx.config.algos.base_config import require_minibatches
 from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig
 from rlx.config.setting import setting
 
@@ -49,7 +49,5 @@ class PPOConfig(PolicyGradientConfig):
     """One network for policy and value instead of two. A memory, and an encoder with weights, always serve both."""
 
     def check_num_envs(self, num_envs: int) -> None:
-        if self.memory is not MemoryKind.none:
-            message = f"algo.num_minibatches={self.num_minibatches} does not divide env.num_envs={num_envs}, as a memory needs"
-            require_divisible(num_envs, self.num_minibatches, message)
-        require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage)
+        require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage,
+                            has_memory=self.memory is not MemoryKind.none)  # fmt: skip
