@@ -155,9 +155,10 @@ PETS = ("pets", "continuous", 500, 107)  # env step 321: a model has been fitted
 I2A = [("i2a", "grid", 600, 6, 8), ("i2a", "grid", 600, 20, 5)]  # it begins to imagine after 12, when 240 env steps are taken
 MUZERO = ("muzero", "native", 700, 127, 30)
 DQN = ("dqn", "native", 700, 60, 20)
+SAC, TD3 = ("sac", "continuous", 700, 60, 20), ("td3", "continuous", 700, 14, 4)
 
 
-@pytest.mark.parametrize("where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN], ids=lambda w: f"{w[0]}-{w[3]}")
+@pytest.mark.parametrize("where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN, SAC, TD3], ids=lambda w: f"{w[0]}-{w[3]}")
 def test_resume_with_every_piece_of_state_leaves_no_trace(where: tuple[Any, ...], halfway: Callable[..., Halfway], tmp_path: Path) -> None:
     halfway(*where).go_on(tmp_path)
 
@@ -234,6 +235,20 @@ def test_resume_without_one_piece_of_a_learner_of_action_values_is_noticed(
     piece: str, halfway: Callable[..., Halfway], tmp_path: Path
 ) -> None:
     half = halfway(*DQN)
+    with pytest.raises((AssertionError, LookupError, RuntimeError)):
+        half.go_on(tmp_path, keep_fresh("algo", piece))
+
+
+@pytest.mark.parametrize(
+    ("where", "piece"),
+    [(SAC, p) for p in ("actor", "values", "actor_optimizer", "values_optimizer", "target", "experience", "env_steps")]
+    + [(TD3, "target_actor")],
+    ids=lambda x: x if isinstance(x, str) else x[0],
+)
+def test_resume_without_one_piece_of_an_off_policy_actor_critic_is_noticed(
+    where: tuple[Any, ...], piece: str, halfway: Callable[..., Halfway], tmp_path: Path
+) -> None:
+    half = halfway(*where)
     with pytest.raises((AssertionError, LookupError, RuntimeError)):
         half.go_on(tmp_path, keep_fresh("algo", piece))
 
