@@ -58,6 +58,8 @@ class Explanation(NamedTuple):
     q_value: Tensor | None = None  # [B, A] where a search chooses the action
     mean: Tensor | None = None  # [B, C] of the continuous numbers of an action, in order
     std: Tensor | None = None  # [B, C]
+    imagined: Tensor | None = None  # [B, K, D] observations after each of K imagined steps
+    imagined_from: Tensor | None = None  # [B, K] where it was imagined: 0 in the real state, k in number k, -1 if it was not at all
     inputs: dict[str, Tree] | None = None  # [B, *] of the network, normalised, by the paths of `space_leaves`
 
 

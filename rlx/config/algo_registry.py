@@ -19,6 +19,7 @@ from rlx.config.algos.alphazero_config import AlphaZeroConfig
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.algos.dqn_config import DQNConfig
 from rlx.config.algos.i2a_config import I2AConfig
+from rlx.config.algos.ibp_config import IBPConfig
 from rlx.config.algos.muzero_config import MuZeroConfig
 from rlx.config.algos.pets_config import PETSConfig
 from rlx.config.algos.ppo_config import PPOConfig
@@ -64,6 +65,7 @@ ALGORITHMS: dict[str, AlgoInfo] = {
     "i2a": AlgoInfo(I2AConfig, "rlx.algos.i2a:I2A", "Imagination-augmented agent: encodes rollouts of a learned model for its policy"),
     "sac": AlgoInfo(SACConfig, "rlx.algos.sac:SAC", "Soft actor-critic: off-policy, continuous actions, adapted entropy"),
     "td3": AlgoInfo(TD3Config, "rlx.algos.td3:TD3", "Twin delayed deterministic policy gradient; DDPG is three settings of it"),
+    "ibp": AlgoInfo(IBPConfig, "rlx.algos.ibp:IBP", "Imagination-based planner: a manager decides when imagining is worth its price"),
     "pets": AlgoInfo(PETSConfig, "rlx.algos.pets:PETS", "Plans with an ensemble of learned models"),
 }
 

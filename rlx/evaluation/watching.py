@@ -47,6 +47,8 @@ class Decision(NamedTuple):
     q_value: NDArray[np.float32] | None = None  # [A]
     mean: NDArray[np.float32] | None = None  # [C]
     std: NDArray[np.float32] | None = None  # [C]
+    imagined: NDArray[np.float32] | None = None  # [K, D]
+    imagined_from: NDArray[np.int64] | None = None  # [K]
 
     @property
     def shift(self) -> float | None:
