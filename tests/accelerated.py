@@ -54,6 +54,8 @@ IF = ["algo=i2a", "env.max_episode_steps=10", "algo.rollout_length=7", "algo.num
       "algo.hidden_size=16", "loop.total_env_steps=70"]  # fmt: skip
 IW = [*IF, "algo.rollout_depth=2", "algo.num_encoder_channels=4", "algo.encoder_size=8"]
 IL = ["algo.num_model_channels=4", "algo.model_batch_size=16", "algo.model_replay_size=91", "algo.model_fraction=0.4"]
+IB = ["algo=ibp", "env=spaceship", "algo.hidden_sizes=[8]", "algo.memory_size=6", "loop.total_env_steps=90"]
+IBM = ["algo.model_batch_size=16", "algo.model_replay_size=31", "algo.model_hidden_size=8", "algo.model_steps=2"]
 BOX = "env=sokoban"
 CASES: dict[str, list[str]] = {
     "reinforce": ["algo=reinforce", "env=cartpole", "algo.rollout_length=13", "algo.episodes_per_update=5",
@@ -117,6 +119,9 @@ CASES: dict[str, list[str]] = {
     "alphago": [*AG, *C4],
     "alphago-all": [*AG, "env=tic_tac_toe", "env.opponent=random", "algo.value_data=whole_games", "algo.mix=0.0",
                     "algo.search.num_leaves=2"],
+    "ibp": [*IB, *IBM, "algo.strategy=tree", "algo.price=0.01", "env.num_actions=2"],
+    "ibp-corrupted": [*IB, *IBM, "algo.strategy=n_step", "algo.corrupt_prob=0.5"],
+    "ibp-perfect": [*IB, "algo.manager=always", "algo.model=perfect", "env.num_actions=2"],
     "i2a": [*IW, *IL, BOX, "algo.corrupt_prob=0.05"],
     "i2a-learned-search": [*IF, *IL, BOX, "algo.decide=search", "algo.rollout_depth=2", "algo.num_encoder_channels=4"],
     "i2a-learned-tree": [*IF, *IL, BOX, "algo.decide=tree", "algo.search.num_eval_simulations=5"],

@@ -34,6 +34,7 @@ ENVS = {
     "gymnasium": ["env=acrobot", "env.kwargs.max_episode_steps=90"],
     "continuous": ["env=pendulum", "env.kwargs.max_episode_steps=70"],
     "pole": ["env=cartpole_continuous"],
+    "spaceship": ["env=spaceship", "env.kwargs.num_actions=2"],
     "grid": ["env=sokoban", "env.max_episode_steps=50"],
     "game": ["env=connect_four", "env.kwargs.rows=4", "env.kwargs.columns=4", "env.kwargs.x_in_row=3", "env.opponent=uct:5"],
 }
@@ -79,6 +80,9 @@ SETTINGS = {
              "algo.planner.num_candidates=6", "algo.planner.num_iterations=1", "algo.planner.horizon=4", "algo.max_epochs=2",
              "algo.replay_size=500", "algo.anneal_learning_rate=true",
              "algo.learn_variance_bounds=true"],
+    "ibp": ["algo.strategy=tree", "algo.imaginations=2", "algo.price=0.01", "algo.corrupt_prob=0.3", "algo.hidden_sizes=[8]",
+            "algo.memory_size=6", "algo.model_batch_size=16", "algo.model_replay_size=301", "algo.model_hidden_size=8",
+            "algo.model_steps=2"],
     "i2a": ["algo.rollout_length=7", "algo.num_minibatches=3", "algo.num_channels=4", "algo.hidden_size=16", "algo.num_encoder_channels=4",
             "algo.encoder_size=8", "algo.num_model_channels=4", "algo.rollout_depth=2", "algo.model_fraction=0.4",
             "algo.model_replay_ratio=1.3", "algo.model_batch_size=16", "algo.model_replay_size=301", "algo.corrupt_prob=0.05",
@@ -86,7 +90,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-LENGTHS = {"pets": 640, "muzero": 640, "alphazero": 700, "alphago": 1000, "i2a": 700, "sac-steve": 700, "sac-mbpo": 700}
+LENGTHS = {"pets": 640, "muzero": 640, "alphazero": 700, "alphago": 1000, "i2a": 700, "sac-steve": 700, "sac-mbpo": 700, "ibp": 700}
 """Env steps of a run whose steps take long: two checkpoints before its end, every phase, a replay that is full."""
 
 composed = functools.cache(lambda *words: Composer().compose(list(words)).config)
@@ -180,6 +184,7 @@ OWN = {
     "dqn": ["native", "gymnasium"],
     "muzero": ["native", "gymnasium", "game"],
     "i2a": ["grid"],
+    "ibp": ["spaceship"],
 }
 VARIANTS = {"sac-steve": ["pole"], "sac-mbpo": ["continuous"]}
 """Algorithms in settings with more state, which are tested beside them."""

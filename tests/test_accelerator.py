@@ -17,6 +17,7 @@ WAITS = {
     "reinforce": (3, 13), "a2c": (3, 5), "ppo": (3, 0.5), "pets": (4, 4), "muzero": (16, 25), "alphazero": (14, 6), "alphago": (13, 6),
     "i2a": (3, 6), "ppo-images": (3, 1), "ppo-lstm": (3, 3), "ppo-gru-masked": (4, 3), "sac": (3, 3), "td3": (3, 3),
     "pqn": (3, 1), "pqn-gru-masked": (4, 3),
+    "ibp": (5, 12), "ibp-corrupted": (6, 12),
 }  # fmt: skip
 
 

@@ -5,13 +5,13 @@ real state or in the last imagined one. A model imagines it, a memory (LSTM) rea
 by that memory. Three parts learn from the same episodes, each with an optimiser of its own:
 
 - the model, supervised, from real steps;
-- controller and memory, from the task's reward, whose gradient passes backwards through the model in all imagined and real steps (SVG, Heess
-  et al. 2015, https://arxiv.org/abs/1510.09142) with the routes as data. The states of real steps are those that came, with the model's
-  Jacobian: s' = s'_real + I(s, a) - stop(I(s, a));
+- controller and memory, from the task's reward, whose gradient passes backwards through the model in all imagined and real steps (SVG,
+  Heess et al. 2015, https://arxiv.org/abs/1510.09142) with the routes as data. The states of real steps are those that came, with the
+  model's Jacobian: s' = s'_real + I(s, a) - stop(I(s, a));
 - the manager, by REINFORCE with a value as its baseline, from the task's reward less the price of what was imagined.
 
-`act` imagines with the model as of the last update and records the routes. `update` imagines the same again, with gradients, and checks that
-the routes have the probabilities that they had when they were chosen.
+`act` imagines with the model as of the last update and records the routes. `update` imagines the same again, with gradients, and checks
+that the routes have the probabilities that they had when they were chosen.
 
 Deviations: the controller's output is an acceleration, since forces vary with the ship's mass over two decades. Rewards below -5 have no
 gradient, which a few ships that are thrown out would dominate. The entropy bonus of the manager falls to 0, so that a price can end all
@@ -176,7 +176,7 @@ class IBP:
         return (self.manager.policy(read) + allowed).log_softmax(-1)
 
     def _draw_strangers(self, num: int) -> tuple[Tensor | None, Tensor | None]:
-        """First observations [B, K, D] of other ships, and the seeds [B, K] of these scenes, NONE where the ship's own future is imagined."""
+        """First observations [B, K, D] of other ships, and the seeds [B, K] of their scenes, NONE where the own future is imagined."""
         if not (self.config.corrupt_prob and self.config.num_imaginations):
             return None, None
         shape = num, self.config.num_imaginations
@@ -298,7 +298,7 @@ class IBP:
                 weight.requires_grad_(True)
 
     def _live_again(self, rollout: Rollout) -> tuple[Tensor, list[Thought], Tensor]:
-        """Imagine and act as recorded, with gradients: rewards [J, B], thoughts, and the largest difference of an action from the record."""
+        """Imagine and act as recorded, with gradients: rewards [J, B], thoughts, and the largest change of an action."""
         extras: Any = rollout.extras
         strangers = self._strangers(extras["stranger"]) if "stranger" in extras else None
         real: Any = rollout.next_obs
@@ -337,8 +337,8 @@ class IBP:
         growing = self.config.price_schedule is PriceSchedule.growing
         prices = torch.tensor([self.config.price * (1 + t * growing) for t, _ in step_of], device=self.device)
         paid = prices[:, None] * (route > ACT)
-        task = -rollout.reward.flip(0).cumsum(0).flip(0)  # [J, B] to come
-        cost = paid.flip(0).cumsum(0).flip(0) + task[torch.tensor([t for t, _ in step_of], device=self.device)]
+        task = _to_come(-rollout.reward)
+        cost = _to_come(paid) + task[torch.tensor([t for t, _ in step_of], device=self.device)]
         expected = -self.manager.value(read)[..., 0]
         entropy = -(log_probs.exp() * log_probs).sum(-1)
         coef = self.config.entropy_coef * max(0.0, 1.0 - 2.0 * fraction)
@@ -400,6 +400,11 @@ class IBP:
 def _recorded(route: Tensor) -> Choose:
     """Choose the recorded routes [B, K]."""
     return lambda k, read, alive: route[:, k]
+
+
+def _to_come(cost: Tensor) -> Tensor:
+    """Sums [n, *] of costs [n, *] from each on; a product, since cumulative sums of a GPU are not deterministic."""
+    return torch.ones(len(cost), len(cost), device=cost.device).triu() @ cost
 
 
 def manager_loss(log_prob: Tensor, disadvantage: Tensor, decided: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rlx.nn.mlp import MLP
 from rlx.nn.memories import LSTMMemory
+from rlx.nn.mlp import MLP
 from rlx.types import Tree
 
 
