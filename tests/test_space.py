@@ -14,6 +14,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rlx.config.compose import Composer
 from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
+from rlx.store.claim_spec import read_claims
 from rlx.store.sweep_spec import Point
 from rlx.sweep import space
 from rlx.sweep.points import compose_all, compose_grid
@@ -466,3 +467,27 @@ def test_the_space_of_another_algorithm_is_said_to_be_one(here: Path, run_comman
     assert code == 2
     assert "--space reinforce: algo.episodes_per_update: unknown key for algo=ppo" in err
     assert "it is the space of algo=reinforce" in err
+
+
+@pytest.mark.parametrize("name", ["i2a_arms", "trust_targets", "trust_data"])
+def test_the_groups_that_shipped_claims_compare_can_be_trained(name: str) -> None:
+    arms = COMPOSER.arms(name)
+    assert arms is not None
+    env = "sokoban" if name == "i2a_arms" else "inverted_pendulum"
+    for words in {words for claim in read_claims(arms.claims, name) for words in (*claim.left, *claim.right)}:
+        experiment = COMPOSER.compose([*words.split(), f"env={env}"]).choices["experiment"]
+        assert experiment in arms.experiments
+    assert read_overrides(f"{key}={text}" for key, text in arms.sweep.items()) or name == "i2a_arms"
+
+
+@pytest.mark.parametrize(("env", "steps"), [("pendulum", 3000), ("cartpole_continuous", 3000), ("inverted_pendulum", 2000)])
+def test_the_arms_of_trust_are_trained_once_without_a_model_and_in_each_corruption_with_one(env: str, steps: int) -> None:
+    words, yields, _ = with_arms(["experiment=trust_arms", f"env={env}"], COMPOSER)
+    pairs = compose_grid(space.expand(read_overrides(words), COMPOSER, yields), COMPOSER)
+    of = [point.overrides[0].text for point, _ in pairs]
+    assert {name: of.count(name) for name in of} == {
+        "trust_off": 1, "trust_n_step": 1, "trust_model_free": 1, "trust_mve": 3, "trust_steve": 3, "trust_steve_perfect": 1,
+        "trust_mbpo": 3, "trust_threshold": 3,
+    }  # fmt: skip
+    assert {composed.config.loop.total_env_steps for _, composed in pairs} == {steps}
+    assert len({composed.config.algo.utd for _, composed in pairs}) == 1  # type: ignore[attr-defined]
