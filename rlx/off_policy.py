@@ -130,6 +130,8 @@ class OffPolicyActorCritic:
         for name in ("actor", "values", "actor_optimizer", "values_optimizer", "target", "experience"):
             getattr(self, name).load_state_dict(state[name])
         self.env_steps = state["env_steps"]
+        if self.values_optimizer.num_steps == 0:  # the networks may come from another run
+            self.target.move(1.0)
 
     # Acting
 

@@ -303,3 +303,12 @@ def test_an_encoder_of_images_learns_from_the_values_and_not_from_the_policy() -
     assert all(grad.abs().max() > 0 for name, grad in encoder.items() if name.endswith("weight"))
     for name, grad in encoder.items():
         assert torch.equal(grad, reference_grads[name]), "the policy's step changed the encoder's gradient"
+
+
+def test_networks_of_another_run_are_the_first_targets_too() -> None:
+    torch.manual_seed(0)
+    old, new = (TD3(TD3Config(**SMALL), SPEC, 1, CPU) for _ in range(2))
+    state, theirs = new.state_dict(), old.state_dict()
+    new.load_state_dict({**state, **{name: theirs[name] for name in new.weight_parts}})
+    assert torch.equal(new.target.state_dict(), old.values_optimizer.parameters)
+    assert torch.equal(new.target_actor.state_dict(), old.actor_optimizer.parameters)

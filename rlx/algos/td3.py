@@ -36,6 +36,8 @@ class TD3(OffPolicyActorCritic):
     def load_state_dict(self, state: State) -> None:
         super().load_state_dict(state)
         self.target_actor.load_state_dict(state["target_actor"])
+        if self.values_optimizer.num_steps == 0:
+            self.target_actor.move(1.0)
 
     def _mode(self, params: Tensor) -> Tensor:
         return params.tanh()
