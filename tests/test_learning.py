@@ -27,6 +27,8 @@ CLAIMS = [
     ("algo=ppo env=cartpole", 475.0, "RL Zoo PPO 500"),
     ("algo=ppo env=cartpole algo.objective=adaptive_kl", 475.0, "RL Zoo PPO 500"),
     ("algo=muzero env=cartpole", 475.0, "500 is the most"),
+    ("algo=dqn env=cartpole", 475.0, "RL Zoo DQN 500 at 50k steps"),
+    ("algo=dqn env=lunarlander", 200.0, "RL Zoo DQN 154 at 100k steps"),
     ("algo=ppo env=acrobot", -90.0, "RL Zoo PPO -73.5 at 1M steps"),
     ("algo=ppo env=pendulum", -200.0, "RL Zoo PPO -172 at 100k steps"),
     ("algo=ppo env=mountaincar", -120.0, "RL Zoo PPO -110 at 1M steps"),

@@ -111,3 +111,17 @@ def test_steps_with_a_memory_equal_its_unrolling_with_resets(memory):
 def test_actions_that_are_no_single_choice_are_refused_with_what_to_use(space):
     with pytest.raises(ConfigError, match=r"Plain-v0 has actions .*expected Discrete.*algo=sac.*algo=ppo"):
         make(EnvSpec(id="Plain-v0", observation_space=BOX, action_space=space))
+
+
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_acting_on_arrays_is_acting_on_tensors(activation):
+    net, obs, is_first = make(activation=activation, layer_norm=False), torch.randn(500, 3), torch.ones(500, dtype=torch.bool)
+    for epsilon in (0.0, 0.5):
+        policy = net.array_policy(epsilon=epsilon)
+        assert policy is not None
+        torch.manual_seed(3)
+        found = policy(obs.numpy())
+        torch.manual_seed(3)
+        assert (found == net.act(obs, (), is_first, "train", epsilon=epsilon).action.numpy()).all()
+    assert make(MASKED).array_policy(epsilon=0.1) is None
+    assert make(memory="gru").array_policy(epsilon=0.1) is None

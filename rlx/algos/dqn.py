@@ -24,6 +24,7 @@ from rlx.config.algos.dqn_config import Distributional, DQNConfig
 from rlx.experience import Experience, Steps
 from rlx.memory import check_fits
 from rlx.nn.atoms import Atoms, cross_entropy_loss
+from rlx.nn.backbone import ArrayPolicy
 from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.network_report import network_report
 from rlx.nn.optim import FlatAdam
@@ -85,6 +86,9 @@ class DQN:
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode, epsilon=self.epsilon)
+
+    def array_policy(self) -> ArrayPolicy | None:
+        return self.net.array_policy(epsilon=self.epsilon)
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, mode, epsilon=self.epsilon)

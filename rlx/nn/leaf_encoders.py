@@ -114,6 +114,11 @@ class FlatEncoder(Encoder):
         vectors = obs.flatten(1).to(torch.float32)
         return vectors if self.scale is None else vectors * self.scale
 
+    def raw_array(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """`raw` of an array."""
+        vectors = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
+        return vectors if self.scale_numpy is None else vectors * self.scale_numpy
+
     def preprocess(self, obs: Tree) -> Tensor:
         raw = self.raw(obs)
         return self.normalizer(raw) if self.normalizer else raw

@@ -13,7 +13,7 @@ from rlx.nn.atoms import Atoms
 from rlx.nn.backbone import ArrayPolicy, Backbone
 from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.dueling import DuelingMLP
-from rlx.nn.leaf_encoders import EncoderKind
+from rlx.nn.leaf_encoders import EncoderKind, FlatEncoder
 from rlx.nn.mlp import MLP
 from rlx.spaces import describe_space
 from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, Tree
@@ -138,19 +138,29 @@ class QNetwork(Backbone):
         """Observations [B, *] to the best actions [B], or in training, with probability epsilon, any of the allowed ones."""
         features, inputs, carry = self._step(obs, carry, is_first)
         q = self._q(features, inputs)
-        action: Tensor = self.head.mode(q)
         if mode == "eval":
-            return PolicyOutput(action, carry, {})
-        if epsilon > 0.0:
-            random = self.head.sample(self._masked(torch.zeros_like(q), inputs))
-            action = torch.where(torch.rand(len(q), device=q.device) < epsilon, random, action)
+            return PolicyOutput(self.head.mode(q), carry, {})
+        action = self._explore(q, inputs, epsilon)
         # Before the first update there is no scale of observations yet; the update has one, and computes everything anew.
         extras: dict[str, Tree] = {"value": q.amax(-1), "carry": carry} if self.records and not self.encoder.is_new else {}
         return PolicyOutput(action, carry, extras)
 
+    def _explore(self, q: Tensor, inputs: Tree, epsilon: float) -> Tensor:
+        """Actions [B]: those of the greatest values [B, A], or with probability epsilon any of the allowed ones."""
+        action: Tensor = self.head.mode(q)
+        if epsilon > 0.0:
+            random = self.head.sample(self._masked(torch.zeros_like(q), inputs))
+            action = torch.where(torch.rand(len(q), device=q.device) < epsilon, random, action)
+        return action
+
     def array_policy(self, *, epsilon: float) -> ArrayPolicy | None:
-        """`act` in mode "train" as a function of arrays [B, *]; None where there are no kernels for it."""
-        return None
+        """`act` in mode "train" as a function of arrays [B, *]; None where the network is more than an MLP of vectors on a CPU."""
+        encoder, trunk = self.encoder, self.trunk
+        if not isinstance(encoder, FlatEncoder) or encoder.normalizer or self.is_masked or self.has_memory:
+            return None
+        if self.atoms is not None or not isinstance(trunk, MLP) or (forward := trunk.on_arrays()) is None:
+            return None
+        return lambda obs: self._explore(torch.from_numpy(forward(encoder.raw_array(obs))), None, epsilon).numpy()
 
     @torch.no_grad()
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode, *, epsilon: float, value_scale: float = 1.0) -> Explanation:
