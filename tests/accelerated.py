@@ -50,6 +50,8 @@ PE = ["algo=pets", "algo.initial_steps=40", "algo.fit_every=30", "algo.hidden_si
       "loop.total_env_steps=90"]  # fmt: skip
 OP = ["algo.hidden_sizes=[8,8]", "algo.batch_size=16", "algo.initial_steps=60", "algo.utd=0.5", "algo.replay_size=90",
       "algo.rollout_length=4", "loop.total_env_steps=120"]  # fmt: skip
+MO = ["algo.model.hidden_sizes=[8]", "algo.model.max_epochs=2", "algo.model.fit_every=50", "algo.model.replay_size=90",
+      "algo.model.batch_size=32"]  # fmt: skip
 IF = ["algo=i2a", "env.max_episode_steps=10", "algo.rollout_length=7", "algo.num_minibatches=3", "algo.num_channels=4",
       "algo.hidden_size=16", "loop.total_env_steps=70"]  # fmt: skip
 IW = [*IF, "algo.rollout_depth=2", "algo.num_encoder_channels=4", "algo.encoder_size=8"]
@@ -91,6 +93,11 @@ CASES: dict[str, list[str]] = {
     "dqn-images": [*DQ, "env=catch:Catch", "env.kwargs.frame_stack=3", "env.kwargs.max_episode_steps=13", "algo.encoder=grid",
                    "algo.sign_reward=true"],
     "sac": [*OP, "algo=sac", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.layer_norm=true"],
+    "sac-steve": [*OP, "algo=sac", "env=cartpole_continuous", "algo.expansion=steve", "algo.model.termination=learned",
+                  "algo.model.corruption=independent", "algo.model.corrupt_prob=0.2", *MO],
+    "sac-mbpo": [*OP, "algo=sac", "env=pendulum", "algo.imagined=mbpo", "algo.stop=threshold", "algo.model.reward=learned", *MO],
+    "sac-mve": [*OP, "algo=sac", "env=pendulum", "algo.expansion=mve", "algo.td_k=true", "algo.imagined=mbpo", "algo.stop=rank",
+                "algo.model.kind=perfect", "algo.model.measure=gjs", "algo.model.fit_every=50", "algo.rollouts_per_step=0.3"],
     "td3": [*OP, "algo=td3", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.n_step=3"],
     "pqn": ["algo=pqn", "env=cartpole", "algo.rollout_length=16", "algo.normalize_observation=true", "algo.normalize_reward=true",
             "loop.total_env_steps=200"],
