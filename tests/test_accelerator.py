@@ -16,7 +16,7 @@ WAITS = {
     "dqn": (3, 9), "dqn-all": (3, 3),
     "reinforce": (3, 13), "a2c": (3, 5), "ppo": (3, 0.5), "pets": (4, 4), "muzero": (16, 25), "alphazero": (14, 6), "alphago": (13, 6),
     "i2a": (3, 6), "ppo-images": (3, 1), "ppo-lstm": (3, 3), "ppo-gru-masked": (4, 3), "sac": (3, 3), "td3": (3, 3),
-    "sac-steve": (3, 9), "sac-mbpo": (3, 9),
+    "sac-steve": (3, 14), "sac-mbpo": (3, 9),
     "pqn": (3, 1), "pqn-gru-masked": (4, 3),
     "ibp": (5, 12), "ibp-corrupted": (6, 12),
 }  # fmt: skip

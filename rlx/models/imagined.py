@@ -74,7 +74,7 @@ class Stop:
     def begin(self, doubt: Tensor) -> None:
         """Count a round of rollouts by the doubt [n] at their first step."""
         if self.kind == "threshold":
-            self._total += self._scale * float(doubt.quantile(self._quantile))
+            self._total += self._scale * float(doubt.cpu().quantile(self._quantile))
             self._rounds += 1
 
     def judge(self, h: int, doubt: Tensor) -> tuple[Tensor, Tensor]:
