@@ -290,6 +290,18 @@ def test_a_sweep_goes_on_with_other_claims(arms: Callable[..., Path], here: Path
     assert found.spec().claims[0].name == "lifts"
 
 
+def test_the_claims_of_another_experiment_are_judged_on_request(arms: Callable[..., Path], run_command: Command) -> None:
+    arms(learned=[v + 100 for v in NEAR], poor=LOW, off=NEAR)
+    claims = json.loads(said(run_command, "compare arms --claims i2a_arms --json"))["claims"]
+    assert {(c["claim"]["name"], c["verdict"]) for c in claims} >= {("bound", "not trained"), ("imagination helps", "holds")}
+    assert claims[0]["pooled"] == ["experiment=i2a_learned"]  # with both corruptions
+    assert "imagination helps 4,000" in said(run_command, "plot arms --claims i2a_arms --terminal")
+    for words, message in (("i2a_of", "did you mean"), ("i2a_off", "claims nothing")):
+        code, _, err = run_command(f"compare arms --claims {words}")
+        assert (code, message in err) == (2, True)
+    assert "has no effect with --kind curves" in run_command("plot arms --claims i2a_arms --kind curves")[2]
+
+
 def test_a_sweep_without_claims_has_none_to_draw(here: Path, run_command: Command) -> None:
     composed = Composer().compose(["algo=ppo", "env=cartpole"])
     run = RunDir.create(here / "runs", "alone", composed.config, new_meta(composed))
@@ -298,3 +310,17 @@ def test_a_sweep_without_claims_has_none_to_draw(here: Path, run_command: Comman
     run.end_segment(status="finished")
     code, _, err = run_command("plot alone --kind claims")
     assert (code, "claim nothing" in err) == (2, True)
+
+
+# What is claimed of trust
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("experiment", "trusted"), [("trust_targets", "trust_steve"), ("trust_data", "trust_threshold")])
+def test_no_rule_of_trust_sees_errors_that_all_members_share(experiment: str, trusted: str, here: Path, run_command: Command) -> None:
+    """The negative control: five seeds of Pendulum, with half of the predictions replaced alike in all members."""
+    words = "env=pendulum algo.model.corruption=shared algo.model.corrupt_prob=0.5 log.wandb=disabled"
+    said(run_command, f"sweep experiment=trust_off,{trusted} {words} --seeds 5 --name control")
+    claims = json.loads(said(run_command, f"compare control --claims {experiment} --json"))["claims"]
+    control = [claim for claim in claims if claim["claim"]["expected"] == "fails" and claim["at"] == 3000]
+    assert [(claim["verdict"], claim["as_expected"]) for claim in control] == [("fails", True)]

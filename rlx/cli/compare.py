@@ -27,6 +27,7 @@ def compare(
     minimize: Annotated[bool, typer.Option("--minimize", help="Less is better.")] = False,
     confidence: Annotated[float, typer.Option(help="Confidence of intervals and verdicts.")] = 0.95,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare every pair of groups, however many there are.")] = False,
+    claims: Annotated[str | None, typer.Option(help="Judge the claims of this experiment. (default: those of the sweep)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print a CSV line for every group.")] = False,
     as_latex: Annotated[bool, typer.Option("--latex", help="Print a LaTeX table (booktabs).")] = False,
@@ -52,7 +53,7 @@ def compare(
         raise ConfigError("--json, --csv and --latex: choose one")
     root = runs_dir or runs_directory()
     result = compare_runs(root, runs, by=by, metric=metric, at=at, threshold=threshold, target=target, minimize=minimize,
-                          confidence=confidence, all_pairs=all_pairs)  # fmt: skip
+                          confidence=confidence, all_pairs=all_pairs, claims=claims)  # fmt: skip
     if as_json:
         echo(json.dumps(finite(asdict(result))))
     elif as_csv:

@@ -22,6 +22,7 @@ def plot(
     seeds: Annotated[bool, typer.Option("--seeds", help="Also draw a thin curve for every seed.")] = False,
     threshold: Annotated[float | None, typer.Option(help="Draw a line at this height.")] = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="Less is better; for parallel coordinates.")] = False,
+    claims: Annotated[str | None, typer.Option(help="Draw the claims of this experiment. (default: those of the sweep)")] = None,
     out: Annotated[list[Path] | None, typer.Option(help="Write here: .png, .svg, .pdf; can be repeated. (default: plots/)")] = None,
     terminal_only: Annotated[bool, typer.Option("--terminal", help="Draw in the terminal and write no file.")] = False,
     runs_dir: Annotated[Path | None, typer.Option(help="The directory of runs. (default: $RLX_RUNS_DIR, or runs/ here)")] = None,
@@ -49,7 +50,7 @@ def plot(
     if out and terminal_only:
         raise ConfigError("--out writes a file and --terminal writes none: leave one out")
     drawn = plot_runs(runs_dir or runs_directory(), runs, kind=kind, metric=metric, by=by, x=x, statistic=statistic, every_seed=seeds,
-                      threshold=threshold, minimize=minimize)  # fmt: skip
+                      threshold=threshold, minimize=minimize, claimed=claims)  # fmt: skip
     console = terminal()
     for text in drawn.unreadable:
         console.print(text, style="dim", soft_wrap=True, highlight=False)

@@ -157,7 +157,7 @@ class Composer:
             return None
         arms = read_arms(content, path)
         for name in arms.experiments:
-            self._check_option("experiment", name)
+            self.check_option("experiment", name)
         return arms
 
     def env_ids(self) -> dict[str, str]:
@@ -210,7 +210,7 @@ class Composer:
         if question not in self._chosen:
             groups = dict(groups)
             for group in ("algo", "recipe", "experiment"):
-                self._check_option(group, groups.get(group))
+                self.check_option(group, groups.get(group))
             arms = self.arms(groups.get("experiment") or "")
             if arms is not None:
                 name, several = groups["experiment"], ", ".join(arms.experiments)
@@ -285,7 +285,8 @@ class Composer:
                 f"`defaults: [/schema/algo/NAME@_here_, _self_]`, NAME one of {', '.join(ALGORITHMS)}"
             )
 
-    def _check_option(self, group: str, name: str | None) -> None:
+    def check_option(self, group: str, name: str | None) -> None:
+        """Raise a ConfigError that names the nearest one unless a group has this member; None is no member."""
         options = self.options(group)
         if name is None or name in options:
             return

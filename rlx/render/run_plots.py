@@ -12,7 +12,7 @@ from rlx.errors import ConfigError
 from rlx.render import figures
 from rlx.render.claims_figure import draw_claims_figure
 from rlx.render.figures import Trial
-from rlx.stats.claims import Judged, judge_sweeps
+from rlx.stats.claims import Judged, claims_of, judge_sweeps
 from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def plot_runs(
     every_seed: bool = False,
     threshold: float | None = None,
     minimize: bool = False,
+    claimed: str | None = None,
 ) -> Plot:
     """Draw runs and sweeps.
 
@@ -72,16 +73,21 @@ def plot_runs(
         every_seed: also draw every seed.
         threshold: draw a line at this height.
         minimize: less is better; known already where a sweep minimizes its objective.
+        claimed: the experiment whose claims are drawn; None is what the sweeps of the runs were started with.
 
     Raises:
         ConfigError: for what there is not.
     """
+    if claimed is not None and kind not in (None, "claims"):
+        raise ConfigError(f"--claims {claimed} has no effect with --kind {kind}; leave one of them out")
+    kind = kind if claimed is None else "claims"
     if kind is not None:
         check_choice("--kind", kind, KINDS)
     check_choice("--x", x, tuple(X))
     check_choice("--statistic", statistic, ("iqm", "mean"))
     runs, unreadable = load(root, references)
-    claims = judge_sweeps(root, runs) if kind == "claims" or (kind is None and metric is None and by is None) else []
+    judged_by = None if claimed is None else claims_of(claimed)
+    claims = judge_sweeps(root, runs, claimed=judged_by) if kind == "claims" or (kind is None and metric is None and by is None) else []
     drawable = [judged for judged in claims if judged.left]
     if kind == "claims" and not claims:
         raise ConfigError("--kind claims: the experiments of these runs claim nothing; draw --kind curves")

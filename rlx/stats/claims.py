@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
+from rlx.errors import ConfigError
 from rlx.stats import curves
 from rlx.stats.aggregate import Scores, iqm
 from rlx.stats.data import RunData
 from rlx.stats.intervals import FEWEST, Interval, percentile_interval
-from rlx.store.claim_spec import Claim, known_claims
+from rlx.store.claim_spec import Claim, known_claims, read_claims
 from rlx.store.sweeps import SweepDir
 
 HOLDS, FAILS, UNDECIDED, TOO_FEW, MISSING = "holds", "fails", "undecided", "not enough seeds", "not trained"
@@ -73,18 +74,40 @@ class Judged:
     """Commands that would train them."""
 
 
-def judge_sweeps(root: Path, runs: Sequence[RunData], *, confidence: float = 0.95) -> list[Judged]:
-    """The claims of the sweeps that runs are of, judged on all of these runs."""
+def judge_sweeps(root: Path, runs: Sequence[RunData], *, claimed: Sequence[Claim] | None = None, confidence: float = 0.95) -> list[Judged]:
+    """Claims about the sweeps that runs are of, judged on all of these runs.
+
+    Args:
+        claimed: what is judged; None is what the sweeps were started with.
+    """
     found: list[Judged] = []
     seen: set[str] = set()
     for name in dict.fromkeys(run.sweep for run in runs if run.sweep is not None):
         content = SweepDir(root / name).content()
-        claims = [claim for claim in known_claims(content) if claim.name not in seen]
+        claims = [claim for claim in (known_claims(content) if claimed is None else claimed) if claim.name not in seen]
         seen |= {claim.name for claim in claims}
         objective = content.get("objective")
         for judged in judge_claims(claims, runs, metric=objective if isinstance(objective, str) else _METRIC, confidence=confidence):
             judged.train = [_command(words, content, judged.env) for words in judged.missing]
             found.append(judged)
+    return found
+
+
+def claims_of(experiment: str) -> list[Claim]:
+    """The claims of a shipped experiment and of those that it lists.
+
+    Raises:
+        ConfigError: if it is none, or has none.
+    """
+    from rlx.config.compose import Composer  # imports Hydra
+
+    composer = Composer()
+    composer.check_option("experiment", experiment)
+    arms = composer.arms(experiment)
+    nested = [] if arms is None else [claim for name in arms.experiments if composer.arms(name) for claim in claims_of(name)]
+    own = [] if arms is None else read_claims(arms.claims, composer.file("experiment", experiment))
+    if not (found := [*nested, *own]):
+        raise ConfigError(f"--claims {experiment}: the experiment claims nothing; leave it out, or name one of arms, e.g. i2a_arms")
     return found
 
 

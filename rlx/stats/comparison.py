@@ -14,7 +14,7 @@ import numpy as np
 from rlx.errors import ConfigError
 from rlx.stats import aggregate, curves, intervals
 from rlx.stats.aggregate import Scores
-from rlx.stats.claims import Judged, judge_sweeps
+from rlx.stats.claims import Judged, claims_of, judge_sweeps
 from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of, of_one_seed
 
 ALL_PAIRS_UP_TO = 6
@@ -94,7 +94,14 @@ METRIC = "eval/return_mean"
 
 
 def compare_runs(
-    root: Path, references: list[str], *, by: list[str] | None = None, metric: str | None = None, minimize: bool = False, **options: Any
+    root: Path,
+    references: list[str],
+    *,
+    by: list[str] | None = None,
+    metric: str | None = None,
+    minimize: bool = False,
+    claims: str | None = None,
+    **options: Any,
 ) -> Comparison:
     """Compare runs and sweeps by their names.
 
@@ -104,11 +111,13 @@ def compare_runs(
         by: keys that runs are grouped by; None is what differs.
         metric: what is compared; None is the objective of the sweep that all runs are of, or the mean return of evaluations.
         minimize: less is better; known already where a sweep minimizes its objective.
+        claims: the experiment whose claims are judged; None is what the sweeps of the runs were started with.
         options: of `compare`.
 
     Raises:
         ConfigError: if there are no such runs, or they cannot be compared.
     """
+    claimed = None if claims is None else claims_of(claims)
     runs, unreadable = load(root, references)
     objective = objective_of(root, runs) or (METRIC, False)
     metric = metric or objective[0]
@@ -116,7 +125,7 @@ def compare_runs(
     sweeps = {run.sweep for run in runs}
     result.sweep = sweeps.pop() if len(sweeps) == 1 else None
     result.notes += unreadable
-    result.claims = judge_sweeps(root, runs, confidence=result.confidence)
+    result.claims = judge_sweeps(root, runs, claimed=claimed, confidence=result.confidence)
     return result
 
 
