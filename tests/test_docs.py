@@ -50,7 +50,9 @@ def test_a_command_of_the_documentation_can_be_typed(
 def all_keys() -> set[str]:
     """Every key of every algorithm, on an environment that suits it."""
     keys = set[str]()
-    for overrides in (["algo=ppo"], ["algo=reinforce"], ["algo=a2c"], ["algo=pets", "env=pendulum"], ["algo=i2a", "env=sokoban"],
+    for overrides in (["algo=ppo"], ["algo=reinforce"], ["algo=a2c"], ["algo=i2a", "env=sokoban"],
+                      *([f"algo={name}", "env=pendulum"] for name in ("pets", "sac", "td3")), ["algo=ibp", "env=spaceship"],
+                      ["algo=dqn", "env=cartpole"], ["algo=pqn", "env=cartpole"],
                       *([f"algo={name}", "env=connect_four"] for name in ("alphazero", "alphago", "muzero"))):  # fmt: skip
         keys |= set(leaf_keys(composer.compose([*overrides, "recipe=null"]).config))
     return keys

@@ -119,7 +119,7 @@ WRITERS = [
     *ROOT.glob("rlx/algos/*.py"),
     *ROOT.glob("rlx/models/*.py"),
     *ROOT.glob("rlx/evaluation/*.py"),
-    *(ROOT / f"rlx/{name}.py" for name in ("clock", "metrics")),
+    *(ROOT / f"rlx/{name}.py" for name in ("clock", "imagination", "metrics", "off_policy")),
 ]
 
 
