@@ -23,6 +23,7 @@ from rlx.envs.actions import stretch
 from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.control.simulators import SIMULATORS, simulator_of
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
+from rlx.envs.vector import GymVectorEnv
 from rlx.envs.wrapping import Wrapping
 from rlx.errors import ConfigError
 from rlx.memory import check_fits, within_memory
@@ -104,7 +105,7 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         action_space=action_space,
         game=game if isinstance(game := getattr(env, "game", None), Game) else None,
         grid=None if config.wrappers else _rules_of(env, "grid", GridWorld),
-        bodies=None if config.wrappers else _rules_of(env, "bodies", Bodies),
+        bodies=None if config.wrappers else _rules_of(env.envs[0] if isinstance(env, GymVectorEnv) else env, "bodies", Bodies),
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,

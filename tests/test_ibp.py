@@ -14,8 +14,11 @@ from rlx.build import build_algorithm, env_factory, env_spec
 from rlx.collect import Collector
 from rlx.config.compose import Composer
 from rlx.errors import ConfigError
+from rlx.evaluation.watching import watch_run
 from rlx.models.flight import PerfectFlight
 from rlx.models.interaction import InteractionNetwork
+from rlx.store.layout import runs_directory
+from rlx.store.runs import RunDir
 from rlx.types import Progress, Rollout
 
 SMALL = ["algo=ibp", "env=spaceship", "recipe=null", "env.num_envs=16", "algo.hidden_sizes=[8]", "algo.memory_size=6"]
@@ -288,6 +291,22 @@ def test_other_environments_and_settings_without_effect_are_refused():
             built(*words)
     with pytest.raises(ConfigError, match="cannot choose where to imagine"):
         built("algo.strategy=tree", "algo.manager=always")
+
+
+def test_watching_draws_what_is_imagined_and_where_the_ship_flew(here, run_command, tmp_path):
+    words = f"train {' '.join([*SMALL, *SMALL_MODEL])} algo.strategy=n_step algo.manager=always loop.total_env_steps=32 loop.eval_every=0"
+    assert run_command(f"{words} log.wandb=disabled --name w")[0] == 0
+    code, out, _ = run_command("watch w")
+    assert code == 0
+    assert "imagined 1: from here to (" in out
+    assert "imagined 2: from imagined 1 to (" in out
+    seen = list(watch_run(RunDir.open(runs_directory(), "w")).moments)
+    assert len(seen) == 2
+    lines = (seen[0].frame == [255, 190, 60]).all(-1).sum()
+    assert lines > 20
+    assert not (seen[1].frame == [255, 190, 60]).all(-1).any()
+    code, out, _ = run_command("eval w --episodes 3")
+    assert "model calls 2 an episode" in out
 
 
 def test_all_settings_of_the_managers_prices_are_on_one_scale():

@@ -53,6 +53,8 @@ def watch(
     action's rollout: the divergence KL(policy || policy with that rollout's encoding replaced by zeros), as a share of the sum over
     actions.
 
+    Of algo=ibp the picture has a line for every imagined step, from where it was imagined to where it led.
+
     Examples:
 
       rlx watch car

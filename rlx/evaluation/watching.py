@@ -15,6 +15,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlx.config.schema import RunConfig
+from rlx.envs.control.spaceship_picture import Imagined, draw
+from rlx.envs.control.spaceship_settings import SPACESHIP
 from rlx.envs.grids.grid_env import GridVectorEnv, make_grid
 from rlx.envs.grids.grid_settings import WORLDS, settings_of
 from rlx.envs.grids.gridworld import Grid
@@ -107,7 +109,8 @@ class Moment:
     def when(self) -> str:
         """The episode, the number of the step, and the return so far."""
         number = f"after {self.step} steps" if self.action is None else f"step {self.step + 1}"
-        return f"episode {self.episode}, {number}, return {self.return_:+.1f}"
+        precise = "+.1f" if self.return_ == 0.0 or abs(self.return_) >= 1.0 else "+.2g"
+        return f"episode {self.episode}, {number}, return {self.return_:{precise}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +173,7 @@ def watch_run(
     seed_everything(seed)
     seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed])
     moments = play(env, algo, seeds, mode=mode, steps=steps, max_steps=config.loop.eval_max_steps, camera=camera,
-                   env_id=config.env.id)  # fmt: skip
+                   scene=_spaceship if config.env.id == SPACESHIP and not config.env.wrappers else None, env_id=config.env.id)  # fmt: skip
     first = next(moments)
     changes = "".join(f", {name} {choice}" for name, choice in ablation.items())
     return Watch(
@@ -220,6 +223,7 @@ def play(
     steps: int | None = None,
     max_steps: int = 0,
     camera: Callable[[], NDArray[np.uint8] | None] | None = None,
+    scene: Callable[[Any, Decision], NDArray[np.uint8]] | None = None,
     env_id: str = "",
 ) -> Iterator[Moment]:
     """The moments of one episode for every seed, each with the state where it ended, until so many decisions were taken.
@@ -232,6 +236,7 @@ def play(
         steps: decisions in all; None for no limit.
         max_steps: an episode that has not ended after so many env steps is cut; 0 sets no limit.
         camera: the rendered frame of the environment; unused in a grid world.
+        scene: draws an observation and what was imagined, in place of the rendered frame.
         env_id: its id, which may tell the names of what is observed.
     """
     taken = 0
@@ -257,6 +262,8 @@ def play(
             obs = dict(obs)
             mask = np.asarray(obs.pop(ACTION_MASK)).astype(bool)
         action = (step.action[0] - starts).ravel() if choices else np.ravel(step.action[0])
+        if scene is not None and explaining.decision is not None:
+            before["frame"] = scene(obs, explaining.decision)
         yield Moment(episode=episode, action=action, decision=explaining.decision, mask=mask,
                      inputs=() if board else inputs_of(space, env_id, obs, explaining.inputs), **before)  # fmt: skip
         taken += 1
@@ -270,6 +277,15 @@ def play(
             yield Moment(episode=episode, action=None, decision=None, terminated=bool(step.terminated[0]), **before)
         elif taken == steps:
             return
+
+
+def _spaceship(obs: Any, decision: Decision) -> NDArray[np.uint8]:
+    """A spaceship's scene, with a line for everything that was imagined."""
+    if decision.imagined is None or decision.imagined_from is None:
+        return draw(obs)
+    places = [obs[:2], *decision.imagined[:, :2]]
+    lines = [Imagined(places[begin], places[k]) for k, begin in enumerate(decision.imagined_from.tolist(), start=1) if begin >= 0]
+    return draw(obs, lines)
 
 
 class _Explaining:

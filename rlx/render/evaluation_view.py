@@ -31,7 +31,7 @@ def evaluation_lines(result: EvaluationResult) -> Iterator[str]:
     if result.model_calls_mean is not None:
         each = result.model_calls_per_solved
         per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
-        yield f"model calls {result.model_calls_mean:,.0f} an episode{per_solved}"
+        yield f"model calls {_few(result.model_calls_mean)} an episode{per_solved}"
     yield from (f"video {path}" for path in result.videos)
 
 
@@ -46,7 +46,7 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
             row += [f"{100 * result.solve_rate:.1f} %", f"{_solved(result)}"]
         row.append(digits(result.length_mean)[0])
         if result.model_calls_mean is not None:
-            row.append(f"{result.model_calls_mean:,.0f}")
+            row.append(_few(result.model_calls_mean))
             if solves:
                 row.append(f"{each:,.0f}" if (each := result.model_calls_per_solved) else "–")
         table.add_row(*row)
@@ -64,3 +64,8 @@ def _interval(result: EvaluationResult) -> str:
 
 def _solved(result: EvaluationResult) -> str:
     return "{:.1f} to {:.1f} %".format(*(100 * end for end in result.solve_rate_ci or ()))
+
+
+def _few(calls: float) -> str:
+    """A mean number, with decimals where it is small and they matter."""
+    return f"{calls:,.0f}" if calls >= 10.0 or calls == round(calls) else f"{calls:.2f}"

@@ -185,6 +185,10 @@ def plain(moment: Moment, watch: Watch) -> str:
         else:
             spread = "" if of.mean is None else f" (mean {of.mean:+.3f}, std {of.std:.3f})"
             lines.append(f"  {name} {of.taken:+.3f}{spread}")
+    if moment.decision is not None and moment.decision.imagined is not None and moment.decision.imagined_from is not None:
+        for number, (begin, obs) in enumerate(zip(moment.decision.imagined_from.tolist(), moment.decision.imagined, strict=True), start=1):
+            if begin >= 0:
+                lines.append(f"  imagined {number}: from {f'imagined {begin}' if begin else 'here'} to ({obs[0]:+.2f}, {obs[1]:+.2f})")
     return "\n".join(lines + [f"  input{f' {part.name}' if part.name else ''}: {_numbers(part)}" for part in moment.inputs])
 
 

@@ -142,11 +142,14 @@ class SpaceshipVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._rows = self.bodies.scenes(np.zeros(num_envs, dtype=np.int64))
         self._factors = np.ones((self.bodies.num_decisions, num_envs))
         self._index = np.arange(num_envs)
+        self.path: Array | None = None
+        """[13, 2, B] where the ships were in the last action, for drawing; None before it."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Begin episodes where `options["reset_mask"]` (default everywhere); seed is one integer per env."""
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
         seeds = np.asarray(seed, dtype=np.int64)[mask]
+        self.path = None
         self._rows[:, mask], self._factors[:, mask] = self.bodies.scenes(seeds), self.bodies.factors(seeds)
         return self._observe(), {}
 
@@ -156,7 +159,9 @@ class SpaceshipVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         before = self._rows.T
         factor = self._factors[self._rows[LEFT].astype(np.int64) - 1, self._index]
         self._rows = self._rows.copy()
-        self._rows[:MASS] = self.bodies.fly(self._rows, action, factor)[-1]
+        path = self.bodies.fly(self._rows, action, factor)
+        self._rows[:MASS] = path[-1]
+        self.path = np.array([before.T[:2], *(moment[:2] for moment in path)])
         self._rows[LEFT] -= 1.0
         reward = self.bodies.reward(before, action.T, self._rows.T).astype(np.float32)
         return self._observe(), reward, self.bodies.terminated(self._rows.T), np.zeros(self.num_envs, dtype=bool), {}
@@ -181,7 +186,10 @@ class SpaceshipEnv(SingleEnv):
         self.bodies, self.render_mode = self.batch.bodies, render_mode
 
     def render(self) -> Any:
-        return draw(np.array(self.batch.state_dict()["rows"])[:, 0]) if self.render_mode == "rgb_array" else None
+        if self.render_mode != "rgb_array":
+            return None
+        path = self.batch.path
+        return draw(np.array(self.batch.state_dict()["rows"])[:, 0], path=None if path is None else path[:, :, 0])
 
 
 def register() -> None:

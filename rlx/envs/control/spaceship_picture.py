@@ -20,8 +20,8 @@ _FIRST_PLANET = 6
 class Imagined(NamedTuple):
     """An imagined action."""
 
-    begin: tuple[float, float]  # where it is imagined from
-    end: tuple[float, float]  # where it is imagined to lead
+    begin: Any  # [2] where it is imagined from
+    end: Any  # [2] where it is imagined to lead
 
 
 def draw(obs: NDArray[Any], imagined: Sequence[Imagined] = (), path: NDArray[Any] | None = None) -> NDArray[np.uint8]:
