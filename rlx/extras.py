@@ -9,6 +9,7 @@ EXTRA_MODULES: dict[str, tuple[str, ...]] = {
     "box2d": ("Box2D",),
     "atari": ("ale_py",),
     "minigrid": ("minigrid",),
+    "minatar": ("minatar",),
     "dmc": ("shimmy", "dm_control", "imageio", "packaging"),
     "robotics": ("gymnasium_robotics", "mujoco"),
     "video": ("imageio",),

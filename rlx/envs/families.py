@@ -28,6 +28,8 @@ class Family(NamedTuple):
     module: str
     extra: str | None
     """The extra of rlx with the package; None if there is none and the package is called as the module."""
+    function: str | None = None
+    """Of the module, to be called once it is imported; None if the import alone registers the ids."""
 
     @property
     def install(self) -> str:
@@ -45,6 +47,7 @@ FAMILIES = (
     Family("*NoFrameskip-v4", "ale_py", "atari"),
     Family("MiniGrid-*", "minigrid", "minigrid"),
     Family("BabyAI-*", "minigrid", "minigrid"),
+    Family("MinAtar/*", "minatar.gym", "minatar", function="register_envs"),
     Family("dm_control/*", "shimmy", "dmc"),
     *(
         Family(pattern, "gymnasium_robotics", "robotics")
@@ -94,7 +97,7 @@ def register_family(env_id: str) -> None:
     try:
         if family.needs:
             raise ConfigError(absent)
-        _import(family.module)
+        _import(family)
     except ConfigError:
         raise
     except ImportError as error:
@@ -117,16 +120,19 @@ def register_installed(word: str) -> list[Family]:
     for family in FAMILIES:
         if family.needs is None:
             with contextlib.suppress(Exception):
-                _import(family.module)
+                _import(family)
         elif word in family.pattern.lower() or word in family.module:
             absent.append(family)
     return absent
 
 
-def _import(module: str) -> None:
-    """Import a module that registers environments, without what it prints."""
+def _import(family: Family) -> None:
+    """Import the module that registers environments, without what it prints."""
     if not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # dm_control would look for a screen
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        gymnasium.register_envs(importlib.import_module(module))
+        module = importlib.import_module(family.module)
+        gymnasium.register_envs(module)
+        if family.function:
+            getattr(module, family.function)()
