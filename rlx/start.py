@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig
+from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig, RolloutConfig
 from rlx.config.compose import apply_overrides
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable
@@ -65,10 +65,11 @@ def begin_compiling(config: RunConfig) -> None:
     from rlx import compiled_code
     from rlx.nn.kernel_modules import GRU_UNROLL, LEARNING
 
-    if isinstance(config.algo, PolicyGradientConfig) and config.runtime.device in ("cpu", "auto"):
-        needed = {MemoryKind.none: LEARNING, MemoryKind.gru: GRU_UNROLL}.get(config.algo.memory)
-        if needed is not None:
-            compiled_code.begin_compiling(needed)
+    if isinstance(config.algo, RolloutConfig) and config.runtime.device in ("cpu", "auto"):
+        if config.algo.memory is MemoryKind.gru:
+            compiled_code.begin_compiling(GRU_UNROLL)
+        elif config.algo.memory is MemoryKind.none and isinstance(config.algo, PolicyGradientConfig):
+            compiled_code.begin_compiling(LEARNING)
 
 
 def check_new(composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None) -> Checked:

@@ -125,3 +125,13 @@ def test_acting_on_arrays_is_acting_on_tensors(activation):
         assert (found == net.act(obs, (), is_first, "train", epsilon=epsilon).action.numpy()).all()
     assert make(MASKED).array_policy(epsilon=0.1) is None
     assert make(memory="gru").array_policy(epsilon=0.1) is None
+
+
+def test_acting_on_arrays_normalises_layers_and_observations():
+    net, obs, is_first = make(observation_clip=1.5), 3 * torch.randn(500, 3), torch.ones(500, dtype=torch.bool)
+    net.encoder.absorb(obs[:50] + 1.0)
+    before, policy = obs.clone(), net.array_policy(epsilon=0.0)
+    assert policy is not None
+    greedy = net.act(obs, (), is_first, "eval", epsilon=0.0).action.numpy()
+    assert (policy(obs.numpy()) == greedy).mean() > 0.99  # but for rounding
+    assert torch.equal(obs, before)

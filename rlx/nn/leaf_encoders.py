@@ -119,6 +119,13 @@ class FlatEncoder(Encoder):
         vectors = obs.reshape(len(obs), -1).astype(np.float32, copy=False)
         return vectors if self.scale_numpy is None else vectors * self.scale_numpy
 
+    def preprocess_array(self, obs: NDArray[Any]) -> NDArray[np.float32]:
+        """`preprocess` of an array."""
+        raw, normalizer = self.raw_array(obs), self.normalizer
+        if normalizer is None:
+            return raw
+        return (raw * normalizer.scale.numpy() + normalizer.shift.numpy()).clip(-normalizer.clip, normalizer.clip)
+
     def preprocess(self, obs: Tree) -> Tensor:
         raw = self.raw(obs)
         return self.normalizer(raw) if self.normalizer else raw

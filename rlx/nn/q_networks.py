@@ -156,11 +156,11 @@ class QNetwork(Backbone):
     def array_policy(self, *, epsilon: float) -> ArrayPolicy | None:
         """`act` in mode "train" as a function of arrays [B, *]; None where the network is more than an MLP of vectors on a CPU."""
         encoder, trunk = self.encoder, self.trunk
-        if not isinstance(encoder, FlatEncoder) or encoder.normalizer or self.is_masked or self.has_memory:
+        if not isinstance(encoder, FlatEncoder) or self.is_masked or self.has_memory:
             return None
         if self.atoms is not None or not isinstance(trunk, MLP) or (forward := trunk.on_arrays()) is None:
             return None
-        return lambda obs: self._explore(torch.from_numpy(forward(encoder.raw_array(obs))), None, epsilon).numpy()
+        return lambda obs: self._explore(torch.from_numpy(forward(encoder.preprocess_array(obs))), None, epsilon).numpy()
 
     @torch.no_grad()
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, mode: Mode, *, epsilon: float, value_scale: float = 1.0) -> Explanation:
