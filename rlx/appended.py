@@ -208,7 +208,7 @@ def _read(columns: Mapping[str, Tensor], capacity: int, begin: int, end: int) ->
 
 def reserved(kind: Kind, num: int, device: torch.device = _CPU) -> Tensor:
     """Zeros [num, *], which on the CPU take memory only once they are written to, unlike torch's."""
-    if device.type != "cpu":
+    if device.type != "cpu" or num == 0:
         return torch.zeros(num, *kind.shape, dtype=kind.dtype, device=device)
     return torch.from_numpy(np.zeros(num * kind.num_bytes, dtype=np.uint8)).view(kind.dtype).view(num, *kind.shape)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import math
 import os
 import sys
@@ -35,6 +36,8 @@ from rlx.types import Algorithm, EnvSpec, Game, GridWorld, KeepsReplay, ReportsN
 
 _MUCH = 500_000_000
 """Bytes of a replay from which its size is announced."""
+_REPLAY_SHARE = 0.8
+"""Part of the free memory that a replay may take once it is full; the rest of the run needs some too."""
 _IMAGE = 256
 """Bytes from which an array of two or three dimensions counts as an image."""
 
@@ -175,11 +178,27 @@ def image_notes(config: AlgoConfig, spec: EnvSpec) -> list[str]:
     return [f"env={spec.id} observes images ({', '.join(images)}), {why}"]
 
 
-def replay_notes(algo: Algorithm) -> list[str]:
-    """How much memory the algorithm's replay will take, if that is much."""
+def replay_notes(algo: Algorithm, config: AlgoConfig) -> list[str]:
+    """How much memory the algorithm's replay will take, if that is much.
+
+    Raises:
+        ConfigError: if it is more than there is: a replay takes memory only as it fills, so that it would end the run hours later.
+    """
     if not isinstance(algo, KeepsReplay) or algo.replay_bytes < _MUCH:
         return []
-    return [f"the replay takes {algo.replay_bytes / 1e9:.1f} GB once it is full; algo.replay_size sets its length"]
+    setting = next(field.name for field in dataclasses.fields(config) if field.name.endswith("replay_size"))
+    length = getattr(config, setting)
+    check_fits(
+        algo.replay_bytes, f"a replay of algo.{setting}={length:,} steps", share=_REPLAY_SHARE,
+        advice=lambda part: f"; algo.{setting}={_rounded(length * part):_} fits",
+    )  # fmt: skip
+    return [f"the replay takes {algo.replay_bytes / 1e9:.1f} GB once it is full; algo.{setting} sets its length"]
+
+
+def _rounded(x: float) -> int:
+    """A number with two digits that is at most x."""
+    unit = 10 ** max(0, len(str(int(x))) - 2)
+    return int(x) // unit * unit
 
 
 def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> tuple[Tree, NDArray[Any]] | None:

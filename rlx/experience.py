@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rlx.columns import Column, columns_of
-from rlx.replay import SequenceReplay, num_bytes
+from rlx.replay import SequenceReplay
 from rlx.transfer import send
 from rlx.tree_ops import Tree, leaves, map_tree, pick
 from rlx.types import EnvSpec, Rollout, State
@@ -75,10 +75,10 @@ class Experience:
             "obs": columns_of(spec.observation_space), "action": action, "reward": Column(torch.float32),
             "terminated": Column(torch.bool), "is_last": Column(torch.bool),
         }  # fmt: skip
-        self.num_bytes = capacity * num_bytes(columns)
-        """Bytes that the replay takes once it is full."""
         self._window_bytes = sum(2 * math.prod(column.shape) * column.dtype.itemsize for column in leaves(columns))  # gathered, at most
         self.replay = SequenceReplay(capacity, num_envs, columns, ahead=n_step, exponent=exponent, correction=correction)
+        self.num_bytes = self.replay.num_bytes
+        """Bytes that the replay takes once it is full."""
 
     @property
     def size(self) -> int:

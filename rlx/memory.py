@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rlx.errors import ConfigError
@@ -25,11 +25,19 @@ def free_bytes() -> int | None:
     return free
 
 
-def check_fits(num_bytes: float, what: str) -> None:
-    """Raise a ConfigError if so many bytes are more than there are."""
+def check_fits(num_bytes: float, what: str, *, share: float = 1.0, advice: Callable[[float], str] = lambda _: "") -> None:
+    """Raise a ConfigError if so many bytes are more than there are.
+
+    Args:
+        num_bytes: bytes.
+        what: takes them.
+        share: part of the free memory that it may take.
+        advice: from the fraction of `num_bytes` that would fit, the end of the message.
+    """
     free = free_bytes()
-    if free is not None and num_bytes > free:
-        raise ConfigError(f"{what}: that takes {num_bytes / 1e9:,.0f} GB of memory, and {free / 1e9:,.1f} GB are free here")
+    if free is not None and num_bytes > share * free:
+        there = f"{what}: that takes {num_bytes / 1e9:,.0f} GB of memory, and {free / 1e9:,.1f} GB are free here"
+        raise ConfigError(there + advice(share * free / num_bytes))
 
 
 @contextlib.contextmanager

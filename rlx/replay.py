@@ -189,12 +189,14 @@ class Beyond:
         named = [(f"obs{path}", column.kind) for path, column in named_leaves(columns)]
         self._capacity, self._paths = capacity, with_leaves(columns, [path for path, _ in named])
         self._ring = Ring({"row": Kind(torch.long), **dict(named)}, min(capacity, 64))
-        self._of = reserved(Kind(torch.long), capacity)  # by row, the number of its observation plus 1, or 0
+        self._of = torch.zeros(0, dtype=torch.long)  # by row, the number of its observation plus 1, or 0; empty before the first
 
     def add(self, row: int, obs: Tree) -> None:
         """Add the observation [*] after the step in the row with a number. Numbers go up, and count overwritten rows too."""
         flat: dict[str, Tensor] = {}
         map_tree(lambda path, x: flat.__setitem__(path, x[None]), self._paths, obs)
+        if not len(self._of):
+            self._of = reserved(Kind(torch.long), self._capacity)
         self._ring.reserve(self._ring.size + 1)
         self._ring.extend(1, {"row": torch.tensor([row]), **flat})
         self._of[row % self._capacity] = self._ring.end
@@ -207,7 +209,7 @@ class Beyond:
 
     def has(self, index: Tensor) -> Tensor:
         """Whether there is an observation after the steps in rows `index` [n], [n]."""
-        return self._of[index] > 0
+        return self._of[index] > 0 if len(self._of) else torch.zeros(len(index), dtype=torch.bool)
 
     def __getitem__(self, index: Tensor) -> Tree:
         """Observations [n, *] after the steps in rows `index` [n]."""
@@ -222,7 +224,7 @@ class Beyond:
     def load_state_dict(self, state: State) -> None:
         self._ring.load(state["observations"], most=self._capacity)
         number = torch.arange(self._ring.first, self._ring.end)
-        self._of.zero_()
+        self._of = reserved(Kind(torch.long), self._capacity if len(number) else 0)
         self._of[self._ring["row"][number % self._ring.capacity] % self._capacity] = number + 1
 
 
@@ -248,7 +250,7 @@ class SequenceReplay:
         self.rows = TransitionReplay(capacity, num_envs, columns)
         self.num_bytes = self.rows.num_bytes + (8 * self.rows.capacity if exponent else 0)
         """Bytes that it takes once it is full, truncated episodes aside."""
-        self._weights = Priorities(self.rows.capacity) if exponent else None  # without priorities, made when they are asked for
+        self._weights: Priorities | None = None  # made with the first row, or without priorities when they are asked for
         self._ready = torch.zeros(num_envs, dtype=torch.long)  # steps of each environment that could be drawn so far, overwritten included
         self._top = 1.0  # largest weight so far, which new steps get
         self._beyond = Beyond(columns.get("obs", ()), self.rows.capacity)
@@ -278,6 +280,8 @@ class SequenceReplay:
         ended = torch.where(is_last, steps[:, None], 0).amax(dim=0)
         ready = torch.maximum(self._ready, torch.maximum(ended, steps[-1] - self._ahead))
         old, self._ready = self._ready, ready
+        if self._weights is None and self._exponent:
+            self._weights = Priorities(self.rows.capacity)
         if self._weights is not None:
             self._weights[(added + torch.arange(num)) % self.rows.capacity] = 0.0
             self._weights[self._ready_since(old)] = self._top
@@ -358,6 +362,6 @@ class SequenceReplay:
         is_empty = self.rows.added == 0  # also in an evaluation, which reads no rows
         self._ready, self._top = torch.zeros_like(self._ready) if is_empty else state["ready"].clone(), state["top"]
         self._weights = None
-        if self._exponent:
+        if self._exponent and not is_empty:
             self._weights = Priorities(self.rows.capacity)
             self._weights.load(state["weights"][: self.size])

@@ -135,9 +135,9 @@ def decode(data: bytes, first: int, num: int, kinds: Mapping[str, Kind]) -> dict
     if not isinstance(described, list) or found != list(kinds):
         raise ValueError(f"it has the columns {found}, expected {list(kinds)}")
     for column, (name, kind) in zip(described, kinds.items(), strict=True):
-        what = (column.get("dtype"), column.get("shape"))
-        if what != (str(kind.dtype).removeprefix("torch."), list(kind.shape)):
-            raise ValueError(f"its column {name} is {what[0]} {what[1]}, expected {kind.dtype} {list(kind.shape)}")
+        dtype, shape, wanted_dtype = column.get("dtype"), column.get("shape"), str(kind.dtype).removeprefix("torch.")
+        if (dtype, shape) != (wanted_dtype, list(kind.shape)):
+            raise ValueError(f"its column {name} is {dtype} {shape}, expected {wanted_dtype} {list(kind.shape)}")
         size = column.get("bytes")
         if type(size) is not int or not 0 <= size <= len(data) - at:
             raise ValueError(f"its column {name} is cut off")

@@ -413,10 +413,13 @@ class HasParts(Protocol):
 
 @runtime_checkable
 class KeepsReplay(Protocol):
-    """An algorithm with a replay of observations."""
+    """An algorithm with a replay, whose size is said at the start of a run and refused if it does not fit.
+
+    Its configuration has one field whose name ends in `replay_size`.
+    """
 
     replay_bytes: int
-    """Bytes that the replay takes once it is full."""
+    """Bytes that its replays take once they are full."""
 
 
 @runtime_checkable

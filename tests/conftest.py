@@ -54,6 +54,12 @@ def same() -> Callable[[Any, Any], bool]:
 
 
 @pytest.fixture
+def small_segments(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments of a sixteenth of a replay, however small that is, so that tiny replays have some."""
+    monkeypatch.setattr("rlx.appended._LEAST_BYTES", 0)
+
+
+@pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """An empty current directory; modules and environments that a test brings are forgotten after it."""
     monkeypatch.chdir(tmp_path)

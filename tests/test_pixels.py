@@ -127,12 +127,17 @@ def test_one_batch_of_images_can_be_learnt_by_heart() -> None:
 
 def test_a_replay_that_does_not_fit_into_memory_is_refused_and_a_large_one_announced() -> None:
     space = StackedBox(images(4, 84, 84))
-    with pytest.raises(ConfigError, match=r"a replay of algo.replay_size=2,000,000,000 steps: that takes 14,\d\d\d GB"):
-        agent(space, replay_size=2_000_000_000)
-    assert replay_notes(agent(space, replay_size=100_000)) == [
-        "the replay takes 0.7 GB once it is full; algo.replay_size sets its length"
-    ]  # fmt: skip
-    assert replay_notes(agent(space, replay_size=5_000)) == []
+
+    def notes(size: int) -> list[str]:
+        algo = agent(space, replay_size=size)
+        return replay_notes(algo, algo.config)
+
+    with pytest.raises(
+        ConfigError, match=r"algo.replay_size=2,000,000,000 steps: that takes 14,\d\d\d GB .*; algo.replay_size=[\d_]+ fits"
+    ):
+        notes(2_000_000_000)
+    assert notes(100_000) == ["the replay takes 0.7 GB once it is full; algo.replay_size sets its length"]
+    assert notes(5_000) == []
 
 
 def test_a_decision_is_explained_by_its_search_and_the_report_counts_every_parameter() -> None:

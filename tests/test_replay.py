@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 
 import pytest
 import torch
+from resumable import FIT, compose
 
+from rlx.build import build_algorithm, env_factory, env_spec, replay_notes
+from rlx.config.algo_registry import ALGORITHMS
+from rlx.errors import ConfigError
 from rlx.priorities import Priorities
 from rlx.replay import gradient_steps_due
+from rlx.types import KeepsReplay
 
 
 @pytest.mark.parametrize("utd", [0.25, 1 / 3, 1.0, 4.0])
@@ -52,3 +58,30 @@ def test_draws_by_priority_go_on_where_they_were_saved_and_never_take_a_row_of_w
         (index, prob), _ = one.draw(1_000), torch.set_rng_state(state)
         assert all(map(torch.equal, (index, prob), two.draw(1_000)))
         assert (one.values[index] > 0).all()
+
+
+WITH_REPLAY = [
+    name for name, known in ALGORITHMS.items() if any(f.name.endswith("replay_size") for f in dataclasses.fields(known.config()))
+]
+
+
+@pytest.mark.parametrize("name", WITH_REPLAY)
+def test_every_algorithm_with_a_replay_says_how_much_memory_it_takes_and_is_refused_if_that_is_not_there(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = compose(name, FIT[name][0])
+    env = env_factory(config)(1)
+    algo = build_algorithm(config, env_spec(config.env, env), torch.device("cpu"))
+    env.close()
+    assert isinstance(algo, KeepsReplay)
+    (setting,) = (f.name for f in dataclasses.fields(config.algo) if f.name.endswith("replay_size"))
+    assert getattr(config.algo, setting) * 9 <= algo.replay_bytes < 10**7  # at least an observation, an action and an end
+    assert replay_notes(algo, config.algo) == []
+    algo.replay_bytes = 10**12
+    monkeypatch.setattr("rlx.memory.free_bytes", lambda: 10**12)
+    with pytest.raises(
+        ConfigError, match=rf"algo.{setting}=\d+ steps: that takes 1,000 GB .* 1,000.0 GB are free.*algo.{setting}=\d+ fits"
+    ):
+        replay_notes(algo, config.algo)
+    algo.replay_bytes = 6 * 10**11
+    assert replay_notes(algo, config.algo) == [f"the replay takes 600.0 GB once it is full; algo.{setting} sets its length"]

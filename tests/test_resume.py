@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import json
 import os
@@ -29,6 +30,7 @@ from rlx.store.runs import RunDir, new_meta
 from rlx.track.console import QuietConsole
 from rlx.track.logger import RunLogger
 
+pytestmark = pytest.mark.usefixtures("small_segments")
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
           ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid"), ("dqn", "native"), ("pqn", "grid"),
           ("sac", "continuous"), ("td3", "continuous"), ("sac-steve", "pole"), ("sac-mbpo", "continuous")]  # fmt: skip
@@ -53,6 +55,8 @@ def test_resume_after_sigkill_is_bit_exact(algo: str, env: str, tmp_path: Path) 
 
     assert lines(killed) == lines(straight)
     assert_equal(final_state(killed), final_state(straight))
+    has_replay = any(field.name.endswith("replay_size") for field in dataclasses.fields(config.algo))
+    assert bool(list(killed.checkpoints.glob("segments/*.seg"))) == has_replay
 
 
 class StopAfter:

@@ -70,6 +70,7 @@ class AlphaGo:
         self.expert_moves, self.values = (
             PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions) for _ in range(2)
         )
+        self.replay_bytes = self.expert_moves.num_bytes + self.values.num_bytes
         self._symmetries = Symmetries(self.game.symmetries)
         self._steps = dict.fromkeys(("supervised", "value", "policy"), 0)
         self._finite = FiniteWatch()

@@ -53,6 +53,7 @@ class AlphaZero:
         self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = adam(self.net, config.learning_rate, config.weight_decay)
         self.replay = PositionReplay(config.replay_size, self.game.planes_shape, self.game.num_actions)
+        self.replay_bytes = self.replay.num_bytes
         self._symmetries = Symmetries(self.game.symmetries)
         self._frozen = FrozenResNet(self.net, device)
         self._steps = 0

@@ -22,7 +22,6 @@ from rlx import ops
 from rlx.columns import Column
 from rlx.config.algos.dqn_config import Distributional, DQNConfig
 from rlx.experience import Experience, Steps
-from rlx.memory import check_fits
 from rlx.nn.atoms import Atoms, cross_entropy_loss
 from rlx.nn.backbone import ArrayPolicy
 from rlx.nn.greedy import GreedyPolicy
@@ -57,7 +56,6 @@ class DQN:
             exponent=config.priority_exponent if config.per else 0.0,
         )  # fmt: skip
         self.replay_bytes = self.experience.num_bytes
-        check_fits(self.replay_bytes, f"a replay of algo.replay_size={config.replay_size:,} steps")
         self.epsilon = 1.0
         """Probability of a random action in training, until the next update."""
 

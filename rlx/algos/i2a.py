@@ -75,6 +75,7 @@ class I2A:
             planes, outcome = Column(torch.uint8, (num_bytes(grid.planes_shape),)), Column(torch.bool, (len(grid.events) + 1,))
             columns = {"planes": planes, "next_planes": planes, "action": Column(torch.uint8), "outcome": outcome}
             self.replay = TransitionReplay(config.model_replay_size, num_envs, columns, device)
+        self.replay_bytes = self.replay.num_bytes if self.learns_model else 0
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._ablation = "on"  # one of IMAGINATION_ABLATIONS
         self._decide = config.decide

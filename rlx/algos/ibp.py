@@ -95,6 +95,7 @@ class IBP:
             sizes = {"obs": self._size, "action": 2, "next_obs": self._size}
             columns: dict[str, Tree] = {name: Column(torch.float32, (size,)) for name, size in sizes.items()}
             self.replay = TransitionReplay(config.model_replay_size, num_envs, columns, device)
+        self.replay_bytes = self.replay.num_bytes if config.model is PlannerModel.learned else 0
         self._allowed = torch.tensor(_ROUTES[config.strategy], device=device)  # [2, 3]
 
     # Saving

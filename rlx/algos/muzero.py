@@ -22,7 +22,6 @@ from rlx.columns import Column
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
 from rlx.config.algos.search_config import SearchRule
 from rlx.errors import ConfigError
-from rlx.memory import check_fits
 from rlx.models.latent import Bins, FrozenLatent, LatentNet, make_net
 from rlx.models.latent_images import ImageNet
 from rlx.models.latent_inputs import LatentInputs, Roots
@@ -33,7 +32,7 @@ from rlx.nn.resnet import adam, descend, squared_norm
 from rlx.ops import n_step_returns
 from rlx.planning.adapters.latent_tree import LatentAdapter
 from rlx.planning.search import SearchConfig, SearchResult, search
-from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed, num_bytes
+from rlx.replay import SequenceReplay, Symmetries, gradient_steps_owed
 from rlx.transfer import fetch, send
 from rlx.tree_ops import map_tree
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
@@ -77,12 +76,11 @@ class MuZero:
             "obs": self._inputs.column, "action": Column(torch.long), "legal": Column(torch.bool, actions), "reward": scalar,
             "policy": Column(torch.float32, actions, renewed=config.reanalyse > 0), "value": scalar, "terminated": flag, "is_last": flag,
         }  # fmt: skip
-        self.replay_bytes = config.replay_size * num_bytes(columns)
-        check_fits(self.replay_bytes, f"a replay of algo.replay_size={config.replay_size:,} steps")
         self.replay = SequenceReplay(
             config.replay_size, num_envs, columns, ahead=config.num_unroll_steps + self._td_steps, exponent=config.priority_exponent,
             correction=config.priority_correction,
         )  # fmt: skip
+        self.replay_bytes = self.replay.num_bytes
         self._symmetries = Symmetries(self.game.symmetries) if self.game is not None and config.symmetries else None
         self._frozen = FrozenLatent(self.net, self.bins)
         self._steps = 0  # gradient steps

@@ -49,6 +49,7 @@ class PETS:
         )  # fmt: skip
         num_features = math.prod(spec.observation_space.shape or (1,))
         self.learner = EnsembleLearner(settings, num_features=num_features, num_actions=self._range.size, num_envs=num_envs, device=device)
+        self.replay_bytes = self.learner.replay.num_bytes
         self.windows = ReturnWindows(config.planner.horizon, num_envs)
         p = config.planner
         self._planner = PlannerConfig(
