@@ -206,6 +206,32 @@ def checkpoint() -> None:
             f"checkpoints of {algo} on {env} at the default cadence: {spent:.3f} s of {elapsed:.1f} s, {100 * spent / elapsed:.2f} %",
             flush=True,
         )
+    _replay_checkpoint()
+
+
+def _replay_checkpoint(num_rows: int = 1_000_000, num_new: int = 10_000) -> None:
+    """What checkpoints of a replay of a million rows of 42 floats cost, the first and one 10,000 rows later."""
+    import torch
+
+    from rlx.checkpointer import Checkpointer
+    from rlx.columns import Column
+    from rlx.replay import TransitionReplay
+
+    replay = TransitionReplay(num_rows, 1, {"row": Column(torch.float32, (42,))})
+    replay.add(row=torch.randn(num_rows, 1, 42))
+    with tempfile.TemporaryDirectory() as directory:
+        checkpointer, before = Checkpointer(Path(directory), algo="bench", keep=9), 0
+        for steps in (num_rows, num_rows + num_new):
+            begin, cpu = time.perf_counter(), time.process_time()
+            checkpointer.begin_save({"algo": replay}, steps)
+            held = time.perf_counter() - begin
+            checkpointer.wait()
+            size = sum(path.stat().st_size for path in Path(directory).rglob("*") if path.is_file())
+            print(f"checkpoint of {num_rows:,} rows x 42 floats at {steps:,}: {(size - before) / 1e6:.2f} MB written, training held "
+                  f"{1e3 * held:.0f} ms, {1e3 * (time.process_time() - cpu):.0f} ms of CPU", flush=True)  # fmt: skip
+            before = size
+            replay.add(row=torch.randn(num_new, 1, 42))
+        checkpointer.close()
 
 
 def sweep() -> None:
