@@ -78,8 +78,7 @@ class I2A:
         self.replay_bytes = self.replay.num_bytes if self.learns_model else 0
         self.world = self._world(config.imagination, corrupt_prob=config.corrupt_prob)
         self._ablation = "on"  # one of IMAGINATION_ABLATIONS
-        self._decide = config.decide
-        self._in_use = config.has_world and not self.learns_model  # whether the agent imagines; False in phase one
+        self._decide, self._in_use = config.decide, config.has_world and not self.learns_model  # in use: False in phase one
         self._owed = 0.0  # fraction of a gradient step of the model that is due
 
     # Saving
