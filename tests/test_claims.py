@@ -197,7 +197,7 @@ claims:
 
 def prepared_arms(here: Path, seeds: str) -> Prepared:
     options = dict.fromkeys(("trials", "sampler", "pruner", "rungs", "storage", "space"))
-    words = ["experiment=mine", "env=sokoban", "loop.total_env_steps=4000"]
+    words = ["experiment=mine", "env=sokoban", "loop.total_env_steps=4000", "algo.rollout_depth=3"]  # which i2a_wide does not use
     return prepare(words, seeds, "arms", here, METRIC, False, "iqm", options)[1]
 
 
@@ -240,6 +240,7 @@ def test_compare_prints_every_claim_with_its_verdict_and_what_to_train(arms: Cal
     assert "helps: eval/return_mean of i2a_learned corrupt_prob=0 is above i2a_off" in out
     assert "control: eval/return_mean of i2a_learned corrupt_prob=0.2 is not below i2a_off; a negative control, which must fail" in out
     assert "`rlx sweep experiment=i2a_wide env=sokoban loop.total_env_steps=4000 seed=0,1,2,3,4`" in out
+    assert out.count("i2a_wide: `rlx sweep") == 1
     assert "experiment=i2a_off " in out  # without the corruption that it does not use
 
 

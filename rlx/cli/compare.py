@@ -63,7 +63,9 @@ def compare(
     else:
         console = terminal()
         print_comparison(console, result, extendable=result.sweep if result.sweep and _is_grid(root / result.sweep) else None)
-        console.print(f"next: rlx plot {' '.join(runs)}", style="dim", soft_wrap=True, highlight=False)
+        console.print(
+            f"next: rlx plot {' '.join(runs)}{f' --claims {claims}' if claims else ''}", style="dim", soft_wrap=True, highlight=False
+        )
 
 
 def _is_grid(sweep: Path) -> bool:

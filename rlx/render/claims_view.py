@@ -85,9 +85,10 @@ def _advice(claims: Sequence[Judged], extendable: str | None) -> list[str]:
         lines.append("not below, not above: by more than half of the right side's interval")
     for judged in claims:
         lines += [f"several runs of one seed count as their mean: {short(words)}" for words in judged.pooled]
-        where = "" if judged.at is None or judged.at == max(other.at or 0 for other in claims) else f" at {judged.at:,} env steps"
-        lines += [f"no {judged.metric} of {short(words)}{where}: `{command}`"
-                  for words, command in zip(judged.missing, judged.train, strict=True)]  # fmt: skip
+    lacking = {command: words for judged in claims for words, command in zip(judged.missing, judged.train, strict=True)}
+    if lacking:
+        lines.append("groups that no run was trained of as far, or that lack the metric:")
+        lines += [f"  {short(words)}: `{command}`" for command, words in lacking.items()]
     if any(judged.verdict == TOO_FEW for judged in claims):
         how = f": rlx sweep --resume {extendable} --seeds {FEWEST}" if extendable else ""
         lines.append(f"not enough seeds: a claim is judged from {count(FEWEST, 'seed')} that all of its groups have{how}")

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rlx.errors import ConfigError
+from rlx.errors import ConfigError, NoEffectError
 from rlx.stats import curves
 from rlx.stats.aggregate import Scores, iqm
 from rlx.stats.data import RunData
@@ -87,8 +87,9 @@ def judge_sweeps(root: Path, runs: Sequence[RunData], *, claimed: Sequence[Claim
         claims = [claim for claim in (known_claims(content) if claimed is None else claimed) if claim.name not in seen]
         seen |= {claim.name for claim in claims}
         objective = content.get("objective")
+        commands: dict[tuple[str, str], str] = {}
         for judged in judge_claims(claims, runs, metric=objective if isinstance(objective, str) else _METRIC, confidence=confidence):
-            judged.train = [_command(words, content, judged.env) for words in judged.missing]
+            judged.train = [commands.setdefault((words, judged.env), _command(words, content, judged.env)) for words in judged.missing]
             found.append(judged)
     return found
 
@@ -243,9 +244,28 @@ def _minus(a: _Estimate, b: _Estimate) -> _Estimate:
 
 
 def _command(words: str, content: dict[str, Any], env: str) -> str:
-    """What trains a group that a sweep lacks, with what the sweep set and its seeds; for a directory of its own."""
+    """What trains a group that a sweep lacks, with its seeds and with what it set, as far as that has an effect in this group."""
     overrides, seeds, swept = content.get("overrides"), content.get("seeds"), content.get("swept")
-    given = {word.partition("=")[0] for word in words.split()} | {"env"} | set(swept if isinstance(swept, list) else ())
-    fixed = [f"{key}={text}" for key, text in overrides.items() if key not in given] if isinstance(overrides, dict) else []
-    numbers = ",".join(map(str, seeds)) if isinstance(seeds, list) else "0"
-    return " ".join(["rlx sweep", *words.split(), f"env={env}", *fixed, f"seed={numbers}"])
+    given = {word.partition("=")[0] for word in words.split()} | {"env", *(swept if isinstance(swept, list) else ())}
+    fixed = {str(k): str(v) for k, v in overrides.items() if k not in given} if isinstance(overrides, dict) else {}
+    typed = [*words.split(), f"env={env}", *_effective(words, env, fixed)]
+    return " ".join(["rlx sweep", *typed, f"seed={','.join(map(str, seeds)) if isinstance(seeds, list) else 0}"])
+
+
+def _effective(words: str, env: str, fixed: dict[str, str]) -> list[str]:
+    """The settings without those that have no effect; all of them if that cannot be found out."""
+    from rlx.config.compose import Composer  # imports Hydra
+
+    kept = dict(fixed)
+    composer = Composer(stranger=Path("sweep.json"))  # whoever wrote it: no module is imported
+    while kept:
+        try:
+            composer.compose([*words.split(), f"env={env}", *[f"{key}={text}" for key, text in kept.items()]])
+        except NoEffectError as error:
+            if kept.pop(error.key, None) is None:
+                break
+        except ConfigError:
+            break
+        else:
+            break
+    return [f"{key}={text}" for key, text in kept.items()]
