@@ -13,3 +13,7 @@ GRU_UNROLL = KernelModule(
     "rlx.nn.gru_kernels", (("gru_forward", "ppppppp" + "iiip"), ("gru_backward", "pppppppp" + "iiip")), parts=_PARTS,
     long=("gru_forward", "gru_backward"),
 )  # fmt: skip
+OFF_POLICY = KernelModule(
+    "rlx.nn.off_policy_kernels", (("targets", "p"), ("values_step", "p"), ("policy_step", "p")), parts=_PARTS,
+    long=("targets", "values_step", "policy_step"),
+)  # fmt: skip

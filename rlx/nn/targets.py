@@ -31,6 +31,11 @@ class Target(Generic[M]):
             p.data = self._vector[offset : offset + p.numel()].view_as(p)
             offset += p.numel()
 
+    @property
+    def vector(self) -> Tensor:
+        """All parameters, which the copy's are views of."""
+        return self._vector
+
     @torch.no_grad()
     def move(self, share: float) -> None:
         """Move by this share of the distance: tau of an exponential average, or 1 for a copy."""
