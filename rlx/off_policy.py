@@ -18,6 +18,7 @@ from rlx.columns import Column
 from rlx.config.algos.off_policy_config import OffPolicyConfig
 from rlx.experience import Experience, Steps
 from rlx.memory import check_fits
+from rlx.nn.compiled_off_policy import CompiledActorCritic, compile_actor_critic
 from rlx.nn.critics import Critics
 from rlx.nn.encoders import make_encoder
 from rlx.nn.leaf_encoders import Encoder, EncoderSettings, FlatEncoder
@@ -109,6 +110,8 @@ class OffPolicyActorCritic:
         self.values_optimizer = FlatAdam(self.values, epsilon=1e-8, max_grad_norm=config.max_grad_norm)
         self.actor_optimizer = FlatAdam(self.actor, epsilon=1e-8, max_grad_norm=config.max_grad_norm)
         self.target = Target(self.values, self.values_optimizer)
+        self._compiled: CompiledActorCritic | None = None
+        self._compiled_parts: tuple[Any, ...] = ()
         self.env_steps = 0
         """Env steps of the run at the last update: the first ones are random."""
 
@@ -213,9 +216,35 @@ class OffPolicyActorCritic:
         """Gradient step `number` since the beginning of the run on a batch; returns metrics if they are to be measured."""
         raise NotImplementedError
 
+    @property
+    def _target_policy(self) -> Target[Actor] | None:
+        """What chooses the actions of targets, if not the policy itself."""
+        return None
+
+    @property
+    def compiled(self) -> CompiledActorCritic | None:
+        """The kernels of gradient steps; None where they do not apply, or where a subclass has replaced something that they contain."""
+        parts = (self.actor, self.policy, self.values, self.critics, self.actor_optimizer, self.values_optimizer, self.target)
+        if len(parts) != len(self._compiled_parts) or any(a is not b for a, b in zip(parts, self._compiled_parts, strict=True)):
+            self._compiled_parts, self._compiled = parts, self._compile()
+        return self._compiled
+
+    def _compile(self) -> CompiledActorCritic | None:
+        is_replaced = type(self)._policy_vjp is not OffPolicyActorCritic._policy_vjp or type(self.actor) is not Actor
+        if is_replaced or type(self.values) is not Values or self.encoder.has_weights:
+            return None
+        return compile_actor_critic(
+            self.policy, self.critics, self.actor_optimizer, self.values_optimizer, self.target, self._target_policy,
+            num_actions=self.range.size, log_alpha=self.actor.log_alpha,
+        )  # fmt: skip
+
+    def _noise(self, num: int) -> Tensor:
+        """Standard normal [n, A]."""
+        return torch.randn(num, self.range.size, device=self.device)
+
     def _learn_values(
         self, features: Tensor, action: Tensor, target: Tensor, weight: Tensor, learning_rate: float
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor | float]:  # fmt: skip
         """One step of the values towards targets [B] or [K, B]: half the squared error, summed over K; returns values [K, B] and the loss.
 
         Args:
@@ -225,6 +254,8 @@ class OffPolicyActorCritic:
             weight: [B] of the losses, or [K, B].
             learning_rate: step size.
         """
+        if compiled := self.compiled:
+            return compiled.values_step(features, action, target, weight, learning_rate)
         encoder = self.encoder
         value, backward = self.critics.forward_vjp(torch.cat((features.detach(), action), dim=-1))
         error = value - target

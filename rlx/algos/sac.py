@@ -93,6 +93,8 @@ class SAC(OffPolicyActorCritic):
     def _targets(self, batch: Steps, alpha: Tensor) -> Tensor:
         """[B]: eq. 3 with the soft value of eq. 4."""
         features, target_features = self._next_features(batch.next_obs)
+        if features is target_features and (compiled := self.compiled):
+            return compiled.targets(features, batch.reward, batch.discount, noise=self._noise(len(features)), alpha=alpha)
         found = squashed.sample(self.policy(features))
         soft_value = self.target.module(target_features, found.action).amin(0) - alpha * found.log_prob
         return torch.addcmul(batch.reward, batch.discount, soft_value)
@@ -132,6 +134,12 @@ class SAC(OffPolicyActorCritic):
 
     def _learn_policy(self, features: Tensor, alpha: Tensor, learning_rate: float, *, measure: bool) -> dict[str, Tensor | float]:
         """One step on the losses of policy and alpha, with the values as they are now."""
+        if compiled := self.compiled:
+            measured = compiled.policy_step(
+                features, learning_rate, noise=self._noise(len(features)), alpha=alpha, target_entropy=self._target_entropy,
+                log_alpha_bounds=(_LOG_ALPHA_MIN, _LOG_ALPHA_MAX),
+            )  # fmt: skip
+            return self._policy_metrics(alpha, *measured) if measure else {}
         num_rows = len(features)
         params, backward_net = self._policy_vjp(features)
         found = squashed.sample(params)
@@ -151,12 +159,15 @@ class SAC(OffPolicyActorCritic):
         grad_norm = self.actor_optimizer.step(loss[0], learning_rate)
         if log_alpha is not None:
             log_alpha.data.clamp_(_LOG_ALPHA_MIN, _LOG_ALPHA_MAX)
-        if not measure:
-            return {}
+        return self._policy_metrics(alpha, loss[0], grad_norm, log_prob, found.log_std.mean()) if measure else {}
+
+    def _policy_metrics(
+        self, alpha: Tensor, loss: Tensor | float, grad_norm: Tensor | float, log_prob: Tensor | float, log_std: Tensor | float
+    ) -> dict[str, Tensor | float]:  # fmt: skip
         return {
-            "loss/policy": loss[0],
+            "loss/policy": loss,
             "update/entropy": -log_prob,
             "update/entropy_coef": alpha[0],
-            "update/log_std": found.log_std.mean(),
+            "update/log_std": log_std,
             "update/grad_norm": grad_norm,
         }

@@ -18,7 +18,7 @@ from torch import Tensor
 from rlx.config.algos.td3_config import TD3Config
 from rlx.experience import Steps
 from rlx.nn.targets import Target
-from rlx.off_policy import OffPolicyActorCritic
+from rlx.off_policy import Actor, OffPolicyActorCritic
 from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, State, Tree
 
 
@@ -29,6 +29,10 @@ class TD3(OffPolicyActorCritic):
         self.config = config
         super().__init__(config, spec, num_envs, device, num_critics=2 if config.twin else 1, params_per_action=1)
         self.target_actor = Target(self.actor, self.actor_optimizer)
+
+    @property
+    def _target_policy(self) -> Target[Actor] | None:
+        return self.target_actor
 
     def state_dict(self) -> State:
         return {**super().state_dict(), "target_actor": self.target_actor.state_dict()}
@@ -69,14 +73,21 @@ class TD3(OffPolicyActorCritic):
         """[B]."""
         config = self.config
         features, target_features = self._next_features(batch.next_obs)
+        if features is target_features and (compiled := self.compiled):
+            return compiled.targets(
+                features, batch.reward, batch.discount, noise=self._noise(len(features)) if config.smoothing else None,
+                smoothing=config.smoothing, smoothing_clip=config.smoothing_clip,
+            )  # fmt: skip
         action = self.target_actor.module.net(features).tanh()
         if config.smoothing:
             noise = (config.smoothing * torch.randn_like(action)).clamp_(-config.smoothing_clip, config.smoothing_clip)
             action = (action + noise).clamp_(-1.0, 1.0)
         return torch.addcmul(batch.reward, batch.discount, self.target.module(target_features, action).amin(0))
 
-    def _learn_policy(self, features: Tensor, learning_rate: float) -> tuple[Tensor, Tensor]:
+    def _learn_policy(self, features: Tensor, learning_rate: float) -> tuple[Tensor | float, Tensor | float]:
         """One step up the first value; returns the loss and the gradient's norm."""
+        if compiled := self.compiled:
+            return compiled.policy_step(features, learning_rate)[:2]
         params, backward_net = self._policy_vjp(features)
         action = params.tanh()
         value, backward_value = self.critics.forward_vjp(torch.cat((features, action), dim=-1))

@@ -74,7 +74,7 @@ class CompiledActorCritic:
         self._alive = policy_layers, critic_layers, space, target, target_policy
 
     def targets(
-        self, features: Tensor, reward: Tensor, discount: Tensor, *, noise: Tensor, alpha: Tensor | None = None, smoothing: float = 0.0,
+        self, features: Tensor, reward: Tensor, discount: Tensor, *, noise: Tensor | None = None, alpha: Tensor | None = None, smoothing: float = 0.0,
         smoothing_clip: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Targets y [B] from the features [B, D] of successors.
@@ -83,13 +83,14 @@ class CompiledActorCritic:
             features: of the policy and the target critics.
             reward: [B].
             discount: [B] of the successors' values.
-            noise: [B, A] standard normal.
+            noise: [B, A] standard normal; not read for actions without noise.
             alpha: [1] weight of the entropy, of a Gaussian policy.
             smoothing: standard deviation of the noise on actions, of another one.
             smoothing_clip: bound of that noise.
         """
         num = len(features)
-        features, reward, discount, noise = _plain(features), _plain(reward), _plain(discount), _plain(noise)
+        features, reward, discount = _plain(features), _plain(reward), _plain(discount)
+        noise = features if noise is None else _plain(noise)
         alpha = reward if alpha is None else alpha
         self._settings[:2] = smoothing, smoothing_clip
         out = torch.empty(num)
