@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import warnings
@@ -11,7 +12,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig, RolloutConfig
+from rlx.config.algos.policy_gradient_config import Activation, MemoryKind, PolicyGradientConfig, RolloutConfig
+from rlx.config.algos.sac_config import SACConfig
+from rlx.config.algos.td3_config import TD3Config
 from rlx.config.compose import apply_overrides
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable
@@ -23,6 +26,7 @@ from rlx.store.layout import is_unborn, runs_directory
 from rlx.store.runs import RunDir, new_meta
 
 if TYPE_CHECKING:
+    from rlx.compiled_code import KernelModule
     from rlx.config.compose import Composed
     from rlx.config.schema import RunConfig
     from rlx.finetune import Source
@@ -63,13 +67,25 @@ def default_name(composed: Composed, *, timed: bool) -> str:
 def begin_compiling(config: RunConfig) -> None:
     """Compile the kernels that a run probably needs, if none of this machine's runs did; it takes as long as all that comes before them."""
     from rlx import compiled_code
-    from rlx.nn.kernel_modules import GRU_UNROLL, LEARNING
 
-    if isinstance(config.algo, RolloutConfig) and config.runtime.device in ("cpu", "auto"):
-        if config.algo.memory is MemoryKind.gru:
-            compiled_code.begin_compiling(GRU_UNROLL)
-        elif config.algo.memory is MemoryKind.none and isinstance(config.algo, PolicyGradientConfig):
-            compiled_code.begin_compiling(LEARNING)
+    if config.runtime.device in ("cpu", "auto") and (needed := _kernels_of(config)):
+        compiled_code.begin_compiling(needed)
+
+
+def _kernels_of(config: RunConfig) -> KernelModule | None:
+    """The kernels of gradient steps, if the networks of the algorithm probably use some."""
+    from rlx.nn.kernel_modules import GRU_UNROLL, LEARNING, MOST_WEIGHTS, OFF_POLICY
+
+    algo = config.algo
+    if isinstance(algo, RolloutConfig):
+        if algo.memory is MemoryKind.gru:
+            return GRU_UNROLL
+        return LEARNING if algo.memory is MemoryKind.none and isinstance(algo, PolicyGradientConfig) else None
+    if isinstance(algo, SACConfig | TD3Config):
+        is_small = max((a * b for a, b in itertools.pairwise(algo.hidden_sizes)), default=0) <= MOST_WEIGHTS
+        if is_small and not algo.layer_norm and algo.activation in (Activation.relu, Activation.tanh):
+            return OFF_POLICY
+    return None
 
 
 def check_new(composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None) -> Checked:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,12 @@ from torch import Tensor, nn
 from rlx.compiled_code import Kernel, load
 from rlx.nn.critics import Critics
 from rlx.nn.finite import refuse_non_finite
-from rlx.nn.kernel_modules import OFF_POLICY
+from rlx.nn.kernel_modules import MOST_WEIGHTS, OFF_POLICY
 from rlx.nn.mlp import MLP
 from rlx.nn.optim import FlatAdam
 from rlx.nn.targets import Target
 
 _TILE, _SPARE, _NETWORKS = 128, 7, 16  # as in `rlx.nn.off_policy_kernels`
-_MOST_WEIGHTS = 2**15
-"""Weights of a policy or of one critic up to which the kernels are used: wider products are faster in torch's libraries."""
 
 
 class CompiledActorCritic:
@@ -74,8 +73,8 @@ class CompiledActorCritic:
         self._alive = policy_layers, critic_layers, space, target, target_policy
 
     def targets(
-        self, features: Tensor, reward: Tensor, discount: Tensor, *, noise: Tensor | None = None, alpha: Tensor | None = None, smoothing: float = 0.0,
-        smoothing_clip: float = 0.0,
+        self, features: Tensor, reward: Tensor, discount: Tensor, *, noise: Tensor | None = None, alpha: Tensor | None = None,
+        smoothing: float = 0.0, smoothing_clip: float = 0.0,
     ) -> Tensor:  # fmt: skip
         """Targets y [B] from the features [B, D] of successors.
 
@@ -182,7 +181,7 @@ def compile_actor_critic(
         and policy.by_hand
         and policy.activation == critics.activation
         and not (len(policy.norms) or len(critics.scales))
-        and largest <= _MOST_WEIGHTS
+        and largest <= MOST_WEIGHTS
         and _is_whole(policy_optimizer, of_policy)
         and _is_whole(critics_optimizer, of_critics)
     )
@@ -194,7 +193,7 @@ def compile_actor_critic(
     )  # fmt: skip
 
 
-def _is_whole(optimizer: FlatAdam, parameters: list[nn.Parameter]) -> bool:
+def _is_whole(optimizer: FlatAdam, parameters: Sequence[Tensor]) -> bool:
     """Whether the optimiser's vector, in float32 on the CPU, is made of these parameters."""
     vector = optimizer.parameters
     is_plain = type(optimizer) is FlatAdam and vector.device.type == "cpu" and vector.dtype == torch.float32

@@ -17,3 +17,5 @@ OFF_POLICY = KernelModule(
     "rlx.nn.off_policy_kernels", (("targets", "p"), ("values_step", "p"), ("policy_step", "p")), parts=_PARTS,
     long=("targets", "values_step", "policy_step"),
 )  # fmt: skip
+MOST_WEIGHTS = 2**15
+"""Weights of a layer up to which `OFF_POLICY` is used: the products of wider ones are as fast in torch."""

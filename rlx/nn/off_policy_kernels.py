@@ -1,8 +1,8 @@
 """Compiled kernels for gradient steps of actor-critics from a replay, with small MLPs on a CPU: targets, values and policy.
 
 As in `rlx.nn.kernels`, rows are processed in tiles of `_TILE`, whose activations lie feature-major, [feature, row], and the parameters of
-a module lie in one float32 vector. `layers` [L, 4] has one row per linear layer: inputs, outputs, and the offsets of its weight and bias.
-A policy's weight is [outputs, inputs]. Those of K critics are [K, inputs, outputs] and [K, 1, outputs], and their last layer has one output.
+a module lie in one float32 vector. `layers` [L, 4] has one row per linear layer: inputs, outputs, and the offsets of weight and bias. A
+policy's weight is [outputs, inputs]. Those of K critics are [K, inputs, outputs] and [K, 1, outputs]; their last layer has one output.
 
 Each kernel takes a block of addresses and integers, see `rlx.nn.compiled_off_policy`: first what changes from call to call, then what
 describes the networks. A step whose loss or gradient is not finite changes nothing but the gradient.
@@ -203,7 +203,7 @@ def _moments(block, at, size):
 
 @exact
 def targets(block):
-    """y [B] = reward + discount * value at the features [B, D] of successors, for noise [B, A].
+    """Y [B] = reward + discount * value at the features [B, D] of successors, for noise [B, A].
 
     The value is the least of the critics'. For a squashed Gaussian alpha times the log-probability is subtracted. Otherwise the action is
     tanh of the policy's output, plus noise times a deviation, bounded.
@@ -212,7 +212,7 @@ def targets(block):
     out, features, num_rows, noise = floats(block[0]), floats(block[1]), block[2], floats(block[3])
     reward, discount, alpha, settings = floats(block[4]), floats(block[5]), floats(block[6])[0], doubles(block[7])
     num_features, num_actions, num_members, relu, is_gaussian = _numbers(block, at)
-    actor_layers, critic_layers, tiles, widest = _networks(block, at)
+    actor_layers, critic_layers, tiles, _ = _networks(block, at)
     actor, critics = _vectors(block, at)
     spill, log_prob, least, which = tiles[:4], tiles[4], tiles[5], tiles[6]
     x = tiles[_SPARE : _SPARE + num_features + num_actions]
@@ -266,7 +266,12 @@ def values_step(block):
     grad, mean, square = _moments(block, at, len(theta))
     spill, d_inputs = tiles[:4], tiles[:4]
     used = _SPARE + num_features + num_actions
-    x, d, spare, hidden = tiles[_SPARE:used], tiles[used : used + widest], tiles[used + widest : used + 2 * widest], tiles[used + 2 * widest :]
+    x, d, spare, hidden = (
+        tiles[_SPARE:used],
+        tiles[used : used + widest],
+        tiles[used + widest : used + 2 * widest],
+        tiles[used + 2 * widest :],
+    )
     height = _height(layers)
     _fill(spill, 4, _TILE)
     for i in range(len(grad)):
