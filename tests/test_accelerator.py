@@ -18,7 +18,7 @@ WAITS = {
     "i2a": (3, 6), "ppo-images": (3, 1), "ppo-lstm": (3, 3), "ppo-gru-masked": (4, 3), "sac": (3, 3), "td3": (3, 3),
     "sac-steve": (3, 14), "sac-mbpo": (3, 9),
     "pqn": (3, 1), "pqn-gru-masked": (4, 3),
-    "ibp": (5, 12), "ibp-corrupted": (6, 12),
+    "ibp": (3, 3), "ibp-corrupted": (6, 3),
 }  # fmt: skip
 
 

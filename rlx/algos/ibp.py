@@ -284,7 +284,8 @@ class IBP:
         if isinstance(self.model, InteractionNetwork):
             metrics |= self._update_model(rollout, share)
         self._controller_adam.check()
-        return metrics | {"update/num_gradient_steps": 1.0}
+        steps = 1 + (self.manager is not None) + (self.config.model_steps if isinstance(self.model, InteractionNetwork) else 0)
+        return metrics | {"update/num_gradient_steps": float(steps)}
 
     @contextlib.contextmanager
     def _fixed_model(self) -> Iterator[None]:
