@@ -317,11 +317,13 @@ def test_a_sweep_without_claims_has_none_to_draw(here: Path, run_command: Comman
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("experiment", "trusted"), [("trust_targets", "trust_steve"), ("trust_data", "trust_threshold")])
-def test_no_rule_of_trust_sees_errors_that_all_members_share(experiment: str, trusted: str, here: Path, run_command: Command) -> None:
-    """The negative control: five seeds of Pendulum, with half of the predictions replaced alike in all members."""
-    words = "env=pendulum algo.model.corruption=shared algo.model.corrupt_prob=0.5 log.wandb=disabled"
-    said(run_command, f"sweep experiment=trust_off,{trusted} {words} --seeds 5 --name control")
-    claims = json.loads(said(run_command, f"compare control --claims {experiment} --json"))["claims"]
-    control = [claim for claim in claims if claim["claim"]["expected"] == "fails" and claim["at"] == 3000]
-    assert [(claim["verdict"], claim["as_expected"]) for claim in control] == [("fails", True)]
+def test_steve_uses_a_model_whose_errors_all_members_share(here: Path, run_command: Command) -> None:
+    """The negative control: five seeds of Pendulum with half of the predictions replaced, alike in all members or in each by itself.
+
+    It is about use and not about returns: on Pendulum agents with a model that is wrong half of the time learn in the end.
+    """
+    words = "env=pendulum algo.model.corruption=independent,shared algo.model.corrupt_prob=0.5 log.wandb=disabled"
+    said(run_command, f"sweep experiment=trust_steve {words} --seeds 5 --name control")
+    claims = json.loads(said(run_command, "compare control --claims trust_targets --json"))["claims"]
+    (unseen,) = (claim for claim in claims if claim["claim"]["name"] == "unseen, steve")
+    assert unseen["verdict"] == "holds"
