@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3, and a loop compiled by JAX, in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [sac] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -65,6 +65,14 @@ from stable_baselines3.common.vec_env import VecFrameStack
 env = VecFrameStack(make_atari_env("PongNoFrameskip-v4", 8, seed=0), 4)
 model = PPO("CnnPolicy", env, n_steps=128, batch_size=256, n_epochs=4, clip_range=0.1, ent_coef=0.01, device="cpu")
 model.learn(1024); start = time.process_time(); model.learn(4096); print(4096 / (time.process_time() - start))
+"""
+SB3_SAC = """
+import sys, time, warnings; warnings.filterwarnings("ignore")
+import torch; torch.set_num_threads(1)
+from stable_baselines3 import SAC
+model = SAC("MlpPolicy", {id!r}, policy_kwargs=dict(net_arch={sizes}), batch_size={batch}, learning_starts=100, seed=int(sys.argv[1]), device="cpu")
+model.learn(200); start = time.process_time(); model.learn({total}, reset_num_timesteps=False)
+print({total} / (time.process_time() - start))
 """
 
 
@@ -184,6 +192,51 @@ def atari() -> None:
         print(f"PPO on {env[0]}, 8 envs x 128, 4 epochs x 4 minibatches, Nature network, {precision}: {speed:,.0f} env steps per CPU second "
               f"(at least {target} wanted), {memory:,.0f} MB resident (at most 900)"
               + f", {speed / theirs:.2f} times SB3's speed" * bool(theirs), flush=True)  # fmt: skip
+
+
+def sac() -> None:
+    """In CPU time; at 256-256 beside the arithmetic of its matrix products, at the speed of one such product."""
+    for env, env_id, width, batch, total in (("pendulum", "Pendulum-v1", 64, 128, 6000), ("halfcheetah", "HalfCheetah-v5", 256, 256, 1500)):
+        shape = ["algo=sac", f"env={env}", "recipe=null", "env.num_envs=1", f"algo.hidden_sizes=[{width},{width}]", f"algo.batch_size={batch}",
+                 "algo.initial_steps=100"]  # fmt: skip
+        ours: list[float] = []
+        measured(200, *shape)  # compiles kernels, if this is the first time
+
+        def speed(seed: int, shape: list[str] = shape, total: int = total, ours: list[float] = ours) -> float:
+            ours.append(steps_per_cpu_s(200, 200 + total, *shape, f"seed={seed}")[0])
+            return ours[-1]
+
+        theirs = SB3_SAC.format(id=env_id, sizes=[width, width], batch=batch, total=total // 2)
+        title = f"SAC on {env_id}, one gradient step of {batch} for each env step, {width}-{width}"
+        if importlib.util.find_spec("stable_baselines3"):
+            compare(title, speed, lambda seed, script=theirs: sb3(script, seed), repeats=3, unit="steps per CPU s")
+        else:
+            print(f"{title}\n  rlx {speed(0):,.0f} steps per CPU s; Stable-Baselines3 is not installed", flush=True)
+        if width == 256:
+            per_s, floor = (
+                statistics.median(ours),
+                2 * batch * (4 * products(17, width, 12) + 12 * products(23, width, 1)) / flops_per_s(),
+            )
+            print(f"  matrix products alone would take {1e3 * floor:.1f} of its {1e3 / per_s:.1f} ms, {floor * per_s:.0%}", flush=True)
+
+
+def products(num_inputs: int, width: int, num_outputs: int) -> int:
+    """Multiplications of one row with the weights of two hidden layers."""
+    return num_inputs * width + width * width + width * num_outputs
+
+
+def flops_per_s() -> float:
+    """Of a 256 x 256 x 256 matrix product on one thread, in CPU time; the best of many."""
+    import torch
+
+    torch.set_num_threads(1)
+    a, b, best = torch.randn(256, 256), torch.randn(256, 256), 0.0
+    for _ in range(50):
+        begin = time.process_time()
+        for _ in range(20):
+            a @ b
+        best = max(best, 20 * 2 * 256**3 / (time.process_time() - begin))
+    return best
 
 
 def minigrid() -> None:
@@ -431,7 +484,23 @@ def envs() -> None:
 if __name__ == "__main__":
     benchmarks = {
         f.__name__: f
-        for f in (start, solve, cartpole, halfcheetah, atari, minigrid, checkpoint, sweep, selfplay, planning, latent, i2a, memory, envs)
+        for f in (
+            start,
+            solve,
+            cartpole,
+            halfcheetah,
+            sac,
+            atari,
+            minigrid,
+            checkpoint,
+            sweep,
+            selfplay,
+            planning,
+            latent,
+            i2a,
+            memory,
+            envs,
+        )
     }
     for name in sys.argv[1:] or benchmarks:
         benchmarks[name]()
