@@ -336,7 +336,7 @@ class SequenceReplay:
         After a termination, where values are 0, it is the observation of that step.
         """
         over = self.rows["is_last"][index]
-        found = self.rows.take(name, torch.where(over, index, self.following(index, 2)[:, 1]))
+        found = self.rows.take(name, torch.where(over, index, (index + self.num_envs) % self.size))
         cut = self._beyond.has(index)
         if cut.any():
             put(found, cut, self.beyond(index[cut]))
