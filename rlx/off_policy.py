@@ -6,7 +6,7 @@ gradient of its own (Yarats et al. 2019, https://arxiv.org/abs/1910.01741, for i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -196,7 +196,7 @@ class OffPolicyActorCritic:
             return {**metrics, "update/num_gradient_steps": 0.0}
         first = gradient_steps_due(0, before, utd=config.utd, begin=config.initial_steps)
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
-        for number, batch in enumerate(self._drawn(due).batches(config.batch_size), start=first):
+        for number, batch in enumerate(self._batches(due), start=first):
             metrics |= self._step(batch, number, learning_rate, measure=number % _MEASURED == 0)
         self.values_optimizer.check()
         self.actor_optimizer.check()
@@ -208,9 +208,9 @@ class OffPolicyActorCritic:
         """What an agent does with a rollout that was added to the replay, before gradient steps; returns metrics."""
         return {}
 
-    def _drawn(self, num: int) -> Steps:
-        """The steps of `num` batches, one after another."""
-        return self.experience.draw(num * self.settings.batch_size)
+    def _batches(self, num: int) -> Iterator[Steps]:
+        """A batch for each of `num` gradient steps."""
+        return self.experience.draw_batches(num, self.settings.batch_size)
 
     def _step(self, batch: Steps, number: int, learning_rate: float, *, measure: bool) -> dict[str, Tensor | float]:
         """Gradient step `number` since the beginning of the run on a batch; returns metrics if they are to be measured."""

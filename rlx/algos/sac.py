@@ -15,6 +15,7 @@ deviation are bounded. With several critics K the least of all is taken.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -104,9 +105,11 @@ class SAC(OffPolicyActorCritic):
     def _prepare(self, rollout: Rollout, progress: Progress) -> dict[str, Tensor | float]:
         return {} if self.imagination is None else self.imagination.update(rollout, progress, self._policy_of)
 
-    def _drawn(self, num: int) -> Steps:
-        steps = super()._drawn(num)
-        return steps if self.imagination is None else self.imagination.blend(steps, self.config.batch_size)
+    def _batches(self, num: int) -> Iterator[Steps]:
+        if self.imagination is None:
+            return super()._batches(num)
+        batch_size = self.config.batch_size
+        return self.imagination.blend(self.experience.draw(num * batch_size), batch_size).batches(batch_size)
 
     def _policy_of(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions [*, A] in [-1, 1] and their log-probabilities [*] at obs [*, D], which are vectors."""
