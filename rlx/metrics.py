@@ -43,6 +43,7 @@ MEANINGS = {
     "update/entropy_coef": "weight of the entropy in SAC's objective, alpha",
     "update/log_std": "mean logarithm of the policy's standard deviation, before it is squashed",
     "update/q_value": "mean value of the actions in a batch",
+    "update/epsilon": "probability of a random action in training",
     "update/approx_kl": "divergence of the policy from the one that acted, nats",
     "update/clip_fraction": "clip fraction: share of the probability ratios beyond the clip",
     "update/kl_coef": "weight of the divergence's penalty",

@@ -205,7 +205,7 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
     env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.stdout.splitlines() == [
-        "a2c alphago alphazero dqn i2a muzero pets ppo pqn reinforce",
+        "a2c alphago alphazero dqn i2a ibp muzero pets ppo pqn reinforce sac td3",
         "algo.learning_rate= algo.learning_rate=0.0003",
         "latest lander",
     ], done.stderr

@@ -98,11 +98,12 @@ def test_every_extra_that_a_message_names_exists() -> None:
     assert {"mujoco", "box2d", "atari", "video", "dev"} <= extras
 
 
-def test_every_recipe_is_for_an_algorithm_and_an_environment_that_there_are() -> None:
-    envs = {p.stem for p in (ROOT / "conf" / "env").glob("*.yaml")} | {"atari"}  # a family of ids
+def test_every_recipe_is_for_an_algorithm_or_experiments_and_an_environment_that_there_are() -> None:
+    envs = {p.stem for p in (ROOT / "conf" / "env").glob("*.yaml")} | {"atari", "minatar"}  # families of ids
+    experiments = {p.stem.partition("_")[0] for p in (ROOT / "conf" / "experiment").glob("*_*.yaml")}
     for path in (ROOT / "conf" / "recipe").glob("*.yaml"):
         algo, _, env = path.stem.partition("_")
-        assert algo in ALGORITHMS, path
+        assert algo in {*ALGORITHMS, *experiments}, path
         assert env in envs, path
 
 

@@ -235,7 +235,7 @@ FAILS = {
     "wide metrics": ("update(self, rollout, progress)", "return {'a/b': torch.ones(3)}", 5, "a tensor of shape (3,) as the metric 'a/b'"),
     "no output": (ACT, "return None", 5, "returned something that cannot be used (TypeError: "),
     "shape": (ACT, "return super().act(obs[:2], carry, is_first, mode='eval')", 5, "actions of shape (2,), expected one for each of 4"),
-    "state": (SAVE, "return {'net': [lambda: 1]}", 4, "state_dict()['net'][0] is a function, which cannot be saved as data"),
+    "state": (SAVE, "return {'net': [lambda: 1]}", 4, "algo['net'][0] is a function, which cannot be saved as data"),
 }  # fmt: skip
 
 

@@ -33,7 +33,8 @@ from rlx.track.logger import RunLogger
 pytestmark = pytest.mark.usefixtures("small_segments")
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("reinforce", "continuous"), ("a2c", "gymnasium"), ("alphazero", "game"),
           ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid"), ("dqn", "native"), ("pqn", "grid"),
-          ("sac", "continuous"), ("td3", "continuous"), ("sac-steve", "pole"), ("sac-mbpo", "continuous")]  # fmt: skip
+          ("sac", "continuous"), ("td3", "continuous"), ("sac-steve", "pole"), ("sac-mbpo", "continuous"),
+          ("ibp", "spaceship")]  # fmt: skip
 """Every algorithm, and every kind of environment; tests/test_kills.py kills them on all that they can train on, many times."""
 
 

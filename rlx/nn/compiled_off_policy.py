@@ -196,10 +196,11 @@ def compile_actor_critic(
 def _is_whole(optimizer: FlatAdam, parameters: Sequence[Tensor]) -> bool:
     """Whether the optimiser's vector, in float32 on the CPU, is made of these parameters."""
     vector = optimizer.parameters
-    is_plain = type(optimizer) is FlatAdam and vector.device.type == "cpu" and vector.dtype == torch.float32
+    if type(optimizer) is not FlatAdam or vector.device.type != "cpu" or vector.dtype != torch.float32:
+        return False
     storage = vector.untyped_storage().data_ptr()
     lie_there = all(p.untyped_storage().data_ptr() == storage for p in parameters)
-    return is_plain and lie_there and len(vector) == sum(p.numel() for p in parameters)
+    return lie_there and len(vector) == sum(p.numel() for p in parameters)
 
 
 class _Call:
