@@ -30,12 +30,13 @@ class ActionRange:
                 f"{verb} continuous actions, and env={spec.id} has action space {space}; try env=cartpole_continuous or env=pendulum, "
                 "or algo=ppo for discrete actions"
             )
-        if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        with np.errstate(over="ignore"):  # bounds as large as float32 has mean that there are none
+            low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+            self.centre_array, self.half_array = (high + low) / 2.0, (high - low) / 2.0
+        if not (np.isfinite(self.centre_array).all() and np.isfinite(self.half_array).all()):
             raise ConfigError(f"{verb} within bounds, and env={spec.id} has the unbounded action space {space}; clip it in the env")
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
         self.size = len(low)
         """A."""
-        self.centre_array, self.half_array = (high + low) / 2.0, (high - low) / 2.0
         self._centre, self.half = (torch.from_numpy(x).to(device) for x in (self.centre_array, self.half_array))
         """[A] half of the range, as a tensor in `half`."""
         self._inverse = torch.where(self.half > 0.0, 1.0 / self.half, 0.0)

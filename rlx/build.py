@@ -195,6 +195,14 @@ def replay_notes(algo: Algorithm, config: AlgoConfig) -> list[str]:
     return [f"the replay takes {algo.replay_bytes / 1e9:.1f} GB once it is full; algo.{setting} sets its length"]
 
 
+def budget_notes(config: RunConfig) -> list[str]:
+    """A warning where the budget ends before learning begins."""
+    first, budget = getattr(config.algo, "initial_steps", 0), config.loop.total_env_steps
+    if first < budget:
+        return []
+    return [f"nothing is learned: loop.total_env_steps={budget:,} ends within the algo.initial_steps={first:,} random steps"]
+
+
 def _rounded(x: float) -> int:
     """A number with two digits that is at most x."""
     unit = 10 ** max(0, len(str(int(x))) - 2)

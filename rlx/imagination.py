@@ -240,8 +240,9 @@ class Imagination:
         settings = self.settings
         model_free = settings.weights is Weights.model_free
         horizon = 0 if model_free else settings.horizon
+        next_obs = batch.next_obs.to(batch.reward.dtype)  # MuJoCo observes in float64
         found = expand(
-            self._model, policy, critics, batch.reward, batch.discount, batch.next_obs, alpha=alpha, gamma=self._gamma,
+            self._model, policy, critics, batch.reward, batch.discount, next_obs, alpha=alpha, gamma=self._gamma,
             horizon=horizon, num_critics=self.num_critics, num_actions=self._num_actions,
         )  # fmt: skip
         is_steve = settings.expansion is Expansion.steve and not model_free

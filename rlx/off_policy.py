@@ -17,7 +17,6 @@ from rlx.action_range import ActionRange
 from rlx.columns import Column
 from rlx.config.algos.off_policy_config import OffPolicyConfig
 from rlx.experience import Experience, Steps
-from rlx.memory import check_fits
 from rlx.nn.compiled_off_policy import CompiledActorCritic, compile_actor_critic
 from rlx.nn.critics import Critics
 from rlx.nn.encoders import make_encoder
@@ -72,7 +71,7 @@ class OffPolicyActorCritic:
         log_alpha: as of `Actor`.
 
     Raises:
-        ConfigError: for action spaces other than a bounded Box, and for a replay that does not fit into memory.
+        ConfigError: for action spaces other than a bounded Box.
     """
 
     weight_parts: tuple[str, ...] = ("actor", "values")
@@ -96,7 +95,6 @@ class OffPolicyActorCritic:
             spec, config.replay_size, num_envs, action=column, n_step=config.n_step, discount=config.discount, device=device
         )
         self.replay_bytes = self.experience.num_bytes
-        check_fits(self.replay_bytes, f"a replay of algo.replay_size={config.replay_size:,} steps")
         encoder = make_encoder(spec, EncoderSettings(kind=config.encoder.value))
         sizes, activation = config.hidden_sizes, config.activation.value
         critics = Critics(

@@ -9,7 +9,17 @@ from typing import Any
 
 import torch
 
-from rlx.build import build_algorithm, env_factory, env_spec, image_notes, known_best, replay_notes, setup_torch, spaces_in_words
+from rlx.build import (
+    budget_notes,
+    build_algorithm,
+    env_factory,
+    env_spec,
+    image_notes,
+    known_best,
+    replay_notes,
+    setup_torch,
+    spaces_in_words,
+)
 from rlx.checkpointer import Checkpointer
 from rlx.collect import Collector
 from rlx.config.saved import save_config
@@ -81,5 +91,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         network=algo.network_report() if isinstance(algo, ReportsNetwork) else None,
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
         + image_notes(config.algo, spec)
-        + replay_notes(algo, config.algo),
+        + replay_notes(algo, config.algo)
+        + budget_notes(config),
     )

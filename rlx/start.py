@@ -196,7 +196,7 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
     """
     import gymnasium
 
-    from rlx.build import build_algorithm, env_factory, env_spec, image_notes, replay_notes, resolve_device, spaces_in_words
+    from rlx.build import budget_notes, build_algorithm, env_factory, env_spec, image_notes, replay_notes, resolve_device, spaces_in_words
     from rlx.envs.registry import GameEnvFactory
     from rlx.finetune import FILE, check_fits
     from rlx.types import ReportsNetwork
@@ -211,7 +211,7 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
     if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     algo = build_algorithm(config, spec, device)
-    notes = image_notes(config.algo, spec) + replay_notes(algo, config.algo)
+    notes = image_notes(config.algo, spec) + replay_notes(algo, config.algo) + budget_notes(config)
     network = algo.network_report() if isinstance(algo, ReportsNetwork) else None
     if source is None:
         return Checked(warnings=notes, network=network)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rlx.action_range import ActionRange
 from rlx.algos.sac import SAC
 from rlx.algos.td3 import TD3
 from rlx.config.algos.policy_gradient_config import Activation
@@ -56,6 +57,12 @@ def rollout(num_steps: int, num_envs: int = 1, *, action: Tensor | None = None) 
         reward=torch.randn(num_steps, num_envs), terminated=no, truncated=no, is_first=no, final_t=torch.zeros(0, dtype=torch.long),
         final_b=torch.zeros(0, dtype=torch.long), final_obs=torch.zeros(0, 3), carry=(),
     )  # fmt: skip
+
+
+def test_bounds_as_large_as_float32_has_are_none() -> None:
+    space = gymnasium.spaces.Box(-3e38, 3e38, (2,))
+    with pytest.raises(ConfigError, match="unbounded action space"):
+        ActionRange(EnvSpec(id="arm", observation_space=SPEC.observation_space, action_space=space), CPU, verb="tests choose")
 
 
 @pytest.mark.usefixtures("double")

@@ -10,8 +10,9 @@ import pytest
 import torch
 from resumable import FIT, compose
 
-from rlx.build import build_algorithm, env_factory, env_spec, replay_notes
+from rlx.build import budget_notes, build_algorithm, env_factory, env_spec, replay_notes
 from rlx.config.algo_registry import ALGORITHMS
+from rlx.config.compose import Composer
 from rlx.errors import ConfigError
 from rlx.priorities import Priorities
 from rlx.replay import gradient_steps_due
@@ -58,6 +59,14 @@ def test_draws_by_priority_go_on_where_they_were_saved_and_never_take_a_row_of_w
         (index, prob), _ = one.draw(1_000), torch.set_rng_state(state)
         assert all(map(torch.equal, (index, prob), two.draw(1_000)))
         assert (one.values[index] > 0).all()
+
+
+@pytest.mark.parametrize("name", ["sac", "pets"])
+def test_a_budget_that_ends_before_learning_begins_is_pointed_out(name: str) -> None:
+    settings = [f"algo={name}", "env=pendulum", "algo.initial_steps=500"]
+    (note,) = budget_notes(Composer().compose([*settings, "loop.total_env_steps=500"]).config)
+    assert note == "nothing is learned: loop.total_env_steps=500 ends within the algo.initial_steps=500 random steps"
+    assert budget_notes(Composer().compose([*settings, "loop.total_env_steps=501"]).config) == []
 
 
 WITH_REPLAY = [

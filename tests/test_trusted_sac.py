@@ -50,6 +50,17 @@ def test_with_all_weight_on_no_imagined_step_the_target_is_the_mean_of_the_criti
     assert found.metrics == {"trust/w_0": 1.0, "trust/use": 0.0, "trust/model_calls": 0.0}
 
 
+def test_targets_look_ahead_from_observations_in_float64_as_mujoco_has_them():
+    algo, steps = make(expansion=Expansion.steve), batch()
+    assert algo.imagination is not None
+    found = []
+    for next_obs in (steps.next_obs, steps.next_obs.double()):
+        torch.manual_seed(5)
+        targets = algo.imagination.expand(steps._replace(next_obs=next_obs), algo._policy_of, algo._target_values, alpha=0.2, measure=False)
+        found.append(targets.target)
+    assert torch.equal(*found)
+
+
 def test_critics_learn_from_imagined_steps_of_their_own_beside_the_real_ones():
     algo, steps = make(expansion=Expansion.mve, horizon=2, td_k=True), batch()
     assert algo.imagination is not None

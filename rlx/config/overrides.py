@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.schema import RunConfig, is_resumable
-from rlx.config.setting import unused
+from rlx.config.setting import all_fields, unused
 from rlx.config.synonyms import as_typed, key_for
 from rlx.errors import ConfigError, NoEffectError
 
@@ -124,8 +124,7 @@ def check_key(override: Override, keys: dict[str, Any], algo: str) -> None:
         raise ConfigError(
             f"{key}: unknown key{f' for algo={algo}' if key.startswith('algo.') else ''}; write {as_typed(key, value, meant)}"
         )
-    name = key.removeprefix("algo.") if key.startswith("algo.") else ""
-    if owners := [other for other, info in ALGORITHMS.items() if name in {f.name for f in dataclasses.fields(info.config)}]:
+    if owners := [other for other, info in ALGORITHMS.items() if key in {own for own, *_ in all_fields(info.config(), "algo")}]:
         raise ConfigError(f"{key}: unknown key for algo={algo}; it is a setting of algo={', '.join(owners)}")
     near = difflib.get_close_matches(key, [k for k in keys if not k.startswith(("algo.name", "env.id"))], n=1, cutoff=0.6)
     where = f" for algo={algo}" if key.startswith("algo.") else ""

@@ -121,7 +121,8 @@ def check_ranges(owner: Any, prefix: str) -> None:
         suffix = ", or null" if "None" in str(field_.type) else ""
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, int | float) and not isinstance(number, bool):
-                require(_is_in_range(number, rules), key, (rules.expected or in_words(rules._replace(at_most=None))) + suffix, value)
+                expected = rules.expected or in_words(rules._replace(at_most=None)) or "finite"
+                require(_is_in_range(number, rules), key, expected + suffix, value)
                 if rules.at_most is not None:
                     require(number <= rules.at_most, key, f"at most {rules.at_most:,}{suffix}", value)
 
@@ -146,10 +147,10 @@ def _is_in_range(number: float, rules: Rules) -> bool:
         opening, low, high, closing = _INTERVAL.fullmatch(rules.within).groups()  # type: ignore[union-attr]
         above = number >= float(low) if opening == "[" else number > float(low)
         return above and (number <= float(high.replace(",", "")) if closing == "]" else number < float(high.replace(",", "")))
+    if math.isinf(number) and not rules.infinite:
+        return False
     if rules.above is None and rules.at_least is None:
         return True
-    if number == math.inf and not rules.infinite:
-        return False
     return number >= rules.at_least if rules.at_least is not None else number > rules.above  # type: ignore[operator]
 
 

@@ -158,9 +158,12 @@ class TrustedConfig(OffPolicyConfig):
         super().check()
         model = self.model
         require(bool(model.hidden_sizes), "algo.model.hidden_sizes", "positive widths, e.g. [64,64]", model.hidden_sizes)
-        least = 2 if self.expansion is Expansion.steve else 1
-        why = f"at least {least} with algo.expansion=steve, whose weights are variances over members"
-        require(model.ensemble_size >= least, "algo.model.ensemble_size", why, model.ensemble_size)
+        many = model.ensemble_size > 1
+        why = "at least 2 with algo.expansion=steve, whose weights are variances over members"
+        require(many or self.expansion is not Expansion.steve, "algo.model.ensemble_size", why, model.ensemble_size)
+        doubts = self.imagined is Imagined.mbpo and self.stop in (StopRule.rank, StopRule.threshold)
+        why = f"at least 2 with algo.stop={self.stop.value}: doubt is the disagreement of members"
+        require(many or not doubts, "algo.model.ensemble_size", why, model.ensemble_size)
 
     def least_weights(self) -> int:
         sizes = self.model.hidden_sizes
