@@ -67,6 +67,8 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("n_steps=2048", "write algo.rollout_length=2048"),
     ("algo=muzero n_steps=3", "write algo.td_steps=3"),
     ("batch_size=64", "write algo.num_minibatches=N: a rollout of algo.rollout_length * env.num_envs steps is dealt into N minibatches"),
+    ("algo=dqn target_update_interval=500", "write algo.target_every=500"),
+    ("algo=sac env=pendulum alpha=0.2", "write algo.entropy_coef=0.2"),
     ("algo=muzero batch_size=64", "write algo.batch_size=64"),
     ("n_epochs=3", "write algo.num_epochs=3"),
     ("clip_range=0.1", "write algo.clip=0.1"),
@@ -85,6 +87,7 @@ BAD_SETTINGS: list[tuple[str, ...]] = [
     ("--mutirun seed=1,2", "--mutirun: unknown option; did you mean `rlx train --multirun seed=1,2`?"),
     # typos of groups
     ("algo=pppo", "algo=pppo: no such algo; did you mean algo=ppo?"),
+    ("algo=ddpg env=pendulum", "algo=ddpg: is no algorithm of its own here; write algo=td3 algo.twin=false algo.delay=1 algo.smoothing=0"),
     ("algo=dreamer", "algo=dreamer: no such algo; expected one of "),
     (
         "algo=alphazero env=cartpole",

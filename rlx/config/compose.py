@@ -37,6 +37,7 @@ from rlx.config.plain import parse_plain
 from rlx.config.recipe_families import recipe_family
 from rlx.config.saved import flatten, leaf_keys, to_run_config
 from rlx.config.schema import RunConfig
+from rlx.config.synonyms import ALGOS
 from rlx.config.whole_numbers import accept_whole_floats
 from rlx.errors import ConfigError
 from rlx.trust import code_named, refuse_module
@@ -294,6 +295,8 @@ class Composer:
             if self._stranger is not None:
                 refuse_module("algo", name, self._stranger, kind="sweep")
             return
+        if group == "algo" and name in ALGOS:
+            raise ConfigError(f"algo={name}: is no algorithm of its own here; write {ALGOS[name]}")
         raise ConfigError(f"{group}={name}: no such {group}; {did_you_mean(name, options, key=f'{group}=')}")
 
     def _resolve_algo(self, groups: dict[str, str | None]) -> str | None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection
 
 _KEYS: dict[str, str] = {
-    "lr": "algo.learning_rate", "pi_lr": "algo.learning_rate", "alpha": "algo.learning_rate", "step_size": "algo.learning_rate",
+    "lr": "algo.learning_rate", "pi_lr": "algo.learning_rate", "alpha": "algo.entropy_coef algo.learning_rate",
+    "step_size": "algo.learning_rate",
     "anneal_lr": "algo.anneal_learning_rate", "lr_schedule": "algo.anneal_learning_rate",
     "gamma": "algo.discount", "discount_factor": "algo.discount",
     "lam": "algo.gae_lambda", "lambda": "algo.gae_lambda", "lambda_": "algo.gae_lambda", "gae": "algo.gae_lambda",
@@ -34,6 +35,16 @@ _KEYS: dict[str, str] = {
     "activation_fn": "algo.activation", "fcnet_activation": "algo.activation",
     "buffer_size": "algo.replay_size algo.model_replay_size", "replay_buffer_size": "algo.replay_size algo.model_replay_size",
     "replay_capacity": "algo.replay_size algo.model_replay_size", "learning_starts": "algo.replay_start algo.initial_steps",
+    "gradient_steps": "algo.utd", "utd_ratio": "algo.utd", "updates_per_step": "algo.utd", "num_updates": "algo.utd",
+    "train_freq": "algo.rollout_length", "train_frequency": "algo.rollout_length", "start_steps": "algo.initial_steps",
+    "policy_delay": "algo.delay", "policy_frequency": "algo.delay", "policy_freq": "algo.delay", "polyak": "algo.tau",
+    "target_update_interval": "algo.target_every", "target_network_frequency": "algo.target_every",
+    "target_network_update_freq": "algo.target_every", "n_critics": "algo.num_critics", "autotune": "algo.adapt_entropy_coef",
+    "target_policy_noise": "algo.smoothing", "policy_noise": "algo.smoothing", "target_noise_clip": "algo.smoothing_clip",
+    "noise_clip": "algo.smoothing_clip", "exploration_noise": "algo.exploration_std", "act_noise": "algo.exploration_std",
+    "exploration_initial_eps": "algo.epsilon_start", "start_e": "algo.epsilon_start", "exploration_final_eps": "algo.epsilon_end",
+    "end_e": "algo.epsilon_end", "exploration_fraction": "algo.epsilon_fraction", "double_q": "algo.double",
+    "prioritized_replay": "algo.per", "prioritized": "algo.per",
     "num_mcts_sims": "algo.search.num_simulations", "n_simulations": "algo.search.num_simulations",
     "simulations": "algo.search.num_simulations",
     "population": "algo.planner.num_candidates", "popsize": "algo.planner.num_candidates", "population_size": "algo.planner.num_candidates",
@@ -68,6 +79,16 @@ _KEYS: dict[str, str] = {
     "config": "experiment", "exp": "experiment", "preset": "experiment",
 }  # fmt: skip
 """For each word, the keys that it may mean, the first that the chosen algorithm has being the one."""
+
+ALGOS: dict[str, str] = {
+    "ddpg": "algo=td3 algo.twin=false algo.delay=1 algo.smoothing=0",
+    "ddqn": "algo=dqn algo.double=true",
+    "c51": "algo=dqn algo.distributional=c51",
+    "mbpo": "algo=sac algo.imagined=mbpo",
+    "mve": "algo=sac algo.expansion=mve",
+    "steve": "algo=sac algo.expansion=steve",
+}
+"""Algorithms that are settings of another one."""
 
 _TRUE = ("", "true", "1", "yes", "on")
 _VALUES: dict[str, dict[str, str]] = {
