@@ -178,21 +178,24 @@ def image_notes(config: AlgoConfig, spec: EnvSpec) -> list[str]:
     return [f"env={spec.id} observes images ({', '.join(images)}), {why}"]
 
 
-def replay_notes(algo: Algorithm, config: AlgoConfig) -> list[str]:
-    """How much memory the algorithm's replay will take, if that is much.
+def replay_notes(algo: Algorithm, config: RunConfig) -> list[str]:
+    """How much memory the algorithm's replay will take in this run, if that is much.
 
     Raises:
         ConfigError: if it is more than there is: a replay takes memory only as it fills, so that it would end the run hours later.
     """
-    if not isinstance(algo, KeepsReplay) or algo.replay_bytes < _MUCH:
+    if not isinstance(algo, KeepsReplay):
         return []
-    setting = next(field.name for field in dataclasses.fields(config) if field.name.endswith("replay_size"))
-    length = getattr(config, setting)
-    check_fits(
-        algo.replay_bytes, f"a replay of algo.{setting}={length:,} steps", share=_REPLAY_SHARE,
-        advice=lambda part: f"; algo.{setting}={_rounded(length * part):_} fits",
-    )  # fmt: skip
-    return [f"the replay takes {algo.replay_bytes / 1e9:.1f} GB once it is full; algo.{setting} sets its length"]
+    setting = next(field.name for field in dataclasses.fields(config.algo) if field.name.endswith("replay_size"))
+    length, budget = getattr(config.algo, setting), config.loop.total_env_steps
+    filled = min(length, budget)
+    num_bytes = algo.replay_bytes * filled / length
+    if num_bytes < _MUCH:
+        return []
+    what = f"a replay of algo.{setting}={length:,} steps" if filled == length else f"a replay of loop.total_env_steps={budget:,} steps"
+    advice = f"; algo.{setting}=%s fits"
+    check_fits(num_bytes, what, share=_REPLAY_SHARE, advice=lambda part: advice % f"{_rounded(filled * part):_}")
+    return [f"the replay takes {num_bytes / 1e9:.1f} GB once it is full; algo.{setting} sets its length"]
 
 
 def budget_notes(config: RunConfig) -> list[str]:

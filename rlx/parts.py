@@ -91,6 +91,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         network=algo.network_report() if isinstance(algo, ReportsNetwork) else None,
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
         + image_notes(config.algo, spec)
-        + replay_notes(algo, config.algo)
+        + replay_notes(algo, config)
         + budget_notes(config),
     )

@@ -275,6 +275,6 @@ def test_a_run_without_a_model_is_refused_with_what_to_type(here: Path, run_comm
                        "env.num_envs=1 algo.rollout_length=64 loop.eval_episodes=1")[0] == 0  # fmt: skip
     code, out, err = run_command("model p")
     assert (code, out) == (2, "")
-    assert "p is algo=ppo, which learns no model that predicts observations, as algo=pets does" in err
+    assert "p is algo=ppo, whose predictions rlx model does not compare, as it does those of algo=pets" in err
     assert "algo=pets" in err
     assert "rlx eval p" in err

@@ -19,6 +19,7 @@ import rlx
 from rlx.algos.muzero import MuZero
 from rlx.build import replay_notes
 from rlx.config.algos.muzero_config import Layers, MuZeroConfig
+from rlx.config.schema import LoopConfig, RunConfig
 from rlx.errors import ConfigError
 from rlx.models.latent import Bins, FrozenLatent
 from rlx.models.latent_images import ImageNet
@@ -130,7 +131,7 @@ def test_a_replay_that_does_not_fit_into_memory_is_refused_and_a_large_one_annou
 
     def notes(size: int) -> list[str]:
         algo = agent(space, replay_size=size)
-        return replay_notes(algo, algo.config)
+        return replay_notes(algo, RunConfig(algo=algo.config, loop=LoopConfig(total_env_steps=2**31 - 1)))
 
     with pytest.raises(
         ConfigError, match=r"algo.replay_size=2,000,000,000 steps: that takes 14,\d\d\d GB .*; algo.replay_size=[\d_]+ fits"

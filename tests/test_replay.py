@@ -85,12 +85,15 @@ def test_every_algorithm_with_a_replay_says_how_much_memory_it_takes_and_is_refu
     assert isinstance(algo, KeepsReplay)
     (setting,) = (f.name for f in dataclasses.fields(config.algo) if f.name.endswith("replay_size"))
     assert getattr(config.algo, setting) * 9 <= algo.replay_bytes < 10**7  # at least an observation, an action and an end
-    assert replay_notes(algo, config.algo) == []
+    assert replay_notes(algo, config) == []
+    config.loop.total_env_steps = 10**9
     algo.replay_bytes = 10**12
     monkeypatch.setattr("rlx.memory.free_bytes", lambda: 10**12)
     with pytest.raises(
         ConfigError, match=rf"algo.{setting}=\d+ steps: that takes 1,000 GB .* 1,000.0 GB are free.*algo.{setting}=\d+ fits"
     ):
-        replay_notes(algo, config.algo)
+        replay_notes(algo, config)
     algo.replay_bytes = 6 * 10**11
-    assert replay_notes(algo, config.algo) == [f"the replay takes 600.0 GB once it is full; algo.{setting} sets its length"]
+    assert replay_notes(algo, config) == [f"the replay takes 600.0 GB once it is full; algo.{setting} sets its length"]
+    setattr(config.algo, setting, 4 * 10**9)
+    assert replay_notes(algo, config) == [f"the replay takes 150.0 GB once it is full; algo.{setting} sets its length"], "as the run ends"

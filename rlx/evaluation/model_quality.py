@@ -134,8 +134,8 @@ def evaluate_model(
     config = run.config(trust=trust)
     if not has(config.algo.name, PredictsObservations):
         able = algorithms_with(PredictsObservations)
-        raise ConfigError(f"{run.reference} is algo={config.algo.name}, which learns no model that predicts observations, as {able} does "
-                          f"(rlx train algo=pets env=pendulum); rlx eval {run.reference} evaluates this run")  # fmt: skip
+        raise ConfigError(f"{run.reference} is algo={config.algo.name}, whose predictions rlx model does not compare, as it does those of "
+                          f"{able} (rlx train algo=pets env=pendulum); rlx eval {run.reference} evaluates this run")  # fmt: skip
     chosen = choose_checkpoint(run, checkpoint, warn=warn)
     env = env_factory(config)(min(episodes, MAX_PARALLEL))
     algo = load_policy(config, chosen, env)
