@@ -30,7 +30,7 @@ class ActionRange:
                 f"{verb} continuous actions, and env={spec.id} has action space {space}; try env=cartpole_continuous or env=pendulum, "
                 "or algo=ppo for discrete actions"
             )
-        with np.errstate(over="ignore"):  # bounds as large as float32 has mean that there are none
+        with np.errstate(over="ignore", invalid="ignore"):  # bounds as large as float32 has mean that there are none
             low, high = space.low.astype(np.float32), space.high.astype(np.float32)
             self.centre_array, self.half_array = (high + low) / 2.0, (high - low) / 2.0
         if not (np.isfinite(self.centre_array).all() and np.isfinite(self.half_array).all()):
