@@ -171,6 +171,16 @@ def test_a_terminal_that_is_closed_stops_the_run_after_saving(console: str, tmp_
     assert saved_steps(opened)[0] == opened.segments[-1]["env_steps"]
 
 
+def test_a_live_view_that_cannot_be_written_does_not_end_the_training() -> None:
+    code = (
+        "import os; from rlx.track.console import LiveConsole\n"
+        "os.dup2(os.open('/dev/full', os.O_WRONLY), 1)\n"
+        "console = LiveConsole('a run'); console.note('written'); console.note('nowhere'); console.close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_hangups_are_ignored_under_nohup() -> None:
     code = (
         "import os, signal; from rlx.signals import SignalHandler\n"

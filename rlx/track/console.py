@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TextIO
 
 from rich.console import Console as RichConsole
@@ -59,9 +60,16 @@ def say(text: str) -> None:
 def _write(stream: TextIO | None, descriptor: int, text: str) -> None:
     if stream is None:  # closed before the program began
         return
-    try:
+    with _may_be_closed(descriptor):
         stream.write(f"{printable(text)}\n")
         stream.flush()
+
+
+@contextlib.contextmanager
+def _may_be_closed(descriptor: int) -> Iterator[None]:
+    """Ignore errors of writing, and write nothing more: training goes on when its terminal is gone, until it is told to stop."""
+    try:
+        yield
     except (OSError, ValueError):  # ValueError: closed
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, descriptor)
@@ -137,16 +145,19 @@ class LiveConsole:
             self._draw()
 
     def note(self, text: str) -> None:
-        self._console.print(text, style="dim", highlight=False)
+        with _may_be_closed(1):
+            self._console.print(text, style="dim", highlight=False)
 
     def close(self) -> None:
         self._draw()
-        self._live.stop()
+        with _may_be_closed(1):
+            self._live.stop()
 
     def _draw(self) -> None:
         if self._last is not None:
             self._drawn = time.perf_counter()
-            self._live.update(self._render(*self._last), refresh=True)
+            with _may_be_closed(1):
+                self._live.update(self._render(*self._last), refresh=True)
 
     def _render(self, progress: Progress, metrics: MetricBuffer, clock: Clock) -> Panel:
         elapsed = clock.elapsed_s
