@@ -6,18 +6,14 @@ RMSProp; the advantage is GAE, whose default lambda = 1 is the paper's n-step re
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.nn.backbone import ArrayPolicy, rows_of
-from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import PolicyGradientLoss
 from rlx.nn.memory_ablation import AblatesMemory
-from rlx.nn.network_report import network_report
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
@@ -43,9 +39,6 @@ class A2C(AblatesMemory):
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
 
-    def initial_carry(self, batch_size: int) -> Tree:
-        return self.net.memory.initial(batch_size)
-
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode)
 
@@ -54,13 +47,6 @@ class A2C(AblatesMemory):
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=1.0)
-
-    def network_report(self) -> dict[str, Any]:
-        return network_report(self.net)
-
-    def policy_module(self) -> GreedyPolicy:
-        """The policy of evaluations, for exports."""
-        return GreedyPolicy(self.net)
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:

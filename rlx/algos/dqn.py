@@ -13,10 +13,9 @@ target is the projected distribution of R + gamma^m Z'(s_m, a') (Bellemare et al
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlx import ops
 from rlx.columns import Column
@@ -24,8 +23,7 @@ from rlx.config.algos.dqn_config import Distributional, DQNConfig
 from rlx.experience import Experience, Steps
 from rlx.nn.atoms import Atoms, cross_entropy_loss
 from rlx.nn.backbone import ArrayPolicy
-from rlx.nn.greedy import GreedyPolicy
-from rlx.nn.network_report import network_report
+from rlx.nn.network_agent import NetworkAgent
 from rlx.nn.optim import FlatAdam
 from rlx.nn.q_networks import QNetwork
 from rlx.nn.targets import Target
@@ -36,10 +34,11 @@ _MEASURED = 10
 """Gradient steps of which one is measured."""
 
 
-class DQN:
+class DQN(NetworkAgent):
     """Deep Q-learning for discrete actions."""
 
     weight_parts = ("net",)
+    net: QNetwork
 
     def __init__(self, config: DQNConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
         self.config, self.device = config, device
@@ -79,9 +78,6 @@ class DQN:
 
     # Acting
 
-    def initial_carry(self, batch_size: int) -> Tree:
-        return ()
-
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode, epsilon=self.epsilon)
 
@@ -90,13 +86,6 @@ class DQN:
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, mode, epsilon=self.epsilon)
-
-    def network_report(self) -> dict[str, Any]:
-        return network_report(self.net)
-
-    def policy_module(self) -> nn.Module:
-        """The policy of evaluations, for exports."""
-        return GreedyPolicy(self.net)
 
     # Learning
 

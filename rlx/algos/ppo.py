@@ -7,18 +7,14 @@ Beyond both: a truncated episode bootstraps from the value of the observation it
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.nn.backbone import ArrayPolicy, Evaluated, rows_of
-from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
-from rlx.nn.network_report import network_report
 from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
@@ -54,9 +50,6 @@ class PPO(AblatesMemory):
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.kl_coef = state["kl_coef"]
 
-    def initial_carry(self, batch_size: int) -> Tree:
-        return self.net.memory.initial(batch_size)
-
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode)
 
@@ -66,13 +59,6 @@ class PPO(AblatesMemory):
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         scale = self.reward_scaler.moments.std.item() if self.config.normalize_reward else 1.0
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
-
-    def network_report(self) -> dict[str, Any]:
-        return network_report(self.net)
-
-    def policy_module(self) -> GreedyPolicy:
-        """The policy of evaluations, for exports."""
-        return GreedyPolicy(self.net)
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:

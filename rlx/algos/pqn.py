@@ -7,17 +7,13 @@ observation it ended in, where CleanRL's PQN takes it for terminated; the gradie
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.pqn_config import PQNConfig
 from rlx.nn.backbone import ArrayPolicy, rows_of
-from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.memory_ablation import AblatesMemory
-from rlx.nn.network_report import network_report
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.nn.q_learning import gradient_steps
@@ -56,9 +52,6 @@ class PQN(AblatesMemory):
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.epsilon = state["epsilon"]
 
-    def initial_carry(self, batch_size: int) -> Tree:
-        return self.net.memory.initial(batch_size)
-
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode, epsilon=self.epsilon)
 
@@ -69,13 +62,6 @@ class PQN(AblatesMemory):
         scale = self.reward_scaler.moments.std.item() if self.config.normalize_reward else 1.0
         explanation = self.net.explain(obs, carry, is_first, mode, epsilon=self.epsilon, value_scale=scale)
         return self.act(obs, carry, is_first, mode=mode), explanation
-
-    def network_report(self) -> dict[str, Any]:
-        return network_report(self.net)
-
-    def policy_module(self) -> GreedyPolicy:
-        """The policy of evaluations, for exports."""
-        return GreedyPolicy(self.net)
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:

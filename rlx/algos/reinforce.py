@@ -7,18 +7,14 @@ step size does not grow with the episode's length. An episode that is open durin
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
 from rlx.nn.backbone import ArrayPolicy, rows_of
-from rlx.nn.greedy import GreedyPolicy
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
-from rlx.nn.network_report import network_report
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
@@ -60,9 +56,6 @@ class Reinforce(AblatesMemory):
         self.pending = map_tree(lambda x: x.to(self.device), state["pending"])
         self.unabsorbed = state["unabsorbed"]
 
-    def initial_carry(self, batch_size: int) -> Tree:
-        return self.net.memory.initial(batch_size)
-
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode)
 
@@ -72,13 +65,6 @@ class Reinforce(AblatesMemory):
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         scale = 1.0 if self.config.baseline is Baseline.value else None
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
-
-    def network_report(self) -> dict[str, Any]:
-        return network_report(self.net)
-
-    def policy_module(self) -> GreedyPolicy:
-        """The policy of evaluations, for exports."""
-        return GreedyPolicy(self.net)
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:

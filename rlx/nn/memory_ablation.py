@@ -10,18 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from rlx.errors import ConfigError
-from rlx.nn.backbone import Backbone
 from rlx.nn.memories import Memory
+from rlx.nn.network_agent import NetworkAgent
 from rlx.tree_ops import map_tree
 from rlx.types import Mode, Tree
 
 CHOICES = ("on", "off", "shuffled")
 
 
-class AblatesMemory:
-    """The methods of `Ablatable` for an algorithm whose policy is a `Backbone` with its head."""
-
-    net: Backbone
+class AblatesMemory(NetworkAgent):
+    """An algorithm whose policy is one network, with the methods of `Ablatable`."""
 
     @classmethod
     def ablations(cls) -> Mapping[str, Sequence[str]]:
