@@ -140,6 +140,24 @@ def _sample(params, noise, begin, action, log_prob, num_actions, n):
 
 
 @exact
+def _copy(source, target, rows, n):
+    for r in range(rows):
+        for j in range(n):
+            target[r, j] = source[r, j]
+
+
+@exact
+def _choose(actor, layers, relu, is_gaussian, x, hidden, spill, params, noise, begin, action, log_prob, num_actions, n):
+    """The policy at x into `hidden`, of which `params` are the last rows: samples and log-probabilities if Gaussian, else tanh."""
+    _forward(actor, layers, 0, False, relu, x, hidden, spill, n)
+    if is_gaussian:
+        _sample(params, noise, begin, action, log_prob, num_actions, n)
+    else:
+        _copy(params, action, num_actions, n)
+        activate(action, num_actions, n, False)
+
+
+@exact
 def _least(theta, layers, num_members, kept, relu, x, hidden, spill, n, least, which):
     """The least value [n] of the critics at x, and whose it is [n], as a float; keeps all hidden layers, one after another, if `kept`."""
     height = _height(layers)
@@ -224,30 +242,18 @@ def targets(block):
     for begin in range(0, num_rows, _TILE):
         n = min(_TILE, num_rows - begin)
         _load(x, 0, features, 0, begin, n, num_features)
-        _forward(actor, actor_layers, 0, False, relu, x, hidden, spill, n)
-        if is_gaussian:
-            _sample(params, noise, begin, action, log_prob, num_actions, n)
-        else:
-            _copy(params, action, num_actions, n)
-            activate(action, num_actions, n, False)
-            if deviation > np.float32(0):
-                for a in range(num_actions):
-                    for j in range(n):
-                        v = action[a, j] + min(max(deviation * noise[(begin + j) * num_actions + a], -bound), bound)
-                        v = np.float32(1) if v > np.float32(1) else v
-                        action[a, j] = np.float32(-1) if v < np.float32(-1) else v
+        _choose(actor, actor_layers, relu, is_gaussian, x, hidden, spill, params, noise, begin, action, log_prob, num_actions, n)
+        if not is_gaussian and deviation > np.float32(0):
+            for a in range(num_actions):
+                for j in range(n):
+                    v = action[a, j] + min(max(deviation * noise[(begin + j) * num_actions + a], -bound), bound)
+                    v = np.float32(1) if v > np.float32(1) else v
+                    action[a, j] = np.float32(-1) if v < np.float32(-1) else v
         _least(critics, critic_layers, num_members, False, relu, x, hidden, spill, n, least, which)
         for j in range(n):
             value = least[j] - alpha * log_prob[j] if is_gaussian else least[j]
             out[begin + j] = reward[begin + j] + discount[begin + j] * value
     return 0
-
-
-@exact
-def _copy(source, target, rows, n):
-    for r in range(rows):
-        for j in range(n):
-            target[r, j] = source[r, j]
 
 
 @exact
@@ -330,12 +336,7 @@ def policy_step(block):
     for begin in range(0, num_rows, _TILE):
         n = min(_TILE, num_rows - begin)
         _load(x, 0, features, 0, begin, n, num_features)
-        _forward(actor, actor_layers, 0, False, relu, x, hidden, spill, n)
-        if is_gaussian:
-            _sample(params, noise, begin, action, log_prob, num_actions, n)
-        else:
-            _copy(params, action, num_actions, n)
-            activate(action, num_actions, n, False)
+        _choose(actor, actor_layers, relu, is_gaussian, x, hidden, spill, params, noise, begin, action, log_prob, num_actions, n)
         _least(critics, critic_layers, members, True, relu, x, of_critics, spill, n, least, which)
         _fill(d_action, num_actions, n)
         for k in range(members):
