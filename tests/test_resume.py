@@ -161,9 +161,13 @@ I2A = [("i2a", "grid", 600, 6, 8), ("i2a", "grid", 600, 20, 5)]  # it begins to 
 MUZERO = ("muzero", "native", 700, 127, 30)
 DQN = ("dqn", "native", 700, 60, 20)
 SAC, TD3 = ("sac", "continuous", 700, 60, 20), ("td3", "continuous", 700, 14, 4)
+STEVE, MBPO = ("sac-steve", "pole", 700, 100, 20), ("sac-mbpo", "continuous", 700, 100, 20)
+PQN, IBP = ("pqn", "native", 700, 5, 5), ("ibp", "spaceship", 700, 5, 5)
 
 
-@pytest.mark.parametrize("where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN, SAC, TD3], ids=lambda w: f"{w[0]}-{w[3]}")
+@pytest.mark.parametrize(
+    "where", [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN, SAC, TD3, STEVE, MBPO, PQN, IBP], ids=lambda w: f"{w[0]}-{w[3]}"
+)
 def test_resume_with_every_piece_of_state_leaves_no_trace(where: tuple[Any, ...], halfway: Callable[..., Halfway], tmp_path: Path) -> None:
     halfway(*where).go_on(tmp_path)
 
@@ -247,10 +251,12 @@ def test_resume_without_one_piece_of_a_learner_of_action_values_is_noticed(
 @pytest.mark.parametrize(
     ("where", "piece"),
     [(SAC, p) for p in ("actor", "values", "actor_optimizer", "values_optimizer", "target", "experience", "env_steps")]
-    + [(TD3, "target_actor")],
+    + [(TD3, "target_actor"), (STEVE, "imagination"), (MBPO, "imagination")]
+    + [(PQN, p) for p in ("net", "optimizer", "reward_scaler", "epsilon")]
+    + [(IBP, p) for p in ("controller", "controller_optimizer", "manager", "manager_optimizer", "model", "model_optimizer", "replay")],
     ids=lambda x: x if isinstance(x, str) else x[0],
 )
-def test_resume_without_one_piece_of_an_off_policy_actor_critic_is_noticed(
+def test_resume_without_one_piece_of_an_actor_critic_with_a_replay_pqn_or_ibp_is_noticed(
     where: tuple[Any, ...], piece: str, halfway: Callable[..., Halfway], tmp_path: Path
 ) -> None:
     half = halfway(*where)
