@@ -45,6 +45,14 @@ class StackedBox(SeenBox):
         self.num_frames: int = box.shape[0]
 
 
+class ScaledBox(spaces.Box):
+    """A Box whose values the environment has scaled to about [-1, 1] by their known range, so that they are never normalised by statistics.
+
+    Heights ahead of a walker are 0 until it first meets an obstacle. Running statistics would learn a scale from that, and the first
+    obstacle would come as an enormous number.
+    """
+
+
 class SeenDict(spaces.Dict):
     """A Dict of Boxes as algorithms see it, with the environment's own space."""
 

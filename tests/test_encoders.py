@@ -16,6 +16,7 @@ from rlx.nn.convolutions import GridEncoder, ImageLayout, NatureEncoder
 from rlx.nn.encoders import make_encoder
 from rlx.nn.leaf_encoders import Encoder, EncoderKind, EncoderSettings
 from rlx.nn.precision import convolutions_in
+from rlx.spaces import ScaledBox
 from rlx.types import EnvSpec, Tree
 
 ATARI = spaces.Box(0, 255, (4, 84, 84), np.uint8)
@@ -199,6 +200,16 @@ def test_only_the_vectors_of_a_tree_are_normalised():
     assert normalised == {"['low']", "['speed']"}
 
 
+@pytest.mark.parametrize("keys", [(), ("terrain",)])
+def test_what_the_environment_has_scaled_is_not_normalised(keys):
+    part = ScaledBox(-1, 1, (3,))
+    space = spaces.Dict(speed=spaces.Box(-100, 100, (2,)), terrain=part) if keys else part
+    encoder, obs = make(space, observation_clip=10.0 if keys else None), batch(space, 50)
+    encoder.absorb(obs)
+    assert torch.equal(encoder.preprocess(obs)[:, -3:], obs["terrain"] if keys else obs)
+    assert encoder.report()[-1].encoder == "scaled"
+
+
 def test_a_board_of_codes_is_one_hot_before_its_convolutions():
     encoder = make(MINIGRID)
     assert isinstance(encoder, GridEncoder)
@@ -228,6 +239,7 @@ def test_float_images_are_scaled_by_their_bounds():
         (spaces.Tuple([spaces.Box(0, 9, (2,)), spaces.Text(5)]), {}, r"the part \[1\] of its observation is a Text space"),
         (spaces.Text(5), {}, r"its observation is a Text space, .* expected Box"),
         (spaces.Discrete(4), {"observation_clip": 5.0}, r"normalize_observation=true has no effect: .* \(Discrete\(4\), one-hot\)"),
+        (ScaledBox(-1, 1, (3,)), {"observation_clip": 10.0}, r"no vectors but the observation \(Box\(3\), scaled\)"),
         (spaces.Dict(action_mask=spaces.MultiBinary(2)), {}, r"nothing but action_mask"),
     ],
 )  # fmt: skip

@@ -28,7 +28,7 @@ from rlx.nn.leaf_encoders import (
     numbers_of,
 )
 from rlx.nn.normalize import ObservationNormalizer
-from rlx.spaces import ACTION_MASK, is_masked
+from rlx.spaces import ACTION_MASK, ScaledBox, is_masked
 from rlx.types import EnvSpec, Tree
 
 _ONE_HOT, _ONE_HOTS = 64, 256
@@ -47,7 +47,7 @@ class Leaf(NamedTuple):
     """From the whole observation to the array."""
     encoder: Encoder
     is_vector: bool
-    """Whether it may be normalised: no image, no one-hot, no bits."""
+    """Whether it may be normalised: no image, no one-hot, no bits, not scaled by the environment."""
     report: LeafReport
 
 
@@ -185,9 +185,11 @@ def _leaf(keys: tuple[Any, ...], space: gymnasium.Space[Any], settings: EncoderS
         else:
             is_bits = space.dtype.kind in "biu" and space.high.max() <= 1
             # One array that is flattened is normalised whatever it is: that was asked for, and there is nothing else to normalise.
-            is_vector = not keys or not (is_bits or name == "flat")
-            encoder = FlatEncoder(space, observation_clip=None if keys else clip)
-            name = "normalised" if is_vector and clip else name
+            is_scaled = isinstance(space, ScaledBox)
+            is_vector = not is_scaled and (not keys or not (is_bits or name == "flat"))
+            encoder = FlatEncoder(space, observation_clip=clip if is_vector and not keys else None)
+            name = "normalised" if is_vector and clip else "scaled" if is_scaled else name
+            reason = "the environment scales it" if is_scaled else reason
     elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         total = sum(numbers_of(space)[0])
         limit = _FLATTENED if settings.kind == "mlp" else _ONE_HOT if isinstance(space, spaces.Discrete) else _ONE_HOTS
