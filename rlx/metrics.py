@@ -49,7 +49,7 @@ MEANINGS = {
     "update/kl_coef": "weight of the divergence's penalty",
     "update/grad_norm": "norm of the gradient before it is clipped",
     "update/explained_variance": "explained variance: share of the targets' variance that the values before the update explain",
-    "update/learning_rate": "step size",
+    "update/learning_rate": "step size of the last pass",
     "update/num_epochs": "passes over the data",
     "update/num_gradient_steps": "sum of the gradient steps since the last line",
     "update/num_reanalysed": "reanalysed steps (old steps that were searched again) so far",

@@ -48,6 +48,7 @@ SETTINGS = {
     "a2c": ["algo.normalize_observation=true", "algo.anneal_learning_rate=true"],
     "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
             "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
+    "ppo-settings": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.adaptive_learning_rate=true"],
     "dqn": ["algo.initial_steps=97", "algo.batch_size=16", "algo.hidden_sizes=[16]", "algo.replay_size=401", "algo.utd=0.4",
             "algo.target_every=30", "algo.rollout_length=2", "algo.per=true", "algo.dueling=true", "algo.distributional=c51",
             "algo.anneal_learning_rate=true"],
@@ -186,7 +187,7 @@ OWN = {
     "i2a": ["grid"],
     "ibp": ["spaceship"],
 }
-VARIANTS = {"sac-steve": ["pole"], "sac-mbpo": ["continuous"]}
+VARIANTS = {"ppo-settings": ["pole"], "sac-steve": ["pole"], "sac-mbpo": ["continuous"]}
 """Algorithms in settings with more state, which are tested beside them."""
 FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS} | VARIANTS
 """The environments that an algorithm is tested on."""

@@ -57,6 +57,9 @@ def first_difference(before: Path, after: Path) -> str | None:
 def compare(before: Path, after: Path) -> int:
     found = 0
     for path in sorted(after.glob("*.jsonl")):
+        if not (before / path.name).exists():
+            print(f"{path.stem}: only in {after}")
+            continue
         difference = first_difference(before / path.name, path)
         found += difference is not None
         print(f"{path.stem}: {difference or 'the same'}")

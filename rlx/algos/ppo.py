@@ -35,6 +35,7 @@ class PPO(AblatesMemory):
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
         self.kl_coef = config.kl_coef
+        self.learning_rate = config.learning_rate  # where it is adaptive
 
     def state_dict(self) -> State:
         return {
@@ -42,6 +43,7 @@ class PPO(AblatesMemory):
             "optimizer": self.optimizer.state_dict(),
             "reward_scaler": self.reward_scaler.state_dict(),
             "kl_coef": self.kl_coef,
+            "learning_rate": self.learning_rate,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -49,6 +51,7 @@ class PPO(AblatesMemory):
         self.optimizer.load_state_dict(state["optimizer"])
         self.reward_scaler.load_state_dict(state["reward_scaler"])
         self.kl_coef = state["kl_coef"]
+        self.learning_rate = state.get("learning_rate", self.config.learning_rate)  # runs from before it could adapt have none
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode)
@@ -67,7 +70,7 @@ class PPO(AblatesMemory):
 
     def _learn(self, rollout: Rollout, progress: Progress) -> Metrics:
         config = self.config
-        learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
+        annealed = config.learning_rate_at(progress.fraction_before(rollout))
         reward = rollout.reward.sign() if config.sign_reward else rollout.reward
         reward = self.reward_scaler(reward, rollout.is_last) if config.normalize_reward else reward
         evaluated = self.net.evaluate(rollout)
@@ -80,6 +83,7 @@ class PPO(AblatesMemory):
 
         loss, epochs = self._loss(), []
         for epoch in range(config.num_epochs):
+            learning_rate = self.learning_rate if config.adaptive_learning_rate else annealed
             if epoch > 0 and config.recompute_advantage:
                 evaluated = self.net.evaluate(rollout, afresh=True)
                 advantage = self._advantage(rollout, reward, evaluated)
@@ -91,6 +95,8 @@ class PPO(AblatesMemory):
             )
             epochs.append(steps)
             approximate_kl = ops.approximate_kl(steps.log_ratio)
+            if config.adaptive_learning_rate:
+                self.learning_rate = config.adapted(learning_rate, approximate_kl.item())
             if config.target_kl is not None and approximate_kl > config.target_kl:
                 break
         self.optimizer.check()

@@ -8,6 +8,7 @@ from enum import Enum
 from rlx.config.algos.base_config import require_minibatches
 from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig
 from rlx.config.setting import setting
+from rlx.errors import ConfigError
 
 
 class Objective(Enum):
@@ -35,6 +36,16 @@ class PPOConfig(PolicyGradientConfig):
     """KL divergence per update to which the penalty's weight is adapted; the paper's d_targ."""
     target_kl: float | None = setting(None, above=0)
     """Stop the passes over a rollout once the mean approximate KL divergence of a pass exceeds this; null never stops."""
+    adaptive_learning_rate: bool = False
+    """After each pass over a rollout, divide the step size by 1.5 if the pass' approximate KL divergence is above twice learning_rate_kl,
+    and multiply it by 1.5 if the divergence is below half of it: the scheduler of rl_games (common/schedulers.py), which legged_gym and
+    Isaac Lab train with."""
+    learning_rate_kl: float = setting(0.008, above=0, used_if="algo.adaptive_learning_rate=true")
+    """Divergence that the adaptive step size aims at, nats; 0.008 is rl_games' for MuJoCo."""
+    learning_rate_min: float = setting(1e-6, above=0, used_if="algo.adaptive_learning_rate=true")
+    """Smallest adaptive step size."""
+    learning_rate_max: float = setting(1e-2, above=0, used_if="algo.adaptive_learning_rate=true")
+    """Largest adaptive step size."""
     value_clip: float | None = setting(None, above=0)
     """Largest change of a value from the rollout's, in units of the (scaled) return; null does not clip."""
     normalize_advantage: bool = True
@@ -47,6 +58,27 @@ class PPOConfig(PolicyGradientConfig):
     """Bound on scaled rewards."""
     shared_network: bool = False
     """One network for policy and value instead of two. A memory, and an encoder with weights, always serve both."""
+
+    def check(self) -> None:
+        if self.adaptive_learning_rate:
+            self._check_adaptive_learning_rate()
+
+    def _check_adaptive_learning_rate(self) -> None:
+        if self.anneal_learning_rate:
+            raise ConfigError("algo.adaptive_learning_rate=true and algo.anneal_learning_rate=true both set the step size; switch one off")
+        if self.num_epochs == self.num_minibatches == 1:
+            raise ConfigError("algo.adaptive_learning_rate=true needs a second gradient step on a rollout, since the divergence before the "
+                              "first is 0: set algo.num_epochs or algo.num_minibatches above 1")  # fmt: skip
+        low, high = self.learning_rate_min, self.learning_rate_max
+        if not low <= self.learning_rate <= high:
+            raise ConfigError(f"algo.learning_rate={self.learning_rate} must be from algo.learning_rate_min={low} to "
+                              f"algo.learning_rate_max={high} where it is adaptive")  # fmt: skip
+
+    def adapted(self, learning_rate: float, kl: float) -> float:
+        """The adaptive step size after a pass with this divergence."""
+        if kl > 2.0 * self.learning_rate_kl:
+            return max(learning_rate / 1.5, self.learning_rate_min)
+        return min(learning_rate * 1.5, self.learning_rate_max) if kl < 0.5 * self.learning_rate_kl else learning_rate
 
     def check_num_envs(self, num_envs: int) -> None:
         require_minibatches(self.rollout_length, num_envs, self.num_minibatches, normalize=self.normalize_advantage,
