@@ -4,7 +4,7 @@ Every message says what was got, what was expected and what to type next. Anythi
 
 Exit codes: 0 done; 1 a bug; 2 usage or configuration; 3 training became non-finite; 4 a checkpoint cannot be used;
 5 an environment or a plug-in failed; 6 the disk refused a write; 7 W&B cannot be reached; 8 some runs of a sweep failed; 9 memory ran out;
-130 and 143 stopped by SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
+10 another rank of the run failed; 130 and 143 stopped by SIGINT and SIGTERM after saving; 141 nobody reads the output any more.
 """
 
 from __future__ import annotations
@@ -89,6 +89,12 @@ class OutOfMemoryError(RlxError):
     """The machine or the device has no memory left."""
 
     exit_code = 9
+
+
+class RankError(RlxError):
+    """Another rank of the run has ended, or is no longer equal to this one."""
+
+    exit_code = 10
 
 
 class SweepError(RlxError):

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.bodies import Bodies
+from rlx.distributed import World
 from rlx.tree_ops import Tree, map_tree, pick
 
 State = dict[str, Any]
@@ -214,15 +215,17 @@ class Progress:
     total_env_steps: int
     env_steps: int = 0
     iteration: int = 0
+    num_ranks: int = 1
+    """Processes that collect at the same time; a rollout is one of their shares, and `env_steps` counts all of them."""
 
     def fraction_before(self, rollout: Rollout) -> float:
         """Fraction of the budget that was spent before `rollout`, which is already counted: 0 in the first update."""
-        return min(1.0, (self.env_steps - rollout.num_env_steps) / self.total_env_steps)
+        return min(1.0, (self.env_steps - rollout.num_env_steps * self.num_ranks) / self.total_env_steps)
 
     def advance(self, rollout: Rollout) -> tuple[int, int]:
         """Count a rollout; returns the env steps before and after it."""
         before = self.env_steps
-        self.env_steps += rollout.num_env_steps
+        self.env_steps += rollout.num_env_steps * self.num_ranks
         self.iteration += 1
         return before, self.env_steps
 
@@ -391,6 +394,19 @@ class Exportable(Protocol):
 
     def policy_module(self) -> torch.nn.Module:
         """A module with forward(obs [B, *], carry, is_first [B]) -> (action [B, *], carry), equal to `act` in mode "eval"."""
+        ...
+
+
+@runtime_checkable
+class Distributes(Protocol):
+    """An algorithm that learns on many ranks (`rlx train --ranks`), each with its share of the environments, as one of all would learn."""
+
+    def join(self, world: World) -> None:
+        """Learn together with the other ranks from now on; called once, after the algorithm was built for this rank's environments.
+
+        `update`, `state_dict` and `load_state_dict` are then called by all ranks together. What is saved is of all environments, in their
+        order, so that it can be loaded on another number of ranks.
+        """
         ...
 
 

@@ -1,0 +1,246 @@
+"""One run on many processes: what a rank sends to the others, and what all of them agree on.
+
+All ranks have the same global random state and draw the same global numbers; each uses its share. The environments of rank r are a
+contiguous slice of all environments. So the same settings are the same experiment on any number of ranks, up to the order of float sums.
+
+Every method of a `World` of one rank returns its argument, so that nothing else has to ask how many there are. With several ranks all of
+them must call a method, in the same order: a rank that is missing is waited for until the timeout.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlx.errors import ConfigError, RankError
+
+T = TypeVar("T")
+
+TIMEOUT_S = 600.0
+"""How long a rank waits for the others. Evaluations and checkpoints of rank 0 count, in which the others wait for it."""
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets."""
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. They are in torch's default process group, so that a copy of a World is as good as the World."""
+
+    rank: int = 0
+    """Number of this process, in [0, size)."""
+    size: int = 1
+    local_rank: int = 0
+    """Number of this process among those of its machine: the GPU it uses."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which owns the run's directory."""
+        return self.rank == 0
+
+    def share(self, num: int) -> slice:
+        """This rank's part of `num` environments.
+
+        Raises:
+            ConfigError: if they cannot be divided equally.
+        """
+        if num % self.size:
+            fits = [n for n in range(num, 0, -1) if num % n == 0 and n < self.size][:1]
+            raise ConfigError(f"env.num_envs={num} cannot be divided among {self.size} ranks: use a multiple of {self.size}, "
+                              f"or {fits[0] if fits else 1} ranks")  # fmt: skip
+        each = num // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def draw(self, like: Tensor, fill: Callable[[Tensor], Tensor]) -> Tensor:
+        """Random numbers for this rank's rows `like` [B, *]; each rank draws those of all rows, so that generators stay equal.
+
+        Args:
+            like: gives shape, type and device.
+            fill: fills a tensor with random numbers, in place.
+        """
+        if self.size == 1:
+            return fill(torch.empty_like(like))
+        num = len(like)
+        return fill(like.new_empty((num * self.size, *like.shape[1:])))[self.rank * num : (self.rank + 1) * num]
+
+    def sum_(self, x: Tensor) -> Tensor:
+        """The sum over ranks, in place; its bits are the same on all ranks."""
+        if self.size > 1:
+            with _reporting():
+                torch.distributed.all_reduce(x)
+        return x
+
+    def sum_float64(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The sum over ranks of a few numbers [*], added in the order of ranks: it repeats on every machine."""
+        return x if self.size == 1 else self.all_float64(x).sum(0)
+
+    def all_float64(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A few numbers [*] of every rank, [W, *]."""
+        if self.size == 1:
+            return x[None]
+        mine = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
+        found = torch.empty((self.size, *mine.shape), dtype=torch.float64)
+        with _reporting():
+            torch.distributed.all_gather(list(found.unbind(0)), mine)
+        return found.numpy()
+
+    def gather_rows(self, x: Tensor, dim: int = 0) -> Tensor:
+        """Per-environment data of all ranks, in the order of the environments along `dim`; each rank's has the same shape."""
+        if self.size == 1:
+            return x
+        mine = x.detach().movedim(dim, 0).contiguous()
+        if not mine.numel():
+            return mine.new_empty((len(mine) * self.size, *mine.shape[1:])).movedim(0, dim)
+        every = mine.new_empty((self.size, *mine.shape))
+        sent, received = (y.flatten().view(torch.uint8) for y in (mine, every))  # as bytes: backends lack some types
+        with _reporting():
+            torch.distributed.all_gather(list(received.chunk(self.size)), sent)
+        return every.flatten(0, 1).movedim(0, dim).contiguous()
+
+    def own_rows(self, x: Tensor, dim: int = 0) -> Tensor:
+        """This rank's part of what `gather_rows` returned."""
+        mine = self.share(x.shape[dim])
+        return x if self.size == 1 else x.narrow(dim, mine.start, mine.stop - mine.start).clone()
+
+    def gather(self, value: T) -> list[T] | None:
+        """Values of all ranks, by rank, on rank 0; None on the others. For small objects, which are pickled."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.size if self.is_first else None
+        with _reporting():
+            torch.distributed.gather_object(value, found)
+        return found
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value."""
+        if self.size == 1:
+            return value
+        found = [value]
+        with _reporting():
+            torch.distributed.broadcast_object_list(found)
+        return found[0]
+
+    def broadcast_(self, x: Tensor) -> Tensor:
+        """Rank 0's numbers, in place."""
+        if self.size > 1:
+            with _reporting():
+                torch.distributed.broadcast(x, 0)
+        return x
+
+    def agree(self, flags: int) -> int:
+        """The union of bits that ranks set, in [0, 2^63): every rank learns what any of them wants."""
+        if self.size == 1:
+            return flags
+        word = torch.tensor([flags])
+        found = torch.empty(self.size, dtype=word.dtype)
+        with _reporting():
+            torch.distributed.all_gather(list(found.split(1)), word)
+        return int(np.bitwise_or.reduce(found.numpy()))
+
+    def check_equal(self, digest: str, what: str = "the parameters") -> None:
+        """Compare a digest of something that must be equal on all ranks.
+
+        Raises:
+            RankError: on every rank, if it is not.
+        """
+        if self.size == 1:
+            return
+        found = self.broadcast(self.gather(digest))
+        assert found is not None
+        if others := [rank for rank, other in enumerate(found) if other != found[0]]:
+            raise RankError(f"{what} of rank {', '.join(map(str, others))} differ from those of rank 0: the ranks run on different "
+                            "processors, or versions of rlx or torch; resume the last checkpoint on machines of one kind")  # fmt: skip
+
+    def close(self) -> None:
+        """Leave the group; this process is alone afterwards."""
+        global _current
+        if self.size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        _current = World()
+
+
+_current = World()
+
+
+def current() -> World:
+    """The processes of this run: one, unless `start` joined others."""
+    return _current
+
+
+def launched() -> tuple[int, int]:
+    """Rank and number of ranks as the environment of this process gives them, (0, 1) where it was started alone.
+
+    Raises:
+        ConfigError: if the environment's variables are incomplete or no numbers.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return 0, 1
+    rank, size, _ = _read_environment()
+    return rank, size
+
+
+def _read_environment() -> tuple[int, int, int]:
+    """(rank, size, local rank)."""
+    if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
+        raise ConfigError(f"WORLD_SIZE={os.environ['WORLD_SIZE']!r} is set, but not {', '.join(missing)}: start several ranks by "
+                          "`rlx train --ranks N` or torchrun, or unset WORLD_SIZE")  # fmt: skip
+    numbers = {name: os.environ[name] for name in _VARIABLES if name != "MASTER_ADDR"}
+    for name, text in numbers.items():
+        if not (text.isascii() and text.isdecimal()):
+            raise ConfigError(f"the environment variable {name} is {text!r}; expected a whole number, as torchrun sets it")
+    rank, size, local_rank = (int(numbers[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if not 0 <= local_rank <= rank < size:
+        raise ConfigError(
+            f"RANK={rank}, LOCAL_RANK={local_rank} and WORLD_SIZE={size} do not fit: expected LOCAL_RANK <= RANK < WORLD_SIZE"
+        )
+    return rank, size, local_rank
+
+
+def start(device: str = "cpu", *, timeout_s: float = TIMEOUT_S) -> World:
+    """Join the other ranks that torchrun's environment variables name, and make them `current()`.
+
+    Args:
+        device: type of device whose tensors are sent, "cpu" or "cuda"; numbers on a CPU can always be sent.
+        timeout_s: how long to wait for other ranks, now and in every call.
+
+    Raises:
+        ConfigError: if the environment's variables are incomplete or no numbers.
+        RankError: if the others cannot be reached in time.
+    """
+    if launched()[1] == 1:
+        return _current
+    rank, size, local_rank = _read_environment()
+    return join(World(rank, size, local_rank), "env://", device=device, timeout_s=timeout_s)
+
+
+def join(world: World, address: str, *, device: str = "cpu", timeout_s: float = TIMEOUT_S) -> World:
+    """Join the other ranks at an address as `torch.distributed.init_process_group` takes it, and make them `current()`."""
+    global _current
+    backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+    with _reporting():
+        torch.distributed.init_process_group(
+            backend, init_method=address, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
+        )
+        torch.distributed.barrier()
+    _current = world
+    return world
+
+
+@contextmanager
+def _reporting() -> Iterator[None]:
+    """Turn a failure to reach other ranks into a RankError."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.distributed.DistError is one, and gloo raises it directly
+        why = " ".join(str(error).split())
+        raise RankError(f"another rank has ended or cannot be reached ({why[:200]}): see what it said; `rlx resume` continues from the "
+                        "last checkpoint") from error  # fmt: skip

@@ -1,0 +1,132 @@
+"""Ranks of one run agree to the last bit, and learn what one process with all environments learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ranks import on_ranks
+
+from rlx.distributed import World, launched, start
+from rlx.errors import ConfigError
+
+
+def _everything(world: World) -> dict[str, Any]:
+    """Every method of a world, each with arguments that differ by rank."""
+    rank = world.rank
+    torch.manual_seed(0)
+    noise = world.draw(torch.zeros(2, 3), lambda x: x.normal_())
+    found = {
+        "sum": world.sum_(torch.linspace(-1.0, 1.0, 10_000).cos() * (rank + 0.1)).numpy(),
+        "sum_float64": world.sum_float64(np.array([rank + 1.0, 1e-16])),
+        "all_float64": world.all_float64(np.array([[float(rank)]])),
+        "rows": world.gather_rows(torch.tensor([[rank, -rank], [7, 8]])),
+        "columns": world.gather_rows(torch.tensor([[True, rank == 1], [False, True]]), dim=1),
+        "nothing": world.gather_rows(torch.zeros(0, 2), dim=1).shape,
+        "own": world.own_rows(torch.arange(6)),
+        "gather": world.gather({"rank": rank}),
+        "broadcast": world.broadcast(f"of {rank}"),
+        "broadcast_": world.broadcast_(torch.tensor([rank + 5.0])),
+        "agree": world.agree(1 << (2 * rank)),
+        "noise": noise,
+        "state": torch.get_rng_state(),
+        "share": world.share(6),
+    }
+    world.check_equal("same")
+    try:
+        world.check_equal(f"rank {rank}", "the hash")
+        found["differ"] = ""
+    except Exception as error:
+        found["differ"] = str(error)
+    world.close()
+    return found
+
+
+def test_two_ranks_exchange_numbers_and_all_get_the_same_bits() -> None:
+    first, second = on_ranks(2, _everything)
+    assert np.array_equal(first["sum"], second["sum"])
+    np.testing.assert_allclose(first["sum"], np.cos(np.linspace(-1, 1, 10_000)) * 1.2, atol=1e-6)
+    for found in (first, second):
+        assert found["sum_float64"].tolist() == [3.0, 2e-16]
+        assert found["all_float64"].tolist() == [[[0.0]], [[1.0]]]
+        assert found["rows"].tolist() == [[0, 0], [7, 8], [1, -1], [7, 8]]
+        assert found["columns"].tolist() == [[True, False, True, True], [False, True, False, True]]
+        assert found["nothing"] == (0, 4)
+        assert found["broadcast"] == "of 0"
+        assert found["broadcast_"].tolist() == [5.0]
+        assert found["agree"] == 0b101
+        assert "the hash of rank 1 differ from those of rank 0" in found["differ"]
+    assert first["gather"] == [{"rank": 0}, {"rank": 1}]
+    assert second["gather"] is None
+    assert (first["share"], second["share"]) == (slice(0, 3), slice(3, 6))
+    assert (first["own"].tolist(), second["own"].tolist()) == ([0, 1, 2], [3, 4, 5])
+
+
+def test_the_noise_of_two_ranks_is_that_of_one_and_leaves_the_generators_equal() -> None:
+    first, second = on_ranks(2, _everything)
+    torch.manual_seed(0)
+    assert torch.equal(torch.cat((first["noise"], second["noise"])), torch.empty(4, 3).normal_())
+    assert torch.equal(first["state"], second["state"])
+    assert torch.equal(first["state"], torch.get_rng_state())
+
+
+def test_one_rank_needs_no_others() -> None:
+    world, x = World(), torch.tensor([1.5])
+    assert world.sum_(x) is x
+    assert world.gather_rows(x) is x
+    assert world.own_rows(x) is x
+    assert world.broadcast_(x) is x
+    assert world.gather("a") == ["a"]
+    assert world.broadcast("a") == "a"
+    assert world.agree(5) == 5
+    assert world.all_float64(np.ones(2)).shape == (1, 2)
+    assert world.share(7) == slice(0, 7)
+    world.check_equal("anything")
+
+
+def test_environments_that_cannot_be_divided_are_refused() -> None:
+    with pytest.raises(ConfigError, match="use a multiple of 4, or 3 ranks"):
+        World(0, 4).share(9)
+    with pytest.raises(ConfigError, match="or 1 ranks"):
+        World(1, 2).share(7)
+
+
+def test_a_rank_whose_peer_has_ended_is_told_to_resume() -> None:
+    def leave(world: World) -> str:
+        if world.rank == 1:
+            return "left"
+        world.sum_(torch.zeros(3))
+        return "got an answer"
+
+    first, second = on_ranks(2, leave)
+    assert first.startswith("RankError: another rank has ended or cannot be reached")
+    assert second == "left"
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"WORLD_SIZE": "2"}, "not RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT"),
+        ({"RANK": "one"}, "RANK is 'one'; expected a whole number"),
+        ({"RANK": "-1"}, "RANK is '-1'"),
+        ({"RANK": "2"}, "expected LOCAL_RANK <= RANK < WORLD_SIZE"),
+        ({"LOCAL_RANK": "1", "RANK": "0"}, "expected LOCAL_RANK <= RANK < WORLD_SIZE"),
+    ],
+)
+def test_variables_of_torchrun_that_do_not_fit_are_refused(variables: dict[str, str], said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    complete = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500"}
+    for name in complete:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in (variables if "WORLD_SIZE" in variables else complete | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as error:
+        start()
+    assert said in str(error.value)
+
+
+def test_a_process_that_was_started_alone_is_the_only_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert launched() == (0, 1)
+    assert start() == World()
