@@ -33,7 +33,9 @@ from rlx.segments import DIRECTORY, Entry, Segment, Stored, entries_of
 if TYPE_CHECKING:
     from rlx.types import State, Stateful  # torch is imported only where tensors are read or written: manifests need none
 
-FORMAT = 4
+FORMAT = 5
+READABLE = (3, 4, 5)
+"""Formats that are read. Before 5 the seeds of episodes came from a generator, so that only the policy and its training state go on."""
 WITHOUT_SEGMENTS = 3
 """Format of checkpoints that keep no items in segments; rlx once wrote replays into them whole."""
 ALGO, RUN, MANIFEST = "algo.pt", "run.pt", "manifest.json"
@@ -155,7 +157,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has no readable manifest ({type(error).__name__})") from error
     if digest is not None and digest != _digest(manifest):
         raise CheckpointError(f"{path} has a damaged manifest: its SHA-256 is not the one it holds")
-    if format_ not in (FORMAT, WITHOUT_SEGMENTS):
+    if format_ not in READABLE:
         raise FormatError(
             f"{path} has checkpoint format {format_}, this rlx reads format {FORMAT}: use the version that wrote it (see meta.json)"
         )

@@ -18,7 +18,6 @@ from rlx.checkpoint import (
     FORMAT,
     MANIFEST,
     RUN,
-    WITHOUT_SEGMENTS,
     Checkpoint,
     FormatError,
     best_checkpoint,
@@ -133,7 +132,7 @@ class Checkpointer:
         except OSError as error:
             raise self._refused(target, error) from error
         manifest: dict[str, Any] = {
-            "format": FORMAT if pending.batches else WITHOUT_SEGMENTS,
+            "format": FORMAT,
             "env_steps": env_steps,
             "algo": self.algo,
             "score": None,

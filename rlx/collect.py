@@ -12,13 +12,46 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.errors import PluginError
+from rlx.errors import CheckpointError, PluginError
 from rlx.transfer import send_arrays
 from rlx.tree_ops import leaves, map_tree, pick, put
 from rlx.types import Algorithm, Rollout, State, Tree, VectorEnv
 
 SEED_LIMIT = 2**31 - 1
 """Episode seeds are below this: what every environment accepts."""
+
+
+def _mix(number: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """The hash of each number: splitmix64 (Steele, Lea and Flood 2014), as `rlx.envs.splitmix` has it for kernels."""
+    z = number + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+class EpisodeSeeds:
+    """The seed of each episode: a hash of the run's seed, the environment's index and the episode's number.
+
+    It does not depend on the order in which episodes end, which is another one where the environments are divided among processes.
+
+    Args:
+        seed: of the run.
+        num_envs: number of environments.
+        first: index of the first among all environments of the run.
+    """
+
+    def __init__(self, seed: int, num_envs: int, *, first: int = 0) -> None:
+        of_run = _mix(np.array([seed % 2**64], dtype=np.uint64))
+        envs = np.arange(first, first + num_envs).astype(np.uint64)
+        self._of_env = _mix(of_run + envs)  # [B]
+        self.num_begun = np.zeros(num_envs, dtype=np.int64)
+        """Episodes that have begun in each environment [B]."""
+
+    def next(self, envs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The seeds of the episodes that begin in these environments, in [0, SEED_LIMIT)."""
+        number = self.num_begun[envs]
+        self.num_begun[envs] = number + 1
+        return (_mix(self._of_env[envs] + number.astype(np.uint64)) % np.uint64(SEED_LIMIT)).astype(np.int64)
 
 
 class Episode(NamedTuple):
@@ -137,13 +170,14 @@ class Collector:
     Args:
         env: gymnasium's vector API with autoreset disabled. If it has `state_dict`, resuming is exact.
         algo: the policy; only `act` is called.
-        seed: of the generator that draws a seed for every episode.
+        seed: of the run, from which the seeds of all episodes follow.
+        first_env: index of the first of these environments among all of the run, which may be divided among processes.
         inexact: why the environments cannot be restored, or None.
     """
 
-    def __init__(self, env: VectorEnv, algo: Algorithm, *, seed: int, inexact: str | None = None) -> None:
+    def __init__(self, env: VectorEnv, algo: Algorithm, *, seed: int, first_env: int = 0, inexact: str | None = None) -> None:
         self.env, self.algo, self.inexact = env, algo, inexact
-        self._rng = np.random.default_rng(np.random.SeedSequence([seed, 1]))
+        self._seeds = EpisodeSeeds(seed, env.num_envs, first=first_env)
         self._to_env, self._arrays_to_env = env_actions(env.single_action_space), env_array_actions(env.single_action_space)
         num_envs = env.num_envs
         self._obs: Tree = np.zeros(0)
@@ -155,7 +189,7 @@ class Collector:
     def reset(self) -> None:
         """Begin an episode in every environment."""
         num_envs = self.env.num_envs
-        self._obs, _ = self.env.reset(seed=self._rng.integers(SEED_LIMIT, size=num_envs))
+        self._obs, _ = self.env.reset(seed=self._seeds.next(np.arange(num_envs)))
         self._is_first = np.ones(num_envs, dtype=bool)
         self._carry = self.algo.initial_carry(num_envs)
         self._return = np.zeros(num_envs)
@@ -224,7 +258,7 @@ class Collector:
 
     def _begin_episodes(self, ended: NDArray[np.int64], mask: NDArray[np.bool_]) -> Tree:
         seeds = np.zeros(self.env.num_envs, dtype=np.int64)
-        seeds[ended] = self._rng.integers(SEED_LIMIT, size=len(ended))
+        seeds[ended] = self._seeds.next(ended)
         obs, _ = self.env.reset(seed=seeds, options={"reset_mask": mask})
         return obs
 
@@ -236,16 +270,20 @@ class Collector:
             "carry": self._carry,
             "return": self._return.copy(),
             "length": self._length.copy(),
-            "rng": self._rng.bit_generator.state,
+            "episodes": self._seeds.num_begun.copy(),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Continue from a saved state; begin new episodes if environments cannot be restored.
 
         Raises:
-            CheckpointError: if replaying an environment's episode does not reproduce it.
+            CheckpointError: if replaying an environment's episode does not reproduce it, or an rlx with other seeds saved the state.
         """
-        self._rng.bit_generator.state = state["rng"]
+        if "episodes" in state:
+            self._seeds.num_begun = np.asarray(state["episodes"]).copy()
+        elif not self.inexact:
+            raise CheckpointError("the checkpoint was saved by an rlx that drew the seeds of episodes in another way: use the version that "
+                                  "wrote it (see meta.json); `rlx resume --inexact` goes on with new episodes instead")  # fmt: skip
         if self.inexact or state["env"] is None:
             self.reset()
             return

@@ -124,7 +124,7 @@ def test_state_comes_back_with_arrays_as_tensors(saved: Saved) -> None:
 def test_manifest_says_what_it_is_and_holds_every_digest(saved: Saved) -> None:
     saved.save(7, score=3.5)
     manifest = read_manifest(saved.path(7))
-    expected = {"format": 3, "env_steps": 7, "algo": "ppo", "score": 3.5, "exact": True, "why_not_exact": None, "threads": 1}
+    expected = {"format": 5, "env_steps": 7, "algo": "ppo", "score": 3.5, "exact": True, "why_not_exact": None, "threads": 1}
     assert expected.items() <= manifest.items()
     assert manifest["torch"] == torch.__version__
     for name in ("algo.pt", "run.pt"):
@@ -434,7 +434,7 @@ def test_a_checkpoint_of_another_format_is_refused_and_left_alone(saved: Saved) 
     saved.save(10, 20)
     write_manifest(saved.path(20), format=1)
     names = saved.names()
-    with pytest.raises(CheckpointError, match="has checkpoint format 1, this rlx reads format 4") as caught:
+    with pytest.raises(CheckpointError, match="has checkpoint format 1, this rlx reads format 5") as caught:
         saved.restore()
     assert caught.value.exit_code == 4
     assert saved.names() == names

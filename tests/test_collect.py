@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlx.algos.ppo import PPO
-from rlx.collect import SEED_LIMIT, Collector, Episode, env_actions
+from rlx.collect import SEED_LIMIT, Collector, Episode, EpisodeSeeds, env_actions
 from rlx.config.algos.ppo_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import CheckpointError
@@ -203,6 +203,32 @@ def test_every_episode_has_a_seed_of_its_own_that_follows_from_the_collectors():
     assert len(set(seeds(0))) == len(seeds(0)) == 2 + 25 + 16
     assert set(seeds(0)).isdisjoint(seeds(1))
     assert all(0 <= s < SEED_LIMIT for s in seeds(0))
+
+
+def test_the_seeds_of_a_part_of_the_environments_are_those_that_they_have_among_all():
+    def episodes(num_envs: int, first: int, ends: list[list[int]]) -> dict[int, list[int]]:
+        seeds, found = EpisodeSeeds(7, num_envs, first=first), {first + i: [] for i in range(num_envs)}
+        for ended in ends:
+            for i, seed in zip(ended, seeds.next(np.array(ended)).tolist(), strict=True):
+                found[first + i].append(seed)
+        return found
+
+    all_of_them = episodes(4, 0, [[0, 1, 2, 3], [3, 1], [0], [1, 2, 3]])
+    parts = episodes(2, 0, [[0, 1], [0], [1], [1]]) | episodes(2, 2, [[1], [1], [1, 0], [0]])
+    assert parts == all_of_them
+    assert len({seed for seeds in all_of_them.values() for seed in seeds}) == 10
+
+
+def test_a_collector_that_an_older_rlx_saved_is_refused_unless_new_episodes_are_wanted():
+    collector, algo = build("Pendulum-v1")
+    collector.reset()
+    state = snapshot(collector, algo)["collector"]
+    del state["episodes"]
+    with pytest.raises(CheckpointError, match=r"drew the seeds of episodes in another way: .*--inexact"):
+        build("Pendulum-v1")[0].load_state_dict(state)
+    inexact, _ = build("Pendulum-v1", inexact=True)
+    inexact.load_state_dict(state)
+    assert inexact.state_dict()["episodes"].tolist() == [1, 1, 1]
 
 
 # Acting on arrays
