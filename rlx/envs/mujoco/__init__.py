@@ -1,0 +1,1 @@
+"""MuJoCo robots as batches over MjData."""
