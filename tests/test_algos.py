@@ -20,7 +20,7 @@ from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Activation
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
-from rlx.errors import ConfigError, NonFiniteError
+from rlx.errors import NonFiniteError
 from rlx.rng import GlobalRNG
 from rlx.serialize import plain
 from rlx.types import EnvSpec, Progress, Rollout
@@ -468,42 +468,6 @@ def test_ppo_adaptive_kl_doubles_halves_or_keeps_its_weight(spec):
     assert run(kl_target=kl * 1.55)[0] == 0.4
     assert run(kl_target=kl / 1.45)[0] == 0.8
     assert run(kl_target=kl / 1.55)[0] == 1.6
-
-
-def test_ppo_adapts_its_step_size_after_each_pass_to_the_divergence_of_the_pass():
-    def rates(**settings: float) -> list[float]:
-        config = PPOConfig(num_epochs=3, num_minibatches=1, learning_rate=0.001, adaptive_learning_rate=True, **settings)
-        algo, taken = build(config, compiles=False), []
-        step = algo.optimizer.step
-        algo.optimizer.step = lambda loss, rate: (taken.append(rate), step(loss, rate))[1]
-        metrics = update(algo, make_rollout())
-        assert metrics["update/learning_rate"] == taken[-1]
-        return [*taken, algo.learning_rate]
-
-    assert rates(learning_rate_kl=1e3) == pytest.approx([0.001, 0.0015, 0.00225, 0.003375])
-    assert rates(learning_rate_kl=1e3, learning_rate_max=0.002) == pytest.approx([0.001, 0.0015, 0.002, 0.002])
-    # the divergence of the first pass is 0: it compares the policy with itself
-    assert rates(learning_rate_kl=1e-12) == pytest.approx([0.001, 0.0015, 0.001, 0.001 / 1.5])
-    assert rates(learning_rate_kl=1e-12, learning_rate_min=0.0009) == pytest.approx([0.001, 0.0015, 0.001, 0.0009])
-
-
-def test_the_adaptive_step_size_is_kept_between_half_and_twice_the_divergence():
-    config = PPOConfig(adaptive_learning_rate=True, learning_rate_kl=0.01)
-    assert [config.adapted(3e-4, kl) for kl in (0.0051, 0.0199)] == [3e-4, 3e-4]
-    assert [config.adapted(3e-4, kl) for kl in (0.0049, 0.0201)] == pytest.approx([4.5e-4, 2e-4])
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"anneal_learning_rate": True}, "both set the step size"),
-        ({"num_epochs": 1, "num_minibatches": 1}, "needs a second gradient step"),
-        ({"learning_rate": 0.1}, r"must be from algo\.learning_rate_min=1e-06 to algo\.learning_rate_max=0\.01"),
-    ],
-)
-def test_an_adaptive_step_size_is_refused_where_it_cannot_work(settings, message):
-    with pytest.raises(ConfigError, match=message):
-        PPOConfig(adaptive_learning_rate=True, **settings)
 
 
 def test_ppo_remembers_its_adapted_weight():

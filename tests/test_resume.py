@@ -253,7 +253,7 @@ def test_resume_without_one_piece_of_a_learner_of_action_values_is_noticed(
 
 @pytest.mark.parametrize(
     ("where", "piece"),
-    [(PPO_SETTINGS, p) for p in ("net", "optimizer", "learning_rate")]
+    [(PPO_SETTINGS, p) for p in ("net", "optimizer", "learning_rate", "value_scale")]
     + [(SAC, p) for p in ("actor", "values", "actor_optimizer", "values_optimizer", "target", "experience", "env_steps")]
     + [(TD3, "target_actor"), (STEVE, "imagination"), (MBPO, "imagination")]
     + [(PQN, p) for p in ("net", "optimizer", "reward_scaler", "epsilon")]

@@ -19,13 +19,14 @@ from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
+from rlx.nn.value_scale import ValueScale
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
 class PPO(AblatesMemory):
     """Proximal policy optimisation for discrete and continuous actions."""
 
-    weight_parts = ("net", "reward_scaler/_extra_state")
+    weight_parts = ("net", "reward_scaler/_extra_state", "value_scale/_extra_state")
     net: Network
 
     def __init__(self, config: PPOConfig, spec: EnvSpec, num_envs: int, device: torch.device) -> None:
@@ -34,6 +35,7 @@ class PPO(AblatesMemory):
         self.net = Network(spec, **config.network(), shared=config.shared_network).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
+        self.value_scale = ValueScale(preserves=config.popart) if config.normalize_value else None
         self.kl_coef = config.kl_coef
         self.learning_rate = config.learning_rate  # where it is adaptive
 
@@ -44,12 +46,15 @@ class PPO(AblatesMemory):
             "reward_scaler": self.reward_scaler.state_dict(),
             "kl_coef": self.kl_coef,
             "learning_rate": self.learning_rate,
+            **({} if self.value_scale is None else {"value_scale": self.value_scale.state_dict()}),
         }
 
     def load_state_dict(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.reward_scaler.load_state_dict(state["reward_scaler"])
+        if self.value_scale is not None:
+            self.value_scale.load_state_dict(state["value_scale"])
         self.kl_coef = state["kl_coef"]
         self.learning_rate = state.get("learning_rate", self.config.learning_rate)  # runs from before it could adapt have none
 
@@ -61,7 +66,9 @@ class PPO(AblatesMemory):
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
         scale = self.reward_scaler.moments.std.item() if self.config.normalize_reward else 1.0
-        return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
+        explanation = self.net.explain(obs, carry, is_first, value_scale=1.0)
+        assert explanation.value is not None
+        return self.act(obs, carry, is_first, mode=mode), explanation._replace(value=scale * self._to_return(explanation.value))
 
     @torch.no_grad()
     def update(self, rollout: Rollout, progress: Progress) -> Metrics:
@@ -78,7 +85,10 @@ class PPO(AblatesMemory):
         params = self.net.policy_params(inputs) if evaluated.params is None else evaluated.params
         old_log_prob, old_params = self.net.head.log_prob(params, rows_of(rollout.action)), self.net.head.freeze(params)
         advantage = self._advantage(rollout, reward, evaluated)
-        value_before, target_before = evaluated.value, evaluated.value + advantage
+        value_before = self._to_return(evaluated.value)
+        target = target_before = value_before + advantage
+        if self.value_scale is not None:
+            evaluated = self.value_scale.update(target, evaluated, self.net)
         num_visited = rollout.num_env_steps if sequences is None else rollout.reward.shape[1]
 
         loss, epochs = self._loss(), []
@@ -87,7 +97,8 @@ class PPO(AblatesMemory):
             if epoch > 0 and config.recompute_advantage:
                 evaluated = self.net.evaluate(rollout, afresh=True)
                 advantage = self._advantage(rollout, reward, evaluated)
-            batch = batch_of(evaluated, action=rollout.action, advantage=advantage, target=evaluated.value + advantage,
+                target = self._to_return(evaluated.value) + advantage
+            batch = batch_of(evaluated, action=rollout.action, advantage=advantage, target=self._to_value(target),
                              old_log_prob=old_log_prob, old_params=old_params)  # fmt: skip
             order = torch.randperm(num_visited, device=self.device)
             steps = gradient_steps(
@@ -125,13 +136,21 @@ class PPO(AblatesMemory):
         """[T, B] under an evaluation of the value function."""
         return ops.gae(
             reward,
-            evaluated.value,
-            evaluated.next_value,
+            self._to_return(evaluated.value),
+            self._to_return(evaluated.next_value),
             rollout.terminated,
             rollout.is_last,
             discount=self.config.discount,
             lam=self.config.gae_lambda,
         )
+
+    def _to_return(self, value: Tensor) -> Tensor:
+        """The network's values to (scaled) returns."""
+        return value if self.value_scale is None else self.value_scale.to_return(value)
+
+    def _to_value(self, returns: Tensor) -> Tensor:
+        """The inverse of `_to_return`."""
+        return returns if self.value_scale is None else self.value_scale.to_value(returns)
 
     def _loss(self) -> PolicyGradientLoss:
         config = self.config

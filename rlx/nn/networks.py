@@ -159,6 +159,13 @@ class Network(Backbone):
     def _value(self, features: Tensor, inputs: Tree) -> Tensor:
         return self.policy(features)[:, -1] if self.critic is None else self.critic(features)[:, 0]
 
+    @torch.no_grad()
+    def change_value(self, *, factor: float, shift: float) -> None:
+        """Turn the value v of every input into factor * v + shift, by the output layer."""
+        layer = (self.critic or self.policy).linears[-1]
+        layer.weight[-1].mul_(factor)
+        layer.bias[-1].mul_(factor).add_(shift)
+
     def step(self, obs: Tree, carry: Tree, is_first: Tensor) -> tuple[Tensor, Tensor, Tree]:
         """Observations [B, *] of one step to distribution parameters [B, D'], values [B] and the next carry."""
         features, inputs, carry = self._step(obs, carry, is_first)

@@ -47,7 +47,8 @@ class PPOConfig(PolicyGradientConfig):
     learning_rate_max: float = setting(1e-2, above=0, used_if="algo.adaptive_learning_rate=true")
     """Largest adaptive step size."""
     value_clip: float | None = setting(None, above=0)
-    """Largest change of a value from the rollout's, in units of the (scaled) return; null does not clip."""
+    """Largest change of a value from the rollout's, in units of the (scaled) return, or of its deviation under
+    normalize_value; null does not clip."""
     normalize_advantage: bool = True
     """Shift and scale advantages to zero mean and unit deviation per minibatch."""
     recompute_advantage: bool = setting(False, used_if="algo.num_epochs is above 1")
@@ -56,6 +57,12 @@ class PPOConfig(PolicyGradientConfig):
     """Divide rewards by the running standard deviation of the discounted return, then clip to reward_clip."""
     reward_clip: float = setting(10.0, above=0, infinite=True, used_if="algo.normalize_reward=true")
     """Bound on scaled rewards."""
+    normalize_value: bool = False
+    """Let the critic predict returns in units of their running standard deviation from their running mean (normalize_value of rl_games,
+    normalize_returns of sample-factory). It is an alternative to normalize_reward; with both, the scaled returns are normalised."""
+    popart: bool = setting(False, used_if="algo.normalize_value=true")
+    """Change the critic's output layer whenever the statistics change, so that no value changes by it (van Hasselt et al. 2016,
+    https://arxiv.org/abs/1602.07714)."""
     shared_network: bool = False
     """One network for policy and value instead of two. A memory, and an encoder with weights, always serve both."""
 
