@@ -165,10 +165,12 @@ class World:
         global _current
         if self.size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-        _current = World()
+        _current = ALONE
 
 
-_current = World()
+ALONE = World()
+"""A run of one process."""
+_current = ALONE
 
 
 def current() -> World:

@@ -7,10 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from ranks import on_ranks
 
 from rlx.distributed import World, launched, start
 from rlx.errors import ConfigError
+from rlx.nn.networks import Network
+from rlx.nn.normalize import ObservationNormalizer, RewardScaler
+from rlx.nn.optim import FlatAdam
+from rlx.rng import seed_everything
+from rlx.tree_ops import pick
+from rlx.types import EnvSpec
 
 
 def _everything(world: World) -> dict[str, Any]:
@@ -130,3 +137,82 @@ def test_a_process_that_was_started_alone_is_the_only_rank(monkeypatch: pytest.M
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     assert launched() == (0, 1)
     assert start() == World()
+
+
+def _heights(num_rows: int) -> torch.Tensor:
+    """Batches [N, 3]: a common feature, one that is nearly always 0, and a constant."""
+    x = torch.from_numpy(np.random.default_rng(1).normal(5.0, 2.0, (num_rows, 3)).astype(np.float32))
+    x[:, 1] *= x[:, 1] > 8.0
+    x[:, 2] = 1.0
+    return x
+
+
+def _normalized(world: World, *, shares: bool = True) -> dict[str, Any]:
+    normalizer = ObservationNormalizer(3, clip=5.0)
+    scaler = RewardScaler(world.share(6).stop - world.share(6).start, discount=0.9, clip=10.0)
+    if shares:
+        normalizer.moments.world = scaler.moments.world = world
+    for batch in _heights(240).split(120):
+        normalizer.update(batch.view(20, 6, 3)[:, world.share(6)].flatten(0, 1))
+    reward, is_last = _heights(60)[:, 0].view(10, 6), _heights(60)[:, 1].view(10, 6) > 8.0
+    scaled = [scaler(r[:, world.share(6)], last[:, world.share(6)]) for r, last in zip(reward.split(5), is_last.split(5), strict=True)]
+    return {"obs": normalizer.get_extra_state(), "scale": normalizer.scale, "reward": scaler.state_dict(), "scaled": torch.cat(scaled)}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_running_statistics_of_all_ranks_are_those_of_one_process(size: int) -> None:
+    alone = _normalized(World())
+    ranks = on_ranks(size, _normalized)
+    for found in ranks:
+        for one, many in ((alone["obs"], found["obs"]), (alone["reward"]["_extra_state"], found["reward"]["_extra_state"])):
+            for name in ("mean", "variance", "count"):
+                torch.testing.assert_close(many[name], one[name], rtol=2e-15, atol=1e-15)
+        assert torch.equal(found["obs"]["rare"]["usual"], alone["obs"]["rare"]["usual"])
+        assert torch.equal(found["obs"]["rare"]["count"], alone["obs"]["rare"]["count"])
+        assert torch.equal(found["scale"], ranks[0]["scale"])
+        assert torch.equal(found["reward"]["running_return"], alone["reward"]["running_return"])  # of all environments, in their order
+    torch.testing.assert_close(torch.cat([found["scaled"] for found in ranks], dim=1), alone["scaled"])
+
+
+def test_statistics_of_each_rank_alone_would_differ() -> None:
+    first, second = on_ranks(2, lambda world: _normalized(world, shares=False))
+    assert not torch.allclose(first["obs"]["mean"], second["obs"]["mean"], rtol=1e-4)
+    assert not torch.allclose(first["reward"]["_extra_state"]["mean"], second["reward"]["_extra_state"]["mean"], rtol=1e-4)
+
+
+def test_an_observation_that_is_not_finite_is_refused_by_all_ranks() -> None:
+    def absorb(world: World) -> None:
+        normalizer = ObservationNormalizer(2, clip=5.0)
+        normalizer.moments.world = world
+        normalizer.update(torch.tensor([[1.0, float("nan") if world.rank == 1 else 2.0]]))
+
+    assert all(said.startswith("NonFiniteError: the environment gave") for said in on_ranks(2, absorb))
+
+
+SPACES = {
+    "kernels": (spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,))),
+    "kernels, discrete": (spaces.Box(-1, 1, (3,)), spaces.Discrete(4)),
+    "tensors": (spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3)), spaces.MultiDiscrete([2, 3])),
+    "bits": (spaces.Dict(a=spaces.Box(-1, 1, (2,)), b=spaces.Discrete(3)), spaces.MultiBinary(5)),
+}
+
+
+def _acting(world: World, kind: str) -> dict[str, Any]:
+    seed_everything(3)
+    observation_space, action_space = SPACES[kind]
+    net = Network(EnvSpec(id="test", observation_space=observation_space, action_space=action_space), hidden_sizes=(8,), activation="tanh")
+    FlatAdam(net, max_grad_norm=1.0)
+    net.join(world)
+    obs: Any = torch.linspace(-1, 1, 18).view(6, 3)
+    if isinstance(observation_space, spaces.Dict):
+        obs = {"a": torch.linspace(-1, 1, 12).view(6, 2), "b": torch.arange(6) % 3}
+    mine = pick(obs, world.share(6))
+    actions = [net.act(mine, (), torch.zeros(6, dtype=torch.bool)[world.share(6)], "train").action for _ in range(20)]
+    return {"actions": torch.stack(actions), "next": (torch.rand(1), np.random.random_sample())}
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_actions_of_two_ranks_are_those_of_one_process(kind: str) -> None:
+    alone, (first, second) = _acting(World(), kind), on_ranks(2, lambda world: _acting(world, kind), preload=("rlx.nn.compiled",))
+    torch.testing.assert_close(torch.cat((first["actions"], second["actions"]), dim=1), alone["actions"])
+    assert first["next"] == second["next"] == alone["next"]

@@ -28,7 +28,7 @@ def moments(x: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         NonFiniteError: if x is not finite.
     """
-    mean, variance = finite_moments(x)
+    _, mean, variance = finite_moments(x)
     std = variance.sqrt()
     return mean, torch.where(std > _CONSTANT * (1.0 + mean.abs()), std, 0.0)
 

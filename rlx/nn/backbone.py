@@ -12,12 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from rlx.distributed import World
 from rlx.nn.discrete_heads import Head
 from rlx.nn.encoders import make_encoder
 from rlx.nn.leaf_encoders import EncoderKind, EncoderSettings
 from rlx.nn.losses import Sequences
 from rlx.nn.memories import NoMemory, make_memory
 from rlx.nn.mlp import MLP
+from rlx.nn.normalize import ObservationNormalizer
 from rlx.spaces import ACTION_MASK, is_masked
 from rlx.tree_ops import batch_size, leaves, map_tree, pick
 from rlx.types import EnvSpec, Rollout, Tree
@@ -117,6 +119,14 @@ class Backbone(nn.Module, ABC):
     def learning_from(self, obs: Tree) -> AbstractContextManager[None]:
         """A context for learning from a rollout's observations [N, *]; it updates running statistics at the right time."""
         return self.encoder.learning_from(obs)
+
+    def join(self, world: World) -> None:
+        """Act and update running statistics together with other ranks from now on."""
+        for module in self.modules():
+            if isinstance(module, Head):
+                module.world = world
+            elif isinstance(module, ObservationNormalizer):
+                module.moments.world = world
 
     def _features(self, inputs: Tree, carry: Tree, is_first: Tensor | None) -> Tensor:
         """Inputs to the features [N, D] of the trunks."""

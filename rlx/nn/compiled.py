@@ -48,6 +48,7 @@ class CompiledNetwork:
         self._is_gaussian = isinstance(head, GaussianHead)
         self._log_std_at = int(head.log_std.storage_offset()) if isinstance(head, GaussianHead) else -1
         self._num_actions = head.num_outputs
+        self._world = head.world
         self._relu = policy.activation == "relu"
         self._encoder = encoder
         width = encoder.num_features
@@ -130,6 +131,9 @@ class _Acting:
         self._is_gaussian, self._byte_scale = network._is_gaussian, network._encoder.scale_numpy
         self._obs: Array = np.zeros((num_rows, width), np.float32)
         self._noise: Array = np.zeros((num_rows, num_actions if network._is_gaussian else 1))
+        world = network._world
+        self._drawn = (num_rows * world.size, self._noise.shape[1])  # of all ranks, whose generators stay equal
+        self._rows = None if world.size == 1 else slice(world.rank * num_rows, (world.rank + 1) * num_rows)
         self._indices: Array = np.zeros(num_rows, np.int64)
         self._actions: Array = np.zeros((num_rows, num_actions), np.float32)
         space, params = np.zeros((2, num_rows * network._widest), np.float32), np.zeros((num_rows, num_actions + 1), np.float32)
@@ -148,8 +152,8 @@ class _Acting:
         if self._byte_scale is not None:
             self._obs *= self._byte_scale
         if mode == "train":
-            shape = self._noise.shape
-            self._noise[:] = np.random.standard_normal(shape) if self._is_gaussian else np.random.random_sample(shape)
+            noise = np.random.standard_normal(self._drawn) if self._is_gaussian else np.random.random_sample(self._drawn)
+            self._noise[:] = noise if self._rows is None else noise[self._rows]
         self._call[mode]()
         return (self._actions if self._is_gaussian else self._indices).copy()
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from rlx.distributed import ALONE, World
+
 _FORBIDDEN = -1e30
 """Logit of a choice that is masked out. Its probability is exactly 0; with -inf, entropies and their gradients would be NaN."""
 
@@ -38,6 +40,8 @@ class Head(nn.Module, ABC):
         self.mask_width = sum(choices)
         self.num_frozen = num_outputs
         """D', the width of what `freeze` returns."""
+        self.world: World = ALONE
+        """The ranks that act together: noise is drawn for the rows of all of them, so that it does not depend on their number."""
 
     @abstractmethod
     def masked(self, params: Tensor, mask: Tensor) -> Tensor:
@@ -92,7 +96,7 @@ class CategoricalHead(Head):
     def sample(self, params: Tensor) -> Tensor:
         """[B, D] to actions [B]."""
         # argmax(logits + Gumbel noise) is a sample; -log(Exp(1)) is Gumbel noise. Twice as fast as torch.multinomial.
-        return (params - torch.empty_like(params).exponential_().log_()).argmax(-1)
+        return (params - self.world.draw(params, Tensor.exponential_).log_()).argmax(-1)
 
     def mode(self, params: Any) -> Any:
         """[B, D] to the most likely actions [B]; a tensor or an array."""
@@ -207,7 +211,7 @@ class BernoulliHead(Head):
 
     def sample(self, params: Tensor) -> Tensor:
         """[B, n] to actions [B, n]."""
-        return (torch.rand_like(params) < params.sigmoid()).to(torch.int8)
+        return (self.world.draw(params, Tensor.uniform_) < params.sigmoid()).to(torch.int8)
 
     def mode(self, params: Tensor) -> Tensor:
         """[B, n] to the most likely actions [B, n]."""

@@ -5,22 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rlx.distributed import ALONE, World
 from rlx.errors import NonFiniteError
+from rlx.nn.pooled import moments
 
 _MOST_WAITING = 64
 """Most gradient steps that an accelerator takes before they are checked."""
 
 
-def finite_moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance [*] of observations or rewards x [N, *], in float64.
+def finite_moments(x: Tensor, world: World = ALONE) -> tuple[float, Tensor, Tensor]:
+    """The number of rows, mean and variance [*] of observations or rewards x [N, *] of all ranks, in float64.
 
     Raises:
-        NonFiniteError: if x is not finite.
+        NonFiniteError: on every rank, if x is not finite on one of them.
     """
-    variance, mean = torch.var_mean(x.to(torch.float64), dim=0, correction=0)
+    count, mean, variance = moments(x, world)
     if not (mean.isfinite().all() and variance.isfinite().all()):
         raise NonFiniteError("the environment gave an observation or reward that is not finite: clip or repair it in the environment")
-    return mean, variance
+    return count, mean, variance
 
 
 class FiniteWatch:

@@ -43,7 +43,7 @@ class GaussianHead(Head):
 
     def sample(self, params: Tensor) -> Tensor:
         """[B, A] to actions [B, A]."""
-        return torch.addcmul(params, torch.randn_like(params), self.log_std.exp())
+        return torch.addcmul(params, self.world.draw(params, Tensor.normal_), self.log_std.exp())
 
     def mode(self, params: Any) -> Any:
         """[B, A] to the most likely actions [B, A]; a tensor or an array."""

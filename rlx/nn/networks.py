@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from rlx.distributed import World
 from rlx.nn.backbone import ArrayPolicy, Backbone
 from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.heads import GaussianHead, make_head
@@ -80,6 +81,10 @@ class Network(Backbone):
 
     def trunks(self) -> dict[str, MLP]:
         return {"policy and value": self.policy} if self.critic is None else {"policy": self.policy, "value": self.critic}
+
+    def join(self, world: World) -> None:
+        super().join(world)
+        self._home = 0  # the kernels are looked up anew
 
     @property
     def compiled(self) -> CompiledNetwork | None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rlx.distributed import ALONE, World
 from rlx.nn.finite import finite_moments
 from rlx.ops import reverse_scan
 from rlx.types import State
@@ -19,13 +21,15 @@ _CONSTANT = 1e-6
 class RunningMoments:
     """Mean and variance of a stream of batches (Chan, Golub and LeVeque 1979), in float64.
 
-    Always on the CPU: some accelerators have no float64, and one small transfer a rollout costs nothing.
+    Always on the CPU: some accelerators have no float64, and one small transfer a rollout costs nothing. A batch is that of all ranks of
+    `world`: each describes its rows, and all absorb the same pooled batch, so that the moments stay equal and no row is counted twice.
     """
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.mean = torch.zeros(shape, dtype=torch.float64)
         self.variance = torch.ones(shape, dtype=torch.float64)
         self.count = torch.tensor(0.0, dtype=torch.float64)
+        self.world: World = ALONE
 
     def state_dict(self) -> State:
         return {"mean": self.mean.clone(), "variance": self.variance.clone(), "count": self.count.clone()}
@@ -39,11 +43,11 @@ class RunningMoments:
         Raises:
             NonFiniteError: before anything is changed, if the batch is not finite.
         """
-        mean, variance = finite_moments(batch.cpu())
-        total = self.count + len(batch)
+        num, mean, variance = finite_moments(batch.cpu(), self.world)
+        total = self.count + num
         delta = mean - self.mean
-        spread = self.variance * self.count + variance * len(batch) + delta.square() * self.count * len(batch) / total
-        self.variance, self.mean, self.count = spread / total, self.mean + delta * len(batch) / total, total
+        spread = self.variance * self.count + variance * num + delta.square() * self.count * num / total
+        self.variance, self.mean, self.count = spread / total, self.mean + delta * num / total, total
 
     @property
     def std(self) -> Tensor:
@@ -78,11 +82,12 @@ class RareValues:
     def load_state_dict(self, state: State) -> None:
         self.usual, self.count = state["usual"].clone(), state["count"].clone()
 
-    def update(self, batch: Tensor, *, is_first: bool) -> None:
-        """Count in a batch [N, D]."""
+    def update(self, batch: Tensor, world: World, *, is_first: bool) -> None:
+        """Count in a batch [N, D] of each rank."""
         if is_first:
-            self.usual = batch.median(0).values.to(torch.float64)
-        self.count = self.count + (batch != self.usual).sum(0)
+            self.usual = world.gather_rows(batch).median(0).values.to(torch.float64)
+        differ = (batch != self.usual).sum(0)
+        self.count = self.count + (differ if world.size == 1 else torch.from_numpy(world.sum_float64(differ.double().numpy())))
 
     def least_std(self, moments: RunningMoments) -> Tensor:
         """The smallest standard deviation [D] to divide by; 0 where there is no bound."""
@@ -136,7 +141,7 @@ class ObservationNormalizer(nn.Module):
         self.moments.update(host)
         std = self.moments.std
         if self.rare is not None:
-            self.rare.update(host, is_first=is_first)
+            self.rare.update(host, self.moments.world, is_first=is_first)
             std = torch.maximum(std, self.rare.least_std(self.moments))
         self.scale.copy_(1.0 / std)
         self.shift.copy_(-self.moments.mean / std)
@@ -158,7 +163,8 @@ class ObservationNormalizer(nn.Module):
 class RewardScaler(nn.Module):
     """reward / std of the running discounted return, clipped (OpenAI baselines' VecNormalize; never shifted).
 
-    The scale of a rollout includes that rollout's own rewards, as in baselines, so the first update is already scaled.
+    The scale of a rollout includes that rollout's own rewards, as in baselines, so the first update is already scaled. What is saved has
+    the running returns of all ranks' environments, in their order.
     """
 
     running_return: Tensor
@@ -171,6 +177,17 @@ class RewardScaler(nn.Module):
 
     def get_extra_state(self) -> State:
         return self.moments.state_dict()
+
+    def _save_to_state_dict(self, destination: State, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        name = f"{prefix}running_return"
+        destination[name] = self.moments.world.gather_rows(destination[name])
+
+    def _load_from_state_dict(self, state_dict: State, prefix: str, *args: Any) -> None:
+        name = f"{prefix}running_return"
+        if name in state_dict:
+            state_dict[name] = self.moments.world.own_rows(state_dict[name])
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_extra_state(self, state: State) -> None:
         self.moments.load_state_dict(state)
