@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 
 import torch
@@ -13,6 +15,10 @@ from rlx.collect import Episode
 from rlx.types import Metrics, State
 
 WINDOW = 100
+_FOLD = 256
+"""Updates whose metrics are kept as they are."""
+_LONGEST = 2**16
+"""Values of a metric, tensors, that are kept as numbers."""
 
 MEANINGS = {
     "episode/return": "mean undiscounted return of the training episodes that ended since the last line",
@@ -119,15 +125,16 @@ MEANINGS = {
 
 
 class MetricBuffer:
-    """Episodes and update metrics, collected until they are flushed into one line."""
+    """Means of episodes and of the metrics of updates until they are flushed into one line; its size does not grow with their number."""
 
     def __init__(self) -> None:
-        self._episodes: list[Episode] = []
+        self._episodes = EpisodeSums()
         self._updates: list[dict[str, Tensor | float]] = []
+        self._folded: dict[str, _Values] = {}
         self._recent: deque[float] = deque(maxlen=WINDOW)
 
     def add_episodes(self, episodes: list[Episode]) -> None:
-        self._episodes += episodes
+        self._episodes.add(episodes)
         self._recent.extend(e.return_ for e in episodes)
 
     def add_update(self, metrics: Metrics) -> None:
@@ -141,6 +148,8 @@ class MetricBuffer:
                 got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r:.60} ({type(value).__name__})"
                 raise TypeError(f"update() returned {got} as the metric {name!r}, expected a number")
         self._updates.append(dict(metrics))
+        if len(self._updates) == _FOLD:
+            self._fold()
 
     @property
     def return_mean_100(self) -> float | None:
@@ -149,40 +158,110 @@ class MetricBuffer:
 
     def flush(self) -> dict[str, float]:
         """Means since the last flush, as numbers; values that are not finite are left out."""
-        line: dict[str, float] = {}
-        if self._episodes:
-            n = len(self._episodes)
-            line["episode/return"] = sum(e.return_ for e in self._episodes) / n
-            line["episode/length"] = sum(e.length for e in self._episodes) / n
-            line["episode/count"] = n
-            solved = [e.solved for e in self._episodes if e.solved is not None]
-            if solved:
-                line["episode/solve_rate"] = sum(solved) / len(solved)
+        line = self._episodes.means()
         if self._recent:
             line["episode/return_mean_100"] = sum(self._recent) / len(self._recent)
+        self._fold()
         means: dict[str, Tensor] = {}
-        names = dict.fromkeys(name for metrics in self._updates for name in metrics)
-        for name in names:
-            values = [metrics[name] for metrics in self._updates if name in metrics]
+        for name, values in self._folded.items():
             if name.endswith("/num_gradient_steps"):
-                line[name] = float(sum(values))
-            elif isinstance(values[0], Tensor):
+                line[name] = float(values.sum)
+            elif values.tensors and not values.num_folded:
                 line[name] = math.nan  # the key keeps its place in the line
-                where = values[-1].device if isinstance(values[-1], Tensor) else None
-                means[name] = torch.stack([v.to(where) for v in values if isinstance(v, Tensor)]).mean()
+                means[name] = values.joined().mean()
             else:
-                line[name] = float(sum(values)) / len(values)
+                line[name] = values.mean()
         line |= _read(means)
-        self._episodes, self._updates = [], []
+        self._episodes, self._folded = EpisodeSums(), {}
         return {name: value for name, value in line.items() if math.isfinite(value)}
 
+    def _fold(self) -> None:
+        """Replace the metrics of updates by sums of numbers and vectors of tensors' values."""
+        for name in dict.fromkeys(name for metrics in self._updates for name in metrics):
+            values = [metrics[name] for metrics in self._updates if name in metrics]
+            if name not in self._folded:
+                self._folded[name] = _Values(are_tensors=isinstance(values[0], Tensor) and not name.endswith("/num_gradient_steps"))
+            self._folded[name].add(values)
+        self._updates = []
+
     def state_dict(self) -> State:
-        return {"episodes": [tuple(e) for e in self._episodes], "updates": [dict(u) for u in self._updates], "recent": list(self._recent)}
+        return {
+            "episode_sums": tuple(vars(self._episodes).values()),
+            "updates": [dict(u) for u in self._updates],
+            "folded": {name: values.state_dict() for name, values in self._folded.items()},
+            "recent": list(self._recent),
+        }
 
     def load_state_dict(self, state: State) -> None:
-        self._episodes = [Episode(*e) for e in state["episodes"]]
+        self._episodes = EpisodeSums(*state.get("episode_sums", ()))
+        self._episodes.add([Episode(*e) for e in state.get("episodes", ())])  # what checkpoints had before there were sums
         self._updates = [dict(u) for u in state["updates"]]
+        self._folded = {name: _Values(**saved) for name, saved in state.get("folded", {}).items()}
         self._recent = deque(state["recent"], maxlen=WINDOW)
+
+
+@dataclass
+class EpisodeSums:
+    """Sums over episodes, added in their order."""
+
+    return_: float = 0.0
+    length: int = 0
+    count: int = 0
+    solved: int = 0
+    num_solvable: int = 0
+
+    def add(self, episodes: list[Episode]) -> None:
+        for episode in episodes:
+            self.return_ += episode.return_
+            self.length += episode.length
+            self.count += 1
+            if episode.solved is not None:
+                self.solved += episode.solved
+                self.num_solvable += 1
+
+    def means(self) -> dict[str, float]:
+        if not self.count:
+            return {}
+        line = {"episode/return": self.return_ / self.count, "episode/length": self.length / self.count, "episode/count": self.count}
+        return line | ({"episode/solve_rate": self.solved / self.num_solvable} if self.num_solvable else {})
+
+
+class _Values:
+    """All values of one metric since the last line: a sum of numbers, or vectors of tensors' values, which are averaged in one operation.
+
+    Of more than `_LONGEST` tensors, the older ones become a sum too, so that memory is bounded; the mean then differs by rounding from
+    that of all of them in one operation.
+    """
+
+    def __init__(self, *, are_tensors: bool, tensors: Sequence[Tensor] = (), sum: float | Tensor = 0, num_folded: int = 0) -> None:
+        self.are_tensors = are_tensors
+        self.tensors = list(tensors)
+        self.sum = sum
+        self.num_folded = num_folded
+
+    def add(self, values: list[Tensor | float]) -> None:
+        if not self.are_tensors:
+            self.sum = sum(values, self.sum)
+            self.num_folded += len(values)
+            return
+        where = values[-1].device if isinstance(values[-1], Tensor) else None
+        if found := [v.to(where) for v in values if isinstance(v, Tensor)]:
+            self.tensors.append(torch.stack(found).flatten())
+        if sum(map(len, self.tensors)) >= _LONGEST:
+            joined = self.joined()
+            self.sum, self.num_folded, self.tensors = self.sum + float(joined.mean()) * len(joined), self.num_folded + len(joined), []
+
+    def joined(self) -> Tensor:
+        return torch.cat([x.to(self.tensors[-1].device) for x in self.tensors])
+
+    def mean(self) -> float:
+        """Of more values than are kept, or of numbers."""
+        recent = self.joined() if self.tensors else torch.empty(0)
+        added = float(recent.mean()) * len(recent) if len(recent) else 0.0
+        return (float(self.sum) + added) / (self.num_folded + len(recent))
+
+    def state_dict(self) -> State:
+        return {"are_tensors": self.are_tensors, "tensors": list(self.tensors), "sum": self.sum, "num_folded": self.num_folded}
 
 
 def _read(means: dict[str, Tensor]) -> dict[str, float]:

@@ -112,6 +112,45 @@ def test_state_stands_still_while_the_buffer_goes_on():
     assert again.flush() == {"loss/policy": 1.0}
 
 
+def test_many_updates_give_the_mean_of_all_of_them_in_one_operation_and_the_state_holds_them_as_vectors():
+    buffer, again = MetricBuffer(), MetricBuffer()
+    values = torch.randn(1000)
+    for i, value in enumerate(values):
+        buffer.add_update({"loss/policy": value, "update/learning_rate": 0.1 * i, "update/num_gradient_steps": 2.0})
+        if i == 700:
+            again.load_state_dict(buffer.state_dict())
+    state = buffer.state_dict()
+    assert len(state["updates"]) < 256
+    assert sum(map(len, state["folded"]["loss/policy"]["tensors"])) + len(state["updates"]) == 1000
+    for i in range(701, 1000):
+        again.add_update({"loss/policy": values[i], "update/learning_rate": 0.1 * i, "update/num_gradient_steps": 2.0})
+    line = buffer.flush()
+    assert line == again.flush()
+    assert line["loss/policy"] == torch.stack(list(values)).mean().item()
+    assert line["update/learning_rate"] == sum(0.1 * i for i in range(1000)) / 1000
+    assert line["update/num_gradient_steps"] == 2000.0
+
+
+def test_the_buffer_stays_bounded_however_many_updates_there_are(monkeypatch):
+    monkeypatch.setattr("rlx.metrics._FOLD", 4)
+    monkeypatch.setattr("rlx.metrics._LONGEST", 16)
+    buffer = MetricBuffer()
+    for i in range(1, 1003):
+        buffer.add_episodes([Episode(float(i), i)])
+        buffer.add_update({"loss/policy": torch.tensor(float(i))})
+        state = buffer.state_dict()
+        assert len(state["updates"]) < 4
+        assert sum(map(len, state.get("folded", {}).get("loss/policy", {}).get("tensors", []))) < 16
+        assert len(state["episode_sums"]) == 5
+    again = MetricBuffer()
+    again.load_state_dict(state)
+    line = buffer.flush()
+    assert line == again.flush()
+    assert line["loss/policy"] == pytest.approx(501.5)
+    assert (line["episode/return"], line["episode/count"]) == (501.5, 1002)
+    assert line["episode/return_mean_100"] == pytest.approx(952.5)
+
+
 # What metrics mean
 
 ROOT = Path(__file__).parents[1]
