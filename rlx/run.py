@@ -145,7 +145,7 @@ def _train(
                 parts.algo,
                 parts.collector,
                 parts.evaluator,
-                config=config.loop,
+                config=config.loop.cadence,
                 logger=RunLogger(record, console, mirrors, lambda text: _keep(run, text)),
                 checkpointer=parts.checkpointer,
                 signals=signals,

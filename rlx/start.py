@@ -18,7 +18,7 @@ from rlx.config.algos.td3_config import TD3Config
 from rlx.config.compose import apply_overrides
 from rlx.config.override_types import Override, read_overrides
 from rlx.config.overrides import check_resumable
-from rlx.config.saved import leaf_keys
+from rlx.config.saved import leaf_keys, typed_value
 from rlx.config.schema import is_resumable
 from rlx.errors import ConfigError
 from rlx.store.labels import NO_LABELS, Labels
@@ -125,7 +125,7 @@ def to_resume(reference: str, arguments: list[str], *, trust: bool) -> Start:
     """
     run = RunDir.open(runs_directory(), reference)
     check_resumable(arguments, str(run.path))
-    config = apply_overrides(run.config(trust=trust), arguments)
+    config = apply_overrides(run.config(trust=trust), arguments, typed=run.typed_keys)
     start = Start(
         run=run,
         config=config,
@@ -165,7 +165,7 @@ def to_auto_resume(composed: Composed, name: str, *, trust: bool, labels: Labels
         told += [f"--from is {began_from} there and {source} here"] if began_from != source else []
         differences = ", ".join(told)
         raise ConfigError(f"{run.path} is another run: {differences}; choose another --name, or repeat the command that started it")
-    overrides = [Override(k, str(wanted.get(k))) for k in changed]
+    overrides = [Override(k, typed_value(wanted.get(k))) for k in changed]
     start = Start(run=run, config=composed.config, overrides=overrides, is_finished=not changed and run.status == "finished")
     if not start.is_finished:
         check_loggers(composed.config)

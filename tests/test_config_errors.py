@@ -472,7 +472,7 @@ BAD_REFERENCES: list[tuple[str, int, str]] = [
     ("resume lander runtime.threads=2", 2, "runtime.threads cannot be changed when runs/lander is resumed"),
     ("resume lander loop.total_step=3", 2, "loop.total_step: unknown key; did you mean loop.total_env_steps?"),
     ("resume lander loop.total_env_steps=lots", 2, "loop.total_env_steps must be a whole number, got lots"),
-    ("resume lander loop.log_every=0", 2, "loop.log_every must be at least 1, got 0"),
+    ("resume lander loop.log_every=0", 2, "loop.log_every must be at least 1, or null, got 0"),
     ("resume lander loop.log_every=1,2", 2, "loop.log_every: one run takes one value"),
     ("resume lander --inexat", 2, "--inexat: unknown option"),
     ("resume --inexat", 2, "--inexat: unknown option"),

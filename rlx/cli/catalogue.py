@@ -47,7 +47,7 @@ def config(
     composed = Composer(config_dir).compose(overrides or [])
     rows = key_rows(composed)
     if as_json:
-        values = {row.key: {"value": row.value, "source": row.source, "unused_unless": row.unused_unless, "doc": row.doc} for row in rows}
+        values = {row.key: {k: v for k, v in asdict(row).items() if k != "key"} for row in rows}
         echo(json.dumps({"choices": composed.choices, "values": values}))
         return
     console = terminal()
@@ -81,6 +81,8 @@ def _print_key(console: Console, columns: tuple[int, int], row: KeyRow, *, descr
     line = Text(row.key.ljust(columns[0]), style="bold" if describe and row.doc else "")
     line.append(typed_value(row.value).ljust(columns[1]), style="dim" if row.unused_unless else "cyan")
     line.append(row.source, style="dim" if row.source == "default" else "green")
+    if row.derived is not None:
+        line.append(f", {row.derived:,} for this budget", style="dim")
     if row.unused_unless:
         line.append(", unused", style="dim")
     console.print(line, soft_wrap=True)

@@ -146,4 +146,8 @@ def _print_plan(composed: Composed, checked: Checked) -> None:
         typer.echo(f"# warning: {text}")
     for text in network_lines(checked.network):
         echo(f"# {text}")
+    cadence = composed.config.loop.cadence
+    evaluations = f"every {cadence.eval_every:,}" if cadence.eval_every else "never"
+    saves = f"every {cadence.checkpoint_every:,}" if cadence.checkpoint_every else "before evaluations and at the end"
+    echo(f"# env steps: a line every {cadence.log_every:,}, evaluations {evaluations}, checkpoints {saves}")
     echo(save_config(composed.config).rstrip())

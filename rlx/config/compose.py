@@ -10,6 +10,7 @@ import copy
 import difflib
 import functools
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,7 @@ from rlx.config import algo_registry
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.arms import Arms, read_arms
+from rlx.config.cadence import COMMAND_LINE, outgrown, outgrown_on_resume
 from rlx.config.choices import did_you_mean
 from rlx.config.explain import explain
 from rlx.config.overrides import check_key, group_value, hydra_argument, in_full, parse_overrides, refuse_twice, refuse_unused, short_names
@@ -189,12 +191,15 @@ class Composer:
         config = self._with(base, list(map(hydra_argument, values)))
         if self._stranger is not None:
             parse_plain(OmegaConf.to_yaml(config), f"{self._stranger}: {' '.join(arguments)}")
+        sources = self._sources(leaf_keys(config), choices, groups, values, env_id)
+        for name in outgrown(config.loop, config.loop.total_env_steps, sources):
+            config.loop[name], sources[f"loop.{name}"] = None, "default"
         typed = to_run_config(config)
         if self._stranger is not None:
             for key, reference in code_named(typed):
                 refuse_module(key, reference, self._stranger, kind="sweep")
         refuse_unused(typed, [o.key_or_group for o in values])
-        return Composed(config=typed, choices=choices, sources=self._sources(leaf_keys(config), choices, groups, values, env_id))
+        return Composed(config=typed, choices=choices, sources=sources)
 
     def keys(self, groups: dict[str, str | None]) -> dict[str, Any]:
         """Every key that can be set when these members of the groups are chosen, short names too, with its default.
@@ -342,7 +347,7 @@ class Composer:
         values: list[Override],
         env_id: str | None,
     ) -> dict[str, str]:
-        sources = dict.fromkeys(keys, "default") | {"algo.name": "command line" if "algo" in groups else "conf/config.yaml"}
+        sources = dict.fromkeys(keys, "default") | {"algo.name": COMMAND_LINE if "algo" in groups else "conf/config.yaml"}
         for group in ("algo", "env", "recipe", "experiment"):
             name = choices[group]
             path = self.file(group, name) if name else None
@@ -355,8 +360,8 @@ class Composer:
         for root in self.directories[::-1]:
             sources |= {k: "conf/config.yaml" for k in flatten(_read_yaml(root / "config.yaml")) if k in keys}
         if env_id is not None:
-            sources["env.id"] = "command line"
-        return sources | {k: "command line" for o in values for k in keys if k == o.key_or_group or k.startswith(o.key_or_group + ".")}
+            sources["env.id"] = COMMAND_LINE
+        return sources | {k: COMMAND_LINE for o in values for k in keys if k == o.key_or_group or k.startswith(o.key_or_group + ".")}
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -374,18 +379,27 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else " ".join(str(error).split())
 
 
-def apply_overrides(config: RunConfig, arguments: list[str]) -> RunConfig:
+def apply_overrides(config: RunConfig, arguments: list[str], *, typed: Collection[str]) -> RunConfig:
     """A saved configuration with overrides of what may change on resume.
+
+    Args:
+        config: of the run.
+        arguments: KEY=VALUE words.
+        typed: keys that were typed when the run was started, or resumed before. Other cadences follow a new budget.
 
     Raises:
         ConfigError: for unknown keys and values that break a rule.
     """
     tree = OmegaConf.structured(config)
     keys = leaf_keys(tree)
-    for override in parse_overrides(arguments):
+    overrides = parse_overrides(arguments)
+    for override in overrides:
         check_key(override, keys, config.algo.name)
         try:
             OmegaConf.update(tree, override.key_or_group, override.value())
         except OmegaConfBaseException as error:
             raise ConfigError(explain(error)) from error
+    now = [override.key_or_group for override in overrides]
+    for name in outgrown_on_resume(tree.loop, tree.loop.total_env_steps, typed, now):
+        tree.loop[name] = None
     return to_run_config(tree)

@@ -10,6 +10,7 @@ import textwrap
 from typing import Any
 
 from rlx.config import algo_registry, schema
+from rlx.config.cadence import CADENCES
 from rlx.config.compose import Composed
 from rlx.config.saved import leaf_keys
 from rlx.config.setting import in_words, rules_of, unused
@@ -72,6 +73,8 @@ class KeyRow:
     """What set it: default, recipe, experiment, the command, …"""
     unused_unless: str | None
     """What the key needs to have an effect, if it has none; None if it has."""
+    derived: Any
+    """What rlx takes where the value is null and follows from the budget; None elsewhere."""
     doc: str
     """What it means; "" for keys that users name themselves, such as env.kwargs.size."""
 
@@ -79,7 +82,16 @@ class KeyRow:
 def key_rows(composed: Composed) -> list[KeyRow]:
     """Every key of a configuration, in the order of the schema."""
     conditions, docs = unused(composed.config), key_docs(composed.config.algo.name)
+    cadence = composed.config.loop.cadence
+    derived = {key: getattr(cadence, key.removeprefix("loop.")) for key in CADENCES}
     return [
-        KeyRow(key=key, value=value, source=composed.sources.get(key, "default"), unused_unless=conditions.get(key), doc=docs.get(key, ""))
+        KeyRow(
+            key=key,
+            value=value,
+            source=composed.sources.get(key, "default"),
+            unused_unless=conditions.get(key),
+            derived=derived.get(key) if value is None else None,
+            doc=docs.get(key, ""),
+        )
         for key, value in leaf_keys(composed.config).items()
     ]

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any
 
 from rlx.config.algos.base_config import AlgoConfig, Suits
+from rlx.config.cadence import Cadence, cadences_of, usual_cadence
 from rlx.config.setting import ATARI, GAME, NO_GAME, check_ranges, require, setting
 from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of, usual_protocol
 from rlx.envs.control.recall_settings import RECALL, recall_settings
@@ -119,18 +120,20 @@ class LoopConfig:
     """Env steps, over all environments, after which the run is finished."""
     target_return: float | None = None
     """Finish as soon as the mean return of the last 100 training episodes reaches this; null never does."""
-    log_every: int = setting(10_000, at_least=1)
-    """Env steps between lines of metrics."""
-    eval_every: int = setting(50_000, at_least=0, expected="at least 0 (0 never evaluates)")
-    """Env steps between evaluations, which also follow the last step; 0 never evaluates."""
+    log_every: int | None = setting(None, at_least=1)
+    """Env steps between lines of metrics; null is 10,000, or a 2,000th of a budget above 20 million."""
+    eval_every: int | None = setting(None, at_least=0, expected="at least 0 (0 never evaluates)")
+    """Env steps between evaluations, which also follow the last step; 0 never evaluates. null is 50,000, or a hundredth of a budget
+    above 5 million."""
     eval_episodes: int = setting(10, within="[1, 1,000,000]", used_if="loop.eval_every is above 0")
     """Episodes per evaluation."""
     eval_max_steps: int = setting(27_000, at_least=0, expected="at least 0 (0 waits for the end of an episode)")
     """Env steps after which an episode of an evaluation is cut and its return so far counted; 0 waits for its end. The default is
     half an hour of an Atari game (Machado et al. 2018, https://arxiv.org/abs/1709.06009), and longer than episodes of the environments
     listed."""
-    checkpoint_every: int = setting(50_000, at_least=0, expected="at least 0 (0 saves only at the end)")
-    """Env steps between checkpoints, which are also taken before every evaluation and at the end; 0 takes only those."""
+    checkpoint_every: int | None = setting(None, at_least=0, expected="at least 0 (0 saves only at the end)")
+    """Env steps between checkpoints, which are also taken before every evaluation and at the end; 0 takes only those. null is 50,000, or
+    a hundredth of a budget above 5 million."""
     keep_checkpoints: int = setting(2, at_least=1)
     """Newest checkpoints to keep, beside the best."""
 
@@ -138,6 +141,13 @@ class LoopConfig:
         check_ranges(self, "loop")
         finite = self.target_return is None or abs(self.target_return) < float("inf")
         require(finite, "loop.target_return", "a finite number, or null", self.target_return)
+
+    @property
+    def cadence(self) -> Cadence:
+        """Budget and cadences as numbers; those that are null follow from the budget."""
+        given = cadences_of(self)
+        every = {name: usual_cadence(name, self.total_env_steps) if steps is None else steps for name, steps in given.items()}
+        return Cadence(total_env_steps=self.total_env_steps, target_return=self.target_return, eval_max_steps=self.eval_max_steps, **every)
 
 
 @dataclass(kw_only=True)

@@ -187,6 +187,8 @@ def _holds(condition: str, config: Any) -> bool:
     if compared := _COMPARISON.fullmatch(condition):
         key, relation, number = compared.groups()
         value = _value(config, key)
+        if value is None:  # a number that rlx derives, which is above 0
+            return relation == "above"
         return bool(value > float(number) if relation == "above" else value < float(number))
     key = ""
     for alternative in condition.split(" or "):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlx.checkpoint import find_checkpoints
+from rlx.config.cadence import CADENCES, COMMAND_LINE
 from rlx.config.saved import differences, parse_config, read_config_text, save_config
 from rlx.config.schema import RunConfig, is_resumable
 from rlx.errors import ConfigError, StorageError
@@ -296,6 +297,13 @@ class RunDir:
         self.write_meta({**self.meta(), "segments": segments})
 
     @property
+    def typed_keys(self) -> list[str]:
+        """Settings that were typed when the run was started, or resumed; every cadence where meta.json does not say."""
+        typed = self.meta().get("typed")
+        now = [str(o).partition("=")[0] for segment in self.segments for o in segment.get("overrides") or []]
+        return [*(map(str, typed) if isinstance(typed, list) else CADENCES), *now]
+
+    @property
     def last_started(self) -> str:
         return last_start(self.meta())
 
@@ -362,7 +370,8 @@ def _as_json(content: dict[str, Any]) -> bytes:
 
 def new_meta(composed: Composed, labels: Labels = NO_LABELS) -> dict[str, Any]:
     """meta.json of a new run, but for the configuration."""
-    return {**composed.choices, **labels.as_meta(), "algo": composed.config.algo.name, "env_id": composed.config.env.id,
+    typed = [key for key, source in composed.sources.items() if source == COMMAND_LINE]
+    return {**composed.choices, **labels.as_meta(), "typed": typed, "algo": composed.config.algo.name, "env_id": composed.config.env.id,
             "seed": composed.config.seed, "commit": commit(), "wandb_id": secrets.token_hex(4)}  # fmt: skip
 
 

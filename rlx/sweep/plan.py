@@ -363,7 +363,7 @@ def check_objective(spec: Spec, config: RunConfig) -> None:
         raise ConfigError(f"--objective {spec.objective}: loop.eval_every=0 never evaluates; set it, or choose episode/return_mean_100")
     if spec.search is None or spec.search.pruner == "none":
         return
-    key, every = ("eval_every", config.loop.eval_every) if evaluated else ("log_every", config.loop.log_every)
+    key, every = ("eval_every", config.loop.cadence.eval_every) if evaluated else ("log_every", config.loop.cadence.log_every)
     rungs = [steps for steps in rung_steps(config.loop.total_env_steps, spec.search.rungs) if steps is not None]
     if every > rungs[-1]:
         looks = f"rung{'s' if len(rungs) > 1 else ''} at {' and '.join(f'{steps:,}' for steps in rungs)}"
