@@ -165,6 +165,26 @@ def surrogate_loss(log_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor
     return -objective.mean(), objective / -len(objective)
 
 
+def spo_loss(log_ratio: Tensor, advantage: Tensor, *, clip: float) -> tuple[Tensor, Tensor]:
+    """Surrogate with a quadratic penalty on the ratio, negated: -E[r A - |A| (r - 1)^2 / (2 eps)], greatest at r = 1 +- eps.
+
+    Xie et al. 2025, https://arxiv.org/abs/2401.16025, "simple policy optimization". Unlike the clipped objective it has a gradient
+    beyond the interval, which leads back into it.
+
+    Args:
+        log_ratio: [B] log pi(a|s) - log pi_old(a|s).
+        advantage: [B].
+        clip: eps.
+
+    Returns:
+        The loss and its derivative with respect to log_ratio [B].
+    """
+    ratio, size = log_ratio.exp(), advantage.abs() / clip
+    move = ratio - 1.0
+    loss = 0.5 * size * move.square() - ratio * advantage
+    return loss.mean(), ratio * (size * move - advantage) / len(loss)
+
+
 def log_prob_loss(log_prob: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor]:
     """Score-function objective, negated: -E[log pi(a|s) A], and its derivative with respect to log_prob [B].
 

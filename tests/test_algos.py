@@ -312,6 +312,7 @@ PPO_VARIANTS = {
     "unbounded_value": {"value_clip": None},
     "plain_advantage": {"normalize_advantage": False},
     "adaptive_kl": {"objective": Objective.adaptive_kl, "kl_coef": 0.7},
+    "spo": {"objective": Objective.spo},
     "recompute_advantage": {"recompute_advantage": True},
     "scaled_reward": {"normalize_reward": True, "reward_clip": 0.5},
     "entropy": {"entropy_coef": 0.3},
@@ -351,6 +352,8 @@ def test_ppo_update_equals_a_plain_implementation(variant, spec):
         ratio = torch.exp(new.log_prob(rollout.action) - old_log_prob)
         if config.objective is Objective.clip:
             policy_loss = -torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+        elif config.objective is Objective.spo:
+            policy_loss = -(ratio * advantage - advantage.abs() / (2 * 0.2) * (ratio - 1) ** 2).mean()
         else:
             policy_loss = -(ratio * advantage).mean() + 0.7 * torch.distributions.kl_divergence(old, new).mean()
         errors = (value - target) ** 2
@@ -365,7 +368,7 @@ def test_ppo_update_equals_a_plain_implementation(variant, spec):
     assert [metrics["loss/policy"], metrics["loss/value"], metrics["update/entropy"]] == pytest.approx(expected, abs=1e-4)
     if variant != "adaptive_kl":
         assert metrics["update/clip_fraction"] == pytest.approx(((ratio - 1).abs() > 0.2).float().mean().item(), abs=1e-6)
-        assert metrics["update/clip_fraction"] > 0  # the clip was at work
+        assert (metrics["update/clip_fraction"] > 0) == (variant != "spo")  # the clip was at work; the penalty holds ratios back
         assert metrics["update/approx_kl"] == pytest.approx((ratio - 1 - ratio.log()).mean().item(), abs=1e-4)
 
 

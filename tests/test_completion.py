@@ -116,7 +116,7 @@ def test_what_is_given_already_is_left_out(ask: Callable[[str], list[str]]) -> N
 
 def test_values_of_switches_devices_and_optional_settings() -> None:
     assert bash("rlx train env.native=") == ["true", "false"]
-    assert bash("rlx train algo.objective=") == ["clip", "adaptive_kl"]
+    assert bash("rlx train algo.objective=") == ["clip", "adaptive_kl", "spo"]
     assert bash("rlx train algo.target_kl=") == ["null"]
     assert bash("rlx train runtime.device=c") == ["cpu", "cuda", "cuda:0"]
     assert bash("rlx train runtime.device=cuda:") == []  # bash would put it behind the colon

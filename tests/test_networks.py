@@ -113,6 +113,7 @@ LOSSES: list[dict[str, Any]] = [
     {"objective": "log_prob"},
     {"objective": "surrogate", "kl_coef": 0.7, "normalize_advantage": True},
     {"objective": "clip", "value_clip": 0.1, "normalize_advantage": True},
+    {"objective": "spo", "clip": 0.3},
 ]
 
 

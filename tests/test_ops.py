@@ -192,6 +192,15 @@ def test_ppo_clip_loss_golden_numbers(ratio, advantage, loss, slope):
     assert derivative.tolist() == pytest.approx([slope], abs=1e-6)
 
 
+@pytest.mark.parametrize("advantage", [1.5, -0.5])
+def test_spo_objective_is_greatest_at_the_end_of_the_interval_and_leads_back_into_it(advantage):
+    ratio = torch.tensor([1.0, 1.2, 1.4] if advantage > 0 else [1.0, 0.8, 0.6])
+    slopes = [ops.spo_loss(r.log().view(1), torch.tensor([advantage]), clip=0.2)[1].item() for r in ratio]
+    assert slopes[0] == pytest.approx(-advantage)
+    assert slopes[1] == pytest.approx(0.0, abs=1e-6)
+    assert slopes[2] == pytest.approx(ratio[2].item() * advantage, abs=1e-5)
+
+
 def test_ppo_clip_loss_is_a_mean_over_the_batch():
     loss, derivative = ops.ppo_clip_loss(torch.tensor([1.5, 0.5]).log(), torch.tensor([2.0, 2.0]), clip=0.2)
     assert loss.item() == pytest.approx((-2.4 - 1.0) / 2, abs=1e-6)
@@ -213,12 +222,17 @@ def naive_clip(x: Tensor, advantage: Tensor, _: Tensor) -> Tensor:
     return -torch.minimum(x.exp() * advantage, x.exp().clamp(0.8, 1.2) * advantage).mean()
 
 
+def naive_spo(x: Tensor, advantage: Tensor, _: Tensor) -> Tensor:
+    return -(x.exp() * advantage - advantage.abs() / (2 * 0.2) * (x.exp() - 1) ** 2).mean()
+
+
 def naive_clipped_value(x: Tensor, old: Tensor, target: Tensor) -> Tensor:
     return 0.5 * torch.maximum((x - target) ** 2, (old + (x - old).clamp(-0.2, 0.2) - target) ** 2).mean()
 
 
 LOSSES = {
     "clip": (lambda x, a, _: ops.ppo_clip_loss(x, a, clip=0.2), naive_clip),
+    "spo": (lambda x, a, _: ops.spo_loss(x, a, clip=0.2), naive_spo),
     "surrogate": (lambda x, a, _: ops.surrogate_loss(x, a), lambda x, a, _: -(x.exp() * a).mean()),
     "value": (lambda x, _, r: ops.value_loss(x, r), lambda x, _, r: 0.5 * ((x - r) ** 2).mean()),
     "clipped_value": (lambda x, v, r: ops.clipped_value_loss(x, v, r, clip=0.2), naive_clipped_value),
@@ -232,7 +246,7 @@ def test_losses_and_their_derivatives_are_those_of_the_formula(name, dtype, scal
     ours, naive = LOSSES[name]
     x, old, target = torch.randn(3, 5000, dtype=dtype)
     x = (scale * x).clamp(-3, 3).requires_grad_()
-    second = old if name in ("clip", "surrogate") else x.detach() + scale * old  # an advantage, or an earlier value
+    second = old if name in ("clip", "spo", "surrogate") else x.detach() + scale * old  # an advantage, or an earlier value
     expected, (loss, derivative) = naive(x, second, target), ours(x.detach(), second, target)
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-5, atol=1e-6)

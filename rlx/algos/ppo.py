@@ -1,11 +1,14 @@
 """Proximal policy optimisation.
 
-Schulman et al. 2017, https://arxiv.org/abs/1707.06347: the clipped surrogate (eq. 7) and the adaptive KL penalty (eq. 8).
+Schulman et al. 2017, https://arxiv.org/abs/1707.06347: the clipped surrogate (eq. 7) and the adaptive KL penalty (eq. 8). A third objective
+is that of Xie et al. 2025, https://arxiv.org/abs/2401.16025.
 Implementation details after Huang et al. 2022, https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/.
 Beyond both: a truncated episode bootstraps from the value of the observation it ended in.
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,6 +24,12 @@ from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.nn.value_scale import ValueScale
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
+
+_OBJECTIVES: dict[Objective, Literal["surrogate", "clip", "spo"]] = {
+    Objective.clip: "clip",
+    Objective.spo: "spo",
+    Objective.adaptive_kl: "surrogate",
+}
 
 
 class PPO(AblatesMemory):
@@ -126,9 +135,9 @@ class PPO(AblatesMemory):
             "update/num_epochs": float(epoch + 1),
             "update/num_gradient_steps": float((epoch + 1) * config.num_minibatches),
             **(
-                {"update/clip_fraction": ((steps.log_ratio.exp() - 1.0).abs() > config.clip).float().mean()}
-                if config.objective is Objective.clip
-                else {"update/kl_coef": self.kl_coef}
+                {"update/kl_coef": self.kl_coef}
+                if config.objective is Objective.adaptive_kl
+                else {"update/clip_fraction": ((steps.log_ratio.exp() - 1.0).abs() > config.clip).float().mean()}
             ),
         }
 
@@ -155,7 +164,7 @@ class PPO(AblatesMemory):
     def _loss(self) -> PolicyGradientLoss:
         config = self.config
         return PolicyGradientLoss(
-            objective="clip" if config.objective is Objective.clip else "surrogate",
+            objective=_OBJECTIVES[config.objective],
             clip=config.clip,
             kl_coef=self.kl_coef if config.objective is Objective.adaptive_kl else 0.0,
             value_clip=config.value_clip,

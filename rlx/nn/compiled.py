@@ -21,7 +21,7 @@ from rlx.nn.optim import FlatAdam
 from rlx.types import Mode
 
 Array = NDArray[Any]
-_OBJECTIVES = {"clip": 0, "surrogate": 1, "log_prob": 2}  # as in `rlx.nn.kernels`
+_OBJECTIVES = {"clip": 0, "surrogate": 1, "log_prob": 2, "spo": 3}  # as in `rlx.nn.kernels`
 _TILE = 128  # as in `rlx.nn.kernels`
 
 

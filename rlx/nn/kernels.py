@@ -35,7 +35,7 @@ _TILE = 128
 """Rows of a tile: a layer of 64 features and its gradient stay in the first-level cache."""
 _HALF_LOG_2PI = 0.5 * math.log(2.0 * math.pi)
 
-CLIP, SURROGATE, LOG_PROB = 0, 1, 2
+CLIP, SURROGATE, LOG_PROB, SPO = 0, 1, 2, 3
 """Objectives of `gradient_steps`, see `rlx.nn.policy_gradient`."""
 
 
@@ -128,6 +128,9 @@ def _objective(kind, log_ratio, advantage, clip):
     objective = ratio * advantage
     if kind == SURROGATE:
         return objective, objective
+    if kind == SPO:
+        move, size = ratio - np.float32(1), abs(advantage) / clip
+        return objective - np.float32(0.5) * size * move * move, ratio * (advantage - size * move)
     clipped = min(max(ratio, np.float32(1) - clip), np.float32(1) + clip) * advantage
     if objective <= clipped:
         return objective, objective

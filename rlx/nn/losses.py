@@ -14,14 +14,15 @@ from rlx.types import Tree
 class PolicyGradientLoss:
     """policy loss + value_coef * value loss - entropy_coef * entropy, each a mean over the rows of a minibatch."""
 
-    objective: Literal["log_prob", "surrogate", "clip"]
-    """The policy objective of a row with advantage A and probability ratio r: A log p, r A, or min(r A, clip(r) A)."""
+    objective: Literal["log_prob", "surrogate", "clip", "spo"]
+    """The policy objective of a row with advantage A and probability ratio r: A log p, r A, min(r A, clip(r) A), or
+    r A - |A| (r - 1)^2 / (2 clip)."""
     value_coef: float
     entropy_coef: float
     normalize_advantage: bool
     """Shift and scale advantages to zero mean and unit deviation per minibatch."""
     clip: float = 0.2
-    """Half-width of the interval of r; used by objective="clip"."""
+    """Half-width of the interval of r; used by "clip" and "spo"."""
     kl_coef: float = 0.0
     """Weight of KL(old || new), which is added to the policy loss; 0 leaves it out."""
     value_clip: float | None = None

@@ -85,6 +85,8 @@ def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch
     log_ratio, entropy = log_prob - batch.old_log_prob, entropies.mean()
     if loss.objective == "clip":
         policy_loss, d_log_prob = ops.ppo_clip_loss(log_ratio, advantage, clip=loss.clip)
+    elif loss.objective == "spo":
+        policy_loss, d_log_prob = ops.spo_loss(log_ratio, advantage, clip=loss.clip)
     elif loss.objective == "surrogate":
         policy_loss, d_log_prob = ops.surrogate_loss(log_ratio, advantage)
     else:

@@ -14,6 +14,7 @@ from rlx.errors import ConfigError
 class Objective(Enum):
     clip = "clip"
     adaptive_kl = "adaptive_kl"
+    spo = "spo"
 
 
 @dataclass(kw_only=True)
@@ -27,9 +28,10 @@ class PPOConfig(PolicyGradientConfig):
     gae_lambda: float = setting(0.95, within="[0, 1]")
     """Trace decay of the advantage estimate."""
     objective: Objective = Objective.clip
-    """Clipped surrogate (eq. 7 of the paper) or surrogate with an adaptive KL penalty (eq. 8)."""
-    clip: float = setting(0.2, within="(0, 1)", used_if="algo.objective=clip")
-    """Half-width of the probability-ratio interval; the paper's epsilon."""
+    """Clipped surrogate (eq. 7 of the paper), surrogate with an adaptive KL penalty (eq. 8), or spo: surrogate with a quadratic penalty on
+    the probability ratio, r A - |A| (r - 1)^2 / (2 clip) (Xie et al. 2025, https://arxiv.org/abs/2401.16025)."""
+    clip: float = setting(0.2, within="(0, 1)", used_if="algo.objective=clip or spo")
+    """Half-width of the probability-ratio interval; the papers' epsilon."""
     kl_coef: float = setting(1.0, above=0, used_if="algo.objective=adaptive_kl")
     """Initial weight of the KL penalty; the paper's beta."""
     kl_target: float = setting(0.01, above=0, used_if="algo.objective=adaptive_kl")
