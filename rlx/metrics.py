@@ -37,6 +37,7 @@ MEANINGS = {
     "eval/optimal_moves": "share of labelled positions where the policy chooses a move that is optimal by a solver",
     "loss/policy": "loss of the policy, as each algorithm defines it",
     "loss/value": "loss of the value, as each algorithm defines it",
+    "loss/q_value": "loss of a learned Q(s, a) beside the value",
     "loss/reward": "loss of the rewards of a latent model",
     "loss/weights": "sum of the squared weights, times its coefficient",
     "loss/model": "loss of a model of the environment",

@@ -103,6 +103,47 @@ def returns_to_go(reward: Tensor, final_value: Tensor, is_last: Tensor, *, disco
     return reverse_scan(reward + discount * final_value * ends, discount * (1.0 - ends))
 
 
+def rewards_so_far(reward: Tensor, is_last: Tensor) -> Tensor:
+    """Undiscounted rewards of the same episode before each step: 0 where an episode begins.
+
+    Args:
+        reward: [T, B].
+        is_last: [T, B] bool.
+
+    Returns:
+        [T, B]; too little for steps whose episode began before the T steps.
+    """
+    check_shapes(reward=reward, is_last=is_last)
+    goes_on = torch.cat((torch.zeros_like(reward[:1]), (~is_last[:-1]).to(reward.dtype)))
+    before = torch.cat((torch.zeros_like(reward[:1]), reward[:-1])) * goes_on
+    return reverse_scan(before.flip(0), goes_on.flip(0)).flip(0)
+
+
+def n_step_advantages(
+    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, is_last: Tensor, *, discount: float, num_steps: int
+) -> Tensor:
+    """A_t = r_t + gamma r_{t+1} + ... + gamma^n V_{t+n} - V_t, with fewer steps where the episode or the T steps end on the way.
+
+    Mnih et al. 2016, https://arxiv.org/abs/1602.01783, section 3: the sum of n discounted temporal-difference errors. n = 1 is `gae` with
+    lambda = 0, and n = T is `gae` with lambda = 1.
+
+    Args:
+        reward, value, next_value, terminated, is_last: as of `gae`.
+        discount: per-step gamma in [0, 1].
+        num_steps: n, at least 1.
+
+    Returns:
+        [T, B].
+    """
+    check_shapes(reward=reward, value=value, next_value=next_value, terminated=terminated, is_last=is_last)
+    delta = reward + discount * next_value * ~terminated - value
+    decay = discount * (~is_last[:-1]).to(delta.dtype)
+    advantage = delta
+    for _ in range(min(num_steps, len(reward)) - 1):
+        advantage = torch.cat((delta[:-1] + decay * advantage[1:], delta[-1:]))
+    return advantage
+
+
 def window_starts(is_last: Tensor, length: int, *, most: int) -> tuple[Tensor, Tensor]:
     """First steps of windows of `length` steps that lie within one episode: at most `most` windows, spread evenly over time.
 

@@ -62,10 +62,11 @@ BOX = "env=sokoban"
 CASES: dict[str, list[str]] = {
     "reinforce": ["algo=reinforce", "env=cartpole", "algo.rollout_length=13", "algo.episodes_per_update=5",
                   "algo.normalize_observation=true", "loop.total_env_steps=400"],
-    "reinforce-none": ["algo=reinforce", "env=acrobot", "env.kwargs.max_episode_steps=40", "algo.baseline=none",
+    "reinforce-none": ["algo=reinforce", "env=acrobot", "env.kwargs.max_episode_steps=40", "algo.advantage=to_go",
                        "algo.episodes_per_update=3", "loop.total_env_steps=500"],
     "a2c": ["algo=a2c", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.normalize_observation=true", "loop.total_env_steps=200"],
     "a2c-discrete": ["algo=a2c", "env=cartpole", "loop.total_env_steps=200"],
+    "a2c-q": ["algo=a2c", "env=cartpole", "algo.advantage=q", "loop.total_env_steps=200"],
     "ppo": ["algo=ppo", "env=cartpole", "algo.rollout_length=16", "algo.target_kl=0.02", "algo.value_clip=0.2", "loop.total_env_steps=200"],
     "ppo-kl": ["algo=ppo", "env=pendulum", "env.kwargs.max_episode_steps=20", "algo.rollout_length=20", "algo.num_minibatches=3",
                "algo.normalize_observation=true", "algo.normalize_reward=true", "algo.objective=adaptive_kl", "loop.total_env_steps=240"],

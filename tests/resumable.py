@@ -46,6 +46,8 @@ COMMON = [
 SETTINGS = {
     "reinforce": ["algo.rollout_length=13", "algo.episodes_per_update=5", "algo.normalize_observation=true"],
     "a2c": ["algo.normalize_observation=true", "algo.anneal_learning_rate=true"],
+    "a2c-q": ["algo.advantage=q", "algo.gae_lambda=0.9", "algo.normalize_observation=true"],
+    "reinforce-q": ["algo.advantage=q", "algo.rollout_length=13", "algo.episodes_per_update=5"],
     "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
             "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
     "ppo-settings": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.adaptive_learning_rate=true",
@@ -188,7 +190,7 @@ OWN = {
     "i2a": ["grid"],
     "ibp": ["spaceship"],
 }
-VARIANTS = {"ppo-settings": ["pole"], "sac-steve": ["pole"], "sac-mbpo": ["continuous"]}
+VARIANTS = {"a2c-q": ["native"], "reinforce-q": ["continuous"], "ppo-settings": ["pole"], "sac-steve": ["pole"], "sac-mbpo": ["continuous"]}
 """Algorithms in settings with more state, which are tested beside them."""
 FIT = {a: ["game"] if a in GAME_PLAYING else OWN.get(a, ["native", "gymnasium", "continuous", "grid"]) for a in ALGORITHMS} | VARIANTS
 """The environments that an algorithm is tested on."""

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from rlx import ops
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.config.algos.a2c_config import A2CConfig
-from rlx.config.algos.policy_gradient_config import Activation
+from rlx.config.algos.policy_gradient_config import Activation, Advantage
 from rlx.config.algos.ppo_config import Objective, PPOConfig
-from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
+from rlx.config.algos.reinforce_config import ReinforceConfig
 from rlx.errors import NonFiniteError
 from rlx.rng import GlobalRNG
 from rlx.serialize import plain
@@ -215,7 +215,7 @@ def test_policy_goes_to_the_better_arm_of_a_bandit(name, better):
 
 NON_FINITE = {
     "reinforce": ReinforceConfig(episodes_per_update=1),
-    "reinforce_plain": ReinforceConfig(episodes_per_update=1, baseline=Baseline.none, normalize_advantage=False),
+    "reinforce_plain": ReinforceConfig(episodes_per_update=1, advantage=Advantage.to_go, normalize_advantage=False),
     "a2c": A2CConfig(),
     "ppo": PPOConfig(),
     "ppo_without_value": PPOConfig(value_coef=0.0),
@@ -547,7 +547,7 @@ class NaiveReinforce:
             for b, steps in enumerate(self.open):
                 steps.append((rollout.obs[t, b], rollout.action[t, b], rollout.reward[t, b].item()))
                 if rollout.is_last[t, b]:
-                    bootstraps = self.config.baseline is Baseline.value and not rollout.terminated[t, b]
+                    bootstraps = self.config.has_critic and not rollout.terminated[t, b]
                     return_, episode = next_value[t, b].item() if bootstraps else 0.0, []
                     for obs, action, reward in reversed(steps):
                         return_ = reward + self.config.discount * return_
@@ -560,7 +560,7 @@ class NaiveReinforce:
         self.complete = []
         obs, action = torch.stack([s[0] for s in learnt]), torch.stack([s[1] for s in learnt])
         return_, value = torch.tensor([s[2] for s in learnt]), self.reference.value(obs)
-        with_value = self.config.baseline is Baseline.value
+        with_value = self.config.has_critic
         advantage = return_ - value.detach() if with_value else return_
         if self.config.normalize_advantage:
             advantage = (advantage - advantage.mean()) / advantage.std(correction=0)
@@ -572,11 +572,11 @@ class NaiveReinforce:
 
 
 @pytest.mark.parametrize("normalize_advantage", [False, True])
-@pytest.mark.parametrize("baseline", Baseline)
-def test_reinforce_equals_a_plain_implementation_episode_by_episode(baseline, normalize_advantage, monkeypatch):
+@pytest.mark.parametrize("advantage", [Advantage.to_go, Advantage.baseline])
+def test_reinforce_equals_a_plain_implementation_episode_by_episode(advantage, normalize_advantage, monkeypatch):
     config = ReinforceConfig(
         episodes_per_update=5,
-        baseline=baseline,
+        advantage=advantage,
         normalize_advantage=normalize_advantage,
         learning_rate=0.01,
         discount=0.9,
@@ -660,7 +660,7 @@ def test_reinforce_bootstraps_at_truncation_with_a_value_baseline(terminated, tr
 
 
 def test_reinforce_without_a_baseline_does_not_bootstrap_and_trains_no_critic():
-    config = ReinforceConfig(episodes_per_update=1, discount=0.5, normalize_advantage=False, baseline=Baseline.none)
+    config = ReinforceConfig(episodes_per_update=1, discount=0.5, normalize_advantage=False, advantage=Advantage.to_go)
     algo, rollout = build(config, num_envs=1), one_step(terminated=False, truncated=True)
     with torch.no_grad():
         log_prob = algo.net.head.log_prob(algo.net.policy_params(rollout.obs[0]), rollout.action[0]).item()

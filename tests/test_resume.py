@@ -34,6 +34,7 @@ pytestmark = pytest.mark.usefixtures("small_segments")
 KILLED = [*[("ppo", env) for env in FIT["ppo"]], ("ppo-settings", "pole"), ("reinforce", "continuous"), ("a2c", "gymnasium"),
           ("alphazero", "game"), ("alphago", "game"), ("muzero", "game"), ("pets", "continuous"), ("i2a", "grid"), ("dqn", "native"),
           ("pqn", "grid"), ("sac", "continuous"), ("td3", "continuous"), ("sac-steve", "pole"), ("sac-mbpo", "continuous"),
+          ("a2c-q", "native"), ("reinforce-q", "continuous"),
           ("ibp", "spaceship")]  # fmt: skip
 """Every algorithm, and every kind of environment; tests/test_kills.py kills them on all that they can train on, many times."""
 
@@ -162,13 +163,14 @@ MUZERO = ("muzero", "native", 700, 127, 30)
 DQN = ("dqn", "native", 700, 60, 20)
 SAC, TD3 = ("sac", "continuous", 700, 60, 20), ("td3", "continuous", 700, 14, 4)
 STEVE, MBPO = ("sac-steve", "pole", 700, 100, 20), ("sac-mbpo", "continuous", 700, 100, 20)
+A2C_Q = ("a2c-q", "native", 300, 11)
 PQN, IBP = ("pqn", "native", 700, 5, 5), ("ibp", "spaceship", 700, 5, 5)
 PPO_SETTINGS = ("ppo-settings", "pole", 700, 5, 5)
 
 
 @pytest.mark.parametrize(
     "where",
-    [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN, SAC, TD3, STEVE, MBPO, PQN, IBP, PPO_SETTINGS],
+    [PPO, REINFORCE, ALPHAZERO, *ALPHAGO, PETS, *I2A, MUZERO, DQN, SAC, TD3, STEVE, MBPO, A2C_Q, PQN, IBP, PPO_SETTINGS],
     ids=lambda w: f"{w[0]}-{w[3]}",
 )
 def test_resume_with_every_piece_of_state_leaves_no_trace(where: tuple[Any, ...], halfway: Callable[..., Halfway], tmp_path: Path) -> None:
@@ -257,6 +259,7 @@ def test_resume_without_one_piece_of_a_learner_of_action_values_is_noticed(
     + [(SAC, p) for p in ("actor", "values", "actor_optimizer", "values_optimizer", "target", "experience", "env_steps")]
     + [(TD3, "target_actor"), (STEVE, "imagination"), (MBPO, "imagination")]
     + [(PQN, p) for p in ("net", "optimizer", "reward_scaler", "epsilon")]
+    + [(A2C_Q, p) for p in ("net", "optimizer", "q")]
     + [(IBP, p) for p in ("controller", "controller_optimizer", "manager", "manager_optimizer", "model", "model_optimizer", "replay")],
     ids=lambda x: x if isinstance(x, str) else x[0],
 )

@@ -1,7 +1,7 @@
 """Advantage actor-critic, synchronous.
 
 Mnih et al. 2016, https://arxiv.org/abs/1602.01783, algorithm S3 with all workers stepping together. Deviation: Adam instead of
-RMSProp; the advantage is GAE, whose default lambda = 1 is the paper's n-step return.
+RMSProp; the advantage is GAE, whose default lambda = 1 is the paper's n-step return. `algo.advantage` chooses others.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
+from rlx.config.algos.policy_gradient_config import Advantage
+from rlx.nn.action_values import ActionAdvantage
+from rlx.nn.advantages import Estimator, Outcomes
 from rlx.nn.backbone import ArrayPolicy, rows_of
 from rlx.nn.losses import PolicyGradientLoss
 from rlx.nn.memory_ablation import AblatesMemory
@@ -31,13 +34,18 @@ class A2C(AblatesMemory):
         self.rollout_length = config.rollout_length
         self.net = Network(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+        self.estimator = Estimator(kind=config.advantage.value, discount=config.discount, lam=config.gae_lambda, num_steps=config.n_step)
+        self.q = ActionAdvantage(self.net, spec, **config.trunk()) if config.advantage is Advantage.q else None
 
     def state_dict(self) -> State:
-        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict()}
+        q = {} if self.q is None else {"q": self.q.state_dict()}
+        return {"net": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), **q}
 
     def load_state_dict(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.q is not None:
+            self.q.load_state_dict(state["q"])
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode)
@@ -58,16 +66,10 @@ class A2C(AblatesMemory):
         learning_rate = config.learning_rate_at(progress.fraction_before(rollout))
         reward = rollout.reward.sign() if config.sign_reward else rollout.reward
         evaluated = self.net.evaluate(rollout)
-        advantage = ops.gae(
-            reward,
-            evaluated.value,
-            evaluated.next_value,
-            rollout.terminated,
-            rollout.is_last,
-            discount=config.discount,
-            lam=config.gae_lambda,
-        )
-        target = evaluated.value + advantage
+        gain = None if self.q is None else self.q(evaluated.inputs, rows_of(rollout.action)).view_as(reward)
+        outcomes = Outcomes(reward, evaluated.value, evaluated.next_value, rollout.terminated, rollout.is_last, gain)
+        advantage = self.estimator(outcomes)
+        target = self.estimator.target(outcomes, advantage)
         loss = PolicyGradientLoss(
             objective="log_prob",
             value_coef=config.value_coef,
@@ -77,9 +79,14 @@ class A2C(AblatesMemory):
         batch = batch_of(evaluated, action=rollout.action, advantage=advantage, target=target)
         steps = gradient_steps(self.net, self.optimizer, loss, batch, learning_rate=learning_rate)
         self.optimizer.check()
+        q_loss = {}
+        if self.q is not None:
+            missed = (target - evaluated.value).flatten()
+            q_loss["loss/q_value"] = self.q.learn(batch.inputs, batch.action, missed, learning_rate)
         return {
             "loss/policy": steps.policy_loss[0],
             "loss/value": steps.value_loss[0],
+            **q_loss,
             "update/entropy": steps.entropy[0],
             "update/grad_norm": steps.grad_norm[0],
             "update/explained_variance": ops.explained_variance(evaluated.value, target),

@@ -1,8 +1,9 @@
 """REINFORCE: the Monte-Carlo policy gradient, grad J = E[sum_t grad log pi(a_t|s_t) (G_t - b(s_t))].
 
-Williams 1992, https://doi.org/10.1007/BF00992696; with returns-to-go and an optional learnt baseline (Sutton and Barto 2018,
-section 13.4). Deviations: Adam; no factor gamma^t; the loss averages over steps instead of summing over an episode, so that the
-step size does not grow with the episode's length. An episode that is open during an update is finished by the newer policy.
+Williams 1992, https://doi.org/10.1007/BF00992696; with returns-to-go and a learnt baseline (Sutton and Barto 2018, section 13.4), or
+what else `algo.advantage` puts in the place of G_t - b(s_t). Deviations: Adam; no factor gamma^t; the loss averages over steps instead of
+summing over an episode, so that the step size does not grow with the episode's length. An episode that is open during an update is
+finished by the newer policy.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.config.algos.reinforce_config import Baseline, ReinforceConfig
+from rlx.config.algos.policy_gradient_config import Advantage
+from rlx.config.algos.reinforce_config import ReinforceConfig
+from rlx.nn.action_values import ActionAdvantage
+from rlx.nn.advantages import Estimator, Outcomes, next_values
 from rlx.nn.backbone import ArrayPolicy, rows_of
 from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
@@ -39,6 +43,11 @@ class Reinforce(AblatesMemory):
         self.rollout_length = config.rollout_length
         self.net = Network(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+        self.estimator = Estimator(
+            kind=config.advantage.value, discount=config.discount, num_steps=config.n_step,
+            lam=config.gae_lambda if config.advantage is Advantage.gae else 1.0,
+        )  # fmt: skip
+        self.q = ActionAdvantage(self.net, spec, **config.trunk()) if config.advantage is Advantage.q else None
         self.pending: dict[str, Tree] = {}
         self.unabsorbed = 0
 
@@ -48,6 +57,7 @@ class Reinforce(AblatesMemory):
             "optimizer": self.optimizer.state_dict(),
             "pending": dict(self.pending),
             "unabsorbed": self.unabsorbed,
+            **({} if self.q is None else {"q": self.q.state_dict()}),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -55,6 +65,8 @@ class Reinforce(AblatesMemory):
         self.optimizer.load_state_dict(state["optimizer"])
         self.pending = map_tree(lambda x: x.to(self.device), state["pending"])
         self.unabsorbed = state["unabsorbed"]
+        if self.q is not None:
+            self.q.load_state_dict(state["q"])
 
     def act(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> PolicyOutput:
         return self.net.act(obs, carry, is_first, mode)
@@ -63,7 +75,7 @@ class Reinforce(AblatesMemory):
         return self.net.array_policy()
 
     def explain(self, obs: Tree, carry: Tree, is_first: Tensor, *, mode: Mode) -> tuple[PolicyOutput, Explanation]:
-        scale = 1.0 if self.config.baseline is Baseline.value else None
+        scale = 1.0 if self.config.has_critic else None
         return self.act(obs, carry, is_first, mode=mode), self.net.explain(obs, carry, is_first, value_scale=scale)
 
     @torch.no_grad()
@@ -108,27 +120,27 @@ class Reinforce(AblatesMemory):
             self.pending["is_over"][-1] |= cut
 
     def _final_value(self, rollout: Rollout) -> Tensor:
-        """[T, B] value after an episode's last step: V(next_obs) where it was truncated and there is a baseline, else 0."""
+        """[T, B] value after an episode's last step: V(next_obs) where it was truncated and V is learnt, else 0."""
         final_value = torch.zeros_like(rollout.reward)
-        if self.config.baseline is Baseline.value and len(rollout.final_t):
+        if self.config.has_critic and len(rollout.final_t):
             final_value[rollout.final_t, rollout.final_b] = self.net.final_values(rollout)
         return final_value * ~rollout.terminated
 
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
         """Take one gradient step on the steps marked in `complete` [P, B]; returns metrics."""
-        config, pending = self.config, self.pending
-        return_ = ops.returns_to_go(pending["reward"], pending["final_value"], pending["is_last"], discount=config.discount)
-        has_baseline = config.baseline is Baseline.value
-        inputs, action, return_, sequences = self._data(complete, return_)
-        value = self.net.value(inputs, *(sequences[:2] if sequences else ())).view_as(return_)
+        config = self.config
+        inputs, action, sequences = self._data(complete)
+        value = self.net.value(inputs, *(sequences[:2] if sequences else ()))
+        gain = None if self.q is None else self.q(inputs, action)
+        advantage, target = self._advantage(complete, value, gain)
+        value = value.view_as(advantage)
         loss = PolicyGradientLoss(
             objective="log_prob",
-            value_coef=config.value_coef if has_baseline else 0.0,
+            value_coef=config.value_coef if config.has_critic else 0.0,
             entropy_coef=config.entropy_coef,
             normalize_advantage=config.normalize_advantage,
         )
-        advantage = return_ - value if has_baseline else return_
-        batch = Batch(inputs, action, advantage, return_, value, torch.zeros_like(value), None, sequences)
+        batch = Batch(inputs, action, advantage, target, value, torch.zeros_like(value), None, sequences)
         steps = gradient_steps(self.net, self.optimizer, loss, batch, learning_rate=learning_rate)
         self.optimizer.check()
         metrics: dict[str, Tensor | float] = {
@@ -138,23 +150,45 @@ class Reinforce(AblatesMemory):
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
         }
-        if has_baseline:
+        if config.has_critic:
             metrics["loss/value"] = steps.value_loss[0]
             learned = slice(None) if sequences is None else complete
-            metrics["update/explained_variance"] = ops.explained_variance(value[learned], return_[learned])
+            metrics["update/explained_variance"] = ops.explained_variance(value[learned], target[learned])
+        if self.q is not None:
+            metrics["loss/q_value"] = self.q.learn(inputs, action, target - value, learning_rate)
         return metrics
 
-    def _data(self, complete: Tensor, return_: Tensor) -> tuple[Tree, Tensor, Tensor, Sequences | None]:
-        """Inputs, actions and returns of the complete steps [N, *], or of all pending ones [P, B, *] for a network with memory.
+    def _advantage(self, complete: Tensor, value: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Advantages and what V learns, as `_data` has the steps; from V and Q - V of these [N]."""
+        pending, has_memory = self.pending, self.net.has_memory
+
+        def on_grid(x: Tensor) -> Tensor:  # [P, B]; what is not complete is not used
+            return x.view_as(complete) if has_memory else torch.zeros_like(pending["reward"]).masked_scatter_(complete, x)
+
+        grid, final_value, is_last = on_grid(value), pending["final_value"], pending["is_last"]
+        outcomes = Outcomes(
+            reward=pending["reward"],
+            value=grid,
+            next_value=next_values(grid, final_value, is_last),
+            terminated=torch.zeros_like(is_last),  # the final value says it
+            is_last=is_last,
+            gain=None if gain is None else on_grid(gain),
+        )
+        advantage = self.estimator(outcomes)
+        target = self.estimator.target(outcomes, advantage)
+        return (advantage, target) if has_memory else (advantage[complete], target[complete])
+
+    def _data(self, complete: Tensor) -> tuple[Tree, Tensor, Sequences | None]:
+        """Inputs and actions of the complete steps [N, *], or of all pending ones [P, B, *] for a network with memory.
 
         Complete episodes begin in `pending`, so the memory before its first step does not matter.
         """
         pending = self.pending
         if not self.net.has_memory:
-            return self.net.preprocess(pick(pending["obs"], complete)), pending["action"][complete], return_[complete], None
+            return self.net.preprocess(pick(pending["obs"], complete)), pending["action"][complete], None
         sequences = Sequences(self.initial_carry(complete.shape[1]), pending["is_first"].cpu(), complete)
         carry = map_tree(lambda x: x.to(self.device), sequences.carry)
-        return self.net.inputs_of(pending["obs"]), pending["action"], return_, sequences._replace(carry=carry)
+        return self.net.inputs_of(pending["obs"]), pending["action"], sequences._replace(carry=carry)
 
     def _drop(self, used: Tensor) -> None:
         """Mark steps as used, and drop the first rows of `pending` in which all steps are used.

@@ -46,9 +46,7 @@ class AlgoInfo:
 
 
 ALGORITHMS: dict[str, AlgoInfo] = {
-    "reinforce": AlgoInfo(
-        ReinforceConfig, "rlx.algos.reinforce:Reinforce", "Monte-Carlo policy gradient, with or without a value baseline"
-    ),
+    "reinforce": AlgoInfo(ReinforceConfig, "rlx.algos.reinforce:Reinforce", "Monte-Carlo policy gradient, with a choice of advantages"),
     "a2c": AlgoInfo(A2CConfig, "rlx.algos.a2c:A2C", "Advantage actor-critic, synchronous, n-step or GAE"),
     "ppo": AlgoInfo(PPOConfig, "rlx.algos.ppo:PPO", "Proximal policy optimisation, clipped or with an adaptive KL penalty"),
     "dqn": AlgoInfo(DQNConfig, "rlx.algos.dqn:DQN", "Q-learning from a replay: double, n-step, dueling, prioritised, distributional"),

@@ -137,6 +137,11 @@ class Backbone(nn.Module, ABC):
         steps = self._encoded(rows_of(seen)).unflatten(0, is_first.shape)
         return self.memory.unroll(steps, carry, is_first).flatten(0, 1)
 
+    def vectors(self, inputs: Tree) -> Tensor:
+        """Inputs [N, *] to the features [N, D] of a network whose encoder has no weights."""
+        features: Tensor = self.encoder(self._unmasked(inputs))
+        return features
+
     def _unmasked(self, inputs: Tree) -> Tree:
         """The encoder's part of the inputs."""
         return inputs["inputs"] if self.is_masked else inputs

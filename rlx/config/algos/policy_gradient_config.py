@@ -32,6 +32,10 @@ class MemoryKind(Enum):
     gru = "gru"
 
 
+Advantage = Enum("Advantage", {"return": "return", "to_go": "to_go", "baseline": "baseline", "q": "q", "nstep": "nstep", "gae": "gae"})
+"""What a step's score is multiplied by, see `rlx.nn.advantages`. Made by a call, because `return` cannot be an attribute."""
+
+
 @dataclass(kw_only=True)
 class RolloutConfig(GradientConfig):
     """What every algorithm has that learns from rollouts of its newest network and then forgets them."""
@@ -98,3 +102,12 @@ class PolicyGradientConfig(RolloutConfig):
 
     def network(self) -> dict[str, Any]:
         return {**super().network(), "log_std_init": self.log_std_init}
+
+    def trunk(self) -> dict[str, Any]:
+        """The settings of one more network like the critic, and of its optimiser."""
+        return {
+            "hidden_sizes": self.hidden_sizes,
+            "activation": self.activation.value,
+            "layer_norm": self.layer_norm,
+            "max_grad_norm": self.max_grad_norm,
+        }
