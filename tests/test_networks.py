@@ -108,7 +108,7 @@ NETWORKS: list[dict[str, Any]] = [
     {"gaussian": gaussian, "hidden_sizes": sizes, "activation": activation, "shared": shared}
     for gaussian in (False, True)
     for sizes, activation, shared in [([], "tanh", False), ([7], "relu", True), ([8, 5], "tanh", True), ([9, 130, 3], "relu", False)]
-]
+] + [{"gaussian": True, "hidden_sizes": [6], "critic_hidden_sizes": sizes} for sizes in ([], [40, 20, 5])]
 LOSSES: list[dict[str, Any]] = [
     {"objective": "log_prob"},
     {"objective": "surrogate", "kl_coef": 0.7, "normalize_advantage": True},

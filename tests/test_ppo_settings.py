@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.ppo_config import PPOConfig
+from rlx.config.compose import Composer
 from rlx.errors import ConfigError
 from rlx.types import Rollout
 
@@ -49,6 +50,21 @@ def test_the_adaptive_step_size_is_kept_between_half_and_twice_the_divergence():
 def test_an_adaptive_step_size_is_refused_where_it_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
         PPOConfig(adaptive_learning_rate=True, **settings)
+
+
+# Networks
+
+
+def test_the_critic_has_layers_of_its_own_on_request():
+    algo = build(PPOConfig(hidden_sizes=[8], critic_hidden_sizes=[16, 12]))
+    assert [layer.out_features for layer in algo.net.policy.linears] == [8, 2]
+    assert [layer.out_features for layer in algo.net.critic.linears] == [16, 12, 1]
+    assert algo.net.compiled is not None
+
+
+def test_a_shared_network_refuses_a_critic_of_its_own():
+    with pytest.raises(ConfigError, match=r"algo\.critic_hidden_sizes"):
+        Composer().compose(["algo=ppo", "env=cartpole", "algo.shared_network=true", "algo.critic_hidden_sizes=[8]"])
 
 
 # Values

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlx.nn.compiled import CompiledNetwork
 
 _SMALL = 1 << 16
-"""Parameters of the policy up to which the compiled kernels are used."""
+"""Parameters of the policy, and of the critic, up to which the compiled kernels are used."""
 
 
 class Network(Backbone):
@@ -33,6 +33,7 @@ class Network(Backbone):
     Args:
         spec: gives the observation and action spaces.
         hidden_sizes: widths of the hidden layers behind encoder and memory.
+        critic_hidden_sizes: those of the critic; None for the same.
         activation: of the hidden layers, see `rlx.nn.mlp`.
         layer_norm: normalise the inputs of each hidden layer's activation.
         shared: one trunk with two outputs instead of two trunks. Encoder and memory always serve both.
@@ -54,6 +55,7 @@ class Network(Backbone):
         activation: str,
         layer_norm: bool = False,
         shared: bool = False,
+        critic_hidden_sizes: Sequence[int] | None = None,
         log_std_init: float = 0.0,
         observation_clip: float | None = None,
         encoder: EncoderKind = "auto",
@@ -66,12 +68,13 @@ class Network(Backbone):
         make_mlp = functools.partial(MLP, activation=activation, layer_norm=layer_norm)
         # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
         self.policy: MLP = make_mlp([num_features, *hidden_sizes, num_outputs + shared], output_gain=0.01)
-        self.critic: MLP | None = None if shared else make_mlp([num_features, *hidden_sizes, 1], output_gain=1.0)
+        of_critic = hidden_sizes if critic_hidden_sizes is None else critic_hidden_sizes
+        self.critic: MLP | None = None if shared else make_mlp([num_features, *of_critic, 1], output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
         self.by_hand = not (self.encoder.has_weights or self.has_memory) and self.policy.by_hand
         """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks support it."""
-        small = sum(p.numel() for p in self.policy.parameters()) <= _SMALL
+        small = all(sum(p.numel() for p in trunk.parameters()) <= _SMALL for trunk in self.trunks().values())
         has_kernels = not (self.is_masked or layer_norm) and isinstance(self.head, CategoricalHead | GaussianHead)
         self.compiles = self.by_hand and small and has_kernels
         """Whether compiled kernels are used where the parameters are on a CPU."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
-from rlx.config.algos.base_config import require_minibatches
+from rlx.config.algos.base_config import WIDE_LAYER, require_minibatches
 from rlx.config.algos.policy_gradient_config import MemoryKind, PolicyGradientConfig
 from rlx.config.setting import setting
 from rlx.errors import ConfigError
@@ -67,6 +69,20 @@ class PPOConfig(PolicyGradientConfig):
     https://arxiv.org/abs/1602.07714)."""
     shared_network: bool = False
     """One network for policy and value instead of two. A memory, and an encoder with weights, always serve both."""
+    critic_hidden_sizes: list[int] | None = setting(None, at_least=1, at_most=8_192, expected="positive widths, e.g. [256,256]",
+                                                    used_if="algo.shared_network=false")  # fmt: skip
+    """Widths of the critic's hidden layers; null for those of the policy, hidden_sizes. Values are harder to represent than actions: a
+    wider critic is in Brax' and MuJoCo Playground's PPO (policy 4 x 32, value 5 x 256), and in Andrychowicz et al. 2021
+    (https://arxiv.org/abs/2006.05990, section 3.2)."""
+
+    def network(self) -> dict[str, Any]:
+        return {**super().network(), "critic_hidden_sizes": self.critic_hidden_sizes}
+
+    def gains_from_gpu(self, *, on_board: bool) -> bool:
+        return super().gains_from_gpu(on_board=on_board) or max(self.critic_hidden_sizes or [0]) >= WIDE_LAYER
+
+    def least_weights(self) -> int:
+        return super().least_weights() + sum(a * b for a, b in itertools.pairwise(self.critic_hidden_sizes or []))
 
     def check(self) -> None:
         if self.adaptive_learning_rate:
