@@ -23,6 +23,7 @@ from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
 from rlx.envs.actions import stretch
 from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.control.simulators import SIMULATORS, simulator_of
+from rlx.envs.native import IN_THREADS
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.envs.wrapping import Wrapping
@@ -89,10 +90,10 @@ def env_factory(config: RunConfig) -> VectorEnvFactory | GameEnvFactory:
     if env.is_game:
         return GameEnvFactory(id=env.id, kwargs=env.kwargs, opponent=env.opponent, opening_plies=env.opening_plies)
     make_env = VectorEnvFactory(id=env.id, kwargs=env.kwargs, native=env.native, protocol=env.protocol, workers=env.workers,
-                                worker_timeout_s=env.worker_timeout_s, rescale_actions=env.rescale_actions,
+                                worker_timeout_s=env.worker_timeout_s, rescale_actions=env.rescale_actions, threads=env.threads,
                                 flatten=not config.algo.takes_trees,
                                 wrappers=list(map(Wrapping, env.wrapper_targets(), env.wrapper_kwargs())))  # fmt: skip
-    if not make_env.is_native and env.num_envs > MOST_OBJECTS:
+    if (not make_env.is_native or env.id in IN_THREADS) and env.num_envs > MOST_OBJECTS:
         raise ConfigError(f"env.num_envs must be at most {MOST_OBJECTS:,}, got {env.num_envs}: each {env.id} is an object of its own")
     return make_env
 

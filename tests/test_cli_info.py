@@ -199,7 +199,7 @@ def test_envs_lists_short_names_ids_and_recipes() -> None:
     rows = {row["name"]: row for row in json_lines("envs")}
     assert rows["cartpole"]["id"] == "CartPole-v1"
     assert rows["cartpole"]["native"]
-    assert not rows["halfcheetah"]["native"]
+    assert not rows["lunarlander"]["native"]
     recipes = {name.partition("_")[0] for name in Composer().options("recipe") if name.endswith("_cartpole")}
     assert set(rows["cartpole"]["recipes"]) == recipes
 

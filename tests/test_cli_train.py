@@ -197,7 +197,7 @@ def test_dry_run_prints_a_config_that_can_be_read_back_and_trains_nothing(rlx: R
     (here / "config.yaml").write_text(out)
     assert load_config(here / "config.yaml") == Composer().compose(settings.split()).config
     assert yaml.safe_load(out)["env"] == {
-        "id": "Pendulum-v1", "num_envs": 8, "workers": 0, "worker_timeout_s": 60.0, "native": True, "protocol": None,
+        "id": "Pendulum-v1", "num_envs": 8, "workers": 0, "worker_timeout_s": 60.0, "threads": 1, "native": True, "protocol": None,
         "rescale_actions": True, "kwargs": {"g": 9.5}, "wrappers": [],
         "opponent": "uct:1000", "opening_plies": 0,
     }  # fmt: skip

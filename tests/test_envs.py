@@ -19,7 +19,8 @@ from gymnasium import spaces
 
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.families import FAMILIES, extra_for, family_of, needs
-from rlx.envs.registry import NATIVE, REBUILT, REPLAYABLE, EnvFactory, VectorEnvFactory, check_env_id
+from rlx.envs.native import NATIVE, REBUILT, REPLAYABLE
+from rlx.envs.registry import EnvFactory, VectorEnvFactory, check_env_id
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, replay_defect
 from rlx.errors import CheckpointError, ConfigError, EnvError
 from rlx.serialize import plain

@@ -17,7 +17,7 @@ from rlx.collect import Collector
 from rlx.config.algos.trusted_config import Expansion, Imagined, ModelSettings, StopRule, TrustedConfig, Weights
 from rlx.envs.control.reward_functions import RULES
 from rlx.envs.control.simulators import SIMULATORS, simulator_of
-from rlx.envs.registry import NATIVE
+from rlx.envs.native import NATIVE
 from rlx.errors import ConfigError
 from rlx.experience import Steps
 from rlx.imagination import Imagination

@@ -14,7 +14,8 @@ from launch import run_main
 from scipy import stats
 from torch import Tensor
 
-from rlx.envs.registry import NATIVE, VectorEnvFactory
+from rlx.envs.native import NATIVE
+from rlx.envs.registry import VectorEnvFactory
 from rlx.errors import ConfigError
 from rlx.evaluation.episodes import Recording, Stopped, record_episodes
 from rlx.evaluation.model_error import LEVELS, ModelError, covered, judge, predictive_rank, spearman, windows

@@ -20,7 +20,7 @@ from rlx.columns import Column
 from rlx.config.algos.pets_config import PETSConfig, PlannerKind, Propagation, RewardSource, TerminationSource, TrustRule
 from rlx.config.compose import Composer
 from rlx.envs.control.reward_functions import RULES
-from rlx.envs.registry import NATIVE
+from rlx.envs.native import NATIVE
 from rlx.errors import ConfigError, NonFiniteError
 from rlx.planning.shooting import Memory
 from rlx.replay import TransitionReplay

@@ -14,7 +14,8 @@ from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.control.positions import POSITIONS, CartPolePositionsVectorEnv
 from rlx.envs.control.recall import RecallVectorEnv
 from rlx.envs.control.recall_settings import RECALL, RecallSettings
-from rlx.envs.registry import NATIVE, VectorEnvFactory
+from rlx.envs.native import NATIVE
+from rlx.envs.registry import VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError
 

@@ -13,7 +13,8 @@ import torch
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.control.poles import BALANCE, MAX_STEPS, SWING_UP, TASKS, PoleVectorEnv
 from rlx.envs.control.reward_functions import RULES, rules_of
-from rlx.envs.registry import NATIVE, VectorEnvFactory
+from rlx.envs.native import NATIVE
+from rlx.envs.registry import VectorEnvFactory
 
 MUJOCO = ("Reacher-v5", "Pusher-v5", "InvertedPendulum-v5", "HalfCheetah-v5", "Swimmer-v5", "Hopper-v5", "Walker2d-v5")
 needs_mujoco = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="the extra rlx[mujoco] is not installed")

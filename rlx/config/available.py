@@ -12,7 +12,7 @@ from rlx.config.compose import Composer
 from rlx.config.documentation import key_docs
 from rlx.envs.atari.atari_settings import game_of
 from rlx.envs.families import needs, register_installed
-from rlx.envs.registry import NATIVE
+from rlx.envs.native import NATIVE
 from rlx.errors import ConfigError
 
 

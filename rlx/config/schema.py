@@ -56,6 +56,9 @@ class EnvConfig:
     """Worker processes to step them in, at most num_envs; 0 steps them in the training process, which is faster for cheap envs."""
     worker_timeout_s: float = setting(60.0, above=0, at_most=1_000_000, used_if="env.workers is above 0")
     """Seconds after which a worker that does not answer ends the run."""
+    threads: int = setting(1, at_least=1, at_most=1024, used_if=(NO_GAME, "env.native=true"), neutral=1)
+    """Threads to step rlx's own batches of MuJoCo in; the results are the same with any number. A thread pays where a step of all
+    environments takes more than about 0.5 ms and there are cores to spare."""
     native: bool = setting(True, used_if=NO_GAME)
     """Use rlx's own implementation of the environment where there is one (see `rlx envs`)."""
     protocol: AtariProtocol | None = setting(None, used_if=(ATARI, "env.native=true"), neutral=None)

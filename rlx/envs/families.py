@@ -78,6 +78,12 @@ def extra_for(env_id: str) -> str | None:
     return None
 
 
+def package_missing(env_id: str, error: Exception) -> ConfigError:
+    """The error to raise where a package that an environment needs cannot be imported."""
+    hint = f"pip install 'rlx[{extra}]'" if (extra := extra_for(env_id)) else str(error)
+    return ConfigError(f"env={env_id} needs a package that is not installed: {hint}")
+
+
 def needs(env_id: str) -> str | None:
     """The command that installs what an environment needs, or None if it is there."""
     family = family_of(env_id)

@@ -8,7 +8,7 @@ import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -16,22 +16,15 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of, usual_protocol
-from rlx.envs.control import poles, positions, recall, spaceship
-from rlx.envs.control.cartpole import CartPoleVectorEnv
-from rlx.envs.control.poles import TASKS, PoleVectorEnv
-from rlx.envs.control.positions import POSITIONS, CartPolePositionsVectorEnv
-from rlx.envs.control.recall import RecallVectorEnv
-from rlx.envs.control.recall_settings import RECALL
-from rlx.envs.control.spaceship import SpaceshipVectorEnv
-from rlx.envs.control.spaceship_settings import SPACESHIP
 from rlx.envs.edge import Edge
-from rlx.envs.families import extra_for, register_family, register_installed
+from rlx.envs.families import package_missing, register_family, register_installed
 from rlx.envs.games.openspiel import PREFIX, Game
 from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
-from rlx.envs.grids import grid_settings
 from rlx.envs.masks import has_mask_in_info
 from rlx.envs.missions import with_codes
+from rlx.envs.mujoco.robots import ROBOTS, unknown_settings
+from rlx.envs.native import HAVE_SETTINGS, IN_THREADS, NATIVE, REBUILT, REPLAYABLE, split_of
 from rlx.envs.snapshots import SnapshotVectorEnv
 from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv, Restoring, restoring
 from rlx.envs.wrapping import Wrapping, wrap
@@ -41,51 +34,6 @@ from rlx.user_code import import_user_module
 if TYPE_CHECKING:
     from rlx.envs.grids.splits import Split
     from rlx.types import VectorEnv  # it imports torch, which worker processes do not need
-
-poles.register()
-positions.register()
-recall.register()
-spaceship.register()
-grid_settings.register()
-
-
-def _world(env_id: str, num_envs: int, split: Split = "all", **kwargs: Any) -> VectorEnv:
-    from rlx.envs.grids.grid_env import make_grid  # compiles kernels
-
-    return make_grid(grid_settings.settings_of(env_id, kwargs), num_envs, split=split)
-
-
-def _split_of(env_id: str, split: Split) -> dict[str, Any]:
-    """The constructor argument that selects a world's levels."""
-    return {"split": split} if env_id in grid_settings.WORLDS else {}
-
-
-NATIVE: dict[str, Callable[..., VectorEnv]] = {
-    "CartPole-v1": CartPoleVectorEnv,
-    POSITIONS: CartPolePositionsVectorEnv,
-    RECALL: RecallVectorEnv,
-    SPACESHIP: SpaceshipVectorEnv,
-    **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
-    **{env_id: functools.partial(_world, env_id) for env_id in grid_settings.WORLDS},
-}
-"""Environments that rlx implements itself, vectorised in arrays: constructors from the number of envs, and the settings of those in
-`HAVE_SETTINGS`."""
-
-HAVE_SETTINGS = {RECALL, SPACESHIP, *grid_settings.WORLDS}
-"""Of `NATIVE`, those that take arguments."""
-
-REPLAYABLE = {
-    *("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Pendulum-v1"),
-    *("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5"),
-    *("LunarLander-v3", "BipedalWalkerHardcore-v3"),
-    *(POSITIONS, RECALL, SPACESHIP),
-    *TASKS,
-    *grid_settings.WORLDS,
-}
-"""Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""
-
-REBUILT = {"BipedalWalker-v3"}
-"""Environments that are built anew at each reset: their Box2D world outlives the episode, so an episode would depend on the last one."""
 
 
 @dataclass(frozen=True)
@@ -157,10 +105,9 @@ class EnvFactory:
         try:
             if game_of(self.id):
                 return self._make_atari(**kwargs)
-            return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs, **_split_of(self.id, self.split))
+            return gymnasium.make(_made_by(self.id) or self.id, disable_env_checker=True, **kwargs, **split_of(self.id, self.split))
         except (ImportError, gymnasium.error.DependencyNotInstalled) as error:
-            hint = f"pip install 'rlx[{extra}]'" if (extra := extra_for(self.id)) else str(error)
-            raise ConfigError(f"env={self.id} needs a package that is not installed: {hint}") from error
+            raise package_missing(self.id, error) from error
         except ConfigError:
             raise
         except (Exception, SystemExit) as error:  # a constructor may raise anything about its arguments
@@ -293,11 +240,12 @@ class VectorEnvFactory:
         id: a gymnasium id, or `module:Id`.
         kwargs: constructor arguments.
         native: use rlx's own implementation where there is one. Only those in `HAVE_SETTINGS` take kwargs.
-        workers: worker processes to step in; 0 steps in this process.
+        workers: worker processes to step in; 0 steps in this process. Those that are in `ROBOTS` are gymnasium's own then.
         worker_timeout_s: seconds without an answer after which a worker is closed and an error raised.
         rescale_actions: rescale bounded actions to [-1, 1]; those of rlx's own implementations are in [-1, 1] already.
         flatten: see `Edge`.
         protocol: of an Atari game; None is what its id stands for.
+        threads: threads to step in, for those in `IN_THREADS`.
 
     Raises:
         ConfigError: if a setting would have no effect.
@@ -312,16 +260,30 @@ class VectorEnvFactory:
     flatten: bool = True
     wrappers: Sequence[Wrapping] = ()
     protocol: AtariProtocol | None = None
+    threads: int = 1
 
     def __post_init__(self) -> None:
         if self.is_native and self.workers:
             raise ConfigError(
                 f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"
             )
+        if self.threads > 1 and not (self.is_native and self.id in IN_THREADS):
+            why = f"here it is gymnasium's: {self._why_foreign}" if self.id in IN_THREADS else f"for {self.id} there is env.workers"
+            raise ConfigError(f"env.threads={self.threads} has no effect: it is for rlx's own batches of MuJoCo, and {why}")
 
     @property
     def is_native(self) -> bool:
-        return self.native and not self.wrappers and self.id in NATIVE and (not self.kwargs or self.id in HAVE_SETTINGS)
+        if not self.native or self.wrappers or self.id not in NATIVE:
+            return False
+        return not self._why_foreign if self.id in ROBOTS else not self.kwargs or self.id in HAVE_SETTINGS
+
+    @property
+    def _why_foreign(self) -> str:
+        """The settings for which a robot's environment is gymnasium's own; empty without any."""
+        settings = [*(["env.native=false"] if not self.native else []), *(["env.wrappers"] if self.wrappers else []),
+                    *([f"env.workers={self.workers}"] if self.workers else []),
+                    *(f"env.kwargs.{key}" for key in unknown_settings(self.id, self.kwargs))]  # fmt: skip
+        return ", ".join(settings)
 
     @functools.cached_property
     def single(self) -> EnvFactory:
@@ -336,7 +298,8 @@ class VectorEnvFactory:
     def _make(self, num_envs: int, split: Split) -> VectorEnv:
         """B environments that can be restored by replay alone."""
         if self.is_native:
-            return NATIVE[self.id](num_envs, **self.kwargs, **_split_of(self.id, split))
+            batch = {"rescale_actions": self.rescale_actions, "threads": self.threads} if self.id in IN_THREADS else {}
+            return NATIVE[self.id](num_envs, **self.kwargs, **split_of(self.id, split), **batch)
         single = replace(self.single, split=split, mask_in_info=self.single.masks_in_info)
         if self.workers:
             from rlx.envs.workers import ProcessVectorEnv
@@ -348,13 +311,20 @@ class VectorEnvFactory:
     def training(self, num_envs: int, *, inexact: bool = False) -> tuple[VectorEnv, str | None]:
         """B environments to train in, with a `state_dict` where that is possible, else with the reason why not."""
         if self.is_native:
-            return self._make(num_envs, "training"), None
+            return self._make(num_envs, "training"), "resumed with --inexact" if inexact and self.id in IN_THREADS else None
         how = Restoring(False, "resumed with --inexact", []) if inexact else self._restoring()
         env: Any = self._make(num_envs, "training")
         if not how.defect:
             env = SnapshotVectorEnv(env) if how.by_snapshots and env.has_snapshots else ReplayVectorEnv(env)
-        env.notes = how.notes  # for a console to print
+        env.notes = how.notes + self._notes()  # for a console to print
         return env, how.defect
+
+    def _notes(self) -> list[str]:
+        unknown = unknown_settings(self.id, self.kwargs) if self.native and self.id in ROBOTS else []
+        if not unknown:
+            return []
+        return [f"only gymnasium's own environment has {', '.join(f'env.kwargs.{key}' for key in unknown)} as given: it is used, and not "
+                "rlx's faster one"]  # fmt: skip
 
     def _restoring(self) -> Restoring:
         known = self.id in REPLAYABLE | REBUILT or self.single.is_own_atari

@@ -165,6 +165,11 @@ class GymVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             rewards.append(np.array(earned, dtype=np.float32))
         return self._obs, rewards
 
+    def models(self) -> list[Any]:
+        """The MjModel of each environment that has one; a change of it shows in the steps that follow."""
+        found = (getattr(env.unwrapped, "model", None) for env in self.envs)
+        return [model for model in found if type(model).__name__ == "MjModel"]
+
     def snapshots(self) -> list[dict[str, Any]]:
         """The state of every environment."""
         return list(map(take, self.envs))

@@ -49,7 +49,7 @@ class Study(Protocol):
 
 def cores(config: RunConfig) -> int:
     """CPU cores that a run keeps busy: torch's threads or the environments' processes, which take turns."""
-    return max(config.runtime.threads, config.env.workers)
+    return max(config.runtime.threads, config.env.workers, config.env.threads)
 
 
 class Scores:

@@ -135,7 +135,9 @@ def available_cores() -> int:
 def _slots(wanted: int | None, cores: int, gpus: int) -> int:
     there = available_cores()
     if cores > there:
-        raise ConfigError(f"one run keeps {cores} cores busy (runtime.threads, env.workers) and this machine has {there}: lower these")
+        raise ConfigError(
+            f"one run keeps {cores} cores busy (runtime.threads, env.threads, env.workers) and this machine has {there}: lower these"
+        )
     most = there // cores
     if wanted is None:
         return min(most, gpus) if gpus else most

@@ -63,7 +63,7 @@ class RayExecutor:
                 largest = max((int(n.get("CPU", 0)) for n in nodes), default=0)
                 raise ConfigError(
                     f"one run needs {needs} and no node of {where} has that (the largest has {largest} cores): "
-                    "lower runtime.threads and env.workers, choose runtime.device=cpu, or add a node with `ray start`"
+                    "lower runtime.threads, env.threads and env.workers, choose runtime.device=cpu, or add a node with `ray start`"
                 )
             if slots is not None and slots > capacity and address is None:
                 raise ConfigError(f"--jobs {slots}: {where} has room for {capacity}; say --jobs {capacity} or less")
