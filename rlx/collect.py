@@ -62,6 +62,7 @@ class Episode(NamedTuple):
     solved: bool | None = None  # None where the environment does not say
     model_calls: int | None = None  # steps of the agent's model; None where it has none
     cut: bool = False  # an evaluation ended the episode at its limit of steps
+    measures: dict[str, float] | None = None  # in an evaluation, what the environment measures beside the return
 
 
 def env_actions(space: gymnasium.Space[Any]) -> Callable[[Tensor], NDArray[Any]]:

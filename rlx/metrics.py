@@ -33,6 +33,8 @@ MEANINGS = {
     "eval/return_ci_high": "upper end of that interval",
     "eval/length_mean": "mean length of the evaluation's episodes, steps",
     "eval/solve_rate": "share of the evaluation's episodes that were solved",
+    "eval/distance": "metres along a course at the end of the evaluation's episodes, mean",
+    "eval/obstacles_passed": "obstacles of a course that were passed in the evaluation's episodes, mean",
     "eval/cut_episodes": "episodes that were cut at loop.eval_max_steps",
     "eval/optimal_moves": "share of labelled positions where the policy chooses a move that is optimal by a solver",
     "loss/policy": "loss of the policy, as each algorithm defines it",

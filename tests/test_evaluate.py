@@ -238,6 +238,15 @@ def test_summary_of_one_episode_is_defined():
     }
 
 
+def test_what_an_environment_measures_is_averaged_over_the_episodes_as_it_was_where_they_ended():
+    env = cartpole(3)
+    env.episode_measures = lambda: {"distance": env._elapsed * 2.0}  # of an episode's length
+    episodes = run_episodes(env, Balancer(), SEEDS)
+    assert [e.measures for e in episodes] == [{"distance": 2.0 * e.length} for e in episodes]
+    summary = summarize(episodes)
+    assert summary["eval/distance"] == pytest.approx(2.0 * summary["eval/length_mean"])
+
+
 @pytest.mark.parametrize("returns", [[1.0, 2.0, 3.0, 4.0], [500.0] * 10])
 def test_few_episodes_or_equal_ones_have_no_interval(returns):
     assert not [key for key in summarize([Episode(r, 8) for r in returns]) if "_ci_" in key]

@@ -124,7 +124,10 @@ def run_episodes(
     max_steps: int = 0,
     should_stop: Callable[[], bool] = never,
 ) -> list[Episode]:
-    """Return, length and outcome of one episode for every seed, in the order of the seeds; arguments as of `play_steps`."""
+    """Return, length and outcome of one episode for every seed, in the order of the seeds; arguments as of `play_steps`.
+
+    An environment may have `episode_measures() -> {name: [B]}`, what it measures of the episodes so far beside their returns.
+    """
     episodes: dict[int, Episode] = {}
     calls = np.zeros(env.num_envs, dtype=np.int64)
     for step in play_steps(env, policy, seeds, mode=mode, max_steps=max_steps, should_stop=should_stop):
@@ -135,11 +138,13 @@ def run_episodes(
             calls += step.extras["model_calls"].cpu().numpy()
         if step.is_last.any():
             solved = solved_of(env, step.terminated).tolist()
+            measured = env.episode_measures() if hasattr(env, "episode_measures") else None
             for i in np.flatnonzero(step.is_last):
                 if step.episode[i] < len(seeds):
                     cut = not (step.terminated[i] or step.truncated[i])
+                    measures = None if measured is None else {name: float(values[i]) for name, values in measured.items()}
                     episodes[int(step.episode[i])] = Episode(float(step.return_[i]), int(step.length[i]), solved[i],
-                                                             int(calls[i]) if counts_calls else None, cut=cut)  # fmt: skip
+                                                             int(calls[i]) if counts_calls else None, cut, measures)  # fmt: skip
     return [episodes[i] for i in range(len(seeds))]
 
 

@@ -21,7 +21,7 @@ from rlx.envs.registry import GameEnvFactory
 from rlx.errors import ConfigError, SyncError
 from rlx.evaluation.capabilities import ablated, check_ablation
 from rlx.evaluation.episodes import MAX_PARALLEL, episode_seeds, never, run_episodes
-from rlx.evaluation.evaluator import optimal_moves, summarize
+from rlx.evaluation.evaluator import mean_measures, optimal_moves, summarize
 from rlx.evaluation.loading import choose_checkpoint, load_policy
 from rlx.rng import seed_everything
 from rlx.stats.intervals import share_interval
@@ -89,6 +89,11 @@ class EvaluationResult:
         return sum(e.cut for e in self.episodes)
 
     @property
+    def measures(self) -> dict[str, float]:
+        """Means of what the environment measures beside the return, such as the distance on a course."""
+        return mean_measures(self.episodes)
+
+    @property
     def solve_rate_ci(self) -> Ends:
         return None if self.solve_rate is None else share_interval(self.solve_rate, len(self.episodes))
 
@@ -139,6 +144,7 @@ class EvaluationResult:
             out["model_calls_mean"] = self.model_calls_mean
             if self.solve_rate is not None:
                 out["model_calls_per_solved"] = self.model_calls_per_solved
+        out |= {f"{name}_mean": value for name, value in self.measures.items()}
         if self.opponent is not None:
             wins, draws, losses = self.outcomes
             out |= {"opponent": self.opponent, "score": self.score, "score_ci": list(self.score_ci or (None, None)), "wins": wins,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,8 +39,15 @@ def summarize(episodes: list[Episode], *, game: bool = False) -> dict[str, float
         **({"eval/return_ci_low": float(low), "eval/return_ci_high": float(high)} if math.isfinite(low) else {}),
         "eval/length_mean": float(np.mean([e.length for e in episodes])),
         **({"eval/solve_rate": float(np.mean(solved))} if solved else {}),
+        **{f"eval/{name}": value for name, value in mean_measures(episodes).items()},
         **({"eval/cut_episodes": float(cut)} if (cut := sum(e.cut for e in episodes)) else {}),
     }
+
+
+def mean_measures(episodes: Sequence[Episode]) -> dict[str, float]:
+    """The means of what the environment measures of episodes; empty where it measures nothing."""
+    measured = [e.measures for e in episodes if e.measures is not None]
+    return {name: float(np.mean([each[name] for each in measured])) for name in (measured[0] if measured else ())}
 
 
 class Evaluator:

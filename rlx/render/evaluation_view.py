@@ -28,6 +28,7 @@ def evaluation_lines(result: EvaluationResult) -> Iterator[str]:
     if result.solve_rate is not None:
         yield f"solved {100 * result.solve_rate:.1f} %   95 % interval {_solved(result)}"
     yield f"length {digits(result.length_mean)[0]} steps"
+    yield from (f"{name.replace('_', ' ')} {digits(value)[0]}" for name, value in result.measures.items())
     if result.model_calls_mean is not None:
         each = result.model_calls_per_solved
         per_solved = f", {each:,.0f} for each that was solved (those of all episodes, over the solved ones)" if each else ""
@@ -39,12 +40,13 @@ def evaluation_table(results: Sequence[EvaluationResult]) -> Table:
     """What was measured under several settings of the environment, a row for each."""
     solves, calls = results[0].solve_rate is not None, results[0].model_calls_mean is not None
     table = make_table("environment", "return", "95 %", *(["solved", "95 %"] if solves else []), "length",
+                       *(name.replace("_", " ") for name in results[0].measures),
                        *(["model calls"] if calls else []), *(["per solved"] if calls and solves else []))  # fmt: skip
     for result in results:
         row = [" ".join(result.env_settings), digits(result.return_mean)[0], _interval(result)]
         if result.solve_rate is not None:
             row += [f"{100 * result.solve_rate:.1f} %", f"{_solved(result)}"]
-        row.append(digits(result.length_mean)[0])
+        row += [digits(result.length_mean)[0], *(digits(value)[0] for value in result.measures.values())]
         if result.model_calls_mean is not None:
             row.append(_few(result.model_calls_mean))
             if solves:

@@ -154,7 +154,8 @@ def _print_checkpoints(console: Console, rows: list[CheckpointRow]) -> None:
 
 _NO_CHANGES = ("at", "run", "env_steps", "eval_env_steps", "episodes", "mode", "videos", "opponent", "wins", "draws", "losses",
                "model_calls_mean", "model_calls_per_solved", "optimal_moves", "length_mean", "score", "score_ci", "solve_rate",
-               "solve_rate_ci", "return_mean", "return_std", "return_ci", "return_min", "return_max")  # fmt: skip
+               "solve_rate_ci", "return_mean", "return_std", "return_ci", "return_min", "return_max",
+               "distance_mean", "obstacles_passed_mean")  # fmt: skip
 
 
 def _print_evaluations(console: Console, results: list[dict[str, Any]]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from rlx.config.choices import did_you_mean
 from rlx.config.schema import RunConfig
 from rlx.envs.grids.grid_settings import WORLDS
+from rlx.envs.mujoco.course_settings import COURSES
 from rlx.errors import ConfigError
 from rlx.stats.aggregate import AGGREGATES
 from rlx.store.runs import RunDir
@@ -29,7 +30,8 @@ LOGGED = {
     "episode": ("return", "length", "count", "return_mean_100"),
 }
 """Metrics that every run logs, by group. The ends of intervals are left out, because few episodes give none. Metrics of other groups
-depend on the algorithm; games may add eval/optimal_moves, grid worlds solve_rate."""
+depend on the algorithm; games may add eval/optimal_moves, grid worlds solve_rate, courses
+eval/distance and eval/obstacles_passed."""
 
 MakeJob = Callable[[RunDir, RunConfig], Job]
 
@@ -357,6 +359,8 @@ def check_objective(spec: Spec, config: RunConfig) -> None:
     group, _, name = spec.objective.partition("/")
     evaluated = group == "eval"
     more = ["optimal_moves"] if config.env.is_game else ["solve_rate"] if config.env.id in WORLDS else []
+    if evaluated and config.env.id in COURSES:
+        more = ["distance", "obstacles_passed"]
     if group in LOGGED and name not in [*LOGGED[group], *more]:
         raise ConfigError(f"--objective {spec.objective}: no run logs it; {did_you_mean(name, list(LOGGED[group]), key=f'{group}/')}")
     if evaluated and config.loop.eval_every == 0:
