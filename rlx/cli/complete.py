@@ -69,8 +69,9 @@ def complete_checkpoints(ctx: typer.Context, incomplete: str) -> list[Candidate]
     from rlx.store.layout import runs_directory
     from rlx.store.runs import RunDir
 
+    run = str(ctx.params.get("run") or next(iter(ctx.params.get("runs") or ()), "latest"))
     try:
-        found, _ = find_checkpoints(RunDir.open(runs_directory(), str(ctx.params.get("run") or "latest")).checkpoints)
+        found, _ = find_checkpoints(RunDir.open(runs_directory(), run).checkpoints)
     except RlxError:
         return []
     best = best_checkpoint(found)
@@ -78,6 +79,16 @@ def complete_checkpoints(ctx: typer.Context, incomplete: str) -> list[Candidate]
     candidates += [("latest", f"at {found[0].env_steps:,} env steps")] if found else []
     candidates += [(str(c.env_steps), f"evaluated at {c.score:.4g}" if abs(c.score) < 1e300 else "not evaluated") for c in found]
     return [c for c in candidates if c[0].startswith(incomplete)]
+
+
+def complete_probes(incomplete: str) -> list[Candidate]:
+    """Complete --probe: the names of changes, and each with the values that it has by default."""
+    from rlx.evaluation.probe_kinds import PANEL, PROBES
+
+    candidates = [(PANEL, "all that is changed by default")]
+    for probe in PROBES.values():
+        candidates += [(probe.name, probe.meaning), (f"{probe.name}={','.join(f'{v:g}' for v in probe.values)}", probe.meaning)]
+    return _in_place(incomplete, lambda word: [c for c in candidates if "=" in word or "=" not in c[0]])
 
 
 def complete_envs(incomplete: str) -> list[Candidate]:

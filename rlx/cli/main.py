@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 import typer
 
 from rlx import __version__
-from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, model, play, plot, rm, sweep, sync, train, watch
+from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, model, play, plot, probe, rm, sweep, sync, train, watch
 from rlx.cli.arguments import Verb, Verbs
 from rlx.cli.options import echo
 from rlx.errors import EnvError, OutOfMemoryError, PluginError, RlxError, StorageError, user_line
@@ -39,6 +39,7 @@ app.command("train", cls=Verb)(train.train)
 app.command("resume", cls=Verb)(train.resume)
 app.command("sweep", cls=Verb)(sweep.sweep)
 app.command("eval", cls=Verb)(eval.evaluate)
+app.command("probe", cls=Verb)(probe.probe)
 app.command("model", cls=Verb)(model.model)
 app.command("watch", cls=Verb)(watch.watch)
 app.command("play", cls=Verb)(play.play)

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from rlx.build import env_factory, known_best
 from rlx.checkpoint import Checkpoint
@@ -27,7 +29,7 @@ from rlx.rng import seed_everything
 from rlx.stats.intervals import share_interval
 from rlx.store.evaluations import keep_evaluation
 from rlx.store.runs import RunDir
-from rlx.types import Mode, VectorEnv
+from rlx.types import Mode, Policy, VectorEnv
 from rlx.uploads import upload_videos
 
 EVAL_STREAM = [0x5EED]
@@ -269,10 +271,8 @@ def _evaluate(
         _check_same_spaces(run, env_factory(trained)(1), env, changes)
     mode: Mode = "train" if stochastic else "eval"
     algo = ablated(load_policy(config, checkpoint, env), ablation, mode=mode)
-    seeds = episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
-    seed_everything(seed)
     try:
-        played = run_episodes(env, algo, seeds, mode=mode, max_steps=config.loop.eval_max_steps, should_stop=should_stop)
+        played = play_fixed_episodes(config, algo, env, episodes, stochastic=stochastic, seed=seed, should_stop=should_stop)
     finally:
         env.close()
     summary = summarize(played, game=config.env.is_game)
@@ -281,8 +281,8 @@ def _evaluate(
     if videos:
         from rlx.evaluation.video import record
 
-        recorded = record(config, algo, seeds[:videos], run.path / "videos", prefix=f"{checkpoint.env_steps}", mode=mode,
-                          should_stop=should_stop, progress=progress)  # fmt: skip
+        recorded = record(config, algo, fixed_seeds(config, videos, seed=seed), run.path / "videos", prefix=f"{checkpoint.env_steps}",
+                          mode=mode, should_stop=should_stop, progress=progress)  # fmt: skip
     return EvaluationResult(
         run=run.name, env=config.env.id, env_steps=checkpoint.env_steps, stochastic=stochastic, episodes=tuple(played),
         max_steps=config.loop.eval_max_steps,
@@ -293,6 +293,20 @@ def _evaluate(
         optimal_moves=None if known is None else optimal_moves(algo, *known), ablation=ablation, env_settings=tuple(changes),
         videos=tuple(recorded),
     )  # fmt: skip
+
+
+def fixed_seeds(config: RunConfig, episodes: int, *, seed: int) -> NDArray[np.int64]:
+    """Of the episodes of `rlx eval`; the first n are the same whatever their number is."""
+    return episode_seeds(episodes, stream=[*EVAL_STREAM, seed], paired=config.env.is_game)
+
+
+def play_fixed_episodes(
+    config: RunConfig, algo: Policy, env: VectorEnv, episodes: int, *, stochastic: bool, seed: int, should_stop: Callable[[], bool]
+) -> list[Episode]:
+    """The episodes of `rlx eval` under freshly seeded global generators; raises as `run_episodes`."""
+    seed_everything(seed)
+    return run_episodes(env, algo, fixed_seeds(config, episodes, seed=seed), mode="train" if stochastic else "eval",
+                        max_steps=config.loop.eval_max_steps, should_stop=should_stop)  # fmt: skip
 
 
 def changed_env(env: EnvConfig, changes: Sequence[str]) -> EnvConfig:

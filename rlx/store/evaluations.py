@@ -1,4 +1,7 @@
-"""evaluations.jsonl: the results of `rlx eval` and of `rlx.evaluate`, kept in the run's directory, one JSON object a line."""
+"""Results of evaluations that are kept in a run's directory, one JSON object a line.
+
+evaluations.jsonl has those of `rlx eval` and `rlx.evaluate`, probes.jsonl those of `rlx probe` and `rlx.probe`.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 from rlx.files import UnreadableError, append_line, parse_json, read_file
 from rlx.store.times import now, parse_time
 
-FILE = "evaluations.jsonl"
+FILE, PROBES = "evaluations.jsonl", "probes.jsonl"
 _LIMIT = 64 << 20
 _NUMBERS = ("return_mean", "return_std")
 
@@ -34,11 +37,20 @@ def keep_evaluation(run: Path, result: Mapping[str, Any]) -> str:
     Returns:
         Why it could not be kept; "" if it was. An evaluation never fails for it.
     """
+    return _keep(run / FILE, result)
+
+
+def keep_probes(run: Path, result: Mapping[str, Any]) -> str:
+    """Append what probes of a run measured, as `keep_evaluation` does a result."""
+    return _keep(run / PROBES, result)
+
+
+def _keep(path: Path, result: Mapping[str, Any]) -> str:
     line = json.dumps({"at": now(), **result}).encode() + b"\n"
     try:
-        append_line(run / FILE, line, durable=True)
+        append_line(path, line, durable=True)
     except OSError as error:
-        why = str(error) if isinstance(error, UnreadableError) else f"{run / FILE} cannot be written ({error.strerror})"
+        why = str(error) if isinstance(error, UnreadableError) else f"{path} cannot be written ({error.strerror})"
         return f"the result is not kept with the run: {why}"
     return ""
 
