@@ -34,7 +34,7 @@ def simulations_of(env: VectorEnv) -> list[tuple[Model, Any]]:
         found = [_simulation(one.unwrapped) for one in env.envs]
         return [simulation for simulation in found if simulation is not None]
     simulations = getattr(env, "simulations", None)
-    return simulations() if callable(simulations) else []
+    return [(model, lambda data=data: data) for model, data in simulations()] if callable(simulations) else []
 
 
 def _simulation(env: Any) -> tuple[Model, Any] | None:

@@ -85,9 +85,9 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._shares = [range(*ends) for ends in itertools.pairwise(num_envs * k // threads for k in range(threads + 1))]
         self._pool = ThreadPoolExecutor(len(self._shares) - 1) if len(self._shares) > 1 else None
 
-    def models(self) -> list[Any]:
-        """Every MjModel of the batch; a change of one shows in the steps that follow."""
-        return [self.model]
+    def simulations(self) -> list[tuple[Any, Any]]:
+        """The MjModel and the MjData of every environment; a change of the model shows in the steps that follow."""
+        return [(self.model, data) for data in self._data]
 
     # What a subclass may change.
 
