@@ -91,8 +91,8 @@ class CartPoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return self._result
 
     def state_dict(self) -> dict[str, Any]:
-        return {"state": self._state.tolist(), "elapsed": self._elapsed.tolist()}
+        return {"state": self._state.T.tolist(), "elapsed": self._elapsed.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state[:] = np.array(state["state"])
+        self._state[:] = np.array(state["state"]).T
         self._elapsed[:] = np.array(state["elapsed"], dtype=np.int64)

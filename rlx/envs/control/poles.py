@@ -123,10 +123,10 @@ class PoleVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return obs, reward, self.task.terminated(self._state), self._elapsed >= MAX_STEPS, {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"state": self._state.tolist(), "elapsed": self._elapsed.tolist()}
+        return {"state": self._state.T.tolist(), "elapsed": self._elapsed.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._state = np.array(state["state"])
+        self._state = np.array(state["state"]).T.copy()
         self._elapsed = np.array(state["elapsed"], dtype=np.int64)
 
 
@@ -141,8 +141,8 @@ class PoleEnv(SingleEnv):
         self.metadata = {**self.metadata, "render_fps": round(1.0 / task.step_s)}
 
     def render(self) -> Any:
-        x, _, theta, _ = self.batch.state_dict()["state"]
-        return draw(x[0], theta[0]) if self.render_mode == "rgb_array" else None
+        ((x, _, theta, _),) = self.batch.state_dict()["state"]
+        return draw(x, theta) if self.render_mode == "rgb_array" else None
 
 
 _HEIGHT, _WIDTH, _PIXELS_PER_M, _FOLLOW_FROM = 300, 600, 100.0, 1.8

@@ -47,8 +47,8 @@ class CartPolePositionsEnv(SingleEnv):
         self.render_mode = render_mode
 
     def render(self) -> Any:
-        x, _, theta, _ = self.batch.state_dict()["state"]
-        return draw(x[0], theta[0]) if self.render_mode == "rgb_array" else None
+        ((x, _, theta, _),) = self.batch.state_dict()["state"]
+        return draw(x, theta) if self.render_mode == "rgb_array" else None
 
 
 def register() -> None:

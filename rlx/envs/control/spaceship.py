@@ -170,10 +170,10 @@ class SpaceshipVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         return np.ascontiguousarray(self._rows.T, dtype=np.float32)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": self._rows.tolist(), "factors": self._factors.tolist()}
+        return {"rows": self._rows.T.tolist(), "factors": self._factors.T.tolist()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._rows, self._factors = np.array(state["rows"]), np.array(state["factors"])
+        self._rows, self._factors = np.array(state["rows"]).T.copy(), np.array(state["factors"]).T.copy()
 
 
 class SpaceshipEnv(SingleEnv):
@@ -189,7 +189,7 @@ class SpaceshipEnv(SingleEnv):
         if self.render_mode != "rgb_array":
             return None
         path = self.batch.path
-        return draw(np.array(self.batch.state_dict()["rows"])[:, 0], path=None if path is None else path[:, :, 0])
+        return draw(np.array(self.batch.state_dict()["rows"][0]), path=None if path is None else path[:, :, 0])
 
 
 def register() -> None:
