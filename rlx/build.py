@@ -20,6 +20,7 @@ from rlx.bodies import Bodies
 from rlx.config import algo_registry
 from rlx.config.algos.base_config import AlgoConfig
 from rlx.config.schema import MOST_OBJECTS, EnvConfig, Precision, RunConfig
+from rlx.distributed import World
 from rlx.envs.actions import stretch
 from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.control.simulators import SIMULATORS, simulator_of
@@ -33,7 +34,7 @@ from rlx.nn.precision import convolutions_in
 from rlx.rng import seed_everything
 from rlx.spaces import describe_space, original_space, space_leaves
 from rlx.tree_ops import Tree, leaves
-from rlx.types import Algorithm, EnvSpec, Game, GridWorld, KeepsReplay, ReportsNetwork, RewardFn, Simulator, VectorEnv
+from rlx.types import Algorithm, Distributes, EnvSpec, Game, GridWorld, KeepsReplay, ReportsNetwork, RewardFn, Simulator, VectorEnv
 
 _MUCH = 500_000_000
 """Bytes of a replay from which its size is announced."""
@@ -59,6 +60,18 @@ def resolve_device(config: RunConfig) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("runtime.device=mps: torch sees no Apple GPU here; use runtime.device=cpu or auto (see `rlx doctor`)")
     return device
+
+
+def device_of_rank(device: torch.device, world: World) -> torch.device:
+    """The device of this rank: each has a GPU of its own. Raises a ConfigError if there are too few here."""
+    if world.size == 1 or device.type != "cuda":
+        return device
+    if world.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"rank {world.rank} would need the GPU number {world.local_rank} of its machine, which has {torch.cuda.device_count()}: "
+            "start no more ranks on a machine than it has GPUs, or say runtime.device=cpu"
+        )
+    return torch.device("cuda", world.local_rank)
 
 
 def setup_torch(config: RunConfig, device: torch.device) -> None:
@@ -224,24 +237,51 @@ def known_best(make_env: VectorEnvFactory | GameEnvFactory) -> tuple[Tree, NDArr
     return known and (game.observe([game.state_of(history) for history in known.histories.tolist()]), known.optimal)
 
 
-def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device) -> Algorithm:
+def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device, *, num_envs: int | None = None) -> Algorithm:
     """The algorithm with its networks initialised from the seed.
+
+    Args:
+        config: of the run.
+        spec: of its environment.
+        device: of its networks.
+        num_envs: environments that it acts in; by default all of the run.
 
     Raises:
         ConfigError: if it has no network for the env's spaces, or not enough memory.
     """
+    num_envs = config.env.num_envs if num_envs is None else num_envs
     seed_everything(config.seed)
     if device.type == "cpu":  # 4 numbers of 4 bytes for each weight: itself, its gradient and Adam's two moments
         check_fits(4 * 4 * config.algo.least_weights(), f"the networks of algo={config.algo.name}")
     data = f"the networks and the data of algo={config.algo.name}"
     dtype = torch.bfloat16 if config.runtime.precision is Precision.bf16 else torch.float32
     with within_memory(data, limited=device.type == "cpu"), convolutions_in(dtype):
-        algo: Algorithm = algo_registry.algorithm(config.algo.name).load()(config.algo, spec, config.env.num_envs, device)
+        algo: Algorithm = algo_registry.algorithm(config.algo.name).load()(config.algo, spec, num_envs, device)
     if config.runtime.precision is Precision.bf16 and not (isinstance(algo, ReportsNetwork) and algo.network_report()["bfloat16"]):
         raise ConfigError(f"runtime.precision=bf16 has no effect: it is for the convolutions of encoders, and algo={config.algo.name} on "
                           f"env={spec.id} has none; leave it out")  # fmt: skip
-    steps = algo.rollout_length * config.env.num_envs
+    steps = algo.rollout_length * num_envs
     arrays = leaves(create_empty_array(spec.observation_space, 1))
     size = 2 * steps * (16 + sum(array.nbytes for array in arrays))  # observations and their successors
     check_fits(size, f"a rollout of {algo.rollout_length:,} steps of env.num_envs={config.env.num_envs}")
     return algo
+
+
+def check_ranks(config: RunConfig, algo: Algorithm, num_ranks: int) -> None:
+    """Raise a ConfigError if a run cannot be divided among so many ranks."""
+    if num_ranks == 1:
+        return
+    name, number = config.algo.name, f"{num_ranks} ranks"
+    if not isinstance(algo, Distributes):
+        able = ", ".join(f"algo={n}" for n in ("a2c", "ppo", "reinforce"))
+        raise ConfigError(f"algo={name} learns in one process, so that it cannot be trained on {number}: leave --ranks out, or use {able}")
+    if config.env.workers:
+        raise ConfigError(
+            f"env.workers={config.env.workers} has no place beside {number}, each of which steps its environments in a process of its own: "
+            "leave env.workers out, and use as many ranks"
+        )
+    if config.runtime.device.startswith("cuda:"):
+        raise ConfigError(
+            f"runtime.device={config.runtime.device} names one GPU for {number}: say runtime.device=cuda, which gives each its own"
+        )
+    World(0, num_ranks).share(config.env.num_envs)

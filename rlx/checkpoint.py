@@ -142,6 +142,22 @@ class Checkpoint:
         return data
 
 
+@dataclass(frozen=True)
+class CheckpointInMemory(Checkpoint):
+    """A checkpoint whose files another rank has read: this one may not see them."""
+
+    files: Mapping[str, bytes]
+
+    def _check_digest(self, name: str) -> bytes:
+        return self.files[name]
+
+
+def in_memory(checkpoint: Checkpoint) -> CheckpointInMemory:
+    """A checkpoint without appended items that can be sent to other ranks."""
+    files = {name: checkpoint._check_digest(name) for name in (ALGO, RUN)}
+    return CheckpointInMemory(checkpoint.path, checkpoint.manifest, files)
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory.
 

@@ -23,11 +23,13 @@ from rlx.checkpoint import (
     best_checkpoint,
     checkpoint_paths,
     find_checkpoints,
+    in_memory,
     load_algorithm,
     load_parts,
     read_manifest,
     sealed,
 )
+from rlx.distributed import ALONE, World
 from rlx.errors import CheckpointError, StorageError
 from rlx.files import clean_temporaries, make_directory, replace_durably, sync_directory, write_durably
 from rlx.segments import DIRECTORY, Pending, SegmentWriter, Stored
@@ -47,6 +49,7 @@ class Checkpointer:
         config: the run's config as text, for the manifest.
         spaces: descriptions of the environment's spaces, compared on restore.
         warn: called with a message for every checkpoint that is skipped.
+        world: the ranks of the run, which save and restore together; only rank 0 has the directory.
     """
 
     def __init__(
@@ -59,7 +62,9 @@ class Checkpointer:
         config: str | None = None,
         spaces: Mapping[str, str] | None = None,
         warn: Callable[[str], None] = lambda _: None,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         self.directory, self.algo, self.keep, self.inexact, self.warn = directory, algo, keep, inexact, warn
         self.config, self.spaces = config, spaces
         self._segments = SegmentWriter(directory / DIRECTORY)
@@ -116,18 +121,23 @@ class Checkpointer:
         """
         import torch
 
-        from rlx.serialize import serialize
+        from rlx.serialize import digest, serialize
 
         self.wait()
         target = self.directory / f"{env_steps:012d}"
-        if os.path.lexists(target):
+        if self._world.broadcast(self._world.is_first and os.path.lexists(target)):
+            return
+        content = {name: part.state_dict() for name, part in state.items()}
+        if self._world.size > 1:
+            self._world.check_equal(digest({name: content[name] for name in ("algo", "rng") if name in content}))
+        if not self._world.is_first:
             return
         pending = Pending()
         take = functools.partial(self._segments.take, pending)
         try:
             files = {
-                ALGO: serialize(state["algo"].state_dict(), "algo", take=take),
-                RUN: serialize({name: part.state_dict() for name, part in state.items() if name != "algo"}, "run", take=take),
+                ALGO: serialize(content.pop("algo"), "algo", take=take),
+                RUN: serialize(content, "run", take=take),
             }
         except OSError as error:
             raise self._refused(target, error) from error
@@ -194,6 +204,8 @@ class Checkpointer:
         Raises:
             StorageError: if the save before could not be written.
         """
+        if not self._world.is_first:
+            return
         self.wait()
         self._writing = self._writer.submit(self._write_score, self.directory / f"{env_steps:012d}", score, first)
 
@@ -215,6 +227,18 @@ class Checkpointer:
         Raises:
             CheckpointError: if there are only damaged ones, or the newest belongs to another algorithm, networks or format.
         """
+        checkpoint = self._newest() if self._world.is_first else None
+        if self._world.size > 1:
+            checkpoint = self._world.broadcast(checkpoint and in_memory(checkpoint))
+        if checkpoint is None:
+            return None
+        items: dict[str, Stored] = {}
+        load_algorithm(checkpoint, state["algo"], name=self.algo, spaces=self.spaces, items=items)
+        load_parts(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(RUN, items=items))
+        self._segments.remember({place: each.history for place, each in items.items()}, checkpoint.entries)
+        return checkpoint
+
+    def _newest(self) -> Checkpoint | None:
         paths = checkpoint_paths(self.directory)
         for directory in (
             self.directory,
@@ -234,10 +258,6 @@ class Checkpointer:
                 continue
             if checkpoint.manifest.get("why_not_exact"):
                 self.warn(f"{path} was saved without the environments, which begin new episodes: {checkpoint.manifest['why_not_exact']}")
-            items: dict[str, Stored] = {}
-            load_algorithm(checkpoint, state["algo"], name=self.algo, spaces=self.spaces, items=items)
-            load_parts(checkpoint, {name: part for name, part in state.items() if name != "algo"}, checkpoint.read(RUN, items=items))
-            self._segments.remember({place: each.history for place, each in items.items()}, checkpoint.entries)
             return checkpoint
         if paths or any(self.directory.glob("*.damaged-*")):  # raised every time, so that the run does not start again unnoticed
             raise CheckpointError(f"every checkpoint in {self.directory} is damaged; they were renamed to *.damaged-*: start a new run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -12,7 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx.distributed import ALONE, World
 from rlx.errors import CheckpointError, PluginError
+from rlx.shares import join_states, part_of_state
 from rlx.transfer import send_arrays
 from rlx.tree_ops import leaves, map_tree, pick, put
 from rlx.types import Algorithm, Rollout, State, Tree, VectorEnv
@@ -172,13 +175,15 @@ class Collector:
         env: gymnasium's vector API with autoreset disabled. If it has `state_dict`, resuming is exact.
         algo: the policy; only `act` is called.
         seed: of the run, from which the seeds of all episodes follow.
-        first_env: index of the first of these environments among all of the run, which may be divided among processes.
         inexact: why the environments cannot be restored, or None.
+        world: the ranks among which the run's environments are divided.
     """
 
-    def __init__(self, env: VectorEnv, algo: Algorithm, *, seed: int, first_env: int = 0, inexact: str | None = None) -> None:
+    def __init__(self, env: VectorEnv, algo: Algorithm, *, seed: int, inexact: str | None = None, world: World = ALONE) -> None:
         self.env, self.algo, self.inexact = env, algo, inexact
-        self._seeds = EpisodeSeeds(seed, env.num_envs, first=first_env)
+        self._world = world
+        self._own = self._world.share(env.num_envs * self._world.size)
+        self._seeds = EpisodeSeeds(seed, env.num_envs, first=self._own.start)
         self._to_env, self._arrays_to_env = env_actions(env.single_action_space), env_array_actions(env.single_action_space)
         num_envs = env.num_envs
         self._obs: Tree = np.zeros(0)
@@ -198,7 +203,10 @@ class Collector:
 
     @torch.no_grad()
     def collect(self, num_steps: int) -> tuple[Rollout, list[Episode]]:
-        """The rollout of num_steps steps in every environment, and the episodes that ended in it."""
+        """The rollout of num_steps steps in every environment, and the episodes that ended in it; all ranks call this together.
+
+        Rank 0 gets the episodes of all ranks, and the others get none.
+        """
         step, num_envs, obs = self.env.step, self.env.num_envs, self._obs
         all_obs = map_tree(lambda leaf: np.empty((num_steps + 1, *leaf.shape), dtype=leaf.dtype), obs)
         store = all_obs.__setitem__ if isinstance(all_obs, np.ndarray) else functools.partial(put, all_obs)
@@ -241,7 +249,7 @@ class Collector:
             carry=first_carry,
             extras=acting.extras(),
         )
-        return rollout, episodes
+        return rollout, self._all_episodes(rollout, episodes)
 
     def _acting(self, all_obs: Tree, is_first: NDArray[np.bool_]) -> _Acting | _ActingOnArrays:
         """How actions are chosen from observations [T + 1, B, *]: on arrays where both the observation and the policy allow it."""
@@ -263,7 +271,22 @@ class Collector:
         obs, _ = self.env.reset(seed=seeds, options={"reset_mask": mask})
         return obs
 
+    def _all_episodes(self, rollout: Rollout, episodes: list[Episode]) -> list[Episode]:
+        """On rank 0 the episodes that ended on all ranks, in the order in which one process would have collected them; else none."""
+        if self._world.size == 1:
+            return episodes
+        ended = zip(rollout.final_t.tolist(), (rollout.final_b + self._own.start).tolist(), episodes, strict=True)
+        every = self._world.gather(list(ended))
+        return [episode for _, _, episode in sorted(itertools.chain.from_iterable(every or []), key=lambda one: one[:2])]
+
     def state_dict(self) -> State:
+        """The state of all environments, on rank 0; all ranks call this together."""
+        if self._world.size == 1:
+            return self._state()
+        parts = self._world.gather({**self._state(), "carry": map_tree(lambda x: x.cpu(), self._carry)})
+        return join_states(parts) if parts else {}
+
+    def _state(self) -> State:
         return {
             "env": None if self.inexact else self.env.state_dict(),  # type: ignore[attr-defined]
             "obs": map_tree(np.array, self._obs),
@@ -275,11 +298,13 @@ class Collector:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from a saved state; begin new episodes if environments cannot be restored.
+        """Continue this rank's part of a saved state; begin new episodes if environments cannot be restored.
 
         Raises:
             CheckpointError: if replaying an environment's episode does not reproduce it, or an rlx with other seeds saved the state.
         """
+        if self._world.size > 1:
+            state = part_of_state(state, self._own)
         if "episodes" in state:
             self._seeds.num_begun = np.asarray(state["episodes"]).copy()
         elif not self.inexact:

@@ -10,8 +10,10 @@ them must call a method, in the same order: a rank that is missing is waited for
 from __future__ import annotations
 
 import os
+import socket
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -21,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rlx.errors import ConfigError, RankError
+from rlx.errors import ConfigError, LostRankError, RankError
 
 T = TypeVar("T")
 
@@ -30,6 +32,9 @@ TIMEOUT_S = 600.0
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets."""
+
+MEETING = "RLX_RANKS_DIR"
+"""What `rlx train --ranks` sets instead of the address: a directory in which the ranks of one machine find each other."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,28 @@ class World:
             raise RankError(f"{what} of rank {', '.join(map(str, others))} differ from those of rank 0: the ranks run on different "
                             "processors, or versions of rlx or torch; resume the last checkpoint on machines of one kind")  # fmt: skip
 
+    def leave_note(self, key: str, text: str) -> None:
+        """Say something that other ranks can still read when this process has ended; nothing where nobody can be reached."""
+        if _notes is not None:
+            with suppress(RuntimeError):
+                _notes.set(key, text)
+
+    def note(self, key: str, *, wait_s: float = 0.0) -> str | None:
+        """What a rank has said; None if nothing within a time."""
+        deadline = time.monotonic() + wait_s
+        while _notes is not None:
+            try:
+                if _notes.check([key]):
+                    return str(_notes.get(key).decode())
+            except RuntimeError:  # kept by a process that has ended
+                return None
+            if time.monotonic() >= deadline:
+                return None
+            time.sleep(0.05)
+        return None
+
     def close(self) -> None:
-        """Leave the group; this process is alone afterwards."""
+        """Leave the group; this process is alone afterwards, but for its notes."""
         global _current
         if self.size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
@@ -171,6 +196,8 @@ class World:
 ALONE = World()
 """A run of one process."""
 _current = ALONE
+_notes: Any = None
+"""The store in which the ranks met."""
 
 
 def current() -> World:
@@ -192,10 +219,11 @@ def launched() -> tuple[int, int]:
 
 def _read_environment() -> tuple[int, int, int]:
     """(rank, size, local rank)."""
-    if missing := [name for name in _VARIABLES if not os.environ.get(name)]:
+    needed = _VARIABLES[:3] if MEETING in os.environ else _VARIABLES
+    if missing := [name for name in needed if not os.environ.get(name)]:
         raise ConfigError(f"WORLD_SIZE={os.environ['WORLD_SIZE']!r} is set, but not {', '.join(missing)}: start several ranks by "
                           "`rlx train --ranks N` or torchrun, or unset WORLD_SIZE")  # fmt: skip
-    numbers = {name: os.environ[name] for name in _VARIABLES if name != "MASTER_ADDR"}
+    numbers = {name: os.environ[name] for name in needed if name != "MASTER_ADDR"}
     for name, text in numbers.items():
         if not (text.isascii() and text.isdecimal()):
             raise ConfigError(f"the environment variable {name} is {text!r}; expected a whole number, as torchrun sets it")
@@ -221,18 +249,24 @@ def start(device: str = "cpu", *, timeout_s: float = TIMEOUT_S) -> World:
     if launched()[1] == 1:
         return _current
     rank, size, local_rank = _read_environment()
-    return join(World(rank, size, local_rank), "env://", device=device, timeout_s=timeout_s)
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(size) and any(name == "lo" for _, name in socket.if_nameindex()):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's name may have no address
+    address = f"file://{os.environ[MEETING]}/meeting" if MEETING in os.environ else "env://"
+    return join(World(rank, size, local_rank), address, device=device, timeout_s=timeout_s)
 
 
 def join(world: World, address: str, *, device: str = "cpu", timeout_s: float = TIMEOUT_S) -> World:
     """Join the other ranks at an address as `torch.distributed.init_process_group` takes it, and make them `current()`."""
-    global _current
+    global _current, _notes
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _reporting():
-        torch.distributed.init_process_group(
-            backend, init_method=address, rank=world.rank, world_size=world.size, timeout=timedelta(seconds=timeout_s)
-        )
-        torch.distributed.barrier()
+        timeout = timedelta(seconds=timeout_s)
+        store, _, _ = next(torch.distributed.rendezvous(address, world.rank, world.size, timeout=timeout))
+        store.set_timeout(timeout)
+        group = torch.distributed.PrefixStore("group", store)
+        torch.distributed.init_process_group(backend, store=group, rank=world.rank, world_size=world.size, timeout=timeout)
+        torch.distributed.all_reduce(torch.zeros(1))  # a barrier would use the GPU
+        _notes = torch.distributed.PrefixStore("notes", store)
     _current = world
     return world
 
@@ -244,5 +278,5 @@ def _reporting() -> Iterator[None]:
         yield
     except RuntimeError as error:  # torch.distributed.DistError is one, and gloo raises it directly
         why = " ".join(str(error).split())
-        raise RankError(f"another rank has ended or cannot be reached ({why[:200]}): see what it said; `rlx resume` continues from the "
+        raise LostRankError(f"another rank has ended or cannot be reached ({why[:200]}): see what it said; `rlx resume` continues from the "
                         "last checkpoint") from error  # fmt: skip

@@ -97,6 +97,10 @@ class RankError(RlxError):
     exit_code = 10
 
 
+class LostRankError(RankError):
+    """Another rank of the run has ended or cannot be reached, and may have said why."""
+
+
 class SweepError(RlxError):
     """Some runs of a sweep failed; the others are finished."""
 

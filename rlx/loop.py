@@ -8,6 +8,7 @@ from typing import Protocol
 from rlx.checkpointer import Checkpointer
 from rlx.clock import Clock
 from rlx.collect import Collector
+from rlx.distributed import ALONE, World
 from rlx.errors import EnvError, EvaluationError
 from rlx.metrics import MetricBuffer
 from rlx.rng import GlobalRNG
@@ -88,11 +89,14 @@ def train(
     checkpointer: Checkpointer,
     signals: Signals,
     should_pause: Pause = never_pause,
+    world: World = ALONE,
 ) -> tuple[Progress, bool]:
     """Collect, update, log, checkpoint and evaluate until the budget is spent or the target is reached.
 
     Checkpoints are taken only between iterations, so that no position within an iteration has to be saved. One is taken before every
     evaluation and records that the evaluation is due; a run that resumes from it evaluates first.
+
+    On several ranks all of them run this loop, and take the same branches: what only one of them knows is agreed.
 
     Returns:
         How far it got, and whether that is the end (False after a request to stop and after a pause).
@@ -100,7 +104,7 @@ def train(
     Raises:
         EnvError: if training came to its end and no evaluation ever succeeded.
     """
-    progress, metrics, clock = Progress(total_env_steps=config.total_env_steps), MetricBuffer(), Clock()
+    progress, metrics, clock = Progress(total_env_steps=config.total_env_steps, num_ranks=world.size), MetricBuffer(), Clock()
     state: dict[str, Stateful] = {
         "progress": progress, "algo": algo, "collector": collector, "metrics": metrics, "clock": clock, "rng": GlobalRNG()
     }  # fmt: skip
@@ -113,10 +117,13 @@ def train(
     paused = False
     logger.rewind(progress.env_steps, evaluated=not is_due)  # also to nothing: a run may have been killed before its first checkpoint
 
+    def any_rank(wants: bool) -> bool:
+        return bool(world.agree(int(wants)))
+
     def write(line: Mapping[str, float]) -> None:
         nonlocal paused
         logger.write(line, progress)
-        paused = paused or should_pause(progress.env_steps, line)
+        paused = any_rank(paused or should_pause(progress.env_steps, line))
 
     def save() -> None:
         with clock.measure("checkpoint"):
@@ -159,7 +166,7 @@ def train(
     if done and not is_due:
         logger.note(f"nothing is left to train: the run has {progress.env_steps:,} env steps, or has reached its loop.target_return")
     going = not is_due or measure()
-    while going and not done and not paused and not signals.should_stop():
+    while going and not done and not paused and not any_rank(signals.should_stop()):
         with clock.measure("collect"):
             logger.tick(progress, metrics, clock)
             rollout, episodes = collector.collect(algo.rollout_length)
@@ -167,11 +174,11 @@ def train(
         metrics.add_episodes(episodes)
         with clock.measure("update"):
             metrics.add_update(algo.update(rollout, progress))
-        done = is_done()
+        done = any_rank(is_done())  # only rank 0 has the episodes
         is_due = config.eval_every > 0 and (done or crossed(config.eval_every, before, now))
         if done or crossed(config.log_every, before, now):
             write(metrics.flush() | clock.line(now))
-        if done or is_due or crossed(config.checkpoint_every, before, now) or signals.should_save():
+        if done or is_due or crossed(config.checkpoint_every, before, now) or any_rank(signals.should_save()):
             save()
         going = not is_due or measure()
     finished = done and going

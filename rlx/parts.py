@@ -12,6 +12,7 @@ import torch
 from rlx.build import (
     budget_notes,
     build_algorithm,
+    check_ranks,
     env_factory,
     env_spec,
     image_notes,
@@ -24,6 +25,7 @@ from rlx.checkpointer import Checkpointer
 from rlx.collect import Collector
 from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig
+from rlx.distributed import ALONE, World
 from rlx.evaluation.evaluator import Evaluator
 from rlx.types import Algorithm, ChecksTrust, HasNotes, ReportsNetwork, ReportsReplay
 
@@ -58,20 +60,22 @@ class Parts:
         self.evaluator.close()
 
 
-def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False) -> Parts:
-    """The parts of a run."""
+def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False, world: World = ALONE) -> Parts:
+    """The parts of a run, or of this rank's share of it."""
     setup_torch(config, device)
     make_env = env_factory(config)
-    env, defect = make_env.training(config.env.num_envs, inexact=inexact)
+    own = world.share(config.env.num_envs)
+    env, defect = make_env.training(own.stop - own.start, inexact=inexact)
     spec = env_spec(config.env, env)
     try:
-        algo = build_algorithm(config, spec, device)
+        algo = build_algorithm(config, spec, device, num_envs=own.stop - own.start)
+        check_ranks(config, algo, world.size)
     except BaseException:
         env.close()
         raise
     return Parts(
         algo=algo,
-        collector=Collector(env, algo, seed=config.seed, inexact=defect),
+        collector=Collector(env, algo, seed=config.seed, inexact=defect, world=world),
         evaluator=Evaluator(
             make_env,
             num_episodes=config.loop.eval_episodes,
@@ -79,6 +83,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             paired=config.env.is_game,
             probe=known_best(make_env),
             max_steps=config.loop.eval_max_steps,
+            world=world,
         ),
         checkpointer=Checkpointer(
             checkpoints,
@@ -87,6 +92,7 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
             inexact=defect,
             config=save_config(config),
             spaces=spaces_in_words(env),
+            world=world,
         ),
         network=algo.network_report() if isinstance(algo, ReportsNetwork) else None,
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]

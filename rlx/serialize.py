@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,6 +59,29 @@ def plain(value: Any, name: str = "state_dict()", take: Callable[[str, Appended]
         raise CheckpointError(f"{name} is a {type(value).__name__}, which cannot be saved as data; a state is made of tensors, arrays, "
                               "numbers, strings, dictionaries, lists and tuples")  # fmt: skip
     return value
+
+
+def digest(state: State) -> str:
+    """SHA-256 of a state's keys and values, the same for equal states in any process."""
+    found = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Mapping):
+            for key in value:
+                found.update(repr(key).encode())
+                add(value[key])
+        elif isinstance(value, list | tuple):
+            found.update(f"{len(value)} items".encode())
+            for item in value:
+                add(item)
+        elif isinstance(value, torch.Tensor):
+            found.update(f"{value.dtype}{list(value.shape)}".encode())
+            found.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        else:
+            found.update(repr(value).encode())
+
+    add(plain(state))
+    return found.hexdigest()
 
 
 def deserialize(data: bytes, find: Callable[[str], Any] | None = None) -> State:

@@ -108,7 +108,7 @@ def test_a_rank_whose_peer_has_ended_is_told_to_resume() -> None:
         return "got an answer"
 
     first, second = on_ranks(2, leave)
-    assert first.startswith("RankError: another rank has ended or cannot be reached")
+    assert first.startswith("LostRankError: another rank has ended or cannot be reached")
     assert second == "left"
 
 

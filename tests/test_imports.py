@@ -75,7 +75,8 @@ def of_package(name: str) -> list[str]:
 
 DATA = ("rlx.replay", "rlx.columns", "rlx.experience", "rlx.transfer")
 RULES = {
-    "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpointer", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger"),
+    "rlx.loop": (*COMMON, "rlx.collect", "rlx.checkpointer", "rlx.clock", "rlx.metrics", "rlx.rng", "rlx.track.logger",
+                 "rlx.distributed"),
     "rlx.algos": (
         *COMMON, "rlx.ops", "rlx.nn", "rlx.models", "rlx.planning", *DATA, "rlx.memory", "rlx.action_range", "rlx.off_policy",
         "rlx.imagination", "rlx.config.algos", "rlx.distributed",
@@ -87,11 +88,12 @@ RULES = {
     "rlx.config.algos": ("rlx.errors", "rlx.config.algos", "rlx.config.setting"),
     "rlx.track": (*COMMON, "rlx.clock", "rlx.files", "rlx.metrics", "rlx.text", "rlx.track", "rlx.store.record"),
     "rlx.checkpoint": (*COMMON, "rlx.files", "rlx.segments", "rlx.serialize"),
-    "rlx.checkpointer": (*COMMON, "rlx.files", "rlx.checkpoint", "rlx.segments", "rlx.serialize"),
+    "rlx.checkpointer": (*COMMON, "rlx.files", "rlx.checkpoint", "rlx.segments", "rlx.serialize", "rlx.distributed"),
     "rlx.serialize": (*COMMON, "rlx.appended"),
     "rlx.segments": (*COMMON, "rlx.files", "rlx.appended"),
     "rlx.appended": (),
-    "rlx.collect": (*COMMON, "rlx.transfer"),
+    "rlx.collect": (*COMMON, "rlx.transfer", "rlx.distributed", "rlx.shares"),
+    "rlx.shares": (),
     "rlx.transfer": COMMON,
     "rlx.compiled_code": (),
     "rlx.kernel_memory": (),

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from rlx.collect import Episode
+from rlx.distributed import ALONE, World
 from rlx.errors import EvaluationError, RlxError
 from rlx.evaluation.episodes import MAX_PARALLEL, Stopped, episode_seeds, never, run_episodes
 from rlx.rng import isolated_rng
@@ -62,6 +63,7 @@ class Evaluator:
         paired: whether this is a game, see `episode_seeds`.
         probe: for a solved game, observations [P, *] and the moves of perfect play there [P, A].
         max_steps: see `run_episodes`.
+        world: the ranks among which the episodes are divided; all of them evaluate together, and get the same metrics.
     """
 
     def __init__(
@@ -73,8 +75,12 @@ class Evaluator:
         paired: bool = False,
         probe: tuple[Tree, NDArray[Any]] | None = None,
         max_steps: int = 0,
+        world: World = ALONE,
     ) -> None:
-        self._make_env, self._num_envs, self._max_steps = make_env, min(num_episodes, MAX_PARALLEL), max_steps
+        self._world = world
+        self._own = slice(self._world.rank, None, self._world.size)  # long episodes are spread, whichever these are
+        self._make_env, self._max_steps = make_env, max_steps
+        self._num_envs = min(len(range(num_episodes)[self._own]), MAX_PARALLEL)
         self._env: VectorEnv | None = None  # made for the first evaluation only: some simulators allow one instance
         self._seed = seed
         self._seeds = episode_seeds(num_episodes, stream=[seed, 2], paired=paired)
@@ -91,21 +97,50 @@ class Evaluator:
         Raises:
             EvaluationError: if an environment fails, or gives numbers that are not finite.
         """
+        found: dict[str, float] = {}
+        own: list[Episode] | EvaluationError | None
         with isolated_rng(self._seed, env_steps):
             try:
-                episodes = run_episodes(self._made(), algo, self._seeds, max_steps=self._max_steps, should_stop=should_stop)
-                found = {} if self._probe is None else {"eval/optimal_moves": optimal_moves(algo, *self._probe, should_stop=should_stop)}
+                own = self._episodes(algo, should_stop)
+                if self._probe is not None:
+                    found = {"eval/optimal_moves": optimal_moves(algo, *self._probe, should_stop=should_stop)}
             except Stopped:
-                return None
+                own = None
             except (RlxError, MemoryError) as error:
                 self.close()
                 failed = EvaluationError(str(error) or type(error).__name__)
                 failed.trace = getattr(error, "trace", "")
-                raise failed from error
+                if self._world.size == 1:
+                    raise failed from error
+                own = failed
+        episodes = self._all_episodes(own)
+        if episodes is None:
+            return None
         for seed, episode in zip(self._seeds, episodes, strict=True):
             if not math.isfinite(episode.return_):
                 raise EvaluationError(f"the return of the episode with seed {seed} is {episode.return_}; look at the environment's rewards")
         return summarize(episodes, game=self._paired) | found
+
+    def _episodes(self, algo: Algorithm, should_stop: Callable[[], bool]) -> list[Episode]:
+        """This rank's episodes, in the order of their seeds."""
+        if not self._num_envs:
+            return []
+        return run_episodes(self._made(), algo, self._seeds[self._own], max_steps=self._max_steps, should_stop=should_stop)
+
+    def _all_episodes(self, own: list[Episode] | EvaluationError | None) -> list[Episode] | None:
+        """The episodes of all ranks, in the order of their seeds; None if one of them stopped, and the error where there was one."""
+        if self._world.size == 1:
+            return own if isinstance(own, list) else None
+        sent = (str(own), own.trace) if isinstance(own, EvaluationError) else own
+        parts = self._world.broadcast(self._world.gather(sent)) or []
+        if (failed := next((part for part in parts if isinstance(part, tuple)), None)) is not None:
+            error = EvaluationError(failed[0])
+            error.trace = failed[1]
+            raise error
+        if any(part is None for part in parts):
+            return None
+        of_ranks = [iter(part) for part in parts if isinstance(part, list)]
+        return [next(of_ranks[i % len(of_ranks)]) for i in range(len(self._seeds))]
 
     def _made(self) -> VectorEnv:
         if self._env is None:
