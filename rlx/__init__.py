@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlx import errors
-    from rlx.api import EvaluationResult, Policy, Run, evaluate, load, resume, runs, train
+    from rlx.api import EvaluationResult, Policy, ProbeResult, Run, evaluate, load, probe, resume, runs, train
 
 __version__ = "0.1.0"
 
-__all__ = ["EvaluationResult", "Policy", "Run", "__version__", "errors", "evaluate", "load", "resume", "runs", "train"]
+__all__ = ["EvaluationResult", "Policy", "ProbeResult", "Run", "__version__", "errors", "evaluate", "load", "probe", "resume", "runs",
+           "train"]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

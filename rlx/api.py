@@ -1,4 +1,4 @@
-"""rlx from Python: train runs, load trained policies, evaluate them, list runs.
+"""rlx from Python: train runs, load trained policies, evaluate and probe them, list runs.
 
     import gymnasium
     import rlx
@@ -39,6 +39,7 @@ from rlx.config.schema import RunConfig
 from rlx.errors import ConfigError
 from rlx.evaluation.evaluate import EvaluationResult, evaluate_run
 from rlx.evaluation.loading import choose_checkpoint, usable_device
+from rlx.evaluation.robustness import ProbeResult, probe_run
 from rlx.policy import Policy, only_trainer
 from rlx.rng import GlobalRNG, isolated_rng
 from rlx.store.labels import Labels
@@ -93,6 +94,10 @@ class Run:
     def evaluate(self, **arguments: Any) -> EvaluationResult:
         """Evaluate it, see `evaluate` for the arguments."""
         return evaluate(self.path, **arguments)
+
+    def probe(self, probes: Sequence[str] = (), **arguments: Any) -> ProbeResult:
+        """Evaluate it under changes of its environment, see `probe` for the arguments."""
+        return probe(self.path, probes, **arguments)
 
     def __repr__(self) -> str:
         return f"<rlx run: {self.path}, {self.status}>"
@@ -245,6 +250,49 @@ def evaluate(
         return evaluate_run(
             _directory_of(run), episodes=episodes, checkpoint=str(checkpoint), stochastic=stochastic, seed=seed, env_settings=changes,
             opponent=opponent, simulations=simulations, ablation=ablation, videos=videos, trust=trust,
+        )  # fmt: skip
+
+
+def probe(
+    run: str | Path | Run = "latest",
+    probes: Sequence[str] = (),
+    *,
+    episodes: int = 20,
+    checkpoint: str | int = "latest",
+    stochastic: bool = False,
+    seed: int = 0,
+    env: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> ProbeResult:
+    """Evaluate a run under changes of its environment, one at a time, on the fixed episodes of `rlx eval`; kept with the run.
+
+    Args:
+        run: a run's name, its path, `latest`, or a `Run`.
+        probes: the changes, each written as for `rlx probe --probe`, e.g. `["friction=0.3,0.6", "delay"]`; of none, all that the
+            environment allows.
+        episodes: number of episodes under each change.
+        checkpoint: `latest`, `best`, or the env steps of one.
+        stochastic: sample actions as in training, instead of taking the most likely one.
+        seed: another one draws other episodes.
+        env: arguments of the environment's constructor that are changed in all rows, e.g. `{"num_boxes": 2}`.
+        trust: see `load`.
+
+    Returns:
+        The episodes without a change (`nominal`) and under each (`rows`), with means, intervals, and differences of each episode from
+        itself without the change; `as_dict()` is the output of `rlx probe --json`.
+
+    Raises:
+        ConfigError: if an argument does not fit the run, or a change cannot be made in its environment.
+        CheckpointError: if there is no such checkpoint, or it is damaged.
+        EnvError: if the environment fails.
+    """
+    if not _are_texts(probes):
+        raise ConfigError(f'probes: got {probes!r}; expected a list of changes, e.g. ["friction=0.6", "delay"]')
+    changes = [_env_setting(name, value) for name, value in _mapping("env", env).items()]
+    with only_trainer(), _torch_as_it_was():
+        return probe_run(
+            _directory_of(run), probes, episodes=episodes, checkpoint=str(checkpoint), stochastic=stochastic, seed=seed,
+            env_settings=changes, trust=trust,
         )  # fmt: skip
 
 

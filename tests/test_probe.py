@@ -12,6 +12,8 @@ import pytest
 from gymnasium import spaces
 from launch import run_main
 
+import rlx
+from rlx.cli.complete import complete_probes
 from rlx.config.compose import Composer
 from rlx.envs.control.cartpole import CartPoleVectorEnv
 from rlx.envs.control.changed_cartpole import ChangedCartPole
@@ -491,3 +493,19 @@ def test_words_choose_and_add_rows():
     assert chosen(["panel", "sticky=0.25,0.5"]) == [*panel(), *chosen(["sticky=0.5"])]
     with pytest.raises(ConfigError, match="expected one of friction, mass"):
         chosen(["zzzz"])
+
+
+def test_probes_from_python_are_those_of_the_command(in_runs, run_command: Command):
+    run = rlx.Run.open("pole")
+    result = rlx.probe(run, ["delay"], episodes=5)
+    assert result == run.probe(["delay"], episodes=5)
+    printed = json.loads(run_command("probe pole --probe delay --episodes 5 --json")[1])
+    assert {k: v for k, v in printed.items() if k != "figure"} == result.as_dict()
+    with pytest.raises(ConfigError, match="expected a list of changes"):
+        rlx.probe(run, "delay")
+
+
+@pytest.mark.parametrize("ask", ["fr", "friction", "friction=", "nothing"])
+def test_probes_are_completed(ask):
+    words = [word for word, _ in complete_probes(ask)]
+    assert words == {"fr": ["friction"], "friction": ["friction"], "friction=": ["friction=0.3,0.6,1.5"], "nothing": []}[ask]
