@@ -268,11 +268,7 @@ class OffPolicyActorCritic:
 
     def _policy_vjp(self, features: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """The policy's output for features [B, D], and the function that adds the gradient of a loss to its parameters' gradients."""
-        if self.policy.by_hand:
-            return self.policy.forward_vjp(features)
-        with torch.enable_grad():
-            params = self.policy(features)
-        return params.detach(), params.backward
+        return self.policy.forward_vjp(features)
 
     def _features(self, obs: Tree) -> Tensor:
         """Features [B, D] of a batch; with the graph of the encoder, if it has weights."""

@@ -20,6 +20,7 @@ from rlx.errors import NonFiniteError
 from rlx.nn import encoders
 from rlx.nn.leaf_encoders import Encoder, EncoderSettings
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
+from rlx.nn.mlp import activate
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
@@ -108,7 +109,9 @@ NETWORKS: list[dict[str, Any]] = [
     {"gaussian": gaussian, "hidden_sizes": sizes, "activation": activation, "shared": shared}
     for gaussian in (False, True)
     for sizes, activation, shared in [([], "tanh", False), ([7], "relu", True), ([8, 5], "tanh", True), ([9, 130, 3], "relu", False)]
-] + [{"gaussian": True, "hidden_sizes": [6], "critic_hidden_sizes": sizes} for sizes in ([], [40, 20, 5])]
+]
+NETWORKS += [{"gaussian": True, "hidden_sizes": [6], "critic_hidden_sizes": sizes} for sizes in ([], [40, 20, 5])]
+NETWORKS += [{"gaussian": a == "silu", "hidden_sizes": [9, 130, 3], "activation": a} for a in ("silu", "gelu", "elu")]
 LOSSES: list[dict[str, Any]] = [
     {"objective": "log_prob"},
     {"objective": "surrogate", "kl_coef": 0.7, "normalize_advantage": True},
@@ -142,6 +145,20 @@ def test_the_kernels_gradients_and_losses_equal_autograds(settings, num_rows):
         for name, ours, theirs in zip(names, *found, strict=True):
             size = max(1.0, theirs.abs().max().item())
             torch.testing.assert_close(ours, theirs, atol=1e-4 * size, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu", "gelu", "elu"])
+def test_the_kernels_activations_are_exact_to_a_few_digits_of_float32(activation):
+    net, _, _ = kernel_case(True, hidden_sizes=[1], activation=activation)
+    for p in net.parameters():
+        p.data.fill_(1.0 if p.ndim == 2 else 0.0)
+    x = torch.cat((torch.linspace(-20, 20, 4001), torch.logspace(-8, 0, 100), -torch.logspace(-8, 0, 100))).unsqueeze(1)
+    inputs = torch.cat((x, torch.zeros(len(x), 2)), dim=1)
+    assert net.compiled is not None
+    expected = activate(x.double(), activation)
+    error = (net.value(inputs).double() - expected[:, 0]).abs() / (1.0 + x[:, 0].abs())
+    assert error.max() < 1e-6
+    assert net.value(torch.tensor([[math.nan, 0.0, 0.0]])).isnan().all()
 
 
 @pytest.mark.parametrize("gaussian", [False, True])

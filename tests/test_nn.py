@@ -20,7 +20,7 @@ from rlx.nn.normalize import ObservationNormalizer, RewardScaler, RunningMoments
 from rlx.nn.optim import FlatAdam
 from rlx.types import EnvSpec
 
-ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU}
+ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU, "gelu": nn.GELU, "elu": nn.ELU}
 
 
 def sequential(mlp: MLP) -> nn.Sequential:
@@ -48,7 +48,7 @@ def with_zero_grads(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("sizes", [[3, 2], [3, 5, 2], [3, 8, 7, 2]])
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu", "gelu", "elu"])
 def test_mlp_gradients_equal_autograds(activation, sizes):
     mlp = MLP(sizes, activation, output_gain=1.0).double()
     for p in mlp.parameters():
@@ -65,7 +65,7 @@ def test_mlp_gradients_equal_autograds(activation, sizes):
         torch.testing.assert_close(p.grad, q.grad, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
 def test_mlp_gradients_through_layer_norm_equal_autograds(activation):
     mlp = with_zero_grads(MLP([3, 8, 7, 2], activation, output_gain=1.0, layer_norm=True).double())
     for p in mlp.parameters():

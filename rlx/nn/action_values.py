@@ -67,12 +67,7 @@ class ActionAdvantage:
         """One gradient step on the mean squared error to returns minus values [N]; returns the loss before it."""
         features = self._features(inputs, action)
         self.optimizer.zero_grad()
-        if self.mlp.by_hand:
-            out, backward = self.mlp.forward_vjp(features)
-        else:
-            with torch.enable_grad():
-                differentiable = self.mlp(features)
-            out, backward = differentiable.detach(), differentiable.backward
+        out, backward = self.mlp.forward_vjp(features)
         loss, d_out = ops.value_loss(out[:, 0], target)
         backward(d_out.unsqueeze(1))
         self.optimizer.step(loss, learning_rate)

@@ -22,6 +22,8 @@ from rlx.types import Mode
 
 Array = NDArray[Any]
 _OBJECTIVES = {"clip": 0, "surrogate": 1, "log_prob": 2, "spo": 3}  # as in `rlx.nn.kernels`
+_ACTIVATIONS = "tanh", "relu", "elu", "silu", "gelu"  # as in `rlx.nn.kernel_parts`
+_WITH_SLOPES = "silu", "gelu"
 _TILE = 128  # as in `rlx.nn.kernels`
 
 
@@ -49,7 +51,8 @@ class CompiledNetwork:
         self._log_std_at = int(head.log_std.storage_offset()) if isinstance(head, GaussianHead) else -1
         self._num_actions = head.num_outputs
         self._world = head.world
-        self._relu = policy.activation == "relu"
+        self._has_slopes = policy.activation in _WITH_SLOPES
+        self._activation = _ACTIVATIONS.index(policy.activation)
         self._encoder = encoder
         width = encoder.num_features
         self._normalization: tuple[Array, Array, float] = (np.ones(width, np.float32), np.zeros(width, np.float32), np.inf)
@@ -80,7 +83,7 @@ class CompiledNetwork:
     def _forward(self, inputs: Tensor, first: int, last: int) -> Tensor:
         x, out = _array(inputs), np.empty((len(inputs), self._layers[last - 1, 1]), np.float32)
         space = np.empty((2, len(inputs) * self._widest), np.float32)
-        self._forward_kernel(*self._parameters, self._layers.ctypes.data, first, last, self._relu, x.ctypes.data, len(x),
+        self._forward_kernel(*self._parameters, self._layers.ctypes.data, first, last, self._activation, x.ctypes.data, len(x),
                               space.ctypes.data, space.shape[1], out.ctypes.data)  # fmt: skip
         return torch.from_numpy(out)
 
@@ -97,7 +100,7 @@ class CompiledNetwork:
         """See `rlx.nn.policy_gradient.gradient_steps`."""
         num_rows = len(batch.action)
         batch_size = -(-num_rows // num_minibatches)
-        num_tiles = self._encoder.num_features + self._num_hidden + 2 * self._widest + 5
+        num_tiles = self._encoder.num_features + self._num_hidden + 2 * self._widest + 5 + (self._num_hidden if self._has_slopes else 0)
         space = np.empty(num_tiles * _TILE + batch_size, np.float32)
         log_ratios, stats = np.empty(num_rows, np.float32), np.empty((-(-num_rows // batch_size), 4))
         index = batch.action.contiguous().numpy()
@@ -108,12 +111,12 @@ class CompiledNetwork:
         (take_steps,) = load(LEARNING)
         taken = take_steps(
             *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
-            len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._relu, inputs, num_rows, index.ctypes.data,
+            len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._activation, inputs, num_rows, index.ctypes.data,
             action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target, rows.ctypes.data, batch_size,
             _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef,
             -1.0 if loss.value_clip is None else loss.value_clip, loss.value_coef, loss.entropy_coef, learning_rate,
-            optimizer.max_grad_norm, optimizer.epsilon, space.ctypes.data, self._widest, self._num_hidden, log_ratios.ctypes.data,
-            stats.ctypes.data,
+            optimizer.max_grad_norm, optimizer.epsilon, *optimizer.betas, space.ctypes.data, self._widest, self._num_hidden,
+            log_ratios.ctypes.data, stats.ctypes.data,
         )  # fmt: skip
         optimizer.num_steps += taken
         if taken < len(stats):
@@ -141,7 +144,7 @@ class _Acting:
         self._call = {
             mode: with_arguments(
                 network._act_kernel, network._theta, network._theta.size, network._layers, network._num_policy, num_actions,
-                network._log_std_at, network._relu, self._obs, num_rows, scale, shift, np.array([bound], np.float32), self._noise,
+                network._log_std_at, network._activation, self._obs, num_rows, scale, shift, np.array([bound], np.float32), self._noise,
                 mode == "train", space, space.shape[1], params, self._indices, self._actions,
             )
             for mode in ("train", "eval")

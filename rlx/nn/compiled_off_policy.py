@@ -178,7 +178,7 @@ def compile_actor_critic(
     applies = (
         type(policy) is MLP
         and type(critics) is Critics
-        and policy.by_hand
+        and policy.activation in ("relu", "tanh")
         and policy.activation == critics.activation
         and not (len(policy.norms) or len(critics.scales))
         and largest <= MOST_WEIGHTS

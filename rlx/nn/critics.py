@@ -34,7 +34,7 @@ class Critics(nn.Module):
         num_inputs: D.
         num_members: K.
         hidden_sizes: widths of the hidden layers.
-        activation: "relu" or "tanh" have gradients by hand; "silu" and "gelu" use autograd.
+        activation: "relu" or "tanh" have gradients by hand; others use autograd.
         layer_norm: normalise what goes into each activation (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
     """
 

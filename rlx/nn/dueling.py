@@ -32,8 +32,6 @@ class DuelingMLP(nn.Module):
         self._shape = (num_actions, num_atoms)
         self.value = MLP([num_features, *hidden_sizes, num_atoms], activation, output_gain=1.0, layer_norm=layer_norm)
         self.advantage = MLP([num_features, *hidden_sizes, num_actions * num_atoms], activation, output_gain=1.0, layer_norm=layer_norm)
-        self.by_hand = self.value.by_hand
-        """Whether `forward_vjp` can be used."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, D] to [N, A * M]."""

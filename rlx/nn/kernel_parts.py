@@ -125,8 +125,26 @@ def sum_of_squares(x):
 
 
 @exact
+def _tanh(v):
+    """A quotient of polynomials, exact to 3e-7, to fill vector registers."""
+    v = np.float32(7.9) if v > np.float32(7.9) else v
+    v = np.float32(-7.9) if v < np.float32(-7.9) else v
+    v2 = v * v
+    p = np.float32(-2.76076847742355e-16) * v2 + np.float32(2.00018790482477e-13)
+    p = p * v2 + np.float32(-8.60467152213735e-11)
+    p = p * v2 + np.float32(5.12229709037114e-08)
+    p = p * v2 + np.float32(1.48572235717979e-05)
+    p = p * v2 + np.float32(6.37261928875436e-04)
+    p = p * v2 + np.float32(4.89352455891786e-03)
+    q = np.float32(1.19825839466702e-06) * v2 + np.float32(1.18534705686654e-04)
+    q = q * v2 + np.float32(2.26843463243900e-03)
+    q = q * v2 + np.float32(4.89352518554385e-03)
+    return v * p / q
+
+
+@exact
 def activate(x, rows, n, relu):
-    """Apply the activation to x[:rows, :n] in place; tanh as a quotient of polynomials, exact to 3e-7, to fill vector registers."""
+    """Apply relu or tanh to x[:rows, :n] in place."""
     for r in range(rows):
         row = x[r]
         if relu:
@@ -134,20 +152,7 @@ def activate(x, rows, n, relu):
                 row[j] = row[j] if not row[j] <= np.float32(0) else np.float32(0)  # a NaN stays one
         else:
             for j in range(n):
-                v = row[j]
-                v = np.float32(7.9) if v > np.float32(7.9) else v
-                v = np.float32(-7.9) if v < np.float32(-7.9) else v
-                v2 = v * v
-                p = np.float32(-2.76076847742355e-16) * v2 + np.float32(2.00018790482477e-13)
-                p = p * v2 + np.float32(-8.60467152213735e-11)
-                p = p * v2 + np.float32(5.12229709037114e-08)
-                p = p * v2 + np.float32(1.48572235717979e-05)
-                p = p * v2 + np.float32(6.37261928875436e-04)
-                p = p * v2 + np.float32(4.89352455891786e-03)
-                q = np.float32(1.19825839466702e-06) * v2 + np.float32(1.18534705686654e-04)
-                q = q * v2 + np.float32(2.26843463243900e-03)
-                q = q * v2 + np.float32(4.89352518554385e-03)
-                row[j] = v * p / q
+                row[j] = _tanh(row[j])
 
 
 @exact
@@ -161,6 +166,103 @@ def activate_backward(d, y, rows, n, relu):
         else:
             for j in range(n):
                 dr[j] *= np.float32(1) - yr[j] * yr[j]
+
+
+@exact
+def _elu(v):
+    """exp(v) - 1 where v is negative, as 2 t / (1 - t) with t = tanh(v / 2): its digits are those of t, also near 0."""
+    t = _tanh(np.float32(0.5) * (v if v < np.float32(0) else np.float32(0)))
+    below = np.float32(2) * t / (np.float32(1) - t)
+    return v if not v <= np.float32(0) else below  # a NaN stays one
+
+
+@exact
+def _silu(v):
+    """The value v sigmoid(v) and its derivative; sigmoid(v) = (1 + tanh(v / 2)) / 2."""
+    s = np.float32(0.5) + np.float32(0.5) * _tanh(np.float32(0.5) * v)
+    y = v * s
+    return y, s + y * (np.float32(1) - s)
+
+
+@exact
+def _gelu(v):
+    """The value v Phi(v) with the normal distribution function, and its derivative Phi(v) + v exp(-v^2 / 2) / sqrt(2 pi).
+
+    The error function is a quotient of polynomials fitted to it, exact to 8e-7; exp(-u) is (1 + t) / (1 - t) with t = tanh(-u / 2).
+    """
+    z = v * np.float32(0.7071067811865476)
+    z = np.float32(3.92) if z > np.float32(3.92) else z
+    z = np.float32(-3.92) if z < np.float32(-3.92) else z
+    z2 = z * z
+    p = np.float32(-1.44375838e-06) * z2 + np.float32(2.54035869e-04)
+    p = p * z2 + np.float32(1.01433331e-02)
+    p = p * z2 + np.float32(7.24235848e-02)
+    p = p * z2 + np.float32(3.62900436e-01)
+    p = p * z2 + np.float32(1.12838209e00)
+    q = np.float32(2.37040338e-03) * z2 + np.float32(2.80963294e-02)
+    q = q * z2 + np.float32(1.82499647e-01)
+    q = q * z2 + np.float32(6.54958248e-01)
+    q = q * z2 + np.float32(1)
+    below = np.float32(0.5) + np.float32(0.5) * (z * p / q)
+    t = _tanh(np.float32(-0.25) * v * v)
+    density = np.float32(0.3989422804014327) * (np.float32(1) + t) / (np.float32(1) - t)
+    return v * below, below + v * density
+
+
+TANH, RELU, ELU, SILU, GELU = 0, 1, 2, 3, 4
+"""Kinds of activations of `activate_as`. The derivatives of those from SILU on are no functions of their outputs."""
+
+
+@exact
+def activate_as(kind, x, rows, n):
+    """Apply an activation to x[:rows, :n] in place."""
+    if kind <= RELU:
+        activate(x, rows, n, kind == RELU)
+        return
+    for r in range(rows):
+        row = x[r]
+        if kind == ELU:
+            for j in range(n):
+                row[j] = _elu(row[j])
+        elif kind == SILU:
+            for j in range(n):
+                row[j] = _silu(row[j])[0]
+        else:
+            for j in range(n):
+                row[j] = _gelu(row[j])[0]
+
+
+@exact
+def activate_and_differentiate(kind, x, slopes, rows, n):
+    """`activate_as`, which from SILU on also writes the derivatives into slopes[:rows, :n]."""
+    if kind < SILU:
+        activate_as(kind, x, rows, n)
+        return
+    for r in range(rows):
+        row, slope = x[r], slopes[r]
+        if kind == SILU:
+            for j in range(n):
+                row[j], slope[j] = _silu(row[j])
+        else:
+            for j in range(n):
+                row[j], slope[j] = _gelu(row[j])
+
+
+@exact
+def differentiate_as(kind, d, y, slopes, rows, n):
+    """Multiply gradients d[:rows, :n] by the activation's derivative: of its output y, or `slopes` from SILU on."""
+    if kind <= RELU:
+        activate_backward(d, y, rows, n, kind == RELU)
+        return
+    for r in range(rows):
+        dr, yr = d[r], y[r]
+        if kind == ELU:
+            for j in range(n):
+                dr[j] *= np.float32(1) if yr[j] > np.float32(0) else yr[j] + np.float32(1)
+        else:
+            slope = slopes[r]
+            for j in range(n):
+                dr[j] *= slope[j]
 
 
 @exact
@@ -179,9 +281,8 @@ def normalize_rows(x):
 
 
 @exact
-def adam(theta, grad, mean, square, factor, step_size, scale, epsilon):
-    """One step of Adam on the gradient times `factor`; `scale` and `step_size` hold the corrections of the bias."""
-    b1, b2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
+def adam(theta, grad, mean, square, factor, step_size, scale, epsilon, b1, b2):
+    """One step of Adam on the gradient times `factor`; `scale` and `step_size` hold the corrections of the bias, b1 is 1 - beta1."""
     for i in range(len(theta)):
         g = grad[i] * factor
         m = mean[i] + b1 * (g - mean[i])

@@ -18,13 +18,13 @@ from numba import types
 
 from rlx.kernel_memory import DOUBLES, FLOATS, INTEGERS, doubles, floats, integers, matrix, vector
 from rlx.nn.kernel_parts import (
-    BETA1,
-    BETA2,
-    activate,
-    activate_backward,
+    SILU,
+    activate_and_differentiate,
+    activate_as,
     adam,
     add_inner_products,
     add_product,
+    differentiate_as,
     exact,
     normalize_rows,
     sum_of,
@@ -40,7 +40,7 @@ CLIP, SURROGATE, LOG_PROB, SPO = 0, 1, 2, 3
 
 
 @exact
-def forward(theta, size, layers, first, last, relu, x, num_rows, space, space_size, out):
+def forward(theta, size, layers, first, last, activation, x, num_rows, space, space_size, out):
     """Layers [first, last) applied to x [B, D] into out [B, *]; `space` [2 * space_size >= 2 * B * widest] holds what lies between."""
     for i in range(first, last):
         inputs, outputs, weight, bias = layers[4 * i], layers[4 * i + 1], layers[4 * i + 2], layers[4 * i + 3]
@@ -57,7 +57,7 @@ def forward(theta, size, layers, first, last, relu, x, num_rows, space, space_si
         w = matrix(theta, weight, outputs, inputs)
         add_inner_products(rows, w, vector(y_data, at, num_rows * outputs), num_rows, outputs, inputs)
         if i < last - 1:
-            activate(y, num_rows, outputs, relu != 0)
+            activate_as(activation, y, num_rows, outputs)
 
 
 @exact
@@ -67,7 +67,7 @@ def act(block):
     `noise` is read if `samples`, else the mode is taken: [B, 1] uniform in [0, 1) if categorical, [B, A] standard normal if Gaussian.
     """
     theta, size, layers, num_policy, num_actions = floats(block[0]), block[1], integers(block[2]), block[3], block[4]
-    log_std_at, relu, obs, num_rows = block[5], block[6], floats(block[7]), block[8]
+    log_std_at, activation, obs, num_rows = block[5], block[6], floats(block[7]), block[8]
     scale, shift, bound, noise, samples = floats(block[9]), floats(block[10]), floats(block[11])[0], doubles(block[12]), block[13] != 0
     space, space_size, params = floats(block[14]), block[15], floats(block[16])
     indices, actions = integers(block[17]), floats(block[18])
@@ -79,7 +79,7 @@ def act(block):
             v = x[i, k] * scale[k] + shift[k]
             v = bound if v > bound else v
             x[i, k] = -bound if v < -bound else v
-    forward(theta, size, layers, np.int64(0), num_policy, relu, obs, num_rows, space, space_size, params)
+    forward(theta, size, layers, np.int64(0), num_policy, activation, obs, num_rows, space, space_size, params)
     for i in range(num_rows):
         if log_std_at >= 0:
             for a in range(num_actions):
@@ -222,10 +222,10 @@ def _gaussian_loss(mean, d, log_std, d_log_std, action, rows, old_log_prob, old_
 
 
 @exact
-def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layers, num_policy, num_actions, log_std_at, relu, features,
-                   num_rows, index, action, old_log_prob, old_params, num_old, old_value, advantage, target, order, batch_size, kind,
-                   normalize, clip, kl_coef, value_clip, value_coef, entropy_coef, learning_rate, max_norm, epsilon, space, widest,
-                   num_hidden, log_ratios, stats):  # fmt: skip
+def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layers, num_policy, num_actions, log_std_at, activation,
+                   features, num_rows, index, action, old_log_prob, old_params, num_old, old_value, advantage, target, order, batch_size,
+                   kind, normalize, clip, kl_coef, value_clip, value_coef, entropy_coef, learning_rate, max_norm, epsilon, beta1, beta2,
+                   space, widest, num_hidden, log_ratios, stats):  # fmt: skip
     """Take a gradient step on each `batch_size` rows of `order` [N]; returns the number of steps, which is less if one was not finite.
 
     A step that is not finite changes nothing. Rows are those of features [N, D], index [N] or action [N, A], old_log_prob, old_value,
@@ -241,11 +241,13 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
         matrix(old_params, 0, num_rows, num_old),
     )
     order, log_ratios = vector(order, 0, num_rows), vector(log_ratios, 0, num_rows)
-    tiles = matrix(space, 0, num_features + num_hidden + 2 * widest + 5, _TILE)
+    num_slopes = num_hidden if activation >= SILU else 0
+    tiles = matrix(space, 0, num_features + num_hidden + 2 * widest + 5 + num_slopes, _TILE)
     x, hidden = tiles[:num_features], tiles[num_features : num_features + num_hidden]
     used = num_features + num_hidden
     d, spare = tiles[used : used + widest], tiles[used + widest : used + 2 * widest]
     spill, d_value = tiles[used + 2 * widest : used + 2 * widest + 4], tiles[used + 2 * widest + 4]
+    slopes = tiles[used + 2 * widest + 5 :]
     all_weights = vector(space, len(tiles) * _TILE, batch_size)
     for r in range(4):
         for j in range(_TILE):
@@ -281,7 +283,7 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
                         y[r, j] = theta[b_at + r]
                 add_product(theta, w_at, inputs, one, outputs, inputs, source, y, spill, n)
                 if i != num_policy - 1 and i != num_layers - 1:
-                    activate(y, outputs, n, relu != 0)
+                    activate_and_differentiate(activation, y, slopes[at : at + outputs], outputs, n)
                 if i == num_policy - 1:
                     out = y
                 at, source = at + outputs, y
@@ -321,7 +323,7 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
                         for j in range(n):
                             spare[r, j] = np.float32(0)
                     add_product(theta, w_at, one, inputs, inputs, outputs, d, spare, spill, n)
-                    activate_backward(spare, source, inputs, n, relu != 0)
+                    differentiate_as(activation, spare, source, slopes[at - inputs : at], inputs, n)
                     d, spare = spare, d
 
         norm = math.sqrt(sum_of_squares(grad))
@@ -331,8 +333,9 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
         step += 1
         taken = num_steps + step
         factor = np.float32(max_norm / norm) if norm > max_norm else np.float32(1)
-        step_size, scale = learning_rate / (1.0 - BETA1**taken), math.sqrt(1.0 - BETA2**taken)
-        adam(theta, grad, mean, square, factor, np.float32(step_size), np.float32(scale), np.float32(epsilon))
+        step_size, scale = learning_rate / (1.0 - beta1**taken), math.sqrt(1.0 - beta2**taken)
+        adam(theta, grad, mean, square, factor, np.float32(step_size), np.float32(scale), np.float32(epsilon), np.float32(1.0 - beta1),
+             np.float32(1.0 - beta2))  # fmt: skip
     return step
 
 
@@ -342,6 +345,6 @@ SIGNATURES = {
     forward: types.none(_F, _i, _I, _i, _i, _i, _F, _i, _F, _i, _F),
     act: _i(_I),
     gradient_steps: _i(_F, _i, _F, _F, _F, _i, _I, _i, _i, _i, _i, _i, _F, _i, _I, _F, _F, _F, _i, _F, _F, _F, _I, _i, _i, _i, _f, _f, _f,
-                       _f, _f, _d, _d, _d, _F, _i, _i, _F, _D),
+                       _f, _f, _d, _d, _d, _d, _d, _F, _i, _i, _F, _D),
 }  # fmt: skip
 """What is compiled, and for which arguments; `rlx.compiled_code` calls it."""

@@ -2,8 +2,7 @@
 
 For networks this small autograd's bookkeeping costs more than the arithmetic: without it a PPO minibatch takes half the time on
 a CPU. `forward_vjp` therefore returns the output and the function that carries a gradient back (the pullback of the vector-Jacobian
-product). It is limited to activations whose derivative is a function of their output, so that only outputs are kept. `forward` is
-differentiable by autograd and has no such limit.
+product). `forward` is differentiable by autograd.
 """
 
 from __future__ import annotations
@@ -22,14 +21,21 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": torch.relu,
     "silu": nn.functional.silu,
     "gelu": nn.functional.gelu,
+    "elu": nn.functional.elu,
 }
-_BY_HAND = ("tanh", "relu")
-"""Activations whose derivative is a function of their output."""
+_OF_OUTPUT = ("tanh", "relu")
+"""Activations that are computed in place, because their derivative is a function of their output."""
+_PULLBACKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": torch.ops.aten.silu_backward,
+    "gelu": torch.ops.aten.gelu_backward,
+    "elu": lambda grad, x: torch.ops.aten.elu_backward(grad, 1.0, 1.0, 1.0, False, x),
+}
+"""Of the others: from the gradient behind the activation, and its input, to the gradient before it."""
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
     """Apply the activation; in place where nothing has to be differentiated."""
-    if torch.is_grad_enabled() or activation not in _BY_HAND:
+    if torch.is_grad_enabled() or activation not in _OF_OUTPUT:
         return _ACTIVATIONS[activation](x)
     if activation == "relu":
         return x.relu_()
@@ -77,7 +83,7 @@ class MLP(nn.Module):
 
     Args:
         sizes: widths from input to output, at least two.
-        activation: "tanh", "relu", "silu" or "gelu".
+        activation: "tanh", "relu", "silu", "gelu" or "elu".
         layer_norm: normalise what goes into each activation (Ba et al. 2016, https://arxiv.org/abs/1607.06450).
         output_gain: gain of the last layer's initialisation; hidden layers use sqrt(2) (details 2 of Huang et al. 2022,
             https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/).
@@ -86,8 +92,6 @@ class MLP(nn.Module):
     def __init__(self, sizes: Sequence[int], activation: str, *, output_gain: float, layer_norm: bool = False) -> None:
         super().__init__()
         self.activation = activation
-        self.by_hand = activation in _BY_HAND
-        """Whether `forward_vjp` can be used."""
         layers = [nn.Linear(i, o) for i, o in itertools.pairwise(sizes)]
         for i, layer in enumerate(layers, start=1):
             nn.init.orthogonal_(layer.weight, gain=output_gain if i == len(layers) else 2**0.5)
@@ -114,10 +118,10 @@ class MLP(nn.Module):
     def on_arrays(self) -> Callable[[NDArray[Any]], NDArray[Any]] | None:
         """`forward` of arrays that are float32, with the parameters' memory: torch takes 100 us for one row of a small network, NumPy 15.
 
-        None on an accelerator, and for layers that are not differentiated by hand.
+        None on an accelerator, and for other activations than tanh and relu.
         """
         parameters = [tensor for pair in self._weights_and_biases for tensor in pair]
-        if not self.by_hand or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in parameters):
+        if self.activation not in _OF_OUTPUT or any(x.device.type != "cpu" or x.dtype != torch.float32 for x in parameters):
             return None
         layers = [(weight.detach().numpy().T, bias.detach().numpy()) for weight, bias in self._weights_and_biases]
         norms = [(norm.weight.detach().numpy(), norm.bias.detach().numpy(), norm.eps) for norm in self._layer_norms]
@@ -138,15 +142,18 @@ class MLP(nn.Module):
     @torch.no_grad()
     def forward_vjp(self, x: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """The output [B, sizes[-1]], and a function that adds the gradient of a loss to `parameter.grad`, given that of the output."""
-        inputs, pullbacks = [], []
+        inputs, pullbacks, before = [], [], []
         for i, (weight, bias) in enumerate(self._weights_and_biases):
             if i > 0:
                 if self.norms:
                     x, pullback = _layer_norm_vjp(x, self.norms[i - 1])  # type: ignore[arg-type]
                     pullbacks.append(pullback)
+                before.append(x)
                 x = activate(x, self.activation)
             inputs.append(x)
             x = nn.functional.linear(x, weight, bias)
+
+        pullback_activation = _PULLBACKS.get(self.activation)
 
         def backward(grad: Tensor) -> None:
             for i in range(len(inputs) - 1, -1, -1):
@@ -154,7 +161,11 @@ class MLP(nn.Module):
                 weight.grad.addmm_(grad.t(), inputs[i])  # type: ignore[union-attr]
                 bias.grad.add_(grad.sum(0))  # type: ignore[union-attr]
                 if i > 0:
-                    grad = activation_backward(grad @ weight, inputs[i], self.activation)
+                    grad = grad @ weight
+                    if pullback_activation is None:
+                        grad = activation_backward(grad, inputs[i], self.activation)
+                    else:
+                        grad = pullback_activation(grad, before[i - 1])
                     grad = pullbacks[i - 1](grad) if pullbacks else grad
 
         return x, backward

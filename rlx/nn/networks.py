@@ -72,8 +72,8 @@ class Network(Backbone):
         self.critic: MLP | None = None if shared else make_mlp([num_features, *of_critic, 1], output_gain=1.0)
         if shared:
             nn.init.orthogonal_(self.policy.output_weight.data[num_outputs:], gain=1.0)
-        self.by_hand = not (self.encoder.has_weights or self.has_memory) and self.policy.by_hand
-        """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunks support it."""
+        self.by_hand = not (self.encoder.has_weights or self.has_memory)
+        """Whether `forward_vjp` differentiates by hand: neither encoder nor memory has weights."""
         small = all(sum(p.numel() for p in trunk.parameters()) <= _SMALL for trunk in self.trunks().values())
         has_kernels = not (self.is_masked or layer_norm) and isinstance(self.head, CategoricalHead | GaussianHead)
         self.compiles = self.by_hand and small and has_kernels

@@ -191,7 +191,8 @@ def _adam(theta, grad, mean, square, norm, settings):
     rate, most, epsilon, taken = settings[0], settings[1], settings[2], settings[3] + 1.0
     factor = np.float32(most / norm) if norm > most else np.float32(1)
     step_size, scale = rate / (1.0 - BETA1**taken), math.sqrt(1.0 - BETA2**taken)
-    adam(theta, grad, mean, square, factor, np.float32(step_size), np.float32(scale), np.float32(epsilon))
+    b1, b2 = np.float32(1.0 - BETA1), np.float32(1.0 - BETA2)
+    adam(theta, grad, mean, square, factor, np.float32(step_size), np.float32(scale), np.float32(epsilon), b1, b2)
 
 
 @exact

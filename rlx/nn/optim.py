@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from rlx.nn.finite import FiniteWatch
 from rlx.types import State
 
-_BETA1, _BETA2 = 0.9, 0.999
-
 
 class FlatAdam:
     """Adam (Kingma and Ba 2015, algorithm 1) over the concatenated parameters of `module`, with clipping by global norm.
@@ -23,16 +21,19 @@ class FlatAdam:
         module: already on its device; must not be moved afterwards.
         epsilon: Adam's epsilon; 1e-5 in every published PPO.
         max_grad_norm: clip the gradient to this norm.
+        betas: decay of the running means of the gradient and of its square.
     """
 
-    def __init__(self, module: nn.Module, *, epsilon: float = 1e-5, max_grad_norm: float) -> None:
+    def __init__(
+        self, module: nn.Module, *, epsilon: float = 1e-5, max_grad_norm: float, betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
         parameters = list(module.parameters())
         self._parameters = torch.cat([p.detach().reshape(-1) for p in parameters])
         self._grad = torch.zeros_like(self._parameters)
         self._mean, self._square = torch.zeros_like(self._grad), torch.zeros_like(self._grad)
         self.num_steps = 0
         self._finite = FiniteWatch()
-        self.epsilon, self.max_grad_norm = epsilon, max_grad_norm
+        self.epsilon, self.max_grad_norm, self.betas = epsilon, max_grad_norm, betas
         offset = 0
         for p in parameters:
             end = offset + p.numel()
@@ -63,12 +64,13 @@ class FlatAdam:
             grad.mul_((self.max_grad_norm / exact).clamp(max=1.0).to(grad.dtype))
         elif (norm_value := norm.item()) > self.max_grad_norm:
             grad.mul_(self.max_grad_norm / norm_value)
+        beta1, beta2 = self.betas
         self.num_steps += 1
-        self._mean.lerp_(grad, 1.0 - _BETA1)
-        self._square.mul_(_BETA2).addcmul_(grad, grad, value=1.0 - _BETA2)
-        scale = (1.0 - _BETA2**self.num_steps) ** 0.5
+        self._mean.lerp_(grad, 1.0 - beta1)
+        self._square.mul_(beta2).addcmul_(grad, grad, value=1.0 - beta2)
+        scale = (1.0 - beta2**self.num_steps) ** 0.5
         denominator = self._square.sqrt().div_(scale).add_(self.epsilon)
-        self._parameters.addcdiv_(self._mean, denominator, value=-learning_rate / (1.0 - _BETA1**self.num_steps))
+        self._parameters.addcdiv_(self._mean, denominator, value=-learning_rate / (1.0 - beta1**self.num_steps))
         return norm
 
     def arrays(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:

@@ -65,7 +65,7 @@ class QNetwork(Backbone):
             self.trunk = DuelingMLP(num_features, hidden_sizes, num_actions, num_atoms, activation=activation, layer_norm=layer_norm)
         else:
             self.trunk = MLP([num_features, *hidden_sizes, num_actions * num_atoms], activation, output_gain=1.0, layer_norm=layer_norm)
-        self.by_hand = not (self.encoder.has_weights or self.has_memory) and self.trunk.by_hand
+        self.by_hand = not (self.encoder.has_weights or self.has_memory)
         """Whether `forward_vjp` differentiates by hand: the encoder has no weights, and the trunk supports it."""
 
     def trunks(self) -> dict[str, MLP]:

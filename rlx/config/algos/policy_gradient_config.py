@@ -16,6 +16,7 @@ class Activation(Enum):
     relu = "relu"
     silu = "silu"
     gelu = "gelu"
+    elu = "elu"
 
 
 class EncoderKind(Enum):
