@@ -16,6 +16,7 @@ from rlx.algos.ppo import PPO
 from rlx.collect import SEED_LIMIT, Collector, Episode, EpisodeSeeds, env_actions
 from rlx.config.algos.ppo_config import PPOConfig
 from rlx.envs.registry import VectorEnvFactory
+from rlx.envs.vector import GymVectorEnv, ReplayVectorEnv
 from rlx.errors import CheckpointError
 from rlx.rng import GlobalRNG
 from rlx.serialize import plain
@@ -407,3 +408,17 @@ def test_a_lost_life_ends_a_return_in_training_and_nothing_else():
     plain.collect(7)
     assert tape == other_tape
     assert torch.equal(collector._carry, plain._carry)
+
+
+def test_an_episode_that_does_not_end_is_announced_once_because_its_log_grows(monkeypatch):
+    monkeypatch.setattr("rlx.envs.vector._LONG_EPISODE", 5)
+    env, notes = ReplayVectorEnv(GymVectorEnv(lambda: gymnasium.make("Pendulum-v1"), 1)), []
+    env.note = notes.append
+    for seed in (1, 2):
+        env.reset(seed=[seed])
+        for _ in range(8):
+            env.step(np.zeros((1, 1), np.float32))
+            assert (len(notes) > 0) == (seed == 2 or len(env.state_dict()["actions"][0]) >= 5)
+    assert len(notes) == 1
+    assert "an episode has not ended for 5 steps" in notes[0]
+    env.close()

@@ -120,12 +120,13 @@ def show(
     from rlx.store.runs import RunDir
 
     opened = RunDir.open(runs_directory(), run)
-    details = run_details(opened)
+    lines = opened.metrics()
+    details = run_details(opened, lines)
     if as_json:
         echo(json.dumps(asdict(details)))
         return
     console = terminal()
-    print_run(console, details, opened.metrics())
+    print_run(console, details, lines)
     print_title(console, "Files")
     for name in ("config.yaml", "meta.json", "metrics.jsonl", "evaluations.jsonl", "checkpoints", "videos", "plots", "wandb"):
         if os.path.lexists(opened.path / name):

@@ -31,6 +31,8 @@ from rlx.tree_ops import Tree, leaves, map_tree, pick, put
 Array = NDArray[Any]
 MakeEnv = Callable[[], "gymnasium.Env[Any, Any]"]
 
+_LONG_EPISODE = 100_000
+"""Steps of an open episode after which the growth of its log is announced."""
 _PATIENCE_S = 0.5
 """A replay that takes longer is announced."""
 
@@ -244,8 +246,9 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self._actions: deque[Array] = deque()  # of steps [now - len, now)
         self._rewards: deque[Array] = deque()  # of the same
         self._obs: Tree = np.zeros(0)
+        self._has_warned = False
         self.note: Callable[[str], None] = lambda _: None
-        """Called with a message about a replay that takes long."""
+        """Called with a message about a replay that takes long, or an episode that does not end."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Tree, dict[str, Any]]:
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=bool))
@@ -263,6 +266,12 @@ class ReplayVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         result = self.env.step(actions)
         self._obs = result[0]
         self._rewards.append(result[1].copy())
+        if len(self._actions) >= _LONG_EPISODE and not self._has_warned:
+            self._has_warned = True
+            self.note(
+                f"warning: an episode has not ended for {_LONG_EPISODE:,} steps; its actions are kept and replayed by a resume, so that "
+                "memory and checkpoints grow with it: give the environment a time limit, or state_dict() and load_state_dict()"
+            )
         return result
 
     def state_dict(self) -> dict[str, Any]:

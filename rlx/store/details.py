@@ -62,8 +62,13 @@ class RunDetails(RunRow):
     """Results of `rlx eval`, oldest first."""
 
 
-def run_details(run: RunDir) -> RunDetails:
-    """Read a run as far as it can be read."""
+def run_details(run: RunDir, lines: list[dict[str, Any]]) -> RunDetails:
+    """Read a run as far as it can be read.
+
+    Args:
+        run: the run.
+        lines: of its metrics.jsonl.
+    """
     row = read_row(run)
     problems = [row.problem.partition(": see")[0]] if row.problem else []
     if run.segments and run.segments[-1].get("error"):
@@ -87,7 +92,7 @@ def run_details(run: RunDir) -> RunDetails:
         resumable=resumable,
         differences=differences,
         checkpoints=checkpoint_rows(run.checkpoints),
-        metrics=_last_values(run.metrics()),
+        metrics=_last_values(lines),
         notes=run.labels.notes,
         evaluations=evaluations.good,
     )

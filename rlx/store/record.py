@@ -7,7 +7,6 @@ import errno
 import json
 import math
 import os
-import re
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,10 @@ from rlx.files import UnreadableError, open_inside, open_to_append, parse_json, 
 
 _LINE_LIMIT = 1 << 20
 """Bytes of a line; those that rlx writes have some hundreds."""
-_SUSPECT = re.compile(rb"\d{30}|[eE]\+?\d{3}|NaN|Infinity")
-"""Matches lines that may have numbers that are not finite or too large; these lines go through the slower, strict parser."""
+_SHAPES = bytes.maketrans(b"123456789E", b"000000000e")
+"""Makes digits alike, so that a number that may be infinite or too large is found by a plain search."""
+_SUSPECT = b"0" * 30, b"e000", b"e+000", b"NaN", b"Infinity"
+"""What is found in lines that may have such numbers; these lines go through the slower, strict parser."""
 
 
 class Record:
@@ -210,7 +211,8 @@ def _unfit(path: Path, error: OSError) -> str:
 
 def _parse(raw: bytes) -> dict[str, Any] | None:
     try:
-        line = parse_json(raw) if _SUSPECT.search(raw) else json.loads(raw)
+        shapes = raw.translate(_SHAPES)
+        line = parse_json(raw) if any(suspect in shapes for suspect in _SUSPECT) else json.loads(raw)
     except (ValueError, RecursionError):
         return None
     return line if isinstance(line, dict) and type(steps := line.get("env_steps")) is int and steps >= 0 else None
