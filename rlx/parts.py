@@ -27,7 +27,7 @@ from rlx.config.saved import save_config
 from rlx.config.schema import RunConfig
 from rlx.distributed import ALONE, World
 from rlx.evaluation.evaluator import Evaluator
-from rlx.types import Algorithm, ChecksTrust, HasNotes, ReportsNetwork, ReportsReplay
+from rlx.types import Algorithm, ChecksTrust, Distributes, HasNotes, ReportsNetwork, ReportsReplay
 
 
 @dataclass(kw_only=True)
@@ -70,6 +70,8 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
     try:
         algo = build_algorithm(config, spec, device, num_envs=own.stop - own.start)
         check_ranks(config, algo, world.size)
+        if isinstance(algo, Distributes):
+            algo.join(world)
     except BaseException:
         env.close()
         raise

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rlx import ops
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Advantage
+from rlx.distributed import ALONE, World
 from rlx.nn.action_values import ActionAdvantage
 from rlx.nn.advantages import Estimator, Outcomes
 from rlx.nn.backbone import ArrayPolicy, rows_of
@@ -20,6 +20,7 @@ from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
+from rlx.nn.pooled import explained_variance
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 
@@ -36,6 +37,14 @@ class A2C(AblatesMemory):
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.estimator = Estimator(kind=config.advantage.value, discount=config.discount, lam=config.gae_lambda, num_steps=config.n_step)
         self.q = ActionAdvantage(self.net, spec, **config.trunk()) if config.advantage is Advantage.q else None
+        self.world: World = ALONE
+
+    def join(self, world: World) -> None:
+        self.world = world
+        self.net.join(world)
+        self.optimizer.join(world)
+        if self.q is not None:
+            self.q.optimizer.join(world)
 
     def state_dict(self) -> State:
         q = {} if self.q is None else {"q": self.q.state_dict()}
@@ -89,7 +98,7 @@ class A2C(AblatesMemory):
             **q_loss,
             "update/entropy": steps.entropy[0],
             "update/grad_norm": steps.grad_norm[0],
-            "update/explained_variance": ops.explained_variance(evaluated.value, target),
+            "update/explained_variance": explained_variance(evaluated.value, target, self.world),
             "update/learning_rate": learning_rate,
             "update/num_gradient_steps": 1.0,
         }

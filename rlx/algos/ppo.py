@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
+from rlx.distributed import ALONE, World
 from rlx.nn.backbone import ArrayPolicy, Evaluated, rows_of
 from rlx.nn.losses import PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
@@ -22,6 +23,7 @@ from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
+from rlx.nn.pooled import averages, explained_variance
 from rlx.nn.value_scale import ValueScale
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -45,8 +47,16 @@ class PPO(AblatesMemory):
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
         self.value_scale = ValueScale(preserves=config.popart) if config.normalize_value else None
+        self.world: World = ALONE
         self.kl_coef = config.kl_coef
         self.learning_rate = config.learning_rate  # where it is adaptive
+
+    def join(self, world: World) -> None:
+        self.world = self.reward_scaler.moments.world = world
+        self.net.join(world)
+        self.optimizer.join(world)
+        if self.value_scale is not None:
+            self.value_scale.moments.world = world
 
     def state_dict(self) -> State:
         return {
@@ -98,7 +108,8 @@ class PPO(AblatesMemory):
         target = target_before = value_before + advantage
         if self.value_scale is not None:
             evaluated = self.value_scale.update(target, evaluated, self.net)
-        num_visited = rollout.num_env_steps if sequences is None else rollout.reward.shape[1]
+        num_envs = rollout.reward.shape[1]
+        num_visited = self.world.size * (rollout.num_env_steps if sequences is None else num_envs)  # of all ranks
 
         loss, epochs = self._loss(), []
         for epoch in range(config.num_epochs):
@@ -111,10 +122,11 @@ class PPO(AblatesMemory):
                              old_log_prob=old_log_prob, old_params=old_params)  # fmt: skip
             order = torch.randperm(num_visited, device=self.device)
             steps = gradient_steps(
-                self.net, self.optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=config.num_minibatches
-            )
+                self.net, self.optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=config.num_minibatches,
+                num_envs=num_envs,
+            )  # fmt: skip
             epochs.append(steps)
-            approximate_kl = ops.approximate_kl(steps.log_ratio)
+            (approximate_kl,) = averages([ops.approximate_kl(steps.log_ratio)], len(steps.log_ratio), self.world)
             if config.adaptive_learning_rate:
                 self.learning_rate = config.adapted(learning_rate, approximate_kl.item())
             if config.target_kl is not None and approximate_kl > config.target_kl:
@@ -130,14 +142,14 @@ class PPO(AblatesMemory):
             "update/entropy": entropy,
             "update/approx_kl": approximate_kl,
             "update/grad_norm": grad_norm,
-            "update/explained_variance": ops.explained_variance(value_before, target_before),
+            "update/explained_variance": explained_variance(value_before, target_before, self.world),
             "update/learning_rate": learning_rate,
             "update/num_epochs": float(epoch + 1),
             "update/num_gradient_steps": float((epoch + 1) * config.num_minibatches),
             **(
                 {"update/kl_coef": self.kl_coef}
                 if config.objective is Objective.adaptive_kl
-                else {"update/clip_fraction": ((steps.log_ratio.exp() - 1.0).abs() > config.clip).float().mean()}
+                else {"update/clip_fraction": self._clip_fraction(steps.log_ratio)}
             ),
         }
 
@@ -152,6 +164,11 @@ class PPO(AblatesMemory):
             discount=self.config.discount,
             lam=self.config.gae_lambda,
         )
+
+    def _clip_fraction(self, log_ratio: Tensor) -> Tensor:
+        """The part of all ranks' rows [N] whose ratio is outside the interval."""
+        outside = ((log_ratio.exp() - 1.0).abs() > self.config.clip).float().mean()
+        return averages([outside], len(log_ratio), self.world)[0]
 
     def _to_return(self, value: Tensor) -> Tensor:
         """The network's values to (scaled) returns."""
@@ -176,7 +193,8 @@ class PPO(AblatesMemory):
     def _adapt_kl_coef(self, inputs: Tree, old_params: Tensor, sequences: Sequences | None) -> None:
         """Halve or double the penalty's weight when the divergence is off its target by a factor of 1.5 (section 4 of the paper)."""
         params = self.net.policy_params(inputs, *(sequences[:2] if sequences else ()))
-        kl = self.net.head.kl(old_params, params)[0].mean().item()
+        every = self.net.head.kl(old_params, params)[0]
+        kl = averages([every.mean()], len(every), self.world)[0].item()
         if kl < self.config.kl_target / 1.5:
             self.kl_coef /= 2.0
         elif kl > self.config.kl_target * 1.5:

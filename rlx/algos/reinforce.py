@@ -8,12 +8,13 @@ finished by the newer policy.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from rlx import ops
 from rlx.config.algos.policy_gradient_config import Advantage
 from rlx.config.algos.reinforce_config import ReinforceConfig
+from rlx.distributed import ALONE, World
 from rlx.nn.action_values import ActionAdvantage
 from rlx.nn.advantages import Estimator, Outcomes, next_values
 from rlx.nn.backbone import ArrayPolicy, rows_of
@@ -22,6 +23,7 @@ from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import gradient_steps
+from rlx.nn.pooled import explained_variance
 from rlx.tree_ops import map_tree, pick
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
@@ -50,12 +52,20 @@ class Reinforce(AblatesMemory):
         self.q = ActionAdvantage(self.net, spec, **config.trunk()) if config.advantage is Advantage.q else None
         self.pending: dict[str, Tree] = {}
         self.unabsorbed = 0
+        self.world: World = ALONE
+
+    def join(self, world: World) -> None:
+        self.world = world
+        self.net.join(world)
+        self.optimizer.join(world)
+        if self.q is not None:
+            self.q.optimizer.join(world)
 
     def state_dict(self) -> State:
         return {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "pending": dict(self.pending),
+            "pending": map_tree(lambda x: self.world.gather_rows(x, 1), self.pending),
             "unabsorbed": self.unabsorbed,
             **({} if self.q is None else {"q": self.q.state_dict()}),
         }
@@ -63,7 +73,7 @@ class Reinforce(AblatesMemory):
     def load_state_dict(self, state: State) -> None:
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.pending = map_tree(lambda x: x.to(self.device), state["pending"])
+        self.pending = map_tree(lambda x: self.world.own_rows(x, 1).to(self.device), state["pending"])
         self.unabsorbed = state["unabsorbed"]
         if self.q is not None:
             self.q.load_state_dict(state["q"])
@@ -87,7 +97,8 @@ class Reinforce(AblatesMemory):
         self._append(rollout)
         pending = self.pending
         complete = pending["unused"] & (pending["is_last"].flip(0).cumsum(0).flip(0) > 0)
-        num_episodes = int((pending["is_last"] & pending["unused"]).sum())
+        ended = np.array([(pending["is_last"] & pending["unused"]).sum().item()])
+        num_episodes = self.world.sum_float64(ended)[0]
         if num_episodes < self.config.episodes_per_update:
             return {"update/num_gradient_steps": 0.0}
         metrics = self._learn(complete, self.config.learning_rate_at(progress.fraction_before(rollout)))
@@ -153,7 +164,7 @@ class Reinforce(AblatesMemory):
         if config.has_critic:
             metrics["loss/value"] = steps.value_loss[0]
             learned = slice(None) if sequences is None else complete
-            metrics["update/explained_variance"] = ops.explained_variance(value[learned], target[learned])
+            metrics["update/explained_variance"] = explained_variance(value[learned], target[learned], self.world)
         if self.q is not None:
             metrics["loss/q_value"] = self.q.learn(inputs, action, target - value, learning_rate)
         return metrics
@@ -191,7 +202,7 @@ class Reinforce(AblatesMemory):
         return self.net.inputs_of(pending["obs"]), pending["action"], sequences._replace(carry=carry)
 
     def _drop(self, used: Tensor) -> None:
-        """Mark steps as used, and drop the first rows of `pending` in which all steps are used.
+        """Mark steps as used, and drop the first rows of `pending` in which all steps of all ranks are used.
 
         A memory needs an episode from its beginning, although returns that lost lives ended may have used its first steps.
         """
@@ -199,7 +210,8 @@ class Reinforce(AblatesMemory):
         if self.net.has_memory:
             needed = unused | (self.pending["is_over"].flip(0).cumsum(0).flip(0) == 0)
         rows = needed.any(1).nonzero()
-        first = int(rows[0]) if len(rows) else len(unused)
+        own_first = int(rows[0]) if len(rows) else len(unused)
+        first = int(self.world.all_float64(np.array([float(own_first)])).min())
         self.pending = map_tree(lambda x: x[first:].clone(), {**self.pending, "unused": unused})
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -64,13 +65,21 @@ class ActionAdvantage:
 
     @torch.no_grad()
     def learn(self, inputs: Tree, action: Tensor, target: Tensor, learning_rate: float) -> Tensor:
-        """One gradient step on the mean squared error to returns minus values [N]; returns the loss before it."""
-        features = self._features(inputs, action)
+        """One gradient step on the mean squared error to returns minus values [N] of all ranks; returns the loss before it."""
         self.optimizer.zero_grad()
+        loss = self._gradient(inputs, action, target) if len(target) else target.new_zeros(())  # a rank may have no row
+        world = self.optimizer.world
+        if world.size > 1:
+            (loss,) = self.optimizer.reduce(len(target) / world.sum_float64(np.array([float(len(target))]))[0], loss.unsqueeze(0))
+        self.optimizer.step(loss, learning_rate)
+        return loss
+
+    def _gradient(self, inputs: Tree, action: Tensor, target: Tensor) -> Tensor:
+        """Add the gradient of the loss, and return the loss."""
+        features = self._features(inputs, action)
         out, backward = self.mlp.forward_vjp(features)
         loss, d_out = ops.value_loss(out[:, 0], target)
         backward(d_out.unsqueeze(1))
-        self.optimizer.step(loss, learning_rate)
         return loss
 
     def _features(self, inputs: Tree, action: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from rlx.nn.finite import refuse_non_finite
 from rlx.nn.heads import GaussianHead
 from rlx.nn.kernel_modules import ACTING, LEARNING
 from rlx.nn.leaf_encoders import Encoder, FlatEncoder
-from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
+from rlx.nn.losses import Batch, Gradient, PolicyGradientLoss, Steps
 from rlx.nn.mlp import MLP
 from rlx.nn.optim import FlatAdam
 from rlx.types import Mode
@@ -100,29 +101,57 @@ class CompiledNetwork:
         """See `rlx.nn.policy_gradient.gradient_steps`."""
         num_rows = len(batch.action)
         batch_size = -(-num_rows // num_minibatches)
-        num_tiles = self._encoder.num_features + self._num_hidden + 2 * self._widest + 5 + (self._num_hidden if self._has_slopes else 0)
-        space = np.empty(num_tiles * _TILE + batch_size, np.float32)
         log_ratios, stats = np.empty(num_rows, np.float32), np.empty((-(-num_rows // batch_size), 4))
-        index = batch.action.contiguous().numpy()
-        old_params = np.zeros((1, 1), np.float32) if batch.old_params is None else _array(batch.old_params)
-        columns = [_array(x) for x in (batch.inputs, batch.action, batch.old_log_prob, batch.old_value, batch.advantage, batch.target)]
-        inputs, action, old_log_prob, old_value, advantage, target = (x.ctypes.data for x in columns)
-        rows = np.arange(num_rows) if order is None else order.numpy()
-        (take_steps,) = load(LEARNING)
-        taken = take_steps(
-            *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
-            len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._activation, inputs, num_rows, index.ctypes.data,
-            action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target, rows.ctypes.data, batch_size,
-            _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef,
-            -1.0 if loss.value_clip is None else loss.value_clip, loss.value_coef, loss.entropy_coef, learning_rate,
-            optimizer.max_grad_norm, optimizer.epsilon, *optimizer.betas, space.ctypes.data, self._widest, self._num_hidden,
-            log_ratios.ctypes.data, stats.ctypes.data,
-        )  # fmt: skip
+        visit = self._visitor(optimizer, loss, batch, learning_rate=learning_rate, batch_size=batch_size)
+        taken = visit(np.arange(num_rows) if order is None else order.numpy(), log_ratios, stats, 0)
         optimizer.num_steps += taken
         if taken < len(stats):
             policy_loss, value_loss, entropy, norm = stats[taken].tolist()
             refuse_non_finite(policy_loss + loss.value_coef * value_loss - loss.entropy_coef * entropy, norm)
         return Steps(torch.from_numpy(log_ratios), *torch.from_numpy(stats.T.astype(np.float32)))
+
+    def gradients(
+        self, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, *, largest: int
+    ) -> Callable[[Tensor | None], Gradient]:
+        """A function from the numbers of at most `largest` rows of a batch to the gradient of their mean loss, left in the optimiser.
+
+        None stands for all rows.
+        """
+        visit = self._visitor(optimizer, loss, batch, learning_rate=0.0, batch_size=largest)
+
+        def gradient(part: Tensor | None) -> Gradient:
+            rows = np.arange(len(batch.action)) if part is None else part.numpy()
+            log_ratios, stats = np.empty(len(rows), np.float32), np.empty((1, 4))
+            visit(rows, log_ratios, stats, 1)
+            return Gradient(torch.from_numpy(log_ratios), *torch.from_numpy(stats[0, :3].astype(np.float32)))
+
+        return gradient
+
+    def _visitor(
+        self, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, *, learning_rate: float, batch_size: int
+    ) -> Callable[[Array, Array, Array, int], int]:
+        """The kernel `gradient_steps` of a batch, as a function of order, log-ratios, stats, and whether it takes no step."""
+        num_tiles = self._encoder.num_features + self._num_hidden + 2 * self._widest + 5 + (self._num_hidden if self._has_slopes else 0)
+        space = np.empty(num_tiles * _TILE + batch_size, np.float32)
+        index = batch.action.contiguous().numpy()
+        old_params = np.zeros((1, 1), np.float32) if batch.old_params is None else _array(batch.old_params)
+        columns = [_array(x) for x in (batch.inputs, batch.action, batch.old_log_prob, batch.old_value, batch.advantage, batch.target)]
+        inputs, action, old_log_prob, old_value, advantage, target = (x.ctypes.data for x in columns)
+        (take_steps,) = load(LEARNING)
+
+        def visit(rows: Array, log_ratios: Array, stats: Array, only_gradient: int) -> int:
+            return take_steps(
+                *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
+                len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._activation, inputs, len(rows),
+                index.ctypes.data, action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target,
+                rows.ctypes.data, batch_size, _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef,
+                -1.0 if loss.value_clip is None else loss.value_clip, loss.value_coef, loss.entropy_coef, learning_rate,
+                optimizer.max_grad_norm, optimizer.epsilon, *optimizer.betas, space.ctypes.data, self._widest, self._num_hidden,
+                log_ratios.ctypes.data, stats.ctypes.data, only_gradient,
+            )  # fmt: skip
+
+        visit.alive = columns  # type: ignore[attr-defined]
+        return visit
 
 
 class _Acting:

@@ -28,6 +28,10 @@ class PolicyGradientLoss:
     value_clip: float | None = None
     """Largest change of a value from the old one; None does not clip."""
 
+    def total(self, policy_loss: Tensor, value_loss: Tensor, entropy: Tensor) -> Tensor:
+        """The loss from its parts."""
+        return policy_loss + self.value_coef * value_loss - self.entropy_coef * entropy
+
 
 class Sequences(NamedTuple):
     """Where the data of a network with memory begins and which of its steps are learned from."""
@@ -61,3 +65,12 @@ class Steps(NamedTuple):
     value_loss: Tensor  # [S]
     entropy: Tensor  # [S]
     grad_norm: Tensor  # [S] before clipping
+
+
+class Gradient(NamedTuple):
+    """What is known of M rows beside the gradient of their mean loss."""
+
+    log_ratio: Tensor  # [M] log p - log p_old
+    policy_loss: Tensor
+    value_loss: Tensor
+    entropy: Tensor

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rlx.distributed import World
 from rlx.nn.losses import Sequences
 from rlx.tree_ops import map_tree
 from rlx.types import Tree
@@ -35,6 +36,33 @@ def minibatches(
         begins = [sequences.is_first[:, part] for part in order.cpu().chunk(num_minibatches)]
     for part, is_first in zip(parts, begins, strict=True):
         yield _minibatch(inputs, columns, sequences, part, is_first)
+
+
+def own_parts(order: Tensor, num_envs: int, num_minibatches: int, world: World, *, by_env: bool) -> list[Tensor]:
+    """This rank's rows, or environments, of each minibatch of all ranks, on the CPU; some may be empty.
+
+    Args:
+        order: of the rows [T * B] of the B environments of all ranks, or of these environments [B].
+        num_envs: of this rank.
+        num_minibatches: at most len(order).
+        world: the ranks.
+        by_env: whether `order` is one of environments.
+    """
+    order, num_all, first = order.cpu(), num_envs * world.size, num_envs * world.rank
+    size = -(-len(order) // num_minibatches)  # as of `Tensor.chunk`
+    env = order if by_env else order % num_all
+    is_own = (env >= first) & (env < first + num_envs)
+    own_env = env[is_own] - first
+    rows = own_env if by_env else order[is_own] // num_all * num_envs + own_env
+    counts = torch.bincount(is_own.nonzero()[:, 0] // size, minlength=-(-len(order) // size))
+    return list(rows.split(counts.tolist()))
+
+
+def part_of(inputs: Tree, columns: Columns, sequences: Sequences | None, part: Tensor | None) -> tuple[Tree, Columns, Sequences | None]:
+    """The rows, or the sequences, with these numbers, which are on the CPU; all of them if it is None."""
+    is_first = None if sequences is None or part is None else sequences.is_first[:, part]
+    device = next(x for x in columns if x is not None).device
+    return _minibatch(inputs, columns, sequences, None if part is None else part.to(device), is_first)
 
 
 def _minibatch(

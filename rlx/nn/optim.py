@@ -7,8 +7,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlx.distributed import ALONE, World
 from rlx.nn.finite import FiniteWatch
 from rlx.types import State
+
+NUM_SENT = 3
+"""Numbers that are added up over ranks together with the gradient."""
 
 
 class FlatAdam:
@@ -29,7 +33,9 @@ class FlatAdam:
     ) -> None:
         parameters = list(module.parameters())
         self._parameters = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self._grad = torch.zeros_like(self._parameters)
+        self._sent = self._parameters.new_zeros(len(self._parameters) + NUM_SENT)
+        self._grad, self._tail = self._sent[:-NUM_SENT], self._sent[-NUM_SENT:]
+        self.world: World = ALONE
         self._mean, self._square = torch.zeros_like(self._grad), torch.zeros_like(self._grad)
         self.num_steps = 0
         self._finite = FiniteWatch()
@@ -45,6 +51,25 @@ class FlatAdam:
     def parameters(self) -> Tensor:
         """All parameters as one vector, which the module's parameters are views of."""
         return self._parameters
+
+    def join(self, world: World) -> None:
+        """Learn together with other ranks, from the parameters of rank 0: `reduce` then adds up the gradients of all ranks."""
+        self.world = world
+        world.broadcast_(self._parameters)
+
+    def reduce(self, share: float, numbers: Tensor) -> Tensor:
+        """Replace the gradient of the mean loss over this rank's rows by that over the rows of all ranks.
+
+        Args:
+            share: of all rows that are this rank's.
+            numbers: at most NUM_SENT means over this rank's rows.
+
+        Returns:
+            These means over the rows of all ranks.
+        """
+        self._tail[: len(numbers)].copy_(numbers)
+        self.world.sum_(self._sent.mul_(share))
+        return self._tail[: len(numbers)].clone()
 
     def zero_grad(self) -> None:
         self._grad.zero_()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from rlx import ops
+from rlx.distributed import World
 from rlx.nn.backbone import Evaluated
-from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences, Steps
-from rlx.nn.minibatches import minibatches
+from rlx.nn.losses import Batch, Gradient, PolicyGradientLoss, Sequences, Steps
+from rlx.nn.minibatches import minibatches, own_parts, part_of
 from rlx.nn.networks import Network
 from rlx.nn.optim import FlatAdam
+from rlx.nn.pooled import normalize_groups
 from rlx.types import Tree
 
 
@@ -26,28 +30,86 @@ def gradient_steps(
     learning_rate: float,
     order: Tensor | None = None,
     num_minibatches: int = 1,
+    num_envs: int = 1,
 ) -> Steps:
     """Visit every row of a batch once, with a gradient step for each of `num_minibatches` parts as equal as can be.
 
-    A network with memory visits whole sequences [T] of a batch [T, B, *].
+    A network with memory visits whole sequences [T] of a batch [T, B, *]. The ranks of `optimizer` visit the same minibatches together,
+    each its own rows of them; statistics of the steps are then those of all ranks, and log-ratios those of this rank's rows.
 
     Args:
         network, optimizer, loss, batch: what to learn, how, and from what.
         learning_rate: step size.
-        order: of the rows [N], or of the sequences [B].
+        order: of the rows [N], or of the sequences [B]; with several ranks those of all, [T, B] as in a rollout of all environments.
         num_minibatches: gradient steps; at most the number of rows or sequences.
+        num_envs: of this rank; where `order` is one of rows of several ranks.
 
     Raises:
         NonFiniteError: if a loss or a gradient is not finite; on an accelerator only by `optimizer.check`.
     """
+    if optimizer.world.size > 1:
+        by_env = batch.sequences is not None
+        own = None if order is None else own_parts(order, num_envs, num_minibatches, optimizer.world, by_env=by_env)
+        return _steps_of_ranks(network, optimizer, loss, batch, learning_rate, own)
     if compiled := network.compiled:
         return compiled.gradient_steps(optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=num_minibatches)
     columns: tuple[Tensor | None, ...] = batch[1:-1]
     parts = minibatches(batch.inputs, columns, batch.sequences, order=order, num_minibatches=num_minibatches)
-    found = [
-        _step(network, optimizer, loss, Batch(inputs, *rows, sequences), learning_rate)  # type: ignore[arg-type,call-arg]
-        for inputs, rows, sequences in parts
-    ]
+    found = []
+    for inputs, rows, sequences in parts:
+        gradient = _gradient(network, optimizer, loss, Batch(inputs, *rows, sequences))  # type: ignore[arg-type,call-arg]
+        found.append((*gradient, optimizer.step(loss.total(*gradient[1:]), learning_rate)))
+    return _statistics(found)
+
+
+def _steps_of_ranks(
+    network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, learning_rate: float, parts: list[Tensor] | None
+) -> Steps:
+    """`gradient_steps` of several ranks: each adds its part of every minibatch, of all its rows to a single one if `parts` is None."""
+    advantage, counts, totals = _pooled_advantage(batch, parts, optimizer.world)
+    if loss.normalize_advantage:
+        loss, batch = replace(loss, normalize_advantage=False), batch._replace(advantage=advantage)
+    gradient_of: Callable[[Tensor | None], Gradient] = functools.partial(_gradient_of_part, network, optimizer, loss, batch)
+    if compiled := network.compiled:
+        gradient_of = compiled.gradients(optimizer, loss, batch, largest=max(counts))
+    found = []
+    every: Sequence[Tensor | None] = parts or [None]
+    for part, count, total in zip(every, counts, totals, strict=True):
+        if count:
+            gradient = gradient_of(part)
+        else:
+            optimizer.zero_grad()
+            gradient = Gradient(advantage.new_zeros(0), *advantage.new_zeros(3))
+        means = optimizer.reduce(count / total, torch.stack(gradient[1:])).unbind()
+        found.append((gradient.log_ratio, *means, optimizer.step(loss.total(*means), learning_rate)))
+    return _statistics(found)
+
+
+def _pooled_advantage(batch: Batch, parts: list[Tensor] | None, world: World) -> tuple[Tensor, list[int], list[int]]:
+    """Advantages like those of the batch, normalised within each minibatch of all ranks.
+
+    Returns:
+        The advantages, and for each minibatch the number of this rank's rows and of all ranks' rows in it.
+    """
+    sizes = [batch.advantage.shape[-1]] if parts is None else [len(part) for part in parts]
+    number = torch.repeat_interleave(torch.tensor(sizes))  # of the minibatch, in the order of visits
+    label = number if parts is None else torch.empty_like(number).index_put_((torch.cat(parts),), number)
+    label = label.expand(batch.advantage.shape)  # of a row, or of a whole sequence
+    used = None if batch.sequences is None else batch.sequences.used
+    chosen = torch.ones(label.shape, dtype=torch.bool) if used is None else used.cpu()
+    found, counts, totals = normalize_groups(batch.advantage.cpu()[chosen], label[chosen], len(sizes), world)
+    advantage = torch.zeros(label.shape).masked_scatter_(chosen, found.to(torch.float32))
+    return advantage.to(batch.advantage.device), counts, totals
+
+
+def _gradient_of_part(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, part: Tensor | None) -> Gradient:
+    """`_gradient` of the rows, or sequences, with these numbers."""
+    inputs, rows, sequences = part_of(batch.inputs, batch[1:-1], batch.sequences, part)
+    return _gradient(network, optimizer, loss, Batch(inputs, *rows, sequences))  # type: ignore[arg-type,call-arg]
+
+
+def _statistics(found: Sequence[tuple[Tensor, ...]]) -> Steps:
+    """Log-ratios [M], policy loss, value loss, entropy and gradient norm of each step, together."""
     log_ratios, *statistics = zip(*found, strict=True)
     return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in statistics))
 
@@ -72,8 +134,8 @@ def batch_of(
     return Batch(evaluated.inputs, action, advantage, target, value, old_log_prob, old_params, sequences)
 
 
-def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, learning_rate: float) -> tuple[Tensor, ...]:
-    """One step on a minibatch of M rows; returns log-ratios [M] and (policy loss, value loss, entropy, gradient norm).
+def _gradient(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch) -> Gradient:
+    """Leave the gradient of the mean loss over a minibatch of M rows in the optimiser.
 
     The losses and the head return their derivatives: d_x is d loss / d x.
     """
@@ -102,9 +164,7 @@ def _step(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch
     else:
         value_loss, d_value = ops.clipped_value_loss(value, batch.old_value, batch.target, clip=loss.value_clip)
     backward_network(d_params, d_value.mul_(loss.value_coef))
-    total = policy_loss + loss.value_coef * value_loss - loss.entropy_coef * entropy
-    grad_norm = optimizer.step(total, learning_rate)
-    return log_ratio, policy_loss, value_loss, entropy, grad_norm
+    return Gradient(log_ratio, policy_loss, value_loss, entropy)
 
 
 def _forward_vjp(network: Network, inputs: Tree, sequences: Sequences | None) -> tuple[Tensor, Tensor, Callable[[Tensor, Tensor], None]]:

@@ -5,11 +5,14 @@ On one rank they are the statistics of its rows, computed as without ranks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlx import ops
 from rlx.distributed import World
 
 Array = NDArray[np.float64]
@@ -36,6 +39,48 @@ def merge(count: Array, mean: Array, variance: Array) -> tuple[Array, Array, Arr
         spread = spread + n * v + delta**2 * (total * n / both)
         centre, total = centre + delta * (n / both), total + n
     return total, centre, spread / np.maximum(total, 1.0)
+
+
+def normalize_groups(x: Tensor, group: Tensor, num_groups: int, world: World) -> tuple[Tensor, list[int], list[int]]:
+    """`ops.normalize` of x [N] within each group of rows of all ranks.
+
+    Args:
+        x: this rank's rows.
+        group: [N] of each row, in [0, num_groups).
+        num_groups: G.
+        world: the ranks.
+
+    Returns:
+        The normalised rows [N] in float64, and for each group [G] the number of this rank's rows and of all ranks' rows in it.
+    """
+    x = x.to(torch.float64)
+    count = torch.bincount(group, minlength=num_groups).double()
+    mean = torch.bincount(group, x, num_groups) / count.clamp(min=1.0)
+    variance = torch.bincount(group, (x - mean[group]).square(), num_groups) / count.clamp(min=1.0)
+    every = world.all_float64(torch.stack((count, mean, variance)).numpy())
+    total, pooled_mean, pooled_variance = (torch.from_numpy(y) for y in merge(every[:, 0], every[:, 1], every[:, 2]))
+    found = (x - pooled_mean[group]) / (pooled_variance.sqrt()[group] + 1e-8)
+    return found, count.long().tolist(), total.long().tolist()
+
+
+def averages(means: Sequence[Tensor], count: int, world: World) -> list[Tensor]:
+    """Means over the rows of all ranks, from this rank's means, each of one number, over `count` rows, which may be 0."""
+    if world.size == 1:
+        return list(means)
+    own = torch.stack([mean.detach() for mean in means]).cpu().double().numpy() if count else np.zeros(len(means))
+    every = world.all_float64(np.concatenate(([float(count)], own)))
+    total, pooled, _ = merge(every[:, :1], every[:, 1:], np.zeros_like(every[:, 1:]))
+    found = torch.from_numpy(np.where(total > 0.0, pooled, np.nan)).to(means[0].dtype)
+    return list(found.to(means[0].device).unbind())
+
+
+def explained_variance(prediction: Tensor, target: Tensor, world: World) -> Tensor:
+    """`ops.explained_variance` over the rows of all ranks."""
+    if world.size == 1:
+        return ops.explained_variance(prediction, target)
+    rows = torch.stack((target, target - prediction), dim=-1).flatten(0, -2)
+    variance, of_error = moments(rows.cpu(), world)[2].tolist()
+    return torch.tensor(1.0 - of_error / variance if variance > 0.0 else torch.nan)
 
 
 def _own_moments(x: Tensor) -> tuple[Tensor, Tensor]:
