@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import math
+
 import pytest
 import torch
 from test_algos import build, make_rollout, update
@@ -50,6 +53,26 @@ def test_the_adaptive_step_size_is_kept_between_half_and_twice_the_divergence():
 def test_an_adaptive_step_size_is_refused_where_it_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
         PPOConfig(adaptive_learning_rate=True, **settings)
+
+
+# Adam
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_adams_decay_rates_are_those_that_are_set(compiles):
+    config = PPOConfig(adam_beta1=0.6, adam_beta2=0.7, num_epochs=1, num_minibatches=1, max_grad_norm=math.inf)
+    algo = build(config, compiles=compiles)
+    reference = copy.deepcopy(algo.net)
+    adam = torch.optim.Adam(reference.parameters(), lr=config.learning_rate, betas=(0.6, 0.7), eps=1e-5)
+    for _ in range(3):
+        update(algo, make_rollout())
+        gradient, at = torch.from_numpy(algo.optimizer.arrays()[0].copy()), 0
+        for p in reference.parameters():
+            p.grad = gradient[at : at + p.numel()].view_as(p).clone()
+            at += p.numel()
+        adam.step()
+    for p, q in zip(algo.net.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=0)
 
 
 # Networks

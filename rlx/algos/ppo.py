@@ -44,7 +44,7 @@ class PPO(AblatesMemory):
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length
         self.net = Network(spec, **config.network(), shared=config.shared_network).to(device)
-        self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
+        self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm, betas=(config.adam_beta1, config.adam_beta2))
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
         self.value_scale = ValueScale(preserves=config.popart) if config.normalize_value else None
         self.world: World = ALONE

@@ -50,6 +50,12 @@ class PPOConfig(PolicyGradientConfig):
     """Smallest adaptive step size."""
     learning_rate_max: float = setting(1e-2, above=0, used_if="algo.adaptive_learning_rate=true")
     """Largest adaptive step size."""
+    adam_beta1: float = setting(0.9, within="[0, 1)")
+    """Decay per gradient step of Adam's running mean of the gradient."""
+    adam_beta2: float = setting(0.999, within="[0, 1)")
+    """The same of the squared gradient. In long runs, policies of PPO collapse less often if it equals adam_beta1: a mean of squares that
+    lags behind that of gradients lets steps grow where gradients suddenly do (Dohare et al. 2023, "Overcoming policy collapse in deep
+    reinforcement learning", https://openreview.net/forum?id=m9Jfdz4ymO)."""
     value_clip: float | None = setting(None, above=0)
     """Largest change of a value from the rollout's, in units of the (scaled) return, or of its deviation under
     normalize_value; null does not clip."""
