@@ -51,7 +51,7 @@ SETTINGS = {
     "ppo": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.normalize_observation=true", "algo.normalize_reward=true",
             "algo.anneal_learning_rate=true", "algo.objective=adaptive_kl"],
     "ppo-settings": ["algo.rollout_length=20", "algo.num_minibatches=3", "algo.adaptive_learning_rate=true",
-                     "algo.normalize_value=true", "algo.popart=true"],
+                     "algo.normalize_value=true", "algo.popart=true", "algo.rpo_alpha=0.1"],
     "dqn": ["algo.initial_steps=97", "algo.batch_size=16", "algo.hidden_sizes=[16]", "algo.replay_size=401", "algo.utd=0.4",
             "algo.target_every=30", "algo.rollout_length=2", "algo.per=true", "algo.dueling=true", "algo.distributional=c51",
             "algo.anneal_learning_rate=true"],

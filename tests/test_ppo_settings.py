@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from test_algos import build, make_rollout, update
+from test_algos import CONTINUOUS, build, make_rollout, update
 from torch import Tensor
 
 from rlx import ops
@@ -53,6 +53,37 @@ def test_the_adaptive_step_size_is_kept_between_half_and_twice_the_divergence():
 def test_an_adaptive_step_size_is_refused_where_it_cannot_work(settings, message):
     with pytest.raises(ConfigError, match=message):
         PPOConfig(adaptive_learning_rate=True, **settings)
+
+
+# Noise in the update
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_rpo_adds_uniform_noise_to_the_mean_anew_in_each_pass(compiles, monkeypatch):
+    alpha, rollout = 0.4, make_rollout(CONTINUOUS, length=64)
+    config = PPOConfig(rpo_alpha=alpha, num_epochs=2, num_minibatches=1, learning_rate=1e-12)
+    algo = build(config, CONTINUOUS, compiles=compiles)
+    noise: list[Tensor] = []
+    perturbed = algo._perturbed
+    monkeypatch.setattr(algo, "_perturbed", lambda action: (noise.append(action - (out := perturbed(action))), out)[1])
+    metrics = update(algo, rollout)
+    assert len(noise) == 2
+    assert not torch.equal(*noise)
+    for z in noise:
+        assert z.abs().max() <= alpha
+        assert z.std() == pytest.approx(alpha / 3**0.5, rel=0.1)
+        assert abs(z.mean()) < 0.03
+    mean = algo.net.policy_params(rollout.obs.flatten(0, 1))
+    normal = torch.distributions.Normal(mean, 1.0), torch.distributions.Normal(mean + noise[1].flatten(0, 1), 1.0)
+    old, new = (d.log_prob(rollout.action.flatten(0, 1)).sum(-1) for d in normal)
+    assert metrics["update/approx_kl"] == pytest.approx(ops.approximate_kl(new - old).item(), rel=1e-3)
+
+
+def test_rpo_is_refused_where_there_is_no_mean():
+    with pytest.raises(
+        ConfigError, match=r"algo\.rpo_alpha=0\.1 perturbs the mean of a Gaussian, and env=Discrete-v0 has actions Discrete\(2\)"
+    ):
+        build(PPOConfig(rpo_alpha=0.1))
 
 
 # Adam

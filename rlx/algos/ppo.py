@@ -16,7 +16,9 @@ from torch import Tensor
 from rlx import ops
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.distributed import ALONE, World
+from rlx.errors import ConfigError
 from rlx.nn.backbone import ArrayPolicy, Evaluated, rows_of
+from rlx.nn.heads import GaussianHead
 from rlx.nn.losses import PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import Network
@@ -25,6 +27,7 @@ from rlx.nn.optim import FlatAdam
 from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.nn.pooled import averages, explained_variance
 from rlx.nn.value_scale import ValueScale
+from rlx.spaces import describe_space
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _OBJECTIVES: dict[Objective, Literal["surrogate", "clip", "spo"]] = {
@@ -44,6 +47,9 @@ class PPO(AblatesMemory):
         self.config, self.device = config, device
         self.rollout_length = config.rollout_length
         self.net = Network(spec, **config.network(), shared=config.shared_network).to(device)
+        if config.rpo_alpha and not isinstance(self.net.head, GaussianHead):
+            raise ConfigError(f"algo.rpo_alpha={config.rpo_alpha} perturbs the mean of a Gaussian, and env={spec.id} has actions "
+                              f"{describe_space(spec.action_space)}; leave it out")  # fmt: skip
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm, betas=(config.adam_beta1, config.adam_beta2))
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
         self.value_scale = ValueScale(preserves=config.popart) if config.normalize_value else None
@@ -118,7 +124,8 @@ class PPO(AblatesMemory):
                 evaluated = self.net.evaluate(rollout, afresh=True)
                 advantage = self._advantage(rollout, reward, evaluated)
                 target = self._to_return(evaluated.value) + advantage
-            batch = batch_of(evaluated, action=rollout.action, advantage=advantage, target=self._to_value(target),
+            action = self._perturbed(rollout.action) if config.rpo_alpha else rollout.action
+            batch = batch_of(evaluated, action=action, advantage=advantage, target=self._to_value(target),
                              old_log_prob=old_log_prob, old_params=old_params)  # fmt: skip
             order = torch.randperm(num_visited, device=self.device)
             steps = gradient_steps(
@@ -164,6 +171,12 @@ class PPO(AblatesMemory):
             discount=self.config.discount,
             lam=self.config.gae_lambda,
         )
+
+    def _perturbed(self, action: Tensor) -> Tensor:
+        """Actions [T, B, A] less uniform noise: their density is that under a Gaussian whose mean has the noise added."""
+        alpha = self.config.rpo_alpha
+        noise = self.world.draw(action.transpose(0, 1).contiguous(), lambda x: x.uniform_(-alpha, alpha))
+        return action - noise.transpose(0, 1)
 
     def _clip_fraction(self, log_ratio: Tensor) -> Tensor:
         """The part of all ranks' rows [N] whose ratio is outside the interval."""

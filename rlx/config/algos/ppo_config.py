@@ -38,6 +38,10 @@ class PPOConfig(PolicyGradientConfig):
     """Initial weight of the KL penalty; the paper's beta."""
     kl_target: float = setting(0.01, above=0, used_if="algo.objective=adaptive_kl")
     """KL divergence per update to which the penalty's weight is adapted; the paper's d_targ."""
+    rpo_alpha: float = setting(0.0, at_least=0)
+    """Half-width of uniform noise that is added to the mean of a Gaussian policy in every gradient step, anew in each pass: robust policy
+    optimisation (Rahman and Xue 2022, https://arxiv.org/abs/2212.07536; 0.5 there, 0.01 for some tasks of MuJoCo). It keeps the policy
+    from narrowing. The divergence that update/approx_kl, target_kl and adaptive_learning_rate see includes the noise. 0 adds none."""
     target_kl: float | None = setting(None, above=0)
     """Stop the passes over a rollout once the mean approximate KL divergence of a pass exceeds this; null never stops."""
     adaptive_learning_rate: bool = False
