@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from rlx.errors import StorageError
+
 Kernel = Callable[..., int]
 """A function of addresses and numbers. It keeps no references: the caller keeps the arrays behind the addresses alive."""
 
@@ -90,8 +92,10 @@ def _is_writable(directory: Path) -> bool:
 def compile_into_cache(module: KernelModule) -> bytes:
     """The object file of a module, compiled now and kept in the cache if it can be written."""
     _initialised_llvm()
+    file = _file(module)
     code = _compile(module)
-    _write(_file(module), code)
+    if _digest.__wrapped__(module) == _digest(module):  # else the source was edited meanwhile: nobody knows which one was compiled
+        _write(file, code)
     return code
 
 
@@ -136,6 +140,7 @@ def _compile(module: KernelModule) -> bytes:
     for kernel, signature in importlib.import_module(module.name).SIGNATURES.items():
         if kernel.py_func.__name__ not in names:
             continue
+        _check_arguments(kernel.py_func.__name__, dict(module.arguments)[kernel.py_func.__name__], signature)
         kernel.compile(signature)
         compiled = kernel.overloads[signature.args]
         part = compiled.library._final_module.clone()
@@ -148,11 +153,20 @@ def _compile(module: KernelModule) -> bytes:
     return code
 
 
+def _check_arguments(name: str, letters: str, signature: Any) -> None:
+    """Refuse a kernel whose arguments are others than its caller knows: called with the wrong ones, it would compute nonsense silently."""
+    kinds = ["p" if hasattr(kind, "dtype") else {"int64": "i", "float32": "f", "float64": "d"}[str(kind)] for kind in signature.args]
+    if "".join(kinds) != letters:
+        raise StorageError(f"the arguments of kernel {name} are {''.join(kinds)} in its source and {letters} where it is called: the files "
+                          "of rlx were changed while this process ran, or do not belong together; start again")  # fmt: skip
+
+
 def _file(module: KernelModule) -> Path:
     names = "-".join(name for name, _ in module.arguments)
     return _cache_directory() / f"{module.name.rpartition('.')[2]}-{names}-{_digest(module)}.o"
 
 
+@functools.cache  # of the source that this process will import, or has imported
 def _digest(module: KernelModule) -> str:
     from llvmlite import binding as llvm
 

@@ -95,7 +95,7 @@ RULES = {
     "rlx.collect": (*COMMON, "rlx.transfer", "rlx.distributed", "rlx.shares"),
     "rlx.shares": (),
     "rlx.transfer": COMMON,
-    "rlx.compiled_code": (),
+    "rlx.compiled_code": ("rlx.errors",),
     "rlx.kernel_memory": (),
     "rlx.replay": (*COMMON, "rlx.appended", "rlx.columns", "rlx.priorities"),
     "rlx.priorities": (),

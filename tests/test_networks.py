@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from rlx import compiled_code
 from rlx.config.algo_registry import ALGORITHMS
 from rlx.envs.control import cartpole
-from rlx.errors import NonFiniteError
+from rlx.errors import NonFiniteError, StorageError
 from rlx.nn import encoders
 from rlx.nn.leaf_encoders import Encoder, EncoderSettings
 from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
@@ -199,6 +200,23 @@ def test_machine_code_is_kept_and_refused_if_it_is_damaged_or_others_could_have_
     compiled_code._write(file, b"code")
     file.chmod(0o666)
     assert compiled_code._read(file) is None
+
+
+def test_machine_code_of_a_source_that_is_edited_meanwhile_is_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled_code, "_digest", functools.cache(compiled_code._digest.__wrapped__))
+    monkeypatch.setattr(compiled_code, "_compile", lambda module: b"code")
+    module = compiled_code.KernelModule("rlx.nn.kernels", (("act", "p"),))
+    monkeypatch.setattr(compiled_code, "_source", lambda name: b"before")
+    compiled_code._file(module)
+    monkeypatch.setattr(compiled_code, "_source", lambda name: b"after")
+    assert compiled_code.compile_into_cache(module) == b"code"
+    assert not (tmp_path / "rlx").exists()
+
+
+def test_a_kernel_whose_arguments_are_not_those_of_its_caller_is_refused():
+    with pytest.raises(StorageError, match="arguments of kernel act are p in its source and pi where it is called"):
+        compiled_code._compile(compiled_code.KernelModule("rlx.nn.kernels", (("act", "pi"),)))
 
 
 def test_another_process_compiles_into_the_cache_and_loading_waits_for_it(tmp_path, monkeypatch):
