@@ -271,17 +271,26 @@ def check_ranks(config: RunConfig, algo: Algorithm, num_ranks: int) -> None:
     """Raise a ConfigError if a run cannot be divided among so many ranks."""
     if num_ranks == 1:
         return
-    name, number = config.algo.name, f"{num_ranks} ranks"
+    check_division(config, num_ranks)
+    name = config.algo.name
     if not isinstance(algo, Distributes):
         able = ", ".join(f"algo={n}" for n in ("a2c", "ppo", "reinforce"))
-        raise ConfigError(f"algo={name} learns in one process, so that it cannot be trained on {number}: leave --ranks out, or use {able}")
+        raise ConfigError(
+            f"algo={name} learns in one process, so that it cannot be trained on {num_ranks} ranks: leave --ranks out, or use {able}"
+        )
+
+
+def check_division(config: RunConfig, num_ranks: int) -> None:
+    """Raise a ConfigError if the settings of a run cannot be divided among so many ranks."""
+    if num_ranks == 1:
+        return
     if config.env.workers:
         raise ConfigError(
-            f"env.workers={config.env.workers} has no place beside {number}, each of which steps its environments in a process of its own: "
-            "leave env.workers out, and use as many ranks"
+            f"env.workers={config.env.workers} has no place beside {num_ranks} ranks, each of which steps its environments in a process "
+            "of its own: leave env.workers out, and use as many ranks"
         )
     if config.runtime.device.startswith("cuda:"):
         raise ConfigError(
-            f"runtime.device={config.runtime.device} names one GPU for {number}: say runtime.device=cuda, which gives each its own"
+            f"runtime.device={config.runtime.device} names one GPU for {num_ranks} ranks: say runtime.device=cuda, which gives each its own"
         )
     World(0, num_ranks).share(config.env.num_envs)

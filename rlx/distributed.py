@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlx.errors import ConfigError, LostRankError, RankError
+from rlx.launcher import MEETING
 
 T = TypeVar("T")
 
@@ -32,9 +33,6 @@ TIMEOUT_S = 600.0
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets."""
-
-MEETING = "RLX_RANKS_DIR"
-"""What `rlx train --ranks` sets instead of the address: a directory in which the ranks of one machine find each other."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +275,8 @@ def _reporting() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.distributed.DistError is one, and gloo raises it directly
-        why = " ".join(str(error).split())
-        raise LostRankError(f"another rank has ended or cannot be reached ({why[:200]}): see what it said; `rlx resume` continues from the "
-                        "last checkpoint") from error  # fmt: skip
+        why = " ".join(str(error).split())[:200]
+        lost = LostRankError(f"another rank has ended or cannot be reached ({why}): see what it said; `rlx resume` continues from the last "
+                             "checkpoint")  # fmt: skip
+        lost.detail = why
+        raise lost from error

@@ -100,6 +100,9 @@ class RankError(RlxError):
 class LostRankError(RankError):
     """Another rank of the run has ended or cannot be reached, and may have said why."""
 
+    detail: str = ""
+    """What torch says."""
+
 
 class SweepError(RlxError):
     """Some runs of a sweep failed; the others are finished."""

@@ -11,18 +11,21 @@ from typing import Any
 
 import torch
 
-from rlx import loop
-from rlx.build import resolve_device
+from rlx import distributed, loop
+from rlx.build import check_division, device_of_rank, resolve_device
 from rlx.checkpoint import find_checkpoints
-from rlx.config.algo_registry import is_plugin
 from rlx.config.override_types import Override
+from rlx.config.saved import save_config
 from rlx.config.schema import ConsoleMode, Precision, RunConfig
-from rlx.errors import ConfigError, EnvError, OutOfMemoryError, PluginError, RlxError, user_line
+from rlx.distributed import World
+from rlx.errors import ConfigError, LostRankError, RlxError
+from rlx.failures import as_rlx_error
 from rlx.files import open_to_append
 from rlx.finetune import load_initial
 from rlx.nn.network_report import observation_line
 from rlx.nn.precision import bfloat16_instructions
 from rlx.parts import Parts, build
+from rlx.ranks import Work, agreed_signal, begin_together, hosts_of, ranks_option, reason, send_work
 from rlx.signals import SignalHandler
 from rlx.store.layout import LOG
 from rlx.store.provenance import save_uncommitted
@@ -35,7 +38,6 @@ from rlx.track.logger import Console, RunLogger
 from rlx.track.tensorboard import check_installed, make_tensorboard
 from rlx.track.wandb import BEST_OF, make_mirror
 from rlx.types import Progress
-from rlx.user_code import plugin_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class Outcome:
     finished: bool
     exit_code: int
     """0, or 128 plus the signal that stopped it."""
+    ranks: str = ""
+    """What `rlx resume` needs behind the run's name to continue with as many ranks."""
 
 
 def train(
@@ -77,9 +81,11 @@ def train(
         _check_budget(run, config)
     if config.log.tensorboard:
         check_installed()
-    device = resolve_device(config)
+    world = distributed.current()
+    check_division(config, world.size)
+    device = device_of_rank(resolve_device(config), world)
     with run.lock(), SignalHandler() as signals:
-        segment = len(run.segments)
+        segment, hosts = len(run.segments), hosts_of(world)
         warnings = [run.keep_record(config, changed=bool(overrides)), _other_bfloat16(run, config, device)]
         run.begin_segment(
             {
@@ -87,31 +93,37 @@ def train(
                 "overrides": list(map(str, overrides)),
                 "device": str(device),
                 "threads": config.runtime.threads,
+                **({"ranks": world.size, "hosts": hosts} if world.size > 1 else {}),
                 **({"bfloat16": bfloat16_instructions(device)} if config.runtime.precision is Precision.bf16 else {}),
             }
         )
         saving = save_uncommitted(run.path) if segment == 0 else None
-        with _ending(run, config) as ending:
-            parts = build(config, run.checkpoints, device, inexact=inexact)
-            parts.trust(run.is_trusted())
+        with _ending(run, config, world) as ending:
+            trusted = run.is_trusted()
+            send_work(world, Work(config=save_config(config), inexact=inexact, trusted=trusted, run=run.reference))
+            parts = build(config, run.checkpoints, device, inexact=inexact, world=world)
+            parts.trust(trusted)
             ending["spaces"] = parts.checkpointer.spaces  # as in the checkpoints, where a resume compares them
             with contextlib.closing(parts):
                 run.keep_network(parts.network)
                 load_initial(run, parts.algo)
-                title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {device}"
+                begin_together(world, parts)
+                where = f"{world.size} ranks, {device.type}" if world.size > 1 else device
+                title = f"{run.name}   {config.algo.name} on {config.env.id}, {config.env.num_envs} envs, {where}"
                 console = console or make_console(config.log.console.value, title)
                 with contextlib.closing(console):
                     for warning in filter(None, warnings):
                         console.note(f"warning: {warning}")
                     progress, finished = _train(
-                        run, config, parts, signals, segment, console, wandb or config.log.wandb.value, should_pause
+                        run, config, parts, signals, segment, console, wandb or config.log.wandb.value, should_pause, world
                     )
             status = "finished" if finished else "stopped" if signals.stopped_by else "paused"
             ending |= {"env_steps": progress.env_steps, "status": status}
         if saving is not None:
             saving.join(2.0)
     stopped_by = signals.stopped_by
-    return Outcome(progress=progress, finished=finished, exit_code=128 + stopped_by if stopped_by and not finished else 0)
+    code = 128 + stopped_by if stopped_by and not finished else 0
+    return Outcome(progress=progress, finished=finished, exit_code=code, ranks=ranks_option(world))
 
 
 def _train(
@@ -123,6 +135,7 @@ def _train(
     console: Console,
     wandb: str,
     should_pause: loop.Pause,
+    world: World,
 ) -> tuple[Progress, bool]:
     meta = run.meta()
     parts.checkpointer.warn = lambda text: console.note(f"warning: {text}")
@@ -150,7 +163,9 @@ def _train(
                 checkpointer=parts.checkpointer,
                 signals=signals,
                 should_pause=should_pause,
+                world=world,
             )
+            agreed_signal(world, signals)
             exit_code = 128 + signals.stopped_by if signals.stopped_by and not finished else 0
         finally:
             parts.checkpointer.close()
@@ -160,14 +175,17 @@ def _train(
 
 
 @contextlib.contextmanager
-def _ending(run: RunDir, config: RunConfig) -> Iterator[dict[str, Any]]:
+def _ending(run: RunDir, config: RunConfig, world: World) -> Iterator[dict[str, Any]]:
     """Record how the block ends, also by an exception; the block adds details to the dictionary."""
     ending: dict[str, Any] = {"status": "failed"}
     try:
         try:
             yield ending
         except (Exception, SystemExit, KeyboardInterrupt) as error:
-            _refuse(error, config)
+            if isinstance(error, LostRankError):
+                raise reason(world, run.reference, error) from error
+            if (found := as_rlx_error(error, config)) is not None:
+                raise found from error
             raise
     except BaseException as error:
         ending["error"] = f"{type(error).__name__}: {error}"
@@ -178,27 +196,6 @@ def _ending(run: RunDir, config: RunConfig) -> Iterator[dict[str, Any]]:
             run.end_segment(**ending)
         raise
     run.end_segment(**ending)
-
-
-def _refuse(error: BaseException, config: RunConfig) -> None:
-    """Raise an RlxError instead of an exception that is not a bug of rlx."""
-    found: RlxError
-    if isinstance(error, SystemExit | KeyboardInterrupt):  # signals do not raise while a run trains, so this is the environment's
-        line = f" in {line}" if (line := user_line(error)) else ""
-        found = EnvError(f"the environment's code ended the program with {type(error).__name__}{line}; `rlx resume` goes on")
-    elif isinstance(error, MemoryError) or "out of memory" in str(error).lower() or "can't allocate memory" in str(error):
-        found = OutOfMemoryError(f"memory ran out ({' '.join(str(error).split())[:200] or 'MemoryError'}); fewer env.num_envs, a smaller "
-                                 "network or replay, need less; `rlx resume` goes on from the last checkpoint")  # fmt: skip
-    elif not isinstance(error, RlxError) and (is_plugin(config.algo.name) or plugin_line(error)):
-        what, line = " ".join(f"{type(error).__name__}: {error}".split())[:300], plugin_line(error)
-        where = f"raised {what}; {line}" if line else f"returned something that cannot be used ({what}); see rlx.types.Algorithm"
-        found = PluginError(
-            f"the code of algo={config.algo.name} {where}; `rlx resume` goes on from the last checkpoint once it is repaired"
-        )
-    else:
-        return
-    found.trace = "".join(traceback.format_exception(error))
-    raise found from error
 
 
 def _keep(run: RunDir, text: str) -> bool:

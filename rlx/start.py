@@ -88,7 +88,9 @@ def _kernels_of(config: RunConfig) -> KernelModule | None:
     return None
 
 
-def check_new(composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None) -> Checked:
+def check_new(
+    composed: Composed, name: str, *, may_exist: bool = False, source: Source | None = None, num_ranks: int | None = None
+) -> Checked:
     """Check everything about a new run that can be checked before there is a directory.
 
     Args:
@@ -96,6 +98,7 @@ def check_new(composed: Composed, name: str, *, may_exist: bool = False, source:
         name: of its directory.
         may_exist: whether a run of this name is no error.
         source: the weights that it starts from.
+        num_ranks: processes that train it; by default those of the world.
 
     Raises:
         ConfigError: if the name is taken or cannot be one, W&B is to be online without a login, the device is missing, the environment
@@ -105,7 +108,7 @@ def check_new(composed: Composed, name: str, *, may_exist: bool = False, source:
         RunDir.check_name(name)
     else:
         RunDir.check_new(runs_directory(), name)
-    checked = check_parts(composed.config, source)
+    checked = check_parts(composed.config, source, num_ranks=num_ranks)
     check_loggers(composed.config)
     return checked
 
@@ -187,7 +190,7 @@ def check_loggers(config: RunConfig) -> None:
         check_login("online")
 
 
-def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
+def check_parts(config: RunConfig, source: Source | None = None, *, num_ranks: int | None = None) -> Checked:
     """Build the environment and the algorithm of a run once, to see that they can be built.
 
     Raises:
@@ -196,7 +199,18 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
     """
     import gymnasium
 
-    from rlx.build import budget_notes, build_algorithm, env_factory, env_spec, image_notes, replay_notes, resolve_device, spaces_in_words
+    from rlx.build import (
+        budget_notes,
+        build_algorithm,
+        check_ranks,
+        env_factory,
+        env_spec,
+        image_notes,
+        replay_notes,
+        resolve_device,
+        spaces_in_words,
+    )
+    from rlx.distributed import current
     from rlx.envs.registry import GameEnvFactory
     from rlx.finetune import FILE, check_fits
     from rlx.types import ReportsNetwork
@@ -211,6 +225,7 @@ def check_parts(config: RunConfig, source: Source | None = None) -> Checked:
     if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     algo = build_algorithm(config, spec, device)
+    check_ranks(config, algo, current().size if num_ranks is None else num_ranks)
     notes = image_notes(config.algo, spec) + replay_notes(algo, config) + budget_notes(config)
     network = algo.network_report() if isinstance(algo, ReportsNetwork) else None
     if source is None:

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import traceback
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import typer
@@ -19,6 +20,7 @@ from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, mo
 from rlx.cli.arguments import Verb, Verbs
 from rlx.cli.options import echo
 from rlx.errors import EnvError, OutOfMemoryError, PluginError, RlxError, StorageError, user_line
+from rlx.launcher import is_rank
 from rlx.signals import expect_requests
 from rlx.text import printable
 from rlx.user_code import plugin_line
@@ -85,7 +87,8 @@ def main() -> None:
         expect_requests()
     _prepare_streams()
     try:
-        app()
+        with _as_rank() if trains and is_rank() else contextlib.nullcontext():
+            app()
     except SystemExit as ended:
         if _is_foreign(ended):
             _end(f"code that rlx called ended the program, at {user_line(ended) or 'a place that is not known'}", EnvError.exit_code)
@@ -110,6 +113,19 @@ def main() -> None:
         if line := plugin_line(error):
             _end(f"a plug-in raised {what}; {line}; {_keep_trace(error)}", PluginError.exit_code)
         _end(f"a bug in rlx: {what}; {_keep_trace(error)}", 1)
+
+
+def _as_rank() -> AbstractContextManager[None]:
+    """What rank 0 runs its command in. The other ranks do not return from here."""
+    from rlx.distributed import launched
+
+    if launched()[0]:
+        from rlx.ranks import follow
+
+        sys.exit(follow())
+    from rlx.ranks import leading
+
+    return leading()
 
 
 def _end(message: str, code: int) -> NoReturn:

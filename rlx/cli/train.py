@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings that differ from the defaults.", autocompletion=complete_overrides)
 ]
+
+Ranks = Annotated[int | None, typer.Option(help="Train in so many processes, among which the environments are divided. (default: 1)")]
 
 
 def train(
@@ -34,6 +37,7 @@ def train(
     notes: Notes = None,
     tags: Tags = None,
     trust: Trust = False,
+    ranks: Ranks = None,
     multirun: Annotated[bool, typer.Option("--multirun", "-m", help="The same as `rlx sweep`, with its options.")] = False,
 ) -> None:
     """Train an algorithm on an environment.
@@ -50,8 +54,11 @@ def train(
 
       rlx train algo=ppo env=walker2d algo.learning_rate=1e-4 --from walker@best --name tuned
 
+      rlx train algo=ppo env=walker2d env.num_envs=16 --ranks 4
+
     Keys and values: `rlx config`. Algorithms and environments: `rlx algos`, `rlx envs`.
     """
+    _launch(ranks, dry_run=dry_run)
     from rlx import start
     from rlx.store.labels import Labels
     from rlx.track.console import say
@@ -69,7 +76,7 @@ def train(
     if not dry_run:
         start.begin_compiling(composed.config)
     source = start.find_source(from_, warn=lambda text: echo(f"warning: {text}", err=True)) if from_ is not None else None
-    checked = start.check_new(composed, run_name, may_exist=auto_resume, source=source)
+    checked = start.check_new(composed, run_name, may_exist=auto_resume, source=source, num_ranks=ranks)
     if dry_run:
         _print_plan(composed, checked)
         return
@@ -85,11 +92,13 @@ def resume(
     run: Annotated[str, typer.Argument(help="Name or path of a run, or latest.", autocompletion=complete_runs)] = "latest",
     overrides: Overrides = None,
     inexact: Annotated[bool, typer.Option("--inexact", help="Begin new episodes instead of replaying the open ones.")] = False,
+    ranks: Ranks = None,
     trust: Trust = False,
 ) -> None:
     """Continue a run from its last checkpoint, exactly as if it had never stopped.
 
-    Only loop.* (budget, cadences), log.* and runtime.device can be changed; the change is kept in meta.json.
+    Only loop.* (budget, cadences), log.* and runtime.device can be changed; the change is kept in meta.json. The number of ranks can be
+    another one each time.
 
     Examples:
 
@@ -98,7 +107,10 @@ def resume(
       rlx resume latest loop.total_env_steps=1_000_000
 
       rlx resume lander runtime.device=cuda
+
+      rlx resume walker --ranks 2
     """
+    _launch(ranks)
     from rlx import start
     from rlx.track.console import say
 
@@ -113,6 +125,17 @@ def resume(
         return
     _say_resuming(again)
     _train(again, inexact=inexact)
+
+
+def _launch(num_ranks: int | None, *, dry_run: bool = False) -> None:
+    """Start the ranks and wait for them, if this process is none of them; then the command is done."""
+    if num_ranks is None:
+        return
+    from rlx.launcher import check_num_ranks, is_rank, launch
+
+    check_num_ranks(num_ranks)
+    if num_ranks > 1 and not dry_run and not is_rank():
+        raise typer.Exit(launch(sys.argv[1:], num_ranks))
 
 
 def _say_resuming(again: Start) -> None:
@@ -130,9 +153,9 @@ def _train(start: Start, *, inexact: bool = False) -> None:
     name = start.run.reference
     if outcome.finished:
         say(f"finished after {steps}; next: `rlx eval {name}`, `rlx show {name}`, or train on with a larger budget: "
-                   f"`rlx resume {name} loop.total_env_steps=…`")  # fmt: skip
+                   f"`rlx resume {name}{outcome.ranks} loop.total_env_steps=…`")  # fmt: skip
     else:
-        say(f"stopped and saved after {steps}; `rlx resume {name}` goes on")
+        say(f"stopped and saved after {steps}; `rlx resume {name}{outcome.ranks}` goes on")
     if outcome.exit_code:
         raise typer.Exit(outcome.exit_code)
 
