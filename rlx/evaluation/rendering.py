@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from rlx.build import env_factory
 from rlx.config.schema import RunConfig
 from rlx.envs.contract import describe, env_error
-from rlx.envs.registry import VectorEnvFactory, extra_for, quiet_rendering
+from rlx.envs.families import extra_for
+from rlx.envs.registry import VectorEnvFactory, quiet_rendering
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError, EnvError, RlxError
 
