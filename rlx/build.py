@@ -40,6 +40,8 @@ _MUCH = 500_000_000
 """Bytes of a replay from which its size is announced."""
 _REPLAY_SHARE = 0.8
 """Part of the free memory that a replay may take once it is full; the rest of the run needs some too."""
+_ROWS = 256
+"""Rows of a minibatch below which a rank of a small network may send its gradient for longer than it computes it."""
 _IMAGE = 256
 """Bytes from which an array of two or three dimensions counts as an image."""
 
@@ -218,6 +220,17 @@ def budget_notes(config: RunConfig) -> list[str]:
     if first < budget:
         return []
     return [f"nothing is learned: loop.total_env_steps={budget:,} ends within the algo.initial_steps={first:,} random steps"]
+
+
+def ranks_notes(algo: Algorithm, config: RunConfig, world: World) -> list[str]:
+    """A warning where ranks spend much of their time on adding up gradients."""
+    minibatches = getattr(config.algo, "num_minibatches", 1)
+    rows = algo.rollout_length * config.env.num_envs // world.size // minibatches
+    if world.size == 1 or minibatches == 1 or rows >= _ROWS:
+        return []
+    fewer = max(1, minibatches * rows // _ROWS)
+    return [f"each of the {world.size} ranks has {rows} rows of a minibatch, and to add up the gradients of one takes some 0.3 ms: "
+            f"a rank should have {_ROWS} rows or more; choose algo.num_minibatches={fewer}, or more of env.num_envs"]  # fmt: skip
 
 
 def _rounded(x: float) -> int:

@@ -17,6 +17,7 @@ from rlx.build import (
     env_spec,
     image_notes,
     known_best,
+    ranks_notes,
     replay_notes,
     setup_torch,
     spaces_in_words,
@@ -100,5 +101,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
         + image_notes(config.algo, spec)
         + replay_notes(algo, config)
-        + budget_notes(config),
+        + budget_notes(config)
+        + ranks_notes(algo, config, world),
     )

@@ -19,10 +19,12 @@ from ranks import on_ranks
 from rlx.algos.a2c import A2C
 from rlx.algos.ppo import PPO
 from rlx.algos.reinforce import Reinforce
+from rlx.build import ranks_notes
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Advantage, MemoryKind
 from rlx.config.algos.ppo_config import Objective, PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
+from rlx.config.compose import Composer
 from rlx.distributed import World
 from rlx.errors import NonFiniteError
 from rlx.rng import seed_everything
@@ -64,7 +66,7 @@ KINDS: dict[str, Callable[[int], Algo]] = {
     "kernels, discrete": ppo(CHOICE, objective=Objective.adaptive_kl, shared_network=True),
     "masks": ppo(MASKED, objective=Objective.spo, entropy_coef=0.01, recompute_advantage=True),
     "memory": ppo(CHOICE, memory=MemoryKind.gru, memory_size=4, num_minibatches=3),
-    "adaptive": ppo(adaptive_learning_rate=True, normalize_value=True, popart=True, normalize_advantage=False),
+    "adaptive": ppo(rpo_alpha=0.1, adaptive_learning_rate=True, normalize_value=True, popart=True, normalize_advantage=False),
     "a2c": a2c(normalize_advantage=True, advantage=Advantage.q),
     "reinforce": reinforce(CHOICE, advantage=Advantage.q),
     "reinforce, memory": reinforce(CHOICE, memory=MemoryKind.lstm, memory_size=4, normalize_advantage=True),
@@ -243,3 +245,15 @@ def test_ranks_begin_with_the_parameters_of_rank_0() -> None:
     assert not torch.equal(first, second)
     assert torch.equal(joined, first)
     assert torch.equal(other, first)
+
+
+def test_small_minibatches_on_many_ranks_are_warned_of() -> None:
+    settings = ["algo=ppo", "env=cartpole", "recipe=null", "env.num_envs=8", "algo.rollout_length=256", "algo.num_minibatches=8"]
+    config = Composer().compose(settings).config
+    algo = ppo(rollout_length=256)(8)
+    (note,) = ranks_notes(algo, config, World(0, 2))
+    assert "has 128 rows of a minibatch" in note
+    assert "choose algo.num_minibatches=4" in note
+    assert ranks_notes(algo, config, World()) == []
+    config.algo.num_minibatches = 4  # type: ignore[attr-defined]
+    assert ranks_notes(algo, config, World(0, 2)) == []

@@ -16,7 +16,7 @@ from rlx.nn.finite import refuse_non_finite
 from rlx.nn.heads import GaussianHead
 from rlx.nn.kernel_modules import ACTING, LEARNING
 from rlx.nn.leaf_encoders import Encoder, FlatEncoder
-from rlx.nn.losses import Batch, Gradient, PolicyGradientLoss, Steps
+from rlx.nn.losses import Batch, PolicyGradientLoss, Steps
 from rlx.nn.mlp import MLP
 from rlx.nn.optim import FlatAdam
 from rlx.types import Mode
@@ -112,18 +112,18 @@ class CompiledNetwork:
 
     def gradients(
         self, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, *, largest: int
-    ) -> Callable[[Tensor | None], Gradient]:
-        """A function from the numbers of at most `largest` rows of a batch to the gradient of their mean loss, left in the optimiser.
+    ) -> Callable[[Tensor | None], tuple[Tensor, Tensor]]:
+        """A function that leaves the gradient of the mean loss over some rows of a batch in the optimiser.
 
-        None stands for all rows.
+        It takes the numbers of at most `largest` rows, or None for all, and returns their log-ratios [M] and losses [3] as of `Gradient`.
         """
         visit = self._visitor(optimizer, loss, batch, learning_rate=0.0, batch_size=largest)
 
-        def gradient(part: Tensor | None) -> Gradient:
+        def gradient(part: Tensor | None) -> tuple[Tensor, Tensor]:
             rows = np.arange(len(batch.action)) if part is None else part.numpy()
             log_ratios, stats = np.empty(len(rows), np.float32), np.empty((1, 4))
             visit(rows, log_ratios, stats, 1)
-            return Gradient(torch.from_numpy(log_ratios), *torch.from_numpy(stats[0, :3].astype(np.float32)))
+            return torch.from_numpy(log_ratios), torch.from_numpy(stats[0, :3].astype(np.float32))
 
         return gradient
 
@@ -136,21 +136,31 @@ class CompiledNetwork:
         index = batch.action.contiguous().numpy()
         old_params = np.zeros((1, 1), np.float32) if batch.old_params is None else _array(batch.old_params)
         columns = [_array(x) for x in (batch.inputs, batch.action, batch.old_log_prob, batch.old_value, batch.advantage, batch.target)]
-        inputs, action, old_log_prob, old_value, advantage, target = (x.ctypes.data for x in columns)
+        inputs, *others = (x.ctypes.data for x in columns)
+        action, old_log_prob, *values = others
         (take_steps,) = load(LEARNING)
+        # Addresses are looked up once: that takes as long as a small minibatch does.
+        state = (*self._parameters, *(x.ctypes.data for x in optimizer.arrays()))
+        shape = (
+            self._layers.ctypes.data,
+            len(self._layers),
+            self._num_policy,
+            self._num_actions,
+            self._log_std_at,
+            self._activation,
+            inputs,
+        )
+        data = (index.ctypes.data, action, old_log_prob, old_params.ctypes.data, old_params.shape[1], *values)
+        value_clip = -1.0 if loss.value_clip is None else loss.value_clip
+        settings = (batch_size, _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef, value_clip, loss.value_coef,
+                    loss.entropy_coef, learning_rate, optimizer.max_grad_norm, optimizer.epsilon, *optimizer.betas, space.ctypes.data,
+                    self._widest, self._num_hidden)  # fmt: skip
 
         def visit(rows: Array, log_ratios: Array, stats: Array, only_gradient: int) -> int:
-            return take_steps(
-                *self._parameters, *(x.ctypes.data for x in optimizer.arrays()), optimizer.num_steps, self._layers.ctypes.data,
-                len(self._layers), self._num_policy, self._num_actions, self._log_std_at, self._activation, inputs, len(rows),
-                index.ctypes.data, action, old_log_prob, old_params.ctypes.data, old_params.shape[1], old_value, advantage, target,
-                rows.ctypes.data, batch_size, _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef,
-                -1.0 if loss.value_clip is None else loss.value_clip, loss.value_coef, loss.entropy_coef, learning_rate,
-                optimizer.max_grad_norm, optimizer.epsilon, *optimizer.betas, space.ctypes.data, self._widest, self._num_hidden,
-                log_ratios.ctypes.data, stats.ctypes.data, only_gradient,
-            )  # fmt: skip
+            return take_steps(*state, optimizer.num_steps, *shape, len(rows), *data, rows.ctypes.data, *settings, log_ratios.ctypes.data,
+                              stats.ctypes.data, only_gradient)  # fmt: skip
 
-        visit.alive = columns  # type: ignore[attr-defined]
+        visit.alive = space, index, old_params, columns  # type: ignore[attr-defined]
         return visit
 
 

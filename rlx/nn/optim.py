@@ -11,8 +11,8 @@ from rlx.distributed import ALONE, World
 from rlx.nn.finite import FiniteWatch
 from rlx.types import State
 
-NUM_SENT = 3
-"""Numbers that are added up over ranks together with the gradient."""
+NUM_LOSSES = 3
+"""Most losses that are added up over ranks together with the gradient."""
 
 
 class FlatAdam:
@@ -33,8 +33,8 @@ class FlatAdam:
     ) -> None:
         parameters = list(module.parameters())
         self._parameters = torch.cat([p.detach().reshape(-1) for p in parameters])
-        self._sent = self._parameters.new_zeros(len(self._parameters) + NUM_SENT)
-        self._grad, self._tail = self._sent[:-NUM_SENT], self._sent[-NUM_SENT:]
+        self._sent = self._parameters.new_zeros(len(self._parameters) + NUM_LOSSES)
+        self._grad, self._tail = self._sent[:-NUM_LOSSES], self._sent[-NUM_LOSSES:]
         self.world: World = ALONE
         self._mean, self._square = torch.zeros_like(self._grad), torch.zeros_like(self._grad)
         self.num_steps = 0
@@ -57,19 +57,19 @@ class FlatAdam:
         self.world = world
         world.broadcast_(self._parameters)
 
-    def reduce(self, share: float, numbers: Tensor) -> Tensor:
+    def reduce(self, share: float, losses: Tensor) -> Tensor:
         """Replace the gradient of the mean loss over this rank's rows by that over the rows of all ranks.
 
         Args:
             share: of all rows that are this rank's.
-            numbers: at most NUM_SENT means over this rank's rows.
+            losses: at most NUM_LOSSES means over this rank's rows.
 
         Returns:
             These means over the rows of all ranks.
         """
-        self._tail[: len(numbers)].copy_(numbers)
+        self._tail[: len(losses)].copy_(losses)
         self.world.sum_(self._sent.mul_(share))
-        return self._tail[: len(numbers)].clone()
+        return self._tail[: len(losses)].clone()
 
     def zero_grad(self) -> None:
         self._grad.zero_()

@@ -15,7 +15,7 @@ from rlx.nn.backbone import Evaluated
 from rlx.nn.losses import Batch, Gradient, PolicyGradientLoss, Sequences, Steps
 from rlx.nn.minibatches import minibatches, own_parts, part_of
 from rlx.nn.networks import Network
-from rlx.nn.optim import FlatAdam
+from rlx.nn.optim import NUM_LOSSES, FlatAdam
 from rlx.nn.pooled import normalize_groups
 from rlx.types import Tree
 
@@ -59,7 +59,8 @@ def gradient_steps(
     for inputs, rows, sequences in parts:
         gradient = _gradient(network, optimizer, loss, Batch(inputs, *rows, sequences))  # type: ignore[arg-type,call-arg]
         found.append((*gradient, optimizer.step(loss.total(*gradient[1:]), learning_rate)))
-    return _statistics(found)
+    log_ratios, *statistics = zip(*found, strict=True)
+    return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in statistics))
 
 
 def _steps_of_ranks(
@@ -69,20 +70,23 @@ def _steps_of_ranks(
     advantage, counts, totals = _pooled_advantage(batch, parts, optimizer.world)
     if loss.normalize_advantage:
         loss, batch = replace(loss, normalize_advantage=False), batch._replace(advantage=advantage)
-    gradient_of: Callable[[Tensor | None], Gradient] = functools.partial(_gradient_of_part, network, optimizer, loss, batch)
+    gradient_of: Callable[[Tensor | None], tuple[Tensor, Tensor]] = functools.partial(_gradient_of_part, network, optimizer, loss, batch)
     if compiled := network.compiled:
         gradient_of = compiled.gradients(optimizer, loss, batch, largest=max(counts))
+    weights = loss.total(*torch.eye(NUM_LOSSES, device=advantage.device))
     found = []
     every: Sequence[Tensor | None] = parts or [None]
     for part, count, total in zip(every, counts, totals, strict=True):
         if count:
-            gradient = gradient_of(part)
+            log_ratio, losses = gradient_of(part)
         else:
             optimizer.zero_grad()
-            gradient = Gradient(advantage.new_zeros(0), *advantage.new_zeros(3))
-        means = optimizer.reduce(count / total, torch.stack(gradient[1:])).unbind()
-        found.append((gradient.log_ratio, *means, optimizer.step(loss.total(*means), learning_rate)))
-    return _statistics(found)
+            log_ratio, losses = advantage.new_zeros(0), advantage.new_zeros(NUM_LOSSES)
+        losses = optimizer.reduce(count / total, losses)
+        found.append((log_ratio, losses, optimizer.step(weights.dot(losses), learning_rate)))
+    log_ratios, all_losses, norms = zip(*found, strict=True)
+    policy_loss, value_loss, entropy = torch.stack(all_losses).unbind(1)
+    return Steps(torch.cat(log_ratios), policy_loss, value_loss, entropy, torch.stack(norms))
 
 
 def _pooled_advantage(batch: Batch, parts: list[Tensor] | None, world: World) -> tuple[Tensor, list[int], list[int]]:
@@ -102,16 +106,13 @@ def _pooled_advantage(batch: Batch, parts: list[Tensor] | None, world: World) ->
     return advantage.to(batch.advantage.device), counts, totals
 
 
-def _gradient_of_part(network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, part: Tensor | None) -> Gradient:
-    """`_gradient` of the rows, or sequences, with these numbers."""
+def _gradient_of_part(
+    network: Network, optimizer: FlatAdam, loss: PolicyGradientLoss, batch: Batch, part: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`_gradient` of the rows, or sequences, with these numbers: log-ratios [M] and losses [3]."""
     inputs, rows, sequences = part_of(batch.inputs, batch[1:-1], batch.sequences, part)
-    return _gradient(network, optimizer, loss, Batch(inputs, *rows, sequences))  # type: ignore[arg-type,call-arg]
-
-
-def _statistics(found: Sequence[tuple[Tensor, ...]]) -> Steps:
-    """Log-ratios [M], policy loss, value loss, entropy and gradient norm of each step, together."""
-    log_ratios, *statistics = zip(*found, strict=True)
-    return Steps(torch.cat(log_ratios), *(torch.stack(column) for column in statistics))
+    log_ratio, *losses = _gradient(network, optimizer, loss, Batch(inputs, *rows, sequences))  # type: ignore[arg-type,call-arg]
+    return log_ratio, torch.stack(losses)
 
 
 def batch_of(
