@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
@@ -16,6 +18,7 @@ from rlx.envs.mujoco.batch import MujocoVectorEnv  # noqa: E402
 from rlx.envs.mujoco.course_env import AHEAD, GRID_ACROSS, GRID_AHEAD, CourseVectorEnv  # noqa: E402
 from rlx.envs.mujoco.courses import KINDS, TRACK, Course  # noqa: E402
 from rlx.envs.mujoco.robots import make_robot  # noqa: E402
+from rlx.envs.registry import VectorEnvFactory  # noqa: E402
 
 ALL = pytest.mark.parametrize("env_id", COURSES)
 WALKERS = pytest.mark.parametrize("env_id", [env_id for env_id in COURSES if "Slalom" not in env_id])
@@ -266,3 +269,55 @@ def test_settings_that_make_no_course_are_refused(env_id, kwargs, message):
 
 def test_every_kind_has_an_id():
     assert set(COURSES.values()) == set(KINDS)
+
+
+SHORT = (
+    "algo=ppo recipe=null env.num_envs=2 algo.rollout_length=40 algo.num_minibatches=2 algo.num_epochs=1 algo.hidden_sizes=[8] "
+    "algo.normalize_observation=true loop.eval_episodes=2 loop.eval_every=240 loop.log_every=80 log.wandb=disabled log.console=quiet"
+)
+
+
+def test_a_run_on_a_course_resumes_exactly_and_reports_how_far_it_came(here, run_command):
+    line = f"train {SHORT} env=mixed env.easiest=0.5 seed=3"
+    assert run_command(f"{line} loop.total_env_steps=480 --name whole")[0] == 0
+    assert run_command(f"{line} loop.total_env_steps=240 --name half")[0] == 0
+    assert run_command("resume half loop.total_env_steps=480")[0] == 0
+    whole, half = (
+        [json.loads(text) for text in (here / "runs" / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "half")
+    )
+    assert [_without_times(each) for each in whole] == [_without_times(each) for each in half]
+    last = next(each for each in reversed(whole) if "eval/distance" in each)
+    assert last["eval/obstacles_passed"] >= 0.0
+
+
+def _without_times(line: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in line.items() if not name.startswith("time/")}
+
+
+def test_an_algorithm_without_dictionaries_gets_one_vector():
+    factory = VectorEnvFactory("rlx/Hurdles-v0", rescale_actions=True)
+    env, defect = factory.training(2)
+    assert defect is None
+    obs, _ = env.reset(seed=np.array([0, 1]))
+    assert obs.shape == (2, 17 + 28)
+    assert VectorEnvFactory("rlx/Hurdles-v0", {"sight": False}).is_native
+    assert VectorEnvFactory("rlx/Hurdles-v0", flatten=False).is_native
+    env.close()
+
+
+def test_one_body_for_gymnasium_goes_through_the_same_episode():
+    one = gymnasium.make("rlx/Stairs-v0", easiest=0.5, max_episode_steps=12, disable_env_checker=True)
+    batch = env_of("rlx/Stairs-v0", easiest=0.5, max_episode_steps=12)
+    first = one.reset(seed=4)[0]
+    assert all(map(np.array_equal, first.values(), pick_first(batch.reset(seed=[4])[0]).values()))
+    for step, action in enumerate(0.2 * actions_of(batch, 12)):
+        obs, reward, terminated, truncated, info = one.step(action[0])
+        theirs = batch.step(action)
+        assert all(map(np.array_equal, obs.values(), pick_first(theirs[0]).values()))
+        assert (reward, terminated, truncated) == (theirs[1][0], theirs[2][0], step == 11)
+        assert info["distance"] == batch.episode_measures()["distance"][0]
+    one.close()
+
+
+def pick_first(obs: dict[str, Any]) -> dict[str, Any]:
+    return {name: part[0] for name, part in obs.items()}

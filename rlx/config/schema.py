@@ -14,6 +14,7 @@ from rlx.envs.atari.atari_settings import AtariProtocol, atari_settings, game_of
 from rlx.envs.control.recall_settings import RECALL, recall_settings
 from rlx.envs.control.spaceship_settings import SPACESHIP, spaceship_settings
 from rlx.envs.grids.grid_settings import WORLDS, settings_of
+from rlx.envs.mujoco.course_settings import COURSES, course_settings
 from rlx.errors import ConfigError
 
 MOST_ENVS = 2**20
@@ -110,6 +111,8 @@ class EnvConfig:
             recall_settings(self.kwargs)
         if self.id == SPACESHIP:
             spaceship_settings(self.kwargs)
+        if self.id in COURSES:
+            course_settings(self.id, self.kwargs)
         if self.is_atari and self.native:
             self.protocol = self.protocol or usual_protocol(self.id)
             atari_settings(self.id, self.kwargs)

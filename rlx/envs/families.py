@@ -57,8 +57,8 @@ FAMILIES = (
 )
 """The families that rlx knows; any other package's ids are written `module:Id`."""
 
-_ENTRY_POINTS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
-"""Extras of the environments that gymnasium itself registers."""
+_ENTRY_POINTS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d", "rlx.envs.mujoco": "mujoco"}
+"""Extras of the environments that gymnasium itself registers, and rlx."""
 
 
 def family_of(env_id: str) -> Family | None:

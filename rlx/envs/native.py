@@ -16,6 +16,8 @@ from rlx.envs.control.spaceship import SpaceshipVectorEnv
 from rlx.envs.control.spaceship_settings import SPACESHIP
 from rlx.envs.families import package_missing
 from rlx.envs.grids import grid_settings
+from rlx.envs.mujoco import course_settings
+from rlx.envs.mujoco.course_settings import COURSES
 from rlx.envs.mujoco.robots import ROBOTS, make_robot
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ positions.register()
 recall.register()
 spaceship.register()
 grid_settings.register()
+course_settings.register()
 
 
 def _world(env_id: str, num_envs: int, split: Split = "all", **kwargs: Any) -> VectorEnv:
@@ -44,6 +47,14 @@ def _robots(env_id: str, num_envs: int, *, rescale_actions: bool = False, thread
     return MujocoVectorEnv(robot, num_envs, env_id=env_id, max_episode_steps=limit, rescale_actions=rescale_actions, threads=threads)
 
 
+def _course(env_id: str, num_envs: int, **arguments: Any) -> VectorEnv:
+    try:
+        from rlx.envs.mujoco.course_env import CourseVectorEnv
+    except ImportError as error:
+        raise package_missing(env_id, error) from error
+    return CourseVectorEnv(env_id, num_envs, **arguments)
+
+
 def split_of(env_id: str, split: Split) -> dict[str, Any]:
     """The constructor argument that selects a world's levels."""
     return {"split": split} if env_id in grid_settings.WORLDS else {}
@@ -57,11 +68,12 @@ NATIVE: dict[str, Callable[..., VectorEnv]] = {
     **{env_id: functools.partial(PoleVectorEnv, task) for env_id, task in TASKS.items()},
     **{env_id: functools.partial(_world, env_id) for env_id in grid_settings.WORLDS},
     **{env_id: functools.partial(_robots, env_id) for env_id in ROBOTS},
+    **{env_id: functools.partial(_course, env_id) for env_id in COURSES},
 }
 """Environments that rlx implements itself, vectorised in arrays: constructors from the number of envs, and the settings of those in
 `HAVE_SETTINGS`."""
 
-IN_THREADS = {*ROBOTS}
+IN_THREADS = {*ROBOTS, *COURSES}
 """Of `NATIVE`, those that step in threads and know how to rescale actions: batches of MuJoCo's simulations."""
 
 HAVE_SETTINGS = {RECALL, SPACESHIP, *grid_settings.WORLDS, *IN_THREADS}
@@ -73,6 +85,7 @@ REPLAYABLE = {
     *(POSITIONS, RECALL, SPACESHIP),
     *TASKS,
     *ROBOTS,
+    *COURSES,
     *grid_settings.WORLDS,
 }
 """Compared bit by bit over hundreds of steps after a replay; others are probed when a run starts."""

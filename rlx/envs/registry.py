@@ -23,6 +23,7 @@ from rlx.envs.games.opponents import parse_opponent
 from rlx.envs.games.selfplay import SelfPlayVectorEnv, VersusOpponent
 from rlx.envs.masks import has_mask_in_info
 from rlx.envs.missions import with_codes
+from rlx.envs.mujoco.course_settings import COURSES
 from rlx.envs.mujoco.robots import ROBOTS, unknown_settings
 from rlx.envs.native import HAVE_SETTINGS, IN_THREADS, NATIVE, REBUILT, REPLAYABLE, split_of
 from rlx.envs.snapshots import SnapshotVectorEnv
@@ -268,22 +269,27 @@ class VectorEnvFactory:
                 f"env.workers={self.workers} has no effect on rlx's own vectorised {self.id}; add env.native=false, or leave it out"
             )
         if self.threads > 1 and not (self.is_native and self.id in IN_THREADS):
-            why = f"here it is gymnasium's: {self._why_foreign}" if self.id in IN_THREADS else f"for {self.id} there is env.workers"
+            why = f"here it is not, because of {self._why_foreign}" if self.id in IN_THREADS else f"for {self.id} there is env.workers"
             raise ConfigError(f"env.threads={self.threads} has no effect: it is for rlx's own batches of MuJoCo, and {why}")
 
     @property
     def is_native(self) -> bool:
         if not self.native or self.wrappers or self.id not in NATIVE:
             return False
-        return not self._why_foreign if self.id in ROBOTS else not self.kwargs or self.id in HAVE_SETTINGS
+        return not self._why_foreign if self.id in IN_THREADS else not self.kwargs or self.id in HAVE_SETTINGS
 
     @property
     def _why_foreign(self) -> str:
-        """The settings for which a robot's environment is gymnasium's own; empty without any."""
+        """The settings for which a robot's environment is gymnasium's own, or a course's a single one; empty without any."""
         settings = [*(["env.native=false"] if not self.native else []), *(["env.wrappers"] if self.wrappers else []),
                     *([f"env.workers={self.workers}"] if self.workers else []),
-                    *(f"env.kwargs.{key}" for key in unknown_settings(self.id, self.kwargs))]  # fmt: skip
+                    *(f"env.kwargs.{key}" for key in (unknown_settings(self.id, self.kwargs) if self.id in ROBOTS else ())),
+                    *(["an algorithm without dictionaries of observations"] if self._is_flattened_course else [])]  # fmt: skip
         return ", ".join(settings)
+
+    @property
+    def _is_flattened_course(self) -> bool:
+        return self.id in COURSES and self.flatten and bool(self.kwargs.get("sight", True))
 
     @functools.cached_property
     def single(self) -> EnvFactory:

@@ -231,10 +231,9 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             mujoco.mj_setState(self.model, data, physics[i], _STATE)
             for row, view in self._copies[i]:  # no mj_forward: it would compute anew what is one substep old after a step
                 row[...] = view
-        self._position = np.array(state["position"])
-        self._elapsed = np.array(state["elapsed"], dtype=np.int64)
-        self._seeds = np.array(state["seeds"], dtype=np.int64)
-        self._obs = map_tree(np.array, state["obs"])
+        self._position[:] = np.asarray(state["position"])
+        self._elapsed[:], self._seeds[:] = np.asarray(state["elapsed"]), np.asarray(state["seeds"])
+        self._obs = map_tree(lambda leaf: np.asarray(leaf).copy(), state["obs"])
 
     def _replay(self, state: Mapping[str, Any]) -> None:
         """Take the steps of episodes again that a `ReplayVectorEnv` saved: runs of gymnasium's environments, as all once were."""
