@@ -16,7 +16,25 @@ from typing import Any, NoReturn
 import typer
 
 from rlx import __version__
-from rlx.cli import arena, catalogue, compare, doctor, eval, export, listing, model, play, plot, probe, rm, sweep, sync, train, watch
+from rlx.cli import (
+    arena,
+    catalogue,
+    compare,
+    doctor,
+    eval,
+    export,
+    listing,
+    model,
+    play,
+    plot,
+    probe,
+    rm,
+    sweep,
+    sync,
+    train,
+    variance,
+    watch,
+)
 from rlx.cli.arguments import Verb, Verbs
 from rlx.cli.options import echo
 from rlx.errors import EnvError, OutOfMemoryError, PluginError, RlxError, StorageError, user_line
@@ -43,6 +61,7 @@ app.command("sweep", cls=Verb)(sweep.sweep)
 app.command("eval", cls=Verb)(eval.evaluate)
 app.command("probe", cls=Verb)(probe.probe)
 app.command("model", cls=Verb)(model.model)
+app.command("variance", cls=Verb)(variance.variance)
 app.command("watch", cls=Verb)(watch.watch)
 app.command("play", cls=Verb)(play.play)
 app.command("arena", cls=Verb)(arena.arena)

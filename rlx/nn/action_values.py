@@ -47,7 +47,7 @@ class ActionAdvantage:
                               f"{describe_space(spec.action_space)}; use algo.advantage=gae")  # fmt: skip
         self._net, self._head = net, net.head
         device = next(net.parameters()).device
-        sizes = [net.encoder.num_features + _width(net.head), *hidden_sizes, 1]
+        sizes = [net.encoder.num_features + action_width(net.head), *hidden_sizes, 1]
         self.mlp = MLP(sizes, activation, output_gain=0.01, layer_norm=layer_norm).to(device)
         self.optimizer = FlatAdam(self.mlp, max_grad_norm=max_grad_norm)
 
@@ -83,14 +83,15 @@ class ActionAdvantage:
         return loss
 
     def _features(self, inputs: Tree, action: Tensor) -> Tensor:
-        return torch.cat((self._net.vectors(inputs), _encoded(self._head, action)), dim=1)
+        return torch.cat((self._net.vectors(inputs), action_vectors(self._head, action)), dim=1)
 
 
-def _width(head: Head) -> int:
+def action_width(head: Head) -> int:
+    """Numbers of the vector that `action_vectors` makes of an action."""
     return head.mask_width if isinstance(head, CategoricalHead | FactorizedCategoricalHead) else head.num_outputs
 
 
-def _encoded(head: Head, action: Tensor) -> Tensor:
+def action_vectors(head: Head, action: Tensor) -> Tensor:
     """Actions [N, *] as vectors [N, D]: one-hot where they are choices."""
     if not isinstance(head, CategoricalHead | FactorizedCategoricalHead):
         return action.to(torch.float32)

@@ -169,3 +169,27 @@ class MLP(nn.Module):
                     grad = pullbacks[i - 1](grad) if pullbacks else grad
 
         return x, backward
+
+    @torch.no_grad()
+    def forward_deltas(self, x: Tensor) -> tuple[Tensor, list[Tensor], Callable[[Tensor], list[Tensor]]]:
+        """For gradients of single rows, without layer norm: the output [B, O], what went into each layer [B, I], and a function.
+
+        The function turns the gradients of B scalars with respect to the output into those with respect to each layer's output. The
+        gradient of row b's scalar with respect to a layer's weight is the outer product of the two.
+        """
+        assert self.by_hand
+        assert not self.norms
+        inputs = list[Tensor]()
+        for i, (weight, bias) in enumerate(self._weights_and_biases):
+            x = activate(x, self.activation) if i > 0 else x
+            inputs.append(x)
+            x = nn.functional.linear(x, weight, bias)
+
+        def backward(grad: Tensor) -> list[Tensor]:
+            deltas = [grad]
+            for i in range(len(inputs) - 1, 0, -1):
+                grad = activation_backward(grad @ self._weights_and_biases[i][0], inputs[i], self.activation)
+                deltas.insert(0, grad)
+            return deltas
+
+        return x, inputs, backward
