@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -48,6 +48,7 @@ class CompiledNetwork:
         rows = [(x.in_features, x.out_features, int(x.weight.storage_offset()), int(x.bias.storage_offset())) for x in linears]
         self._layers = np.array(rows, dtype=np.int64)
         self._num_policy = len(policy.linears)
+        self._holes = np.array([hole for mlp in (policy, critic) if mlp for hole in _holes(mlp)], dtype=np.int64)
         self._is_gaussian = isinstance(head, GaussianHead)
         self._log_std_at = int(head.log_std.storage_offset()) if isinstance(head, GaussianHead) else -1
         self._num_actions = head.num_outputs
@@ -155,10 +156,11 @@ class CompiledNetwork:
         settings = (batch_size, _OBJECTIVES[loss.objective], loss.normalize_advantage, loss.clip, loss.kl_coef, value_clip, loss.value_coef,
                     loss.entropy_coef, learning_rate, optimizer.max_grad_norm, optimizer.epsilon, *optimizer.betas, space.ctypes.data,
                     self._widest, self._num_hidden)  # fmt: skip
+        holes = self._holes.ctypes.data, len(self._holes)
 
         def visit(rows: Array, log_ratios: Array, stats: Array, only_gradient: int) -> int:
             return take_steps(*state, optimizer.num_steps, *shape, len(rows), *data, rows.ctypes.data, *settings, log_ratios.ctypes.data,
-                              stats.ctypes.data, only_gradient)  # fmt: skip
+                              stats.ctypes.data, only_gradient, *holes)  # fmt: skip
 
         visit.alive = space, index, old_params, columns  # type: ignore[attr-defined]
         return visit
@@ -198,6 +200,16 @@ class _Acting:
             self._noise[:] = noise if self._rows is None else noise[self._rows]
         self._call[mode]()
         return (self._actions if self._is_gaussian else self._indices).copy()
+
+
+def _holes(mlp: MLP) -> Iterator[tuple[int, int, int, int]]:
+    """The blocks of weights that stay 0 because of streams: offset of the first weight, rows, columns, and columns of the whole matrix."""
+    for i, layer in enumerate(mlp.linears[: len(mlp.streams.sizes)] if mlp.streams else ()):
+        first, width = int(layer.weight.storage_offset()), layer.in_features
+        for rows, columns in mlp.streams.blocks(i) if mlp.streams else ():
+            at, num_rows = first + rows.start * width, rows.stop - rows.start
+            yield at, num_rows, columns.start, width
+            yield at + columns.stop, num_rows, width - columns.stop, width
 
 
 def _array(tensor: Tensor) -> Array:

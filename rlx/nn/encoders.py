@@ -76,6 +76,10 @@ class TreeEncoder(Encoder):
         width = sum(leaf.encoder.num_features for leaf in self._vectors)
         self.normalizer = ObservationNormalizer(width, clip=observation_clip) if observation_clip and width else None
 
+    @property
+    def leaf_widths(self) -> tuple[int, ...]:
+        return tuple(leaf.encoder.num_features for leaf in (*self._vectors, *self._others, *self._weighted))
+
     def preprocess(self, obs: Tree) -> Tree:
         """The features [N, D] if there are no weights; else a tuple of the features without weights, if any, and each encoder's inputs."""
         features = []

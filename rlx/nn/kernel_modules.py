@@ -7,7 +7,7 @@ from rlx.compiled_code import KernelModule
 _PARTS = ("rlx.nn.kernel_parts",)
 ACTING = KernelModule("rlx.nn.kernels", (("forward", "pipiiipipip"), ("act", "p")), parts=_PARTS)
 LEARNING = KernelModule(
-    "rlx.nn.kernels", (("gradient_steps", "pipppipiiiiipippppippppiiifffffdddddpiippi"),), parts=_PARTS, long=("gradient_steps",)
+    "rlx.nn.kernels", (("gradient_steps", "pipppipiiiiipippppippppiiifffffdddddpiippipi"),), parts=_PARTS, long=("gradient_steps",)
 )
 GRU_UNROLL = KernelModule(
     "rlx.nn.gru_kernels", (("gru_forward", "ppppppp" + "iiip"), ("gru_backward", "pppppppp" + "iiip")), parts=_PARTS,

@@ -225,14 +225,14 @@ def _gaussian_loss(mean, d, log_std, d_log_std, action, rows, old_log_prob, old_
 def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layers, num_policy, num_actions, log_std_at, activation,
                    features, num_rows, index, action, old_log_prob, old_params, num_old, old_value, advantage, target, order, batch_size,
                    kind, normalize, clip, kl_coef, value_clip, value_coef, entropy_coef, learning_rate, max_norm, epsilon, beta1, beta2,
-                   space, widest, num_hidden, log_ratios, stats, only_gradient):  # fmt: skip
+                   space, widest, num_hidden, log_ratios, stats, only_gradient, holes, num_holes):  # fmt: skip
     """Take a gradient step on each `batch_size` rows of `order` [N]; returns the number of steps, which is less if one was not finite.
 
     A step that is not finite changes nothing. With `only_gradient` the first minibatch's gradient is left in `grad`, and nothing else
     changes; there `order` may have fewer rows than the data. Rows are those of features [N, D], index [N] or action [N, A], old_log_prob,
     old_value, advantage and target [N] and old_params [N, *]. Writes log-ratios [N] and, for each step, its stats: policy loss, value
-    loss, entropy and gradient norm. `space` has room for `_TILE` rows of all layers' outputs and for `batch_size` numbers, see
-    `rlx.nn.compiled`.
+    loss, entropy and gradient norm. `holes` [K, 4] are blocks of weights that stay 0. `space` has room for `_TILE` rows of all layers'
+    outputs and for `batch_size` numbers. For both see `rlx.nn.compiled`.
     """
     layers = matrix(layers, 0, num_layers, 4)
     num_features, one = layers[0, 0], np.int64(1)
@@ -328,6 +328,11 @@ def gradient_steps(theta, size, grad, mean, square, num_steps, layers, num_layer
                     differentiate_as(activation, spare, source, slopes[at - inputs : at], inputs, n)
                     d, spare = spare, d
 
+        for i in range(num_holes):
+            at, height, width, stride = holes[4 * i], holes[4 * i + 1], holes[4 * i + 2], holes[4 * i + 3]
+            for r in range(height):
+                for k in range(width):
+                    grad[at + r * stride + k] = np.float32(0)
         norm = math.sqrt(sum_of_squares(grad))
         stats[4 * step], stats[4 * step + 1], stats[4 * step + 2], stats[4 * step + 3] = policy_loss, value_loss, entropy, norm
         if only_gradient != 0:
@@ -349,6 +354,6 @@ SIGNATURES = {
     forward: types.none(_F, _i, _I, _i, _i, _i, _F, _i, _F, _i, _F),
     act: _i(_I),
     gradient_steps: _i(_F, _i, _F, _F, _F, _i, _I, _i, _i, _i, _i, _i, _F, _i, _I, _F, _F, _F, _i, _F, _F, _F, _I, _i, _i, _i, _f, _f, _f,
-                       _f, _f, _d, _d, _d, _d, _d, _F, _i, _i, _F, _D, _i),
+                       _f, _f, _d, _d, _d, _d, _d, _F, _i, _i, _F, _D, _i, _I, _i),
 }  # fmt: skip
 """What is compiled, and for which arguments; `rlx.compiled_code` calls it."""

@@ -58,6 +58,11 @@ class Encoder(nn.Module):
         super().__init__()
         self.normalizer: ObservationNormalizer | None = None  # running statistics of the observations
 
+    @property
+    def leaf_widths(self) -> tuple[int, ...]:
+        """Widths of the parts of the features, of which each comes from one leaf of the observations."""
+        return (self.num_features,)
+
     def preprocess(self, obs: Tree) -> Tree:
         """Observations [N, *] to the inputs [N, *] of `forward`."""
         return obs

@@ -72,12 +72,15 @@ def part_report(part: str, sees: Any, network: str, num_outputs: int, num_parame
 
 def trunk_report(part: str, trunk: MLP) -> dict[str, Any]:
     """The entry of a multi-layer perceptron."""
-    widths = [layer.out_features for layer in trunk.linears]
+    widths: list[Any] = [layer.out_features for layer in trunk.linears]
+    num_outputs = widths[-1]
+    if trunk.streams:
+        widths[: len(trunk.streams.sizes)] = [f"{len(trunk.streams.inputs)}x{size}" for size in trunk.streams.sizes]
     layers = layers_in_words(widths, trunk.activation, has_norms=bool(trunk.norms))
-    return part_report(part, trunk.linears[0].in_features, layers, widths[-1], count_parameters(trunk))
+    return part_report(part, trunk.linears[0].in_features, layers, num_outputs, count_parameters(trunk))
 
 
-def layers_in_words(widths: Sequence[int], activation: str, *, has_norms: bool) -> str:
+def layers_in_words(widths: Sequence[Any], activation: str, *, has_norms: bool) -> str:
     """Such as "64-64 tanh, layer norm", of layers with these numbers of outputs, the last one included."""
     hidden = "-".join(map(str, widths[:-1]))
     return f"{hidden} {activation}{', layer norm' * has_norms}" if hidden else "linear"

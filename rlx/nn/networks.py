@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from rlx.distributed import World
+from rlx.errors import ConfigError
 from rlx.nn.backbone import ArrayPolicy, Backbone
 from rlx.nn.discrete_heads import CategoricalHead
 from rlx.nn.heads import GaussianHead, make_head
 from rlx.nn.leaf_encoders import EncoderKind
-from rlx.nn.mlp import MLP
+from rlx.nn.mlp import MLP, Streams
 from rlx.types import EnvSpec, Explanation, Mode, PolicyOutput, Tree
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Network(Backbone):
         spec: gives the observation and action spaces.
         hidden_sizes: widths of the hidden layers behind encoder and memory.
         critic_hidden_sizes: those of the critic; None for the same.
+        stream_sizes: widths of the layers that each leaf of the observations has for itself before those; () for none.
         activation: of the hidden layers, see `rlx.nn.mlp`.
         layer_norm: normalise the inputs of each hidden layer's activation.
         shared: one trunk with two outputs instead of two trunks. Encoder and memory always serve both.
@@ -60,6 +62,7 @@ class Network(Backbone):
         layer_norm: bool = False,
         shared: bool = False,
         critic_hidden_sizes: Sequence[int] | None = None,
+        stream_sizes: Sequence[int] = (),
         log_std_init: float = 0.0,
         observation_clip: float | None = None,
         encoder: EncoderKind = "auto",
@@ -69,7 +72,8 @@ class Network(Backbone):
         super().__init__(spec, observation_clip=observation_clip, encoder=encoder, memory=memory, memory_size=memory_size)
         self.head = make_head(spec, log_std_init=log_std_init)
         num_features, num_outputs = self.memory.num_features, self.head.num_outputs
-        make_mlp = functools.partial(MLP, activation=activation, layer_norm=layer_norm)
+        streams = self._streams(spec, stream_sizes) if stream_sizes else None
+        make_mlp = functools.partial(MLP, activation=activation, layer_norm=layer_norm, streams=streams)
         # Gain 0.01 makes the first policy nearly uniform (or centred), whatever the observation.
         self.policy: MLP = make_mlp([num_features, *hidden_sizes, num_outputs + shared], output_gain=0.01)
         of_critic = hidden_sizes if critic_hidden_sizes is None else critic_hidden_sizes
@@ -85,6 +89,19 @@ class Network(Backbone):
         self._first = (next(self.policy.parameters()),)  # in a tuple, or the module would register it again
         self._home = 0
         self._compiled: CompiledNetwork | None = None
+
+    def _streams(self, spec: EnvSpec, sizes: Sequence[int]) -> Streams:
+        """Streams of these sizes for the leaves of the observations.
+
+        Raises:
+            ConfigError: if there is one leaf, or an encoder or memory with weights comes before the trunks.
+        """
+        widths = self.encoder.leaf_widths
+        if len(widths) < 2 or self.records:
+            why = "a single vector" if len(widths) < 2 else "images, embeddings or a memory, which have layers of their own"
+            raise ConfigError(f"algo.stream_sizes={list(sizes)} is for the vectors of a Dict observation, but the policy of env={spec.id} "
+                              f"sees {why}; leave it out")  # fmt: skip
+        return Streams(widths, tuple(sizes))
 
     def trunks(self) -> dict[str, MLP]:
         return {"policy and value": self.policy} if self.critic is None else {"policy": self.policy, "value": self.critic}

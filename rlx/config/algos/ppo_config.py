@@ -85,8 +85,13 @@ class PPOConfig(PolicyGradientConfig):
     wider critic is in Brax' and MuJoCo Playground's PPO (policy 4 x 32, value 5 x 256), and in Andrychowicz et al. 2021
     (https://arxiv.org/abs/2006.05990, section 3.2)."""
 
+    stream_sizes: list[int] = setting([], at_least=1, at_most=8_192, expected="positive widths, e.g. [64]",
+                                      used_if=("algo.memory=none", "algo.layer_norm=false"))  # fmt: skip
+    """Widths of layers that each vector of a Dict observation has for itself, before those of hidden_sizes see all of them: what a robot
+    feels and the terrain that it sees, in Heess et al. 2017 (https://arxiv.org/abs/1707.02286, section 3). [] for none."""
+
     def network(self) -> dict[str, Any]:
-        return {**super().network(), "critic_hidden_sizes": self.critic_hidden_sizes}
+        return {**super().network(), "critic_hidden_sizes": self.critic_hidden_sizes, "stream_sizes": self.stream_sizes}
 
     def gains_from_gpu(self, *, on_board: bool) -> bool:
         return super().gains_from_gpu(on_board=on_board) or max(self.critic_hidden_sizes or [0]) >= WIDE_LAYER
