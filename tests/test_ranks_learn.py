@@ -167,12 +167,12 @@ def _forget_to_merge_observations(algo: Algo) -> None:
 
 
 def _forget_to_reduce(algo: Algo) -> None:
-    algo.optimizer.reduce = lambda share, numbers: numbers  # type: ignore[method-assign]
+    algo.optimizer.reduce = lambda share, losses: losses  # type: ignore[method-assign]
 
 
 def _forget_to_weight(algo: Algo) -> None:
     reduce = algo.optimizer.reduce
-    algo.optimizer.reduce = lambda share, numbers: reduce(1.0 / algo.world.size, numbers)  # type: ignore[method-assign]
+    algo.optimizer.reduce = lambda share, losses: reduce(1.0 / algo.world.size, losses)  # type: ignore[method-assign]
 
 
 def _forget_to_draw_for_all(algo: Algo) -> None:
@@ -255,5 +255,5 @@ def test_small_minibatches_on_many_ranks_are_warned_of() -> None:
     assert "has 128 rows of a minibatch" in note
     assert "choose algo.num_minibatches=4" in note
     assert ranks_notes(algo, config, World()) == []
-    config.algo.num_minibatches = 4  # type: ignore[attr-defined]
+    config.algo.num_minibatches = 4
     assert ranks_notes(algo, config, World(0, 2)) == []
