@@ -220,18 +220,20 @@ class MLP(nn.Module):
         The function turns the gradients of B scalars with respect to the output into those with respect to each layer's output. The
         gradient of row b's scalar with respect to a layer's weight is the outer product of the two.
         """
-        assert self.by_hand
         assert not self.norms
-        inputs = list[Tensor]()
+        inputs, before, pullback = list[Tensor](), list[Tensor](), _PULLBACKS.get(self.activation)
         for i, (weight, bias) in enumerate(self._weights_and_biases):
-            x = activate(x, self.activation) if i > 0 else x
+            if i > 0:
+                before.append(x)
+                x = activate(x, self.activation)
             inputs.append(x)
             x = nn.functional.linear(x, weight, bias)
 
         def backward(grad: Tensor) -> list[Tensor]:
             deltas = [grad]
             for i in range(len(inputs) - 1, 0, -1):
-                grad = activation_backward(grad @ self._weights_and_biases[i][0], inputs[i], self.activation)
+                grad = grad @ self._weights_and_biases[i][0]
+                grad = pullback(grad, before[i - 1]) if pullback else activation_backward(grad, inputs[i], self.activation)
                 deltas.insert(0, grad)
             return deltas
 

@@ -40,7 +40,7 @@ class ScoreGradients:
     @torch.no_grad()
     def __call__(self, inputs: Tree, action: Tensor, weights: Tensor) -> Tensor:
         """Inputs [L, *], actions [L, *] and weights [K, L] to gradients [K, P]."""
-        by_hand, kept = self._net.policy.by_hand and not len(self._net.policy.norms), [p.grad for _, p in self._head]
+        by_hand, kept = not len(self._net.policy.norms), [p.grad for _, p in self._head]
         for _, p in self._head:
             p.grad = torch.zeros_like(p)  # pullbacks add to it
         found = (self._by_hand if by_hand else self._by_autograd)(inputs, action, weights)
