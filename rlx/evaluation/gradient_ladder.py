@@ -133,7 +133,7 @@ def evaluate_variance(
     Args:
         source: a run, or the settings of an untrained policy.
         checkpoint: of a run: `best`, `latest`, or the env steps of one.
-        episodes: measured; rounded up to a multiple of the environments that are played side by side.
+        episodes: measured; rounded up to a multiple of 64, which are played side by side.
         discount: gamma; by default the algorithm's.
         seed: draws other episodes, fits and resamples.
         trust: run the code that somebody else's run names.
@@ -150,8 +150,7 @@ def evaluate_variance(
     config = source.config(trust=trust) if isinstance(source, RunDir) else source
     if config.env.is_game:
         raise ConfigError(f"rlx variance is for environments of one player, and {config.env.id} is a game of two")
-    num_envs = max(n for n in range(1, MAX_PARALLEL + 1) if episodes % n == 0 and n <= episodes // 2)
-    env = env_factory(config)(num_envs)
+    env = env_factory(config)(MAX_PARALLEL)
     try:
         if isinstance(source, RunDir):
             chosen = choose_checkpoint(source, checkpoint, warn=warn)
