@@ -24,6 +24,7 @@ from rlx.distributed import World
 from rlx.envs.actions import stretch
 from rlx.envs.control.reward_functions import Rules, rules_of
 from rlx.envs.control.simulators import SIMULATORS, simulator_of
+from rlx.envs.mujoco.mirrors import MIRRORED, mirror_of
 from rlx.envs.native import IN_THREADS
 from rlx.envs.registry import GameEnvFactory, VectorEnvFactory
 from rlx.envs.vector import GymVectorEnv
@@ -125,6 +126,8 @@ def env_spec(config: EnvConfig, env: VectorEnv | gymnasium.Env[Any, Any]) -> Env
         game=game if isinstance(game := getattr(env, "game", None), Game) else None,
         grid=None if config.wrappers else _rules_of(env, "grid", GridWorld),
         bodies=None if config.wrappers else _rules_of(env.envs[0] if isinstance(env, GymVectorEnv) else env, "bodies", Bodies),
+        mirror=None if config.wrappers else mirror_of(config.id, observation_space, action_space),
+        mirrored=MIRRORED,
         reward_fn=rules.reward and of_rescaled(rules.reward, action_space),
         reward_unknown=rules.reward_unknown,
         termination_fn=rules.termination,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from rlx.bodies import Bodies
 from rlx.distributed import World
+from rlx.symmetry import Mirror
 from rlx.tree_ops import Tree, map_tree, pick
 
 State = dict[str, Any]
@@ -143,6 +144,10 @@ class EnvSpec:
     """The rules of a grid world that is observed as planes."""
     bodies: Bodies | None = None
     """The rules of a body that thrusts among fixed ones."""
+    mirror: Mirror | None = None
+    """The left-right symmetry of a body."""
+    mirrored: tuple[str, ...] = ()
+    """The environments that have one, for messages."""
     reward_fn: RewardFn | None = None
     """The reward, where it is known as a function of observations and actions."""
     reward_unknown: str = "no reward function is declared"
@@ -350,15 +355,12 @@ class PredictsObservations(Protocol):
 
     def predict_observations(self, obs: Tensor, action: Tensor, *, min_samples: int) -> Prediction:
         """Predictions under actions [H, B, A] from obs [B, D], with M >= min_samples."""
-        ...
 
     def observation_scale(self) -> Tensor | None:
         """[D] standard deviations of the observations that the model was fitted to, 0 of a constant feature; None before the first fit."""
-        ...
 
     def prediction_horizon(self) -> int:
         """Steps ahead that the algorithm's own planner predicts, H."""
-        ...
 
 
 @runtime_checkable

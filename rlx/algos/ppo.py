@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from rlx import ops
-from rlx.config.algos.ppo_config import Objective, PPOConfig
+from rlx.config.algos.ppo_config import Mirroring, Objective, PPOConfig
 from rlx.distributed import ALONE, World
 from rlx.errors import ConfigError
 from rlx.nn.backbone import ArrayPolicy, Evaluated, rows_of
 from rlx.nn.heads import GaussianHead
-from rlx.nn.losses import PolicyGradientLoss, Sequences
+from rlx.nn.losses import Batch, PolicyGradientLoss, Sequences
 from rlx.nn.memory_ablation import AblatesMemory
 from rlx.nn.networks import Network
 from rlx.nn.normalize import RewardScaler
@@ -28,6 +28,7 @@ from rlx.nn.policy_gradient import batch_of, gradient_steps
 from rlx.nn.pooled import averages, explained_variance
 from rlx.nn.value_scale import ValueScale
 from rlx.spaces import describe_space
+from rlx.symmetry import Mirror, Signs
 from rlx.types import EnvSpec, Explanation, Metrics, Mode, PolicyOutput, Progress, Rollout, State, Tree
 
 _OBJECTIVES: dict[Objective, Literal["surrogate", "clip", "spo"]] = {
@@ -50,6 +51,7 @@ class PPO(AblatesMemory):
         if config.rpo_alpha and not isinstance(self.net.head, GaussianHead):
             raise ConfigError(f"algo.rpo_alpha={config.rpo_alpha} perturbs the mean of a Gaussian, and env={spec.id} has actions "
                               f"{describe_space(spec.action_space)}; leave it out")  # fmt: skip
+        self.mirror = self._mirror_of(spec) if config.mirror is Mirroring.augment else None
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm, betas=(config.adam_beta1, config.adam_beta2))
         self.reward_scaler = RewardScaler(num_envs, discount=config.discount, clip=config.reward_clip).to(device)
         self.value_scale = ValueScale(preserves=config.popart) if config.normalize_value else None
@@ -114,8 +116,9 @@ class PPO(AblatesMemory):
         target = target_before = value_before + advantage
         if self.value_scale is not None:
             evaluated = self.value_scale.update(target, evaluated, self.net)
-        num_envs = rollout.reward.shape[1]
-        num_visited = self.world.size * (rollout.num_env_steps if sequences is None else num_envs)  # of all ranks
+        mirrored = None if self.mirror is None else self.net.preprocess(self.mirror.observation(rows_of(rollout.obs)))
+        num_envs = rollout.reward.shape[1] * (1 if mirrored is None else 2)
+        num_visited = self.world.size * num_envs * (len(rollout.reward) if sequences is None else 1)  # of all ranks
 
         loss, epochs = self._loss(), []
         for epoch in range(config.num_epochs):
@@ -127,6 +130,7 @@ class PPO(AblatesMemory):
             action = self._perturbed(rollout.action) if config.rpo_alpha else rollout.action
             batch = batch_of(evaluated, action=action, advantage=advantage, target=self._to_value(target),
                              old_log_prob=old_log_prob, old_params=old_params)  # fmt: skip
+            batch = batch if mirrored is None else self._with_mirrored(batch, mirrored)
             order = torch.randperm(num_visited, device=self.device)
             steps = gradient_steps(
                 self.net, self.optimizer, loss, batch, learning_rate=learning_rate, order=order, num_minibatches=config.num_minibatches,
@@ -171,6 +175,23 @@ class PPO(AblatesMemory):
             discount=self.config.discount,
             lam=self.config.gae_lambda,
         )
+
+    def _mirror_of(self, spec: EnvSpec) -> Mirror:
+        """The symmetry of the environment, as tensors."""
+        if spec.mirror is None or not isinstance(self.net.head, GaussianHead):
+            raise ConfigError(f"algo.mirror=augment needs an environment with a left-right symmetry ({', '.join(spec.mirrored)}, with what "
+                              f"they observe by default), and none is known of env={spec.id}; leave it out")  # fmt: skip
+        return Mirror(*(Signs(*(torch.from_numpy(x).to(self.device) for x in signs)) for signs in spec.mirror))
+
+    def _with_mirrored(self, batch: Batch, inputs: Tensor) -> Batch:
+        """A batch with each row behind which its mirrored one follows; `inputs` [N, *] are those of the mirrored observations."""
+        assert self.mirror is not None
+        assert batch.old_params is not None
+        mean, log_std = batch.old_params.chunk(2, dim=1)
+        old_params = torch.cat((self.mirror.action(mean), log_std[:, self.mirror.action.source]), dim=1)
+        mirrored = batch._replace(inputs=inputs, action=self.mirror.action(batch.action), old_params=old_params)
+        pairs = zip(batch[:-1], mirrored[:-1], strict=True)
+        return Batch._make([*(torch.stack((x, y), dim=1).flatten(0, 1) for x, y in pairs), None])
 
     def _perturbed(self, action: Tensor) -> Tensor:
         """Actions [T, B, A] less uniform noise: their density is that under a Gaussian whose mean has the noise added."""

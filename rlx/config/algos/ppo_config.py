@@ -19,6 +19,11 @@ class Objective(Enum):
     spo = "spo"
 
 
+class Mirroring(Enum):
+    none = "none"
+    augment = "augment"
+
+
 @dataclass(kw_only=True)
 class PPOConfig(PolicyGradientConfig):
     name: str = "ppo"
@@ -79,6 +84,10 @@ class PPOConfig(PolicyGradientConfig):
     https://arxiv.org/abs/1602.07714)."""
     shared_network: bool = False
     """One network for policy and value instead of two. A memory, and an encoder with weights, always serve both."""
+    mirror: Mirroring = setting(Mirroring.none, used_if="algo.memory=none")
+    """augment learns from every step twice, as it was and as it would have been in a mirror, on bodies with a left and a right: Walker2d,
+    Ant and Humanoid. The ratio of a mirrored action is to the mirrored policy, which would have taken it (Abdolhosseini et al. 2019,
+    https://dl.acm.org/doi/10.1145/3359566.3360070; Mittal et al. 2024, https://arxiv.org/abs/2403.04359). Updates take twice as long."""
     critic_hidden_sizes: list[int] | None = setting(None, at_least=1, at_most=8_192, expected="positive widths, e.g. [256,256]",
                                                     used_if="algo.shared_network=false")  # fmt: skip
     """Widths of the critic's hidden layers; null for those of the policy, hidden_sizes. Values are harder to represent than actions: a
