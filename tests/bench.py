@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3, and a loop compiled by JAX, in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [sac] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [sac] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs] [mujoco]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -481,6 +481,53 @@ def envs() -> None:
         sys.exit(f"too slow: {', '.join(failed)}")
 
 
+def mujoco() -> None:
+    """Env steps per CPU second of rlx's batches of MuJoCo and of gymnasium's environments, in turn, with resets.
+
+    Both take the actions that a policy of 100,000 training steps chose once: random ones would measure resets.
+    """
+    import numpy as np
+
+    from rlx import load
+    from rlx.envs.registry import VectorEnvFactory
+
+    num_envs, num_steps, window, failed = 8, 500, 50, []
+    for name, env_id, target in (("hopper", "Hopper-v5", 1.45), ("halfcheetah", "HalfCheetah-v5", 1.3), ("walker2d", "Walker2d-v5", 1.15),
+                                 ("ant", "Ant-v5", 1.15), ("humanoid", "Humanoid-v5", 1.15)):  # fmt: skip
+        with tempfile.TemporaryDirectory() as directory:
+            budget = ["loop.total_env_steps=100000", "loop.eval_every=0", "loop.checkpoint_every=0"]
+            environment = {**os.environ, "RLX_RUNS_DIR": directory}
+            subprocess.run([RLX, "train", "algo=ppo", f"env={name}", *budget, *QUIET, "--name", "bench"], check=True, env=environment)
+            policy = load(Path(directory) / "bench")
+        envs = [VectorEnvFactory(env_id, native=native)(num_envs) for native in (True, False)]
+        rng, steps = np.random.default_rng(0), []
+        obs, _ = envs[0].reset(seed=np.arange(num_envs))
+        for _ in range(num_steps):
+            action = np.asarray(policy.act(obs)[0], dtype=np.float32)
+            obs, _, terminated, truncated, _ = envs[0].step(action)
+            steps.append((action, terminated | truncated, rng.integers(2**31 - 1, size=num_envs)))
+            if steps[-1][1].any():
+                obs, _ = envs[0].reset(seed=steps[-1][2], options={"reset_mask": steps[-1][1]})
+        spent = np.zeros((3, num_steps // window, len(envs)))
+        for repeat in range(len(spent)):
+            for env in envs:
+                env.reset(seed=np.arange(num_envs))
+            for k in range(num_steps // window):
+                for side, env in enumerate(envs):
+                    begin = time.process_time()
+                    for action, ended, seeds in steps[k * window : (k + 1) * window]:
+                        env.step(action)
+                        if ended.any():
+                            env.reset(seed=seeds, options={"reset_mask": ended})
+                    spent[repeat, k, side] = time.process_time() - begin
+        ours, theirs = num_envs * num_steps / spent.min(axis=0).sum(axis=0)
+        failed += [env_id] if ours < target * theirs else []
+        print(f"{env_id}, {num_envs} envs, {sum(int(ended.sum()) for _, ended, _ in steps)} resets: {ours:,.0f} env steps per CPU second, "
+              f"gymnasium {theirs:,.0f}, ratio {ours / theirs:.2f}, at least {target} wanted", flush=True)  # fmt: skip
+    if failed:
+        sys.exit(f"too slow: {', '.join(failed)}")
+
+
 if __name__ == "__main__":
     benchmarks = {
         f.__name__: f
@@ -500,6 +547,7 @@ if __name__ == "__main__":
             i2a,
             memory,
             envs,
+            mujoco,
         )
     }
     for name in sys.argv[1:] or benchmarks:

@@ -192,8 +192,8 @@ def test_what_only_gymnasium_knows_is_left_to_it_and_said() -> None:
     ("make", "why"),
     [
         ({"id": "CartPole-v1"}, "for CartPole-v1 there is env.workers"),
-        ({"id": "Hopper-v5", "native": False}, "here it is gymnasium's: env.native=false"),
-        ({"id": "Hopper-v5", "kwargs": {"xml_file": "x.xml"}}, "here it is gymnasium's: env.kwargs.xml_file"),
+        ({"id": "Hopper-v5", "native": False}, "here it is not, because of env.native=false"),
+        ({"id": "Hopper-v5", "kwargs": {"xml_file": "x.xml"}}, "here it is not, because of env.kwargs.xml_file"),
     ],
 )
 def test_threads_without_effect_are_refused(make: dict[str, Any], why: str) -> None:
