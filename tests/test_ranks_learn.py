@@ -22,13 +22,14 @@ from rlx.algos.reinforce import Reinforce
 from rlx.build import ranks_notes
 from rlx.config.algos.a2c_config import A2CConfig
 from rlx.config.algos.policy_gradient_config import Advantage, MemoryKind
-from rlx.config.algos.ppo_config import Objective, PPOConfig
+from rlx.config.algos.ppo_config import Mirroring, Objective, PPOConfig
 from rlx.config.algos.reinforce_config import ReinforceConfig
 from rlx.config.compose import Composer
 from rlx.distributed import World
 from rlx.errors import NonFiniteError
 from rlx.rng import seed_everything
 from rlx.spaces import ACTION_MASK
+from rlx.symmetry import Mirror, Signs
 from rlx.tree_ops import leaves, map_tree, pick
 from rlx.types import Distributes, EnvSpec, Progress, Rollout
 
@@ -36,6 +37,12 @@ Algo = PPO | A2C | Reinforce
 LENGTH, ENVS, UPDATES = 16, 6, 3
 
 VECTOR = EnvSpec(id="test", observation_space=spaces.Box(-9, 9, (3,)), action_space=spaces.Box(-1, 1, (2,)))
+TWO_SIDED = EnvSpec(
+    id="test",
+    observation_space=VECTOR.observation_space,
+    action_space=VECTOR.action_space,
+    mirror=Mirror(Signs(np.array([1, 0, 2]), np.float32([1, 1, -1])), Signs(np.array([1, 0]), np.float32([1, 1]))),
+)
 CHOICE = EnvSpec(id="test", observation_space=spaces.Box(-9, 9, (3,)), action_space=spaces.Discrete(3))
 MASKED = EnvSpec(
     id="test",
@@ -67,6 +74,7 @@ KINDS: dict[str, Callable[[int], Algo]] = {
     "masks": ppo(MASKED, objective=Objective.spo, entropy_coef=0.01, recompute_advantage=True),
     "memory": ppo(CHOICE, memory=MemoryKind.gru, memory_size=4, num_minibatches=3),
     "adaptive": ppo(rpo_alpha=0.1, adaptive_learning_rate=True, normalize_value=True, popart=True, normalize_advantage=False),
+    "mirror": ppo(TWO_SIDED, mirror=Mirroring.augment),
     "a2c": a2c(normalize_advantage=True, advantage=Advantage.q),
     "reinforce": reinforce(CHOICE, advantage=Advantage.q),
     "reinforce, memory": reinforce(CHOICE, memory=MemoryKind.lstm, memory_size=4, normalize_advantage=True),
