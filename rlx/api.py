@@ -262,6 +262,7 @@ def probe(
     stochastic: bool = False,
     seed: int = 0,
     env: Mapping[str, Any] | None = None,
+    flat: bool = False,
     trust: bool = False,
 ) -> ProbeResult:
     """Evaluate a run under changes of its environment, one at a time, on the fixed episodes of `rlx eval`; kept with the run.
@@ -275,6 +276,7 @@ def probe(
         stochastic: sample actions as in training, instead of taking the most likely one.
         seed: another one draws other episodes.
         env: arguments of the environment's constructor that are changed in all rows, e.g. `{"num_boxes": 2}`.
+        flat: play on flat ground, where the environment is a course with obstacles.
         trust: see `load`.
 
     Returns:
@@ -292,7 +294,7 @@ def probe(
     with only_trainer(), _torch_as_it_was():
         return probe_run(
             _directory_of(run), probes, episodes=episodes, checkpoint=str(checkpoint), stochastic=stochastic, seed=seed,
-            env_settings=changes, trust=trust,
+            env_settings=changes, flat=flat, trust=trust,
         )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from rlx.errors import ConfigError
 from rlx.evaluation import disturbances, physics
 from rlx.evaluation.evaluate import evaluate_run
 from rlx.evaluation.probe_kinds import PROBES, chosen, panel
-from rlx.evaluation.probes import CHANGES, Inapplicable, Subject, changed
+from rlx.evaluation.probes import CHANGES, Inapplicable, Subject, changed, flattened
 from rlx.evaluation.robustness import ProbeResult, probe_run
 from rlx.store.runs import RunDir
 from rlx.tree_ops import map_tree
@@ -170,6 +170,45 @@ def test_pushes_change_the_velocity_along_x_every_fifty_steps(hopper):
             jumps = [float(data().qvel[0] - b) for data, b in zip(read, before, strict=True)]
             speeds.append(jumps)
             assert np.allclose(np.abs(jumps), 1.0 if t % 50 == 0 else 0.0)
+
+
+def test_a_walker_of_the_flat_is_played_on_courses_that_it_does_not_see():
+    pytest.importorskip("mujoco")
+    walker = subject("walker2d")
+    nominal = trace(walker.make(), steps=40)
+    found = {kind: of(f"terrain={kind}", walker, steps=40) for kind in ("hurdles", "gaps")}
+    assert all(seen.shape == nominal.shape for seen in found.values())
+    np.testing.assert_array_equal(found["hurdles"][0], nominal[0])
+    for env, word, why in (
+        ("walker2d", "terrain=slalom", "moves in a plane"),
+        ("hopper", "terrain=hurdles", "neither a course nor Walker2d-v5"),
+        ("hurdles", "terrain=hurdles", "is that course"),
+        ("hurdles", "rumble", "no floor of its own"),
+    ):
+        with pytest.raises(Inapplicable, match=why), changed(chosen([word])[0], subject(env)):
+            pass
+
+
+def boxes(env: Any) -> np.ndarray:
+    """Where the boxes of the first course are [n, 3]."""
+    env.reset(seed=SEEDS)
+    return physics.simulations_of(env)[0][1]().mocap_pos.copy()
+
+
+def test_a_course_is_flattened_and_its_model_is_restored_for_the_next_row():
+    pytest.importorskip("mujoco")
+    who = subject("hurdles")
+    assert flattened(who.config).env.kwargs == {**who.config.env.kwargs, "easiest": 0.0, "hardest": 0.0}
+    assert flattened(subject("walker2d").config) == subject("walker2d").config
+    flat = Subject(config=flattened(who.config), num_envs=2, scale=who.scale)
+    before = boxes(who.make())
+    with changed(chosen(["friction=0.1"])[0], who) as env:
+        friction = physics.models_of(env)[0].geom_friction.copy()
+    (model, *_) = physics.models_of(who.make())  # compiled once for each process
+    np.testing.assert_allclose(model.geom_friction, 10.0 * friction)
+    assert boxes(flat.make())[:, 2].max() < before[:, 2].max()
+    with changed(chosen(["terrain=hurdles"])[0], flat) as env:
+        np.testing.assert_array_equal(boxes(env), before)
 
 
 # Actions and observations
@@ -400,8 +439,8 @@ def test_the_nominal_row_is_the_evaluation_of_the_run(name, stochastic, in_runs)
 def test_the_panel_of_a_robot_has_at_least_twelve_rows(in_runs):
     found = probed(in_runs, "hop", episodes=1)
     assert len(found.rows) >= 12
-    assert {label for label, _ in found.left_out} == {"length", "random_action"}
-    assert {row.probe for row in found.rows} | {"length", "random_action", "action_scale"} == set(PROBES)
+    assert {label for label, _ in found.left_out} == {"length", "random_action", "terrain hurdles", "terrain rumble"}
+    assert {row.probe for row in found.rows} | {"length", "random_action", "action_scale", "terrain"} == set(PROBES)
 
 
 def test_two_calls_measure_the_same(in_runs):
@@ -459,6 +498,9 @@ def test_several_runs_are_shown_side_by_side(in_runs, run_command: Command):
         ("hop --probe mass=nan", "expected numbers"),
         ("pole sticky=0.5", "did you mean `--probe sticky=0.5`?"),
         ("nothing", "nothing"),
+        ("pole --flat", "none of the runs is on a course"),
+        ("hop --probe terrain=hurdle", "did you mean"),
+        ("hop --probe terrain=hurdles", "is neither a course nor"),
         ("pole --out here.txt", ".png"),
         ("pole --env x=1", "x"),
     ],

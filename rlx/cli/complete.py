@@ -87,7 +87,7 @@ def complete_probes(incomplete: str) -> list[Candidate]:
 
     candidates = [(PANEL, "all that is changed by default")]
     for probe in PROBES.values():
-        candidates += [(probe.name, probe.meaning), (f"{probe.name}={','.join(f'{v:g}' for v in probe.values)}", probe.meaning)]
+        candidates += [(probe.name, probe.meaning), (f"{probe.name}={probe.example}", probe.meaning)]
     return _in_place(incomplete, lambda word: [c for c in candidates if "=" in word or "=" not in c[0]])
 
 

@@ -22,6 +22,7 @@ def probe(
     stochastic: Annotated[bool, typer.Option("--stochastic", help="Sample actions as in training, not the most likely one.")] = False,
     env_settings: Annotated[list[str] | None, typer.Option("--env", help="A setting of the environment that differs in all rows, e.g. "
                                                            "num_boxes=2; can be repeated.")] = None,
+    flat: Annotated[bool, typer.Option("--flat", help="Play on flat ground, where the environment is a course with obstacles.")] = False,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Draws other episodes than the usual ones.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Write the figure here: .png, .svg, .pdf. (default: plots/ in the first run)")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, on a line for each run.")] = False,
@@ -37,12 +38,13 @@ def probe(
 
       rlx probe hopper --probe friction=0.2,0.4,0.8 --probe incline=-9
 
-      rlx probe flat hurdles
+      rlx probe walker hurdler --flat
 
       rlx probe hopper --json | jq '.rows[] | [.probe, .value, .relative]'
     """
     from rich.console import Console
 
+    from rlx.envs.mujoco.course_settings import COURSES
     from rlx.errors import ConfigError
     from rlx.evaluation.probe_kinds import chosen
     from rlx.evaluation.robustness import probe_run
@@ -59,6 +61,8 @@ def probe(
             raise ConfigError(f"{word}: expected the name of a run; did you mean `--probe {word}`?")
     chosen(probes or [])
     opened, results = [RunDir.open(runs_directory(), run) for run in runs or ["latest"]], []
+    if flat and not any(run.config(trust=trust).env.id in COURSES for run in opened):
+        raise ConfigError("--flat: none of the runs is on a course with obstacles, such as env=hurdles; leave it out")
     with interruptible() as should_stop, Console(stderr=True).status("probing") as status:
         for run in opened:
 
@@ -66,7 +70,7 @@ def probe(
                 status.update(f"{name}: {text}")
 
             results.append(probe_run(run, probes or [], checkpoint=checkpoint, episodes=episodes, stochastic=stochastic, seed=seed,
-                                     env_settings=env_settings or [], trust=trust, should_stop=should_stop, progress=show,
+                                     env_settings=env_settings or [], flat=flat, trust=trust, should_stop=should_stop, progress=show,
                                      warn=warn))  # fmt: skip
     path = out or opened[0].path / "plots" / ("probe.png" if len(opened) == 1 else "probes.png")
     figures.save(draw_probes(results), path, inside=out is None)

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rlx.config.choices import did_you_mean
+from rlx.config.choices import check_choice, did_you_mean
+from rlx.envs.mujoco.course_settings import COURSES
 from rlx.errors import ConfigError
 
 
@@ -18,19 +19,26 @@ class Probe:
     label: str
     """With {} for the value."""
     meaning: str
-    values: tuple[float, ...]
+    values: tuple[float | str, ...]
     """Those of the panel, or where there are none, of a probe that is named without a value."""
     low: float = 0.01
     high: float = 100.0
     in_panel: bool = True
     whole: bool = False
+    choices: tuple[str, ...] = ()
+    """Of the values, where they are words instead of numbers."""
+
+    @property
+    def example(self) -> str:
+        """Its usual values as they are typed."""
+        return ",".join(v if isinstance(v, str) else f"{v:g}" for v in self.values)
 
     def check(self, value: float) -> None:
         """Raise a ConfigError unless the value makes sense."""
         if not (self.low <= value <= self.high) or (self.whole and value != int(value)):
             kind = "a whole number" if self.whole else "a number"
             raise ConfigError(f"--probe {self.name}={value:g}: expected {kind} from {self.low:g} to {self.high:g}, "
-                              f"e.g. --probe {self.name}={self.values[0]:g}")  # fmt: skip
+                              f"e.g. --probe {self.name}={self.example}")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -38,10 +46,12 @@ class Row:
     """One probe with its value."""
 
     probe: Probe
-    value: float
+    value: float | str
 
     @property
     def label(self) -> str:
+        if isinstance(self.value, str):
+            return self.probe.label.format(self.value)
         return self.probe.label.format(f"{self.value:+g}" if self.probe.low < 0 else f"{self.value:g}")
 
 
@@ -60,6 +70,8 @@ PROBES = {
               values=(-6.0, -3.0, 3.0, 6.0), low=-45.0, high=45.0),
         Probe(name="rumble", label="rumble to {} m", meaning="boards across the floor every 0.3 m, each 0.4 to 1 times as high as this",
               values=(0.05,), low=0.001, high=1.0),
+        Probe(name="terrain", label="terrain {}", meaning="a course of obstacles, new in each episode, in place of the ground",
+              values=("hurdles", "rumble"), choices=tuple(COURSES.values())),
         Probe(name="motor", label="motor × {}", meaning="the force of every actuator for the same action",
               values=(0.8, 1.2)),
         Probe(name="push", label="push {} m/s",
@@ -109,14 +121,16 @@ def _rows(word: str) -> list[Row]:
         return [Row(probe, value) for value in probe.values]
     rows = []
     for text in values.split(","):
+        if probe.choices:
+            check_choice(f"--probe {name}=", text, probe.choices)
+            rows.append(Row(probe, text))
+            continue
         try:
             value = float(text)
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise ConfigError(
-                f"--probe {word}: expected numbers after the =, e.g. --probe {name}={','.join(f'{v:g}' for v in probe.values)}"
-            )
+            raise ConfigError(f"--probe {word}: expected numbers after the =, e.g. --probe {name}={probe.example}")
         probe.check(value)
         rows.append(Row(probe, value))
     return rows

@@ -9,6 +9,7 @@ from typing import Any
 
 from rlx.build import env_factory
 from rlx.config.schema import RunConfig
+from rlx.envs.mujoco.course_settings import COURSES
 from rlx.envs.registry import GameEnvFactory
 from rlx.envs.vector import GymVectorEnv
 from rlx.errors import ConfigError
@@ -37,7 +38,7 @@ class Subject:
         return env_factory(replace(self.config, env=replace(self.config.env, **changes)))(self.num_envs)
 
 
-Change = Callable[[VectorEnv, float, Subject], VectorEnv]
+Change = Callable[[VectorEnv, Any, Subject], VectorEnv]
 """Returns the changed environments; raises `Inapplicable`."""
 
 
@@ -98,13 +99,46 @@ def _rumble(env: VectorEnv, height: float, subject: Subject) -> VectorEnv:
 def _as_gymnasium(subject: Subject) -> GymVectorEnv:
     """Gymnasium's own environments, whose steps are those of rlx's."""
     try:
-        env = subject.make(native=False, workers=0)
+        env = subject.make(native=False, workers=0, threads=1)
     except ConfigError:
         raise Inapplicable("has a terrain of its own") from None
     if not isinstance(env, GymVectorEnv):
         env.close()
         raise Inapplicable("has a terrain of its own")
     return env
+
+
+_BODIES = {"Walker2d-v5": "walker", "Ant-v5": "ant", "Humanoid-v5": "humanoid"}
+"""Of the courses, by the environments in which they are on the flat."""
+
+
+def flattened(config: RunConfig) -> RunConfig:
+    """The run on flat ground, where its environment is a course with obstacles; others are as they were."""
+    if config.env.id not in COURSES:
+        return config
+    return replace(config, env=replace(config.env, kwargs={**config.env.kwargs, "easiest": 0.0, "hardest": 0.0}))
+
+
+def _terrain(env: VectorEnv, kind: str, subject: Subject) -> VectorEnv:
+    config = subject.config.env
+    if config.id in COURSES:
+        kwargs = {name: value for name, value in config.kwargs.items() if name not in ("easiest", "hardest")}
+    elif config.id in _BODIES and not config.kwargs and not config.wrappers and config.native:
+        kwargs = {"body": _BODIES[config.id], "sight": False}
+    else:
+        raise Inapplicable(f"is neither a course nor {' or '.join(_BODIES)} with their usual settings")
+    env_id = next(name for name, of_kind in COURSES.items() if of_kind == kind)
+    try:
+        other = subject.make(id=env_id, kwargs=kwargs, workers=0)
+    except ConfigError as error:  # a body that cannot go there
+        raise Inapplicable(f"cannot be there: {error}") from None
+    if config.id == env_id and getattr(other, "settings", None) == getattr(env, "settings", ()):
+        other.close()
+        raise Inapplicable("is that course")
+    if (other.single_observation_space, other.single_action_space) != (env.single_observation_space, env.single_action_space):
+        other.close()
+        raise Inapplicable("observes something else there")
+    return other
 
 
 def _push(env: VectorEnv, speed: float, subject: Subject) -> VectorEnv:
@@ -168,6 +202,7 @@ CHANGES: dict[str, Change] = {
     "length": _of_model(_no_model, "length", "has no pole whose length can be set"),
     "incline": _of_model(physics.incline, "incline"),
     "rumble": _rumble,
+    "terrain": _terrain,
     "motor": _of_model(physics.scale_motors, "motor"),
     "push": _push,
     "obs_noise": _observation_noise,

@@ -15,13 +15,14 @@ from rlx.build import env_factory
 from rlx.collect import Episode
 from rlx.config.schema import RunConfig
 from rlx.config.setting import require_whole
+from rlx.envs.mujoco.course_settings import COURSES
 from rlx.errors import ConfigError, EnvError
 from rlx.evaluation.disturbances import Observer
 from rlx.evaluation.episodes import MAX_PARALLEL, never
 from rlx.evaluation.evaluate import Ends, changed_env, play_fixed_episodes
 from rlx.evaluation.loading import choose_checkpoint, load_policy
 from rlx.evaluation.probe_kinds import Row, chosen
-from rlx.evaluation.probes import Inapplicable, Subject, changed, refuse_games
+from rlx.evaluation.probes import Inapplicable, Subject, changed, flattened, refuse_games
 from rlx.stats.intervals import mean_interval
 from rlx.store.evaluations import keep_probes
 from rlx.store.runs import RunDir
@@ -36,7 +37,7 @@ class ProbeRow:
 
     probe: str
     """nominal where nothing is changed."""
-    value: float | None
+    value: float | str | None
     label: str
     episodes: tuple[Episode, ...]
     nominal: tuple[Episode, ...]
@@ -140,6 +141,7 @@ def probe_run(
     stochastic: bool = False,
     seed: int = 0,
     env_settings: Sequence[str] = (),
+    flat: bool = False,
     trust: bool = False,
     should_stop: Callable[[], bool] = never,
     progress: Callable[[str], None] = lambda _: None,
@@ -155,6 +157,7 @@ def probe_run(
         stochastic: sample actions as in training, instead of taking the most likely one.
         seed: draws other episodes than the usual ones.
         env_settings: arguments of the environment's constructor that are changed in all rows, each `name=value`.
+        flat: play on flat ground in all rows, where the environment is a course with obstacles.
         trust: run the code that somebody else's run names.
         should_stop: is asked before every env step.
         progress: is told what is played.
@@ -171,6 +174,9 @@ def probe_run(
     rows, config = chosen(words), run.config(trust=trust)
     refuse_games(config, run.reference)
     config = replace(config, env=changed_env(config.env, env_settings))
+    if flat:
+        config = flattened(config)
+        env_settings = [*env_settings, "easiest=0", "hardest=0"] if config.env.id in COURSES else env_settings
     rows, left_out = _applicable(rows, config, named=bool(words), run=run.reference)
     saved = choose_checkpoint(run, checkpoint, warn=warn)
 
@@ -216,13 +222,14 @@ def _applicable(rows: list[Row], config: RunConfig, *, named: bool, run: str) ->
     kept, left_out = list[Row](), dict[str, tuple[str, str]]()
     subject = Subject(config=config, num_envs=1, scale=())
     for row in rows:
-        if row.probe.name in left_out:
+        key = row.label if row.probe.choices else row.probe.name
+        if key in left_out:
             continue
         try:
             with changed(row, subject):
                 kept.append(row)
         except Inapplicable as reason:
-            left_out[row.probe.name] = (row.probe.name, f"env={config.env.id} {reason}")
+            left_out[key] = (key, f"env={config.env.id} {reason}")
     if left_out and (named or not kept):
         name, why = next(iter(left_out.values()))
         those = ", ".join(dict.fromkeys(row.probe.name for row in kept))
