@@ -28,7 +28,6 @@ _LINE = 64
 _BUSY_S, _LOOK_EVERY_S = 5e-5, 0.5
 _FUTEX, _WAIT, _WAKE = 202, 0, 1  # of Linux on x86-64: to sleep until a number in memory changes
 _DIRECTORY = Path("/dev/shm")
-_LEFT = -1
 
 
 def is_possible() -> bool:
@@ -102,7 +101,8 @@ class SharedSums:
         if any(process_token(int(token.split()[0])) != token for token in tokens):
             raise OSError("the processes do not see each other")
         self._rank, self._size, self._tokens, self._timeout_s = rank, size, tokens, timeout_s
-        self._counts: NDArray[Any] = np.frombuffer(memory, np.int64, size * _LINE // 8).reshape(size, -1)[:, 0]
+        lines: NDArray[Any] = np.frombuffer(memory, np.int64, size * _LINE // 8).reshape(size, -1)
+        self._counts, self._has_left = lines[:, 0], lines[:, 1]
         self._places: NDArray[Any] = np.frombuffer(memory, np.uint8, offset=size * _LINE).reshape(2, size, CAPACITY)
         self._num_sums = 0
 
@@ -111,7 +111,8 @@ class SharedSums:
         places = self._places[self._num_sums % 2, :, : x.nbytes].view(x.dtype)
         self._num_sums += 1
         places[self._rank] = x
-        self._count(self._num_sums)
+        self._counts[self._rank] = self._num_sums
+        self._wake()
         self._wait()
         x[:] = places[0]
         for other in places[1:]:
@@ -123,7 +124,7 @@ class SharedSums:
         begun = time.monotonic()
         while (least := int(counts.min())) < wanted:
             missing, waited = int(counts.argmin()), time.monotonic() - begun
-            if least == _LEFT:
+            if self._has_left[missing] and counts[missing] < wanted:
                 raise RuntimeError(f"rank {missing} has left")
             if waited < _BUSY_S:
                 continue
@@ -134,9 +135,8 @@ class SharedSums:
             if waited > self._timeout_s:
                 raise RuntimeError(f"rank {missing} did not come within {self._timeout_s:.0f} s")
 
-    def _count(self, number: int) -> None:
-        """Show a number to the others, and wake those who wait for it."""
-        self._counts[self._rank] = number
+    def _wake(self) -> None:
+        """Wake the others where they wait for this process."""
         _futex(self._address(self._rank), _WAKE, self._size, None)
 
     def _address(self, rank: int) -> int:
@@ -144,4 +144,5 @@ class SharedSums:
 
     def close(self) -> None:
         """Let the others know that this process will add nothing more."""
-        self._count(_LEFT)
+        self._has_left[self._rank] = 1  # beside the count, which somebody may still have to see
+        self._wake()
