@@ -88,9 +88,9 @@ def _follow_the_launcher(launcher: int) -> None:
 
 
 @contextlib.contextmanager
-def leading() -> Iterator[None]:
+def leading(world: World | None = None) -> Iterator[None]:
     """Run a command on rank 0; when it ends, the other ranks end with its exit code, whether they have begun to train or not."""
-    world, code = _join(), 1
+    world, code = _join() if world is None else world, 1
     try:
         yield
         code = 0
@@ -133,13 +133,16 @@ def agreed_signal(world: World, signals: SignalHandler) -> None:
         signals.stopped_by = signal.Signals((bits & -bits).bit_length() - 1)
 
 
-def follow() -> int:
+def follow(world: World | None = None) -> int:
     """Train this rank's share of what rank 0 sends; returns the exit code.
+
+    Args:
+        world: joined already; by default the one that this process was started for.
 
     Raises:
         RlxError: what failed here, where rank 0 cannot say it.
     """
-    world = _join()
+    world = _join() if world is None else world
     work: Work | None = None
     config: RunConfig | None = None
     try:
