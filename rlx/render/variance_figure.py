@@ -36,7 +36,8 @@ def _draw_rungs(axes: Axes, ladder: Ladder) -> None:
                   arrowprops={"arrowstyle": "->", "color": "#444444", "linewidth": 1.0})  # fmt: skip
     middle = (last.variance["all"].value * whole.variance["all"].value) ** 0.5
     factor = ladder.factor
-    label = f"÷ {factor.value:.3g}  ({factor.low:.3g} to {factor.high:.3g})"
+    value, low, high = (f"{x:,.0f}" if x >= 1000.0 else f"{x:.3g}" for x in (factor.value, factor.low, factor.high))
+    label = f"÷ {value}  ({low} to {high})"
     axes.text(middle, at + 0.6, label, ha="center", va="top", fontsize=9, color="#444444")
     axes.set_xscale("log")
     axes.set_yticks(np.arange(len(ladder.rungs)), [rung.name for rung in ladder.rungs])

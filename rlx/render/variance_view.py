@@ -46,7 +46,8 @@ def print_ladder(console: Console, ladder: Ladder) -> None:
     line("variance where an episode is cut after so many steps and continues as V", "dim")
     console.print()
     factor = ladder.factor
-    line(f"R(τ) has {factor.value:.3g} times the variance of GAE(0.95) (95 % interval {factor.low:.3g} to {factor.high:.3g})")
+    value, low, high = (f"{x:,.0f}" if x >= 1000.0 else f"{x:.3g}" for x in (factor.value, factor.low, factor.high))
+    line(f"R(τ) has {value} times the variance of GAE(0.95) (95 % interval {low} to {high})")
 
 
 def _print_groups(console: Console, ladder: Ladder) -> None:
