@@ -51,8 +51,8 @@ class PPOConfig(PolicyGradientConfig):
     """Stop the passes over a rollout once the mean approximate KL divergence of a pass exceeds this; null never stops."""
     adaptive_learning_rate: bool = False
     """After each pass over a rollout, divide the step size by 1.5 if the pass' approximate KL divergence is above twice learning_rate_kl,
-    and multiply it by 1.5 if the divergence is below half of it: the scheduler of rl_games (common/schedulers.py), which legged_gym and
-    Isaac Lab train with."""
+    and multiply it by 1.5 if the divergence is below half of it: the scheduler of rl_games (common/schedulers.py);
+    rsl_rl has the same."""
     learning_rate_kl: float = setting(0.008, above=0, used_if="algo.adaptive_learning_rate=true")
     """Divergence that the adaptive step size aims at, nats; 0.008 is rl_games' for MuJoCo."""
     learning_rate_min: float = setting(1e-6, above=0, used_if="algo.adaptive_learning_rate=true")
@@ -92,7 +92,7 @@ class PPOConfig(PolicyGradientConfig):
                                                     used_if="algo.shared_network=false")  # fmt: skip
     """Widths of the critic's hidden layers; null for those of the policy, hidden_sizes. Values are harder to represent than actions: a
     wider critic is in Brax' and MuJoCo Playground's PPO (policy 4 x 32, value 5 x 256), and in Andrychowicz et al. 2021
-    (https://arxiv.org/abs/2006.05990, section 3.2)."""
+    (https://arxiv.org/abs/2006.05990)."""
 
     stream_sizes: list[int] = setting([], at_least=1, at_most=8_192, expected="positive widths, e.g. [64]",
                                       used_if=("algo.memory=none", "algo.layer_norm=false"))  # fmt: skip
