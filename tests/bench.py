@@ -1,6 +1,6 @@
 """make bench: the speed figures of rlx, beside Stable-Baselines3, and a loop compiled by JAX, in the same run.
 
-    python tests/bench.py [solve] [cartpole] [halfcheetah] [sac] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs] [mujoco]
+    python tests/bench.py [solve] [cartpole] [halfcheetah] [sac] [atari] [minigrid] [start] [checkpoint] [sweep] [selfplay] [planning] [latent] [i2a] [memory] [envs] [mujoco] [terrain]
 
 Both sides run in processes of their own, one thread each, in turn (A B A B ...), so that a drift of the machine's speed meets
 both; the ratio is that of the medians. Measure with nothing else running.
@@ -18,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from bench_terrain import terrain
 
 RLX = str(Path(sys.executable).with_name("rlx"))
 QUIET = ["log.console=quiet", "log.wandb=disabled"]
@@ -548,6 +550,7 @@ if __name__ == "__main__":
             memory,
             envs,
             mujoco,
+            terrain,
         )
     }
     for name in sys.argv[1:] or benchmarks:

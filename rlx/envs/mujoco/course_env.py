@@ -145,6 +145,8 @@ class CourseVectorEnv(MujocoVectorEnv):
 
     def level(self) -> Array:
         """[B] height of what a body stands on under its torso."""
+        if not self._level.any():
+            return np.zeros(self.num_envs)
         x = self._seen["qpos"][:, :1]
         last = np.where(self._near <= x, self._near, -np.inf).argmax(1)
         rows = np.arange(self.num_envs)
