@@ -42,7 +42,7 @@ _MUCH = 500_000_000
 _REPLAY_SHARE = 0.8
 """Part of the free memory that a replay may take once it is full; the rest of the run needs some too."""
 _ROWS = 256
-"""Rows of a minibatch below which a rank of a small network may send its gradient for longer than it computes it."""
+"""Rows of a minibatch below which a step of several ranks takes a small network longer than its rows do."""
 _IMAGE = 256
 """Bytes from which an array of two or three dimensions counts as an image."""
 
@@ -232,8 +232,8 @@ def ranks_notes(algo: Algorithm, config: RunConfig, world: World) -> list[str]:
     if world.size == 1 or minibatches == 1 or rows >= _ROWS:
         return []
     fewer = max(1, minibatches * rows // _ROWS)
-    return [f"each of the {world.size} ranks has {rows} rows of a minibatch, and to add up the gradients of one takes some 0.3 ms: "
-            f"a rank should have {_ROWS} rows or more; choose algo.num_minibatches={fewer}, or more of env.num_envs"]  # fmt: skip
+    return [f"each of the {world.size} ranks has {rows} rows of a minibatch, and a gradient step of several ranks costs some 0.3 ms beside "
+            f"its rows: a rank should have {_ROWS} rows or more; choose algo.num_minibatches={fewer}, or more of env.num_envs"]  # fmt: skip
 
 
 def _rounded(x: float) -> int:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from rlx.errors import ConfigError, LostRankError, RankError
 from rlx.launcher import MEETING
+from rlx.shared_sums import CAPACITY, SharedSums, create, is_possible, process_token
 
 T = TypeVar("T")
 
@@ -79,7 +80,10 @@ class World:
         """The sum over ranks, in place; its bits are the same on all ranks."""
         if self.size > 1:
             with _reporting():
-                torch.distributed.all_reduce(x)
+                if _shared is not None and x.device.type == "cpu" and x.is_floating_point() and x.nbytes <= CAPACITY and x.is_contiguous():
+                    _shared.add(x.detach().flatten().numpy())
+                else:
+                    torch.distributed.all_reduce(x)
         return x
 
     def sum_float64(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -90,11 +94,9 @@ class World:
         """A few numbers [*] of every rank, [W, *]."""
         if self.size == 1:
             return x[None]
-        mine = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64))
-        found = torch.empty((self.size, *mine.shape), dtype=torch.float64)
-        with _reporting():
-            torch.distributed.all_gather(list(found.unbind(0)), mine)
-        return found.numpy()
+        found = torch.zeros((self.size, *x.shape), dtype=torch.float64)
+        found[self.rank] = torch.from_numpy(np.asarray(x, dtype=np.float64))
+        return self.sum_(found).numpy()  # a sum with zeros is exact
 
     def gather_rows(self, x: Tensor, dim: int = 0) -> Tensor:
         """Per-environment data of all ranks, in the order of the environments along `dim`; each rank's has the same shape."""
@@ -185,7 +187,10 @@ class World:
 
     def close(self) -> None:
         """Leave the group; this process is alone afterwards, but for its notes."""
-        global _current
+        global _current, _shared
+        if _shared is not None:
+            _shared.close()
+            _shared = None
         if self.size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
         _current = ALONE
@@ -194,6 +199,8 @@ class World:
 ALONE = World()
 """A run of one process."""
 _current = ALONE
+_shared: SharedSums | None = None
+"""Memory that all ranks share; None if they are on several machines."""
 _notes: Any = None
 """The store in which the ranks met."""
 
@@ -250,12 +257,16 @@ def start(device: str = "cpu", *, timeout_s: float = TIMEOUT_S) -> World:
     if os.environ.get("LOCAL_WORLD_SIZE") == str(size) and any(name == "lo" for _, name in socket.if_nameindex()):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the machine's name may have no address
     address = f"file://{os.environ[MEETING]}/meeting" if MEETING in os.environ else "env://"
-    return join(World(rank, size, local_rank), address, device=device, timeout_s=timeout_s)
+    on_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == str(size)
+    return join(World(rank, size, local_rank), address, device=device, timeout_s=timeout_s, on_one_machine=on_one_machine)
 
 
-def join(world: World, address: str, *, device: str = "cpu", timeout_s: float = TIMEOUT_S) -> World:
-    """Join the other ranks at an address as `torch.distributed.init_process_group` takes it, and make them `current()`."""
-    global _current, _notes
+def join(world: World, address: str, *, device: str = "cpu", timeout_s: float = TIMEOUT_S, on_one_machine: bool = False) -> World:
+    """Join the other ranks at an address as `torch.distributed.init_process_group` takes it, and make them `current()`.
+
+    Ranks that are all on one machine add up small vectors in memory that they share, where that is possible.
+    """
+    global _current, _notes, _shared
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     with _reporting():
         timeout = timedelta(seconds=timeout_s)
@@ -265,8 +276,23 @@ def join(world: World, address: str, *, device: str = "cpu", timeout_s: float = 
         torch.distributed.init_process_group(backend, store=group, rank=world.rank, world_size=world.size, timeout=timeout)
         torch.distributed.all_reduce(torch.zeros(1))  # a barrier would use the GPU
         _notes = torch.distributed.PrefixStore("notes", store)
+        _shared = _share_memory(world, timeout_s) if on_one_machine else None
     _current = world
     return world
+
+
+def _share_memory(world: World, timeout_s: float) -> SharedSums | None:
+    """Memory for sums that all ranks have opened; None on all of them if it is not to be had."""
+    path = world.broadcast(create(world.size) if world.is_first and is_possible() else None)
+    tokens = world.broadcast(world.gather(process_token(os.getpid())))
+    shared = None
+    if path is not None and tokens is not None:
+        with suppress(OSError):
+            shared = SharedSums(path, world.rank, world.size, tokens, timeout_s)
+    failed = world.agree(int(shared is None))
+    if world.is_first and path is not None:
+        os.unlink(path)
+    return None if failed else shared
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import pytest
 from rlx import start
 from rlx.config.cadence import usual_cadence
 from rlx.config.compose import Composer, conf_dir
+from rlx.config.recipe_families import recipe_family
 from rlx.config.schema import LoopConfig
 from rlx.errors import ConfigError
 from rlx.store.layout import runs_directory
@@ -45,12 +46,10 @@ def test_cadences_that_are_given_are_kept_and_0_is_not_null():
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_no_recipe_makes_a_long_run_log_or_evaluate_more_than_its_budget_asks_for(recipe):
     algo, _, env = recipe.partition("_")
-    words = [
-        f"algo={'sac' if algo == 'trust' else algo}",
-        f"recipe={recipe}",
-        f"env={ {'atari': 'pong', 'minatar': 'cartpole'}.get(env, env) }",
-    ]
     composer = Composer()
+    of_family = [name for name, id_ in composer.env_ids().items() if recipe_family(id_) == env]
+    place = env if composer.file("env", env) else [*of_family, "cartpole"][0]
+    words = [f"algo={'sac' if algo == 'trust' else algo}", f"recipe={recipe}", f"env={place}"]
     loop = composer.compose([*words, f"loop.total_env_steps={LONG}"]).config.loop
     assert 40 <= LONG / loop.cadence.log_every <= 2_000
     assert LONG / (loop.cadence.eval_every or LONG) <= 100

@@ -431,8 +431,13 @@ def test_eval_prints_what_machines_read_and_adds_only_its_results(algo: str, rlx
     assert json.loads(rlx(f"eval {algo} --episodes 20 --json")) == result
     text = rlx(f"eval {algo} --episodes 20")
     assert f"{algo} at 640 env steps, 20 deterministic episodes of CartPole-v1:" in text
-    mean, std, *_ = digits(result["return_mean"], result["return_std"], *result["return_ci"])
+    mean, std = digits(result["return_mean"], result["return_std"])
     assert f"return {mean} ± {std}   95 % interval" in text
+    trained = (
+        RunDir(runs / algo).metrics()[-1].get("episode/return_mean_100") or RunDir(runs / algo).metrics()[-2]["episode/return_mean_100"]
+    )
+    assert result["training_return_mean_100"] == trained != result["return_mean"]
+    assert f"training return {digits(trained)[0]}, another measure" in text
     kept = runs / algo / "evaluations.jsonl"
     assert [json.loads(line)["return_mean"] for line in kept.read_text().splitlines()] == 3 * [result["return_mean"]]
     kept.unlink()

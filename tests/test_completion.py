@@ -93,7 +93,7 @@ def test_zsh_gets_the_whole_word_with_its_meaning() -> None:
 
 @pytest.mark.parametrize("ask", [bash, fish])
 def test_a_lone_key_comes_with_its_default_so_that_no_space_follows_it(ask: Callable[[str], list[str]]) -> None:
-    assert ask("rlx train algo.le") == ["algo.learning_rate=", "algo.learning_rate=0.0003"]
+    assert ask("rlx train algo.ga") == ["algo.gae_lambda=", "algo.gae_lambda=0.95"]
     assert ask("rlx train algo.shared") == ["algo.shared_network=", "algo.shared_network=true", "algo.shared_network=false"]
 
 
@@ -196,7 +196,7 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
     python = shlex.quote(sys.executable)
     (tmp_path / "rlx").write_text(f'#!/bin/sh\nexec {python} -c \'from rlx.cli.main import app; app(prog_name="rlx")\' "$@"\n')
     (tmp_path / "rlx").chmod(0o755)
-    asked = ["rlx train algo=", "rlx train algo.le", "rlx resume "]
+    asked = ["rlx train algo=", "rlx train algo.ga", "rlx resume "]
     calls = "\n".join(
         f"COMP_WORDS=({' '.join(shlex.quote(w) for w in words)}); COMP_CWORD={cursor}; _rlx_completion rlx; echo ${{COMPREPLY[@]}}"
         for words, cursor in map(_bash_words, asked)
@@ -206,7 +206,7 @@ def test_typers_own_script_completes_in_bash(tmp_path: Path) -> None:
     done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
     assert done.stdout.splitlines() == [
         "a2c alphago alphazero dqn i2a ibp muzero pets ppo pqn reinforce sac td3",
-        "algo.learning_rate= algo.learning_rate=0.0003",
+        "algo.gae_lambda= algo.gae_lambda=0.95",
         "latest lander",
     ], done.stderr
 

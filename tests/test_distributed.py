@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,14 @@ import torch
 from gymnasium import spaces
 from ranks import on_ranks
 
+from rlx import distributed
 from rlx.distributed import World, launched, start
 from rlx.errors import ConfigError
 from rlx.nn.networks import Network
 from rlx.nn.normalize import ObservationNormalizer, RewardScaler
 from rlx.nn.optim import FlatAdam
 from rlx.rng import seed_everything
+from rlx.shared_sums import is_possible
 from rlx.tree_ops import pick
 from rlx.types import EnvSpec
 
@@ -216,3 +220,43 @@ def test_actions_of_two_ranks_are_those_of_one_process(kind: str) -> None:
     alone, (first, second) = _acting(World(), kind), on_ranks(2, lambda world: _acting(world, kind), preload=("rlx.nn.compiled",))
     torch.testing.assert_close(torch.cat((first["actions"], second["actions"]), dim=1), alone["actions"])
     assert first["next"] == second["next"] == alone["next"]
+
+
+def _sums(world: World) -> list[Any]:
+    found = []
+    for n in (1, 7, 1000):
+        x = torch.linspace(-1.0, 1.0, n, dtype=torch.float64 if n == 7 else torch.float32) * (1.0 + world.rank / 3.0)
+        found += [world.sum_(x.clone() + i).numpy() for i in range(20)]
+    return found
+
+
+def test_sums_in_shared_memory_are_those_over_sockets() -> None:
+    shared, sent = on_ranks(3, _sums), on_ranks(3, _sums, on_one_machine=False)
+    for ranks in (shared, sent):
+        for other in ranks[1:]:
+            assert all(np.array_equal(a, b) for a, b in zip(ranks[0], other, strict=True))
+    for a, b in zip(shared[0], sent[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.skipif(not is_possible(), reason="no shared memory for sums here")
+def test_ranks_of_one_machine_share_memory_and_leave_nothing_behind() -> None:
+    before = set(Path("/dev/shm").glob("rlx-*"))
+    assert on_ranks(2, lambda world: distributed._shared is not None) == [True, True]
+    assert on_ranks(2, lambda world: distributed._shared is not None, on_one_machine=False) == [False, False]
+    assert set(Path("/dev/shm").glob("rlx-*")) <= before
+
+
+@pytest.mark.parametrize("on_one_machine", [True, False])
+def test_a_rank_that_has_left_is_missed(on_one_machine: bool) -> None:
+    def leave(world: World) -> str:
+        if world.rank == 1:
+            world.close()
+            time.sleep(0.2)
+            return "left"
+        world.sum_(torch.zeros(3))
+        return "got an answer"
+
+    first, second = on_ranks(2, leave, on_one_machine=on_one_machine)
+    assert first.startswith("LostRankError: another rank has ended or cannot be reached")
+    assert second == "left"

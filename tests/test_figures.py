@@ -129,7 +129,7 @@ def test_parallel_coordinates_show_the_best_setting_widest(minimize: bool, best:
     (axes,) = figures.draw_parallel(found, METRIC, minimize=minimize).axes
     widest = max(axes.lines, key=lambda line: line.get_linewidth())
     assert widest.get_ydata()[-1] == pytest.approx((best - 1.0) / 2.0)
-    assert {"a", "b", METRIC} <= {t.get_text() for t in axes.texts}
+    assert {"a", "b", f"{METRIC}\n(evaluation, most likely actions)"} <= {t.get_text() for t in axes.texts}
 
 
 @pytest.mark.parametrize("minimize", [False, True])

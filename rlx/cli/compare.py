@@ -21,6 +21,8 @@ def compare(
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. (default: what differs)")] = None,
     metric: Annotated[str | None, typer.Option(help="The metric whose last value in every run is compared. "
                                                f"(default: the sweep's objective, or {_METRIC})")] = None,
+    measure: Annotated[str | None, typer.Option(help="evaluation or training: short for --metric eval/return_mean and "
+                                                "episode/return_mean_100.")] = None,
     at: Annotated[int | None, typer.Option(help="Compare at this many env steps instead of at the end.")] = None,
     threshold: Annotated[float | None, typer.Option(help="Count env steps until the metric is here. (default: the target)")] = None,
     target: Annotated[float | None, typer.Option(help="Base of the optimality gap. (default: gymnasium's threshold)")] = None,
@@ -39,7 +41,7 @@ def compare(
 
       rlx compare lr
 
-      rlx compare ppo-run a2c-run --by algo --metric episode/return_mean_100
+      rlx compare ppo-run a2c-run --by algo --measure training
 
       rlx compare lr --at 100000 --latex
     """
@@ -48,10 +50,11 @@ def compare(
     from rlx.render.tables import terminal
     from rlx.stats.comparison import compare_runs
     from rlx.store.layout import runs_directory
+    from rlx.store.measures import metric_of
 
     if sum((as_json, as_csv, as_latex)) > 1:
         raise ConfigError("--json, --csv and --latex: choose one")
-    root = runs_dir or runs_directory()
+    root, metric = runs_dir or runs_directory(), metric_of(measure, metric)
     result = compare_runs(root, runs, by=by, metric=metric, at=at, threshold=threshold, target=target, minimize=minimize,
                           confidence=confidence, all_pairs=all_pairs, claims=claims)  # fmt: skip
     if as_json:
@@ -63,9 +66,8 @@ def compare(
     else:
         console = terminal()
         print_comparison(console, result, extendable=result.sweep if result.sweep and _is_grid(root / result.sweep) else None)
-        console.print(
-            f"next: rlx plot {' '.join(runs)}{f' --claims {claims}' if claims else ''}", style="dim", soft_wrap=True, highlight=False
-        )
+        again = "".join(f" {option} {value}" for option, value in (("--claims", claims), ("--metric", metric)) if value)
+        console.print(f"next: rlx plot {' '.join(runs)}{again}", style="dim", soft_wrap=True, highlight=False)
 
 
 def _is_grid(sweep: Path) -> bool:

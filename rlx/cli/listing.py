@@ -83,7 +83,8 @@ def ls(
         console.print()
         print_sweeps(console, sweeps)
     if rows and console.is_terminal:
-        console.print("\nreturn: mean of the last 100 training episodes   More: rlx show RUN", style="dim")
+        text = "train: mean return of the last 100 training episodes   eval, best: last and best evaluation   More: rlx show RUN"
+        console.print(f"\n{text}", style="dim", soft_wrap=True)
 
 
 def _list_sweep(root: Path, reference: str, *, as_json: bool) -> None:

@@ -16,6 +16,8 @@ def plot(
     kind: Annotated[str | None, typer.Option(help="curves, slice (one panel per swept key), parallel (coordinates) or claims. "
                                              "(default: claims if the sweep's experiment has some, else curves)")] = None,
     metric: Annotated[str | None, typer.Option(help="What is drawn. (default: the sweep's objective, or evaluations or returns)")] = None,
+    measure: Annotated[str | None, typer.Option(help="evaluation or training: short for --metric eval/return_mean and "
+                                                "episode/return_mean_100.")] = None,
     by: Annotated[list[str] | None, typer.Option(help="Group by this key; can be repeated. (default: what differs)")] = None,
     x: Annotated[str, typer.Option(help="The x-axis: env_steps or wall_time.")] = "env_steps",
     statistic: Annotated[str, typer.Option(help="Over seeds: iqm or mean.")] = "iqm",
@@ -35,7 +37,7 @@ def plot(
 
       rlx plot lr --kind parallel --out lr.svg
 
-      rlx plot car lander --metric episode/return_mean_100 --x wall_time
+      rlx plot car lander --measure training --x wall_time
     """
     from rlx.errors import ConfigError
     from rlx.render import figures
@@ -44,11 +46,13 @@ def plot(
     from rlx.render.tables import terminal
     from rlx.render.terminal_figures import print_curves, print_slices
     from rlx.store.layout import runs_directory
+    from rlx.store.measures import in_words, metric_of
 
     for path in out or []:
         figures.check_format(path)
     if out and terminal_only:
         raise ConfigError("--out writes a file and --terminal writes none: leave one out")
+    metric = metric_of(measure, metric)
     drawn = plot_runs(runs_dir or runs_directory(), runs, kind=kind, metric=metric, by=by, x=x, statistic=statistic, every_seed=seeds,
                       threshold=threshold, minimize=minimize, claimed=claims)  # fmt: skip
     console = terminal()
@@ -61,7 +65,7 @@ def plot(
     elif drawn.kind == "slice":
         print_slices(console, drawn.trials, drawn.metric)
     else:
-        console.print(f"{drawn.metric}{' (less is better)' if drawn.minimize else ''}; parallel coordinates need a file, "
+        console.print(f"{in_words(drawn.metric)}{' (less is better)' if drawn.minimize else ''}; parallel coordinates need a file, "
                       "`rlx plot --kind slice` draws in the terminal", style="dim", soft_wrap=True, highlight=False)  # fmt: skip
     if terminal_only:
         return

@@ -8,7 +8,7 @@ from collections.abc import Collection
 _KEYS: dict[str, str] = {
     "lr": "algo.learning_rate", "pi_lr": "algo.learning_rate", "alpha": "algo.entropy_coef algo.learning_rate",
     "step_size": "algo.learning_rate",
-    "anneal_lr": "algo.anneal_learning_rate", "lr_schedule": "algo.anneal_learning_rate",
+    "anneal_lr": "algo.anneal_learning_rate", "lr_schedule": "algo.anneal_learning_rate algo.adaptive_learning_rate",
     "gamma": "algo.discount", "discount_factor": "algo.discount",
     "lam": "algo.gae_lambda", "lambda": "algo.gae_lambda", "lambda_": "algo.gae_lambda", "gae": "algo.gae_lambda",
     "n_steps": "algo.rollout_length algo.td_steps", "num_steps": "algo.rollout_length", "rollout_steps": "algo.rollout_length",
@@ -28,7 +28,8 @@ _KEYS: dict[str, str] = {
     "max_norm": "algo.max_grad_norm",
     "norm_adv": "algo.normalize_advantage", "norm_obs": "algo.normalize_observation", "norm_reward": "algo.normalize_reward",
     "normalize": "algo.normalize_observation", "normalize_obs": "algo.normalize_observation", "clip_obs": "algo.observation_clip",
-    "kl_coeff": "algo.kl_coef",
+    "kl_coeff": "algo.kl_coef", "desired_kl": "algo.learning_rate_kl", "kl_threshold": "algo.learning_rate_kl",
+    "betas": "algo.adam_beta1 algo.adam_beta2", "normalize_returns": "algo.normalize_value", "use_symmetry": "algo.mirror",
     "net_arch": "algo.hidden_sizes", "hidden": "algo.hidden_sizes", "hidden_dim": "algo.hidden_sizes algo.hidden_size",
     "hidden_layers": "algo.hidden_sizes", "fcnet_hiddens": "algo.hidden_sizes", "layers": "algo.layers algo.hidden_sizes",
     "hidden_size": "algo.hidden_size algo.hidden_sizes", "hid": "algo.hidden_sizes", "arch": "algo.hidden_sizes",

@@ -28,6 +28,7 @@ from rlx.evaluation.loading import choose_checkpoint, load_policy
 from rlx.rng import seed_everything
 from rlx.stats.intervals import share_interval
 from rlx.store.evaluations import keep_evaluation
+from rlx.store.measures import training_return
 from rlx.store.runs import RunDir
 from rlx.types import Mode, Policy, VectorEnv
 from rlx.uploads import upload_videos
@@ -72,6 +73,9 @@ class EvaluationResult:
     env_settings: tuple[str, ...] = ()
     """How the environment was changed, each `name=value`."""
     videos: tuple[Path, ...] = ()
+    training_return: float | None = None
+    """Mean return of the last 100 training episodes before the checkpoint: another measure. None where the policy or the environment was
+    changed, and in games."""
 
     @property
     def mode(self) -> str:
@@ -138,6 +142,8 @@ class EvaluationResult:
             "return_min": self.return_min, "return_max": self.return_max, "length_mean": self.length_mean, "env_steps": self.env_steps,
             "eval_env_steps": sum(e.length for e in self.episodes), **self.ablation,
         }  # fmt: skip
+        if self.training_return is not None:
+            out["training_return_mean_100"] = self.training_return
         if self.env_settings:
             out["env"] = list(self.env_settings)
         if self.solve_rate_ci is not None:
@@ -292,6 +298,7 @@ def _evaluate(
         opponent=config.env.opponent if config.env.is_game else None,
         optimal_moves=None if known is None else optimal_moves(algo, *known), ablation=ablation, env_settings=tuple(changes),
         videos=tuple(recorded),
+        training_return=None if changes or ablation or config.env.is_game else training_return(run, checkpoint.env_steps),
     )  # fmt: skip
 
 

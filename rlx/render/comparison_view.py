@@ -16,6 +16,7 @@ from rlx.render.numbers import count, digits, number
 from rlx.render.tables import make_table
 from rlx.stats.comparison import Comparison, Row
 from rlx.stats.intervals import FEWEST
+from rlx.store.measures import in_words
 from rlx.track.console import duration
 
 _STYLE = {"better": "green", "worse": "red", "too few seeds": "yellow", "not distinguishable": "dim"}
@@ -32,7 +33,7 @@ def print_comparison(console: Console, result: Comparison, *, extendable: str | 
     where = "last value" if result.at is None else f"value at {result.at:,} env steps"
     percent = f"{100 * result.confidence:g} %"
     less = " (less is better)" if result.minimize else ""
-    console.print(f"{result.metric}{less}, {where} of every run, on {', '.join(result.envs)}", soft_wrap=True, highlight=False)
+    console.print(f"{in_words(result.metric)}{less}, {where} of every run, on {', '.join(result.envs)}", soft_wrap=True, highlight=False)
     table = make_table("group", "seeds", "mean", "median", "IQM", f"{percent} interval", "gap")
     for row in result.rows:
         gap = "–" if row.optimality_gap is None else _number(row.optimality_gap)
@@ -109,13 +110,13 @@ def _seconds(seconds: float | None) -> str:
 def comparison_csv(result: Comparison) -> str:
     """One line for every group, with a column for each key that the groups differ in."""
     keys = list(result.rows[0].values)
-    fields = ["seeds", "mean", "mean_ci_low", "mean_ci_high", "median", "iqm", "iqm_ci_low", "iqm_ci_high", "optimality_gap", "auc",
-              "steps_to_threshold", "reached", "wall_s", "env_steps"]  # fmt: skip
+    fields = ["metric", "seeds", "mean", "mean_ci_low", "mean_ci_high", "median", "iqm", "iqm_ci_low", "iqm_ci_high", "optimality_gap",
+              "auc", "steps_to_threshold", "reached", "wall_s", "env_steps"]  # fmt: skip
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["group", *keys, *fields])
     for row in result.rows:
-        flat: dict[str, Any] = finite(asdict(row))
+        flat: dict[str, Any] = finite(asdict(row)) | {"metric": result.metric}
         for name in ("mean_ci", "iqm_ci"):
             flat[f"{name}_low"], flat[f"{name}_high"] = flat[name]
         writer.writerow([row.group, *[row.values[k] for k in keys], *["" if flat[f] is None else flat[f] for f in fields]])
@@ -125,7 +126,7 @@ def comparison_csv(result: Comparison) -> str:
 def comparison_latex(result: Comparison) -> str:
     """A table in booktabs' style."""
     lines = [
-        f"% {result.metric}; IQM with {100 * result.confidence:g} % expanded bootstrap intervals over seeds",
+        f"% {in_words(result.metric)}; IQM with {100 * result.confidence:g} % expanded bootstrap intervals over seeds",
         "\\begin{tabular}{lrrrrr}\n\\toprule\ngroup & seeds & mean & median & IQM & interval \\\\\n\\midrule",
     ]
     for row in result.rows:

@@ -19,6 +19,9 @@ def evaluation_lines(result: EvaluationResult) -> Iterator[str]:
     mean, std = digits(result.return_mean, result.return_std)
     least, most = digits(result.return_min, result.return_max)
     yield f"return {mean} ± {std}   95 % interval of the mean {_interval(result)}   range {least} to {most}"
+    if result.training_return is not None:
+        trained = digits(result.training_return)[0]
+        yield f"training return {trained}, another measure: the last 100 training episodes, with sampled actions"
     if result.opponent is not None:
         ends = "" if result.score_ci is None else " (95 % interval {:.3f} to {:.3f})".format(*result.score_ci)
         wins, draws, losses = result.outcomes

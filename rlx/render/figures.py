@@ -23,6 +23,7 @@ from rlx.stats import curves
 from rlx.stats.aggregate import iqm, mean
 from rlx.stats.data import Group, Series, of_one_seed
 from rlx.stats.intervals import FEWEST
+from rlx.store.measures import in_words
 
 FORMATS = (".png", ".svg", ".pdf")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C6D1F")
@@ -107,7 +108,7 @@ def draw_curves(
         what = "IQM" if statistic == "iqm" else "mean"
         most = max(len(of_one_seed(g.runs)) for g in groups)
         spread = f"{100 * confidence:g} % interval" if most >= FEWEST else "thin: every seed"
-        axes.set_ylabel(f"{metric}\n({what} over seeds, {spread})" if most > 1 else metric)
+        axes.set_ylabel(f"{in_words(metric)}\n{what} over seeds, {spread}" if most > 1 else in_words(metric))
         if x == "env_steps":
             axes.xaxis.set_major_formatter(_short)
         if many:
@@ -193,7 +194,7 @@ def draw_slices(found: Sequence[Trial], metric: str, *, statistic: str = "iqm") 
             _draw_slice(axes, found, scale, statistic)
             axes.set_xlabel(key)
             if i % columns == 0:
-                axes.set_ylabel(metric)
+                axes.set_ylabel(in_words(metric).replace(" (", "\n("))
         for i in range(len(keys), rows * columns):
             grid[i // columns][i % columns].set_visible(False)
         if unfinished := _unfinished(found):
@@ -251,7 +252,7 @@ def draw_parallel(found: Sequence[Trial], metric: str, *, statistic: str = "iqm"
             shade = color_map(heights[i, -1]) if usable[i] else "#BBBBBB"
             width, alpha = (3.0, 1.0) if i == best else (1.2, 0.75)
             axes.plot(range(len(scales)), heights[i], color=shade, linewidth=width, alpha=alpha, zorder=2 + (i == best))
-        for position, (name, scale) in enumerate(zip([*keys, metric], scales, strict=True)):
+        for position, (name, scale) in enumerate(zip([*keys, in_words(metric).replace(" (", "\n(")], scales, strict=True)):
             axes.plot([position, position], [0, 1], color="#444444", linewidth=0.8, zorder=1)
             for height, text in _ticks(scale):
                 axes.annotate(

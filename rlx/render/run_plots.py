@@ -14,11 +14,11 @@ from rlx.render.claims_figure import draw_claims_figure
 from rlx.render.figures import Trial
 from rlx.stats.claims import Judged, claims_of, judge_sweeps
 from rlx.stats.data import Group, RunData, check_metric, group, load, objective_of
+from rlx.store.measures import EVALUATION, TRAINING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_EVALUATION, _TRAINING = "eval/return_mean", "episode/return_mean_100"
 KINDS = ("curves", "slice", "parallel", "claims")
 X = {"env_steps": "env_steps", "wall_time": "time/elapsed_s"}
 """The metric that is on the x-axis, by the name that users give it."""
@@ -92,7 +92,7 @@ def plot_runs(
     if kind == "claims" and not claims:
         raise ConfigError("--kind claims: the experiments of these runs claim nothing; draw --kind curves")
     kind = kind or ("claims" if drawable else "curves")
-    own = objective_of(root, runs) or (_EVALUATION, False)
+    own = objective_of(root, runs) or (EVALUATION, False)
     metric = metric or _default_metric(runs, kind, own[0])
     minimize = minimize or own == (metric, True)
     check_metric(runs, metric)
@@ -121,7 +121,7 @@ def _default_metric(runs: Sequence[RunData], kind: str, preferred: str) -> str:
     """The preferred metric, or training returns if it has too few values to make a curve of every run."""
     needed = 3 if kind == "curves" else 1
     counts = [len(run.series(preferred)[0]) for run in runs if run.lines]
-    return preferred if counts and min(counts) >= needed else _TRAINING
+    return preferred if counts and min(counts) >= needed else TRAINING
 
 
 def _directory(root: Path, runs: Sequence[RunData]) -> Path:

@@ -14,6 +14,7 @@ from rlx.render.network_view import network_rows
 from rlx.render.numbers import number
 from rlx.render.tables import make_table
 from rlx.store.details import CheckpointRow, RunDetails
+from rlx.store.measures import EVALUATION, TRAINING, in_words
 from rlx.store.rows import RunRow
 from rlx.store.runs import segments_of
 from rlx.store.times import parse_time
@@ -27,7 +28,7 @@ _STATUS_STYLE = {"running": "green", "stopped": "yellow", "killed": "red", "fail
 def print_rows(console: Console, rows: Sequence[RunRow]) -> None:
     """Print a table of runs, and below it what cannot be read of them."""
     narrow, tagged = console.width < 100, any(row.tags for row in rows)
-    columns = ("run", "algo", "env", "status", "done" if narrow else "env steps", "return", "eval", "best", "age")
+    columns = ("run", "algo", "env", "status", "done" if narrow else "env steps", "train", "eval", "best", "age")
     table = make_table(*columns, *(["tags"] if tagged else []))
     table.padding = (0, 1 if narrow else 2, 0, 0)
     for column in table.columns[3:]:
@@ -57,6 +58,7 @@ def print_run(console: Console, details: RunDetails, lines: list[dict[str, Any]]
         lines: of its metrics.jsonl, for the curve.
     """
     _print_head(console, details)
+    _print_returns(console, details)
     _print_curve(console, lines)
     _print_metrics(console, details.metrics)
     _print_differences(console, details.differences)
@@ -90,12 +92,25 @@ def _print_head(console: Console, details: RunDetails) -> None:
         console.print(Text(problem, style="red"), soft_wrap=True)
 
 
+def _print_returns(console: Console, details: RunDetails) -> None:
+    """Print the two measures of the run's return, each with its name."""
+    metrics = details.metrics
+    if details.return_mean_100 is not None:
+        console.print(f"training return    {number(details.return_mean_100)}   last 100 training episodes, sampled actions")
+    if details.last_eval is not None:
+        low, high = metrics.get("eval/return_ci_low"), metrics.get("eval/return_ci_high")
+        ends = [number(end) for end in (low, high) if isinstance(end, int | float)]
+        interval = f" (95 % interval {ends[0]} to {ends[1]})" if len(ends) == 2 else ""
+        best = "" if details.best_eval is None else f", best {number(details.best_eval)}"
+        console.print(f"evaluation return  {number(details.last_eval)}{interval}{best}   most likely actions")
+
+
 def _print_curve(console: Console, lines: list[dict[str, Any]]) -> None:
-    training, evaluations = (_series(lines, key) for key in ("episode/return_mean_100", "eval/return_mean"))
+    training, evaluations = (_series(lines, key) for key in (TRAINING, EVALUATION))
     drawn = plot(training, evaluations, width=min(console.width, 100) if console.is_terminal else 80, height=12, x_label="env steps")
     if drawn:
         console.print("\n" + "\n".join(drawn), soft_wrap=True)
-        console.print("⠤⠒ episode/return_mean_100   ● eval/return_mean", style="dim")
+        console.print(f"⠤⠒ {in_words(TRAINING)}   ● {in_words(EVALUATION)}", style="dim")
 
 
 def _series(lines: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -155,7 +170,7 @@ def _print_checkpoints(console: Console, rows: list[CheckpointRow]) -> None:
 _NO_CHANGES = ("at", "run", "env_steps", "eval_env_steps", "episodes", "mode", "videos", "opponent", "wins", "draws", "losses",
                "model_calls_mean", "model_calls_per_solved", "optimal_moves", "length_mean", "score", "score_ci", "solve_rate",
                "solve_rate_ci", "return_mean", "return_std", "return_ci", "return_min", "return_max",
-               "distance_mean", "obstacles_passed_mean")  # fmt: skip
+               "distance_mean", "obstacles_passed_mean", "training_return_mean_100")  # fmt: skip
 
 
 def _print_evaluations(console: Console, results: list[dict[str, Any]]) -> None:

@@ -29,7 +29,7 @@ def print_sweep(console: Console, seen: Overview) -> None:
     if seen.best is not None:
         console.print(f"best so far {number(seen.best['value'])} ({seen.objective}, {count(seen.best['seeds'], 'seed')}): "
                       f"{seen.best['point']}  {describe(seen.best['values'])}", style="green", soft_wrap=True, highlight=False)  # fmt: skip
-    table = make_table("run", "settings", "status", "steps", seen.objective.rpartition("/")[2], "time")
+    table = make_table("run", "settings", "status", "steps", seen.objective, "time")
     for row in seen.rows:
         table.add_row(
             row.run,
@@ -68,6 +68,6 @@ def print_sweeps(console: Console, sweeps: Sequence[SweepDir]) -> None:
             table.add_row(printable(sweep.name), "?", "", f"unreadable: {printable(str(error))}")
             continue
         state = "working" if seen.working else f"{seen.counts['failed']} failed" if seen.counts.get("failed") else ""
-        best = f"{number(seen.best['value'])}  {describe(seen.best['values'])}" if seen.best else "–"
+        best = f"{number(seen.best['value'])} ({seen.objective})  {describe(seen.best['values'])}" if seen.best else "–"
         table.add_row(printable(sweep.name), f"{seen.done} of {seen.total_runs}", state, best)
     console.print(table)

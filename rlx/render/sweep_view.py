@@ -17,6 +17,7 @@ from rich.text import Text
 
 from rlx.render.numbers import count, number
 from rlx.render.tables import guarded
+from rlx.store.measures import in_words
 from rlx.track.console import duration, is_live_terminal, say
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class LiveView:
 
         width = min(110, self._console.width)
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-        for column in ("run", "settings", "steps", "return", "speed", "phase"):
+        for column in ("run", "settings", "steps", "train", "speed", "phase"):
             table.add_column(column, no_wrap=True, overflow="ellipsis", ratio=1 if column == "settings" else None)
         for slot in drive.slots[:_SHOWN_SLOTS]:
             seen, values = slot.seen, drive.plan.values_of(slot.job)
@@ -102,7 +103,7 @@ class LiveView:
         best = drive.plan.best()
         lines: list[Text] = [head]
         if best is not None:
-            lines.append(Text(f"best so far {number(best[1])}   {best[0]}  {describe(best[2])}", style="green"))
+            lines.append(Text(f"best so far {number(best[1])} ({drive.objective})   {best[0]}  {describe(best[2])}", style="green"))
         bar = ProgressBar(total=max(1, total), completed=done + sum(slot.fraction for slot in drive.slots))
         return Panel(Group(*lines, Text(""), table, bar), title=self._name, title_align="left", width=width)
 
@@ -147,7 +148,7 @@ def print_end(root: Path, drive: Drive) -> None:
         say(f"  their log: {drive.sweep.path / runs[0] / 'log.txt'}")
     best = plan.best()
     if best is not None:
-        say(f"best: {best[0]}  {drive.objective} {number(best[1])}  {describe(best[2])}")
+        say(f"best: {best[0]}  {in_words(drive.objective)} {number(best[1])}  {describe(best[2])}")
     elsewhere = plan.finished_elsewhere()
     shared = f" ({done - elsewhere} here, {elsewhere} by others who share the study)" if elsewhere else ""
     if done == total:

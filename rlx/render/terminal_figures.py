@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rlx.render.braille import letter, plot_many
+from rlx.store.measures import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +30,7 @@ def print_curves(console: Console, groups: Sequence[Group], metric: str, *, x: s
         steps, centre, _, _ = band(g.runs, metric, x, statistic)
         drawn.append(list(zip(steps.tolist(), centre.tolist(), strict=True)))
     label = "env steps" if x == "env_steps" else "seconds of training"
-    console.print(f"{metric}, {'IQM' if statistic == 'iqm' else 'mean'} over seeds", highlight=False)
+    console.print(f"{in_words(metric)}, {'IQM' if statistic == 'iqm' else 'mean'} over seeds", highlight=False)
     print_drawing(console, drawn, [f"{g.label} ({len(of_one_seed(g.runs))})" for g in groups], label)
     if len(groups) > _MOST_IN_TERMINAL:
         console.print(f"and {len(groups) - _MOST_IN_TERMINAL} more in the file", style="dim")
@@ -62,5 +63,5 @@ def print_slices(console: Console, found: Sequence[Trial], metric: str) -> None:
         at = [math.log10(p) if scale.log else float(p) for p in scale.positions]
         dots = [(p, score) for p, t in zip(at, found, strict=True) for score in t.scores]
         names = f": {', '.join(f'{i} {name}' for i, name in enumerate(scale.names))}" if scale.names else ""
-        console.print(f"\n{metric} against {'log10 of ' if scale.log else ''}{key}{names}", soft_wrap=True, highlight=False)
+        console.print(f"\n{in_words(metric)} against {'log10 of ' if scale.log else ''}{key}{names}", soft_wrap=True, highlight=False)
         print_drawing(console, [dots], [], key, joined=False)

@@ -103,7 +103,7 @@ class PlainConsole:
             text = f"{head}  evaluation {line['eval/return_mean']:.1f}{interval}"
         else:
             returns = line.get("episode/return_mean_100")
-            shown = f"return {returns:.1f}" if returns is not None else "no episode has ended"
+            shown = f"training return {returns:.1f}" if returns is not None else "no episode has ended"
             text = f"{head}  {shown}  {line['time/steps_per_s']:,.0f} steps/s  {duration(line['time/elapsed_s'])}"
         self.note(text)
 
@@ -175,7 +175,7 @@ class LiveConsole:
         recent = metrics.return_mean_100
         returns = Text(f"{recent:.1f} over the last 100 episodes   " if recent is not None else "fewer than 100 episodes   ")
         returns.append(sparkline(list(self._returns)), style="cyan")
-        grid.add_row("return", returns)
+        grid.add_row("training", returns)
         if self._evaluation is not None:
             grid.add_row("evaluation", f"{self._evaluation:.1f}   best {self._best:.1f}")
         grid.add_row("phase", clock.phase)

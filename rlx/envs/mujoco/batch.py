@@ -33,6 +33,10 @@ _STATE = mujoco.mjtState.mjSTATE_INTEGRATION
 """What the next steps depend on, the solver's warm start among it: without it they would be near, and not equal."""
 
 
+def _is_finite(values: Array) -> bool:
+    return 0 not in np.isfinite(values).tobytes()  # a fifth of the time of `all()`
+
+
 class MujocoVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
     """B robots. Gymnasium's vector API with autoreset disabled: reset what has ended through `options={"reset_mask": mask}`.
 
@@ -127,7 +131,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
             self._begin(i, int(seed[i]))
         put(self._position, mask, self.robot.position(self.model, self._seen)[mask])
         put(self._obs, mask, pick(self._observe(), mask))
-        if not all(np.isfinite(leaf).all() for leaf in leaves(self._obs)):
+        if not all(map(_is_finite, leaves(self._obs))):
             self._refuse_non_finite(None)
         return self._obs, {}
 
@@ -158,7 +162,7 @@ class MujocoVectorEnv(gymnasium.vector.VectorEnv[Any, Any, Any]):
         reward = self._reward(given, velocity, healthy).astype(np.float32)
         terminated = ~healthy if self.robot.terminates else np.zeros(self.num_envs, dtype=bool)
         self._obs = self._observe()
-        if not (np.isfinite(reward).all() and all(np.isfinite(leaf).all() for leaf in leaves(self._obs))):
+        if not (_is_finite(reward) and all(map(_is_finite, leaves(self._obs)))):
             self._refuse_non_finite(actions, reward)
         return self._obs, reward, terminated, self._elapsed >= self._limit, {}
 
