@@ -283,23 +283,16 @@ def build_algorithm(config: RunConfig, spec: EnvSpec, device: torch.device, *, n
     return algo
 
 
-def check_ranks(config: RunConfig, algo: Algorithm, num_ranks: int) -> None:
-    """Raise a ConfigError if a run cannot be divided among so many ranks."""
+def check_ranks(config: RunConfig, num_ranks: int) -> None:
+    """Raise a ConfigError if a run cannot be divided among so many ranks, for the reason that the most has to be changed for."""
     if num_ranks == 1:
         return
-    check_division(config, num_ranks)
     name = config.algo.name
-    if not isinstance(algo, Distributes):
+    if not issubclass(algo_registry.algorithm(name).load(), Distributes):
         able = ", ".join(f"algo={n}" for n in ("a2c", "ppo", "reinforce"))
         raise ConfigError(
             f"algo={name} learns in one process, so that it cannot be trained on {num_ranks} ranks: leave --ranks out, or use {able}"
         )
-
-
-def check_division(config: RunConfig, num_ranks: int) -> None:
-    """Raise a ConfigError if the settings of a run cannot be divided among so many ranks."""
-    if num_ranks == 1:
-        return
     if config.env.workers:
         raise ConfigError(
             f"env.workers={config.env.workers} has no place beside {num_ranks} ranks, each of which steps its environments in a process "

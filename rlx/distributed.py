@@ -58,9 +58,9 @@ class World:
             ConfigError: if they cannot be divided equally.
         """
         if num % self.size:
-            fits = [n for n in range(num, 0, -1) if num % n == 0 and n < self.size][:1]
-            raise ConfigError(f"env.num_envs={num} cannot be divided among {self.size} ranks: use a multiple of {self.size}, "
-                              f"or {fits[0] if fits else 1} ranks")  # fmt: skip
+            fits = max(n for n in range(1, self.size) if num % n == 0)
+            fewer = f"{fits} ranks" if fits > 1 else "one process"
+            raise ConfigError(f"env.num_envs={num} cannot be divided among {self.size} ranks: use a multiple of {self.size}, or {fewer}")
         each = num // self.size
         return slice(self.rank * each, (self.rank + 1) * each)
 

@@ -63,6 +63,7 @@ class Parts:
 
 def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact: bool = False, world: World = ALONE) -> Parts:
     """The parts of a run, or of this rank's share of it."""
+    check_ranks(config, world.size)
     setup_torch(config, device)
     make_env = env_factory(config)
     own = world.share(config.env.num_envs)
@@ -70,7 +71,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
     spec = env_spec(config.env, env)
     try:
         algo = build_algorithm(config, spec, device, num_envs=own.stop - own.start)
-        check_ranks(config, algo, world.size)
         if isinstance(algo, Distributes):
             algo.join(world)
     except BaseException:

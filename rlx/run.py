@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from rlx import distributed, loop
-from rlx.build import check_division, device_of_rank, resolve_device
+from rlx.build import check_ranks, device_of_rank, resolve_device
 from rlx.checkpoint import find_checkpoints
 from rlx.config.override_types import Override
 from rlx.config.saved import save_config
@@ -82,7 +82,7 @@ def train(
     if config.log.tensorboard:
         check_installed()
     world = distributed.current()
-    check_division(config, world.size)
+    check_ranks(config, world.size)
     device = device_of_rank(resolve_device(config), world)
     with run.lock(), SignalHandler() as signals:
         segment, hosts = len(run.segments), hosts_of(world)

@@ -225,7 +225,7 @@ def check_parts(config: RunConfig, source: Source | None = None, *, num_ranks: i
     if not config.env.rescale_actions and not isinstance(spec.action_space, gymnasium.spaces.Box):
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     algo = build_algorithm(config, spec, device)
-    check_ranks(config, algo, current().size if num_ranks is None else num_ranks)
+    check_ranks(config, current().size if num_ranks is None else num_ranks)
     notes = image_notes(config.algo, spec) + replay_notes(algo, config) + budget_notes(config)
     network = algo.network_report() if isinstance(algo, ReportsNetwork) else None
     if source is None:

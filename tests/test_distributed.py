@@ -100,7 +100,7 @@ def test_one_rank_needs_no_others() -> None:
 def test_environments_that_cannot_be_divided_are_refused() -> None:
     with pytest.raises(ConfigError, match="use a multiple of 4, or 3 ranks"):
         World(0, 4).share(9)
-    with pytest.raises(ConfigError, match="or 1 ranks"):
+    with pytest.raises(ConfigError, match="use a multiple of 2, or one process"):
         World(1, 2).share(7)
 
 
