@@ -233,7 +233,8 @@ def ranks_notes(algo: Algorithm, config: RunConfig, world: World) -> list[str]:
         return []
     fewer = max(1, minibatches * rows // _ROWS)
     return [f"each of the {world.size} ranks has {rows} rows of a minibatch, and a gradient step of several ranks costs some 0.3 ms beside "
-            f"its rows: a rank should have {_ROWS} rows or more; choose algo.num_minibatches={fewer}, or more of env.num_envs"]  # fmt: skip
+            f"its rows: a rank should have {_ROWS} rows or more; choose algo.num_minibatches={fewer}, "
+            "more of env.num_envs, or fewer ranks"]  # fmt: skip
 
 
 def _rounded(x: float) -> int:

@@ -382,6 +382,16 @@ def test_ls_of_two_hundred_runs_is_fast() -> None:
 # show
 
 
+@pytest.mark.parametrize(("hosts", "resume"), [(["here"], "rlx resume wide --ranks 2"), (["here", "there"], "rlx resume wide")])
+def test_show_tells_how_many_ranks_trained_a_run_and_goes_on_with_as_many(hosts: list[str], resume: str) -> None:
+    run = make_run("wide")
+    run.begin_segment({"argv": ["train"], "overrides": [], "device": "cpu", "threads": 1, "ranks": 2, "hosts": hosts})
+    run.end_segment(status="stopped", env_steps=4000)
+    text = output("show", "wide")
+    assert re.search(r"cpu, .*2 ranks", text)
+    assert re.search(rf"^  go on +{resume}$", text, re.MULTILINE)
+
+
 def test_show_tells_settings_checkpoints_metrics_and_what_to_do_next() -> None:
     make_run("lander", "algo.clip=0.3")
     text = output("show", "lander")

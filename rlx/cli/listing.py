@@ -137,18 +137,28 @@ def show(
         console.print(f"  {meaning:<10}  {command}", soft_wrap=True)
 
 
+def _ranks_option(details: RunDetails) -> str:
+    """What `rlx resume` needs to go on with as many processes as the last time, if all were on one machine."""
+    from rlx.store.runs import segments_of
+
+    segments = segments_of(details.meta)
+    ranks, hosts = (segments[-1].get("ranks"), segments[-1].get("hosts")) if segments else (None, None)
+    return f" --ranks {ranks}" if isinstance(ranks, int) and isinstance(hosts, list) and len(hosts) == 1 else ""
+
+
 def _next_commands(run: RunDir, details: RunDetails) -> list[tuple[str, str]]:
     """What the user may type next, and what for."""
     reference, commands = run.reference, []
     usable = [c for c in details.checkpoints if not c.damage]
+    ranks = _ranks_option(details)
     if details.status == "running":
         commands.append(("look again", f"rlx show {reference}"))
     elif not details.resumable:
         commands.append(("start anew", "rlx train …   # without its config.yaml a run cannot go on"))
     elif details.status == "finished":
-        commands.append(("train on", f"rlx resume {reference} loop.total_env_steps={2 * (details.total_env_steps or 100_000)}"))
+        commands.append(("train on", f"rlx resume {reference}{ranks} loop.total_env_steps={2 * (details.total_env_steps or 100_000)}"))
     else:
-        commands.append(("go on" if usable else "start over", f"rlx resume {reference}"))
+        commands.append(("go on" if usable else "start over", f"rlx resume {reference}{ranks}"))
     if usable and details.resumable:
         best = " --checkpoint best" if any(c.best for c in usable) else ""
         commands.append(("evaluate", f"rlx eval {reference}{best}"))

@@ -17,4 +17,4 @@ def did_you_mean(word: str, options: list[str], *, key: str = "") -> str:
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
     """Raise a ConfigError that names the nearest choice unless a value is one of them."""
     if value not in choices:
-        raise ConfigError(f"{option} {value}: {did_you_mean(value, list(choices))}")
+        raise ConfigError(f"{option}{'' if option.endswith('=') else ' '}{value}: {did_you_mean(value, list(choices))}")

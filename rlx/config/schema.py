@@ -104,6 +104,7 @@ class EnvConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "env")
         self.wrapper_targets()
+        require(self.threads <= self.num_envs, "env.threads", f"between 1 and env.num_envs={self.num_envs}", self.threads)
         require(self.workers <= self.num_envs, "env.workers", f"between 0 and env.num_envs={self.num_envs}", self.workers)
         if self.id in WORLDS:
             settings_of(self.id, self.kwargs)

@@ -131,4 +131,7 @@ def as_typed(word: str, value: str, key: str) -> str:
         value = value.lower()
     if key == "algo.num_minibatches" and "batch_size" in name:
         return "algo.num_minibatches=N: a rollout of algo.rollout_length * env.num_envs steps is dealt into N minibatches"
+    if name == "betas":
+        first, _, second = value.strip("[]()").partition(",")
+        return f"algo.adam_beta1={first.strip() or 'VALUE'} algo.adam_beta2={second.strip() or 'VALUE'}"
     return f"{key}={value or 'VALUE'}"

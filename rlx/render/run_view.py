@@ -212,10 +212,15 @@ def _print_segments(console: Console, segments: list[dict[str, Any]]) -> None:
             duration((end - start).total_seconds()) if start and end else "–",
             str(segment.get("status", "?")) if end else "–",
             _count(steps) if isinstance(steps, int) else "–",
-            ", ".join(str(segment[k]) for k in ("device", "host") if segment.get(k)) or "?",
+            ", ".join([*(str(segment[k]) for k in ("device", "host") if segment.get(k)), *_ranks(segment)]) or "?",
             " ".join(map(str, changed)) if isinstance(changed, list) else str(changed),
         )
     console.print(table)
+
+
+def _ranks(segment: dict[str, Any]) -> list[str]:
+    ranks = segment.get("ranks")
+    return [f"{ranks} ranks"] if isinstance(ranks, int) else []
 
 
 def _count(value: Any) -> str:
