@@ -36,7 +36,7 @@ def test_a_run_says_which_network_its_observation_got_when_it_starts_and_later(r
 def test_a_dry_run_says_it_too(run_command: Command) -> None:
     code, out, err = run_command(f"train {PICTURES} algo.encoder=impala algo.memory=gru algo.shared_network=true --dry-run")
     assert code == 0, err
-    notes = [line.split()[1:] for line in out.splitlines() if line.startswith("# ")][1:]
+    notes = [line.split()[1:] for line in out.splitlines() if line.startswith("# ")][1:-1]  # recipe and cadences
     assert [words[0] for words in notes] == ["observation", "memory", "policy"]
     assert notes[0][1:4] == ["56x56x3", "uint8", "impala"]
     assert notes[1][1:3] == ["256", "gru"]

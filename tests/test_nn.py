@@ -222,7 +222,7 @@ def test_acting_follows_the_policy_through_training_and_loading(observation, act
     check(net)
 
 
-@pytest.mark.parametrize("hidden_sizes", [[16], [256, 256, 32]], ids=["compiled", "torch"])
+@pytest.mark.parametrize("hidden_sizes", [[16], [512, 512, 32]], ids=["compiled", "torch"])
 def test_acting_samples_from_the_policy(hidden_sizes):
     def build(action: gymnasium.Space, **settings: float) -> Network:
         net = Network(make_spec(BOX3, action), hidden_sizes=hidden_sizes, activation="tanh", **settings)

@@ -99,7 +99,7 @@ def test_every_extra_that_a_message_names_exists() -> None:
 
 
 def test_every_recipe_is_for_an_algorithm_or_experiments_and_an_environment_that_there_are() -> None:
-    envs = {p.stem for p in (ROOT / "conf" / "env").glob("*.yaml")} | {"atari", "minatar"}  # families of ids
+    envs = {p.stem for p in (ROOT / "conf" / "env").glob("*.yaml")} | {"atari", "minatar", "courses"}  # families of ids
     experiments = {p.stem.partition("_")[0] for p in (ROOT / "conf" / "experiment").glob("*_*.yaml")}
     for path in (ROOT / "conf" / "recipe").glob("*.yaml"):
         algo, _, env = path.stem.partition("_")

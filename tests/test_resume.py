@@ -114,7 +114,7 @@ PIECES = {
     "optimiser": keep_fresh("algo", "optimizer"),
     "reward scale": keep_fresh("algo", "reward_scaler"),
     "penalty weight": keep_fresh("algo", "kl_coef"),
-    "episode seeds": keep_fresh("collector", "rng"),
+    "episode seeds": keep_fresh("collector", "episodes"),
     "running returns": keep_fresh("collector", "return"),
     "iteration count": keep_fresh("progress", "iteration"),
 }

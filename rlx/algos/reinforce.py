@@ -140,10 +140,11 @@ class Reinforce(AblatesMemory):
     def _learn(self, complete: Tensor, learning_rate: float) -> dict[str, Tensor | float]:
         """Take one gradient step on the steps marked in `complete` [P, B]; returns metrics."""
         config = self.config
-        inputs, action, sequences = self._data(complete)
+        rows = None if self.net.has_memory else complete.flatten().nonzero().squeeze(1)  # once, because a GPU is waited for
+        inputs, action, sequences = self._data(complete, rows)
         value = self.net.value(inputs, *(sequences[:2] if sequences else ()))
         gain = None if self.q is None else self.q(inputs, action)
-        advantage, target = self._advantage(complete, value, gain)
+        advantage, target = self._advantage(complete, rows, value, gain)
         value = value.view_as(advantage)
         loss = PolicyGradientLoss(
             objective="log_prob",
@@ -169,12 +170,12 @@ class Reinforce(AblatesMemory):
             metrics["loss/q_value"] = self.q.learn(inputs, action, target - value, learning_rate)
         return metrics
 
-    def _advantage(self, complete: Tensor, value: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _advantage(self, complete: Tensor, rows: Tensor | None, value: Tensor, gain: Tensor | None) -> tuple[Tensor, Tensor]:
         """Advantages and what V learns, as `_data` has the steps; from V and Q - V of these [N]."""
-        pending, has_memory = self.pending, self.net.has_memory
+        pending = self.pending
 
         def on_grid(x: Tensor) -> Tensor:  # [P, B]; what is not complete is not used
-            return x.view_as(complete) if has_memory else torch.zeros_like(pending["reward"]).masked_scatter_(complete, x)
+            return x.view_as(complete) if rows is None else x.new_zeros(complete.numel()).index_copy_(0, rows, x).view_as(complete)
 
         grid, final_value, is_last = on_grid(value), pending["final_value"], pending["is_last"]
         outcomes = Outcomes(
@@ -187,16 +188,17 @@ class Reinforce(AblatesMemory):
         )
         advantage = self.estimator(outcomes)
         target = self.estimator.target(outcomes, advantage)
-        return (advantage, target) if has_memory else (advantage[complete], target[complete])
+        return (advantage, target) if rows is None else (advantage.flatten()[rows], target.flatten()[rows])
 
-    def _data(self, complete: Tensor) -> tuple[Tree, Tensor, Sequences | None]:
-        """Inputs and actions of the complete steps [N, *], or of all pending ones [P, B, *] for a network with memory.
+    def _data(self, complete: Tensor, rows: Tensor | None) -> tuple[Tree, Tensor, Sequences | None]:
+        """Inputs and actions of the complete steps [N, *], which are `rows` of P * B; of all pending ones [P, B, *] with a memory.
 
         Complete episodes begin in `pending`, so the memory before its first step does not matter.
         """
         pending = self.pending
-        if not self.net.has_memory:
-            return self.net.preprocess(pick(pending["obs"], complete)), pending["action"][complete], None
+        if rows is not None:
+            obs, action = map_tree(lambda x: x.flatten(0, 1).index_select(0, rows), (pending["obs"], pending["action"]))
+            return self.net.preprocess(obs), action, None
         sequences = Sequences(self.initial_carry(complete.shape[1]), pending["is_first"].cpu(), complete)
         carry = map_tree(lambda x: x.to(self.device), sequences.carry)
         return self.net.inputs_of(pending["obs"]), pending["action"], sequences._replace(carry=carry)
