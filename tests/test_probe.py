@@ -488,6 +488,7 @@ def test_several_runs_are_shown_side_by_side(in_runs, run_command: Command):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("hop --env exclude_current_positions_from_observation=false", "--env exclude_current_positions_from_observation=false: hop acts"),
         ("pole --probe terrain=mars", "--probe terrain=mars: expected one of hurdles"),
         ("pole --probe fricton=0.5", "--probe fricton=0.5: no such probe; did you mean --probe friction?"),
         ("pole --probe friction=0.5", "env=CartPole-v1 has no MuJoCo model"),

@@ -274,7 +274,7 @@ def _evaluate(
     make_env = env_factory(config)
     env = make_env(min(episodes, MAX_PARALLEL))
     if changes:
-        _check_same_spaces(run, env_factory(trained)(1), env, changes)
+        check_same_spaces(run, env_factory(trained)(1), env, changes)
     mode: Mode = "train" if stochastic else "eval"
     algo = ablated(load_policy(config, checkpoint, env), ablation, mode=mode)
     try:
@@ -343,7 +343,7 @@ def _check_simulations(config: RunConfig, simulations: int, ablation: Mapping[st
         raise ConfigError(f"--simulations {simulations} has no effect unless {needed}; add --{option}, or leave it out")
 
 
-def _check_same_spaces(run: RunDir, before: VectorEnv, after: VectorEnv, changes: Sequence[str]) -> None:
+def check_same_spaces(run: RunDir, before: VectorEnv, after: VectorEnv, changes: Sequence[str]) -> None:
     """Raise a ConfigError if observations or actions are not those that a run was trained on."""
     old, new = ((e.single_observation_space, e.single_action_space) for e in (before, after))
     before.close()

@@ -19,7 +19,7 @@ from rlx.envs.mujoco.course_settings import COURSES
 from rlx.errors import ConfigError, EnvError
 from rlx.evaluation.disturbances import Observer
 from rlx.evaluation.episodes import MAX_PARALLEL, never
-from rlx.evaluation.evaluate import Ends, changed_env, play_fixed_episodes
+from rlx.evaluation.evaluate import Ends, changed_env, check_same_spaces, play_fixed_episodes
 from rlx.evaluation.loading import choose_checkpoint, load_policy
 from rlx.evaluation.probe_kinds import Row, chosen
 from rlx.evaluation.probes import Inapplicable, Subject, changed, flattened, refuse_games
@@ -186,6 +186,8 @@ def probe_run(
     progress(NOMINAL)
     observer = Observer(env_factory(config)(min(episodes, MAX_PARALLEL)))
     try:
+        if env_settings:
+            check_same_spaces(run, env_factory(run.config(trust=trust))(1), observer.env, env_settings)
         algo = load_policy(config, saved, observer.env)
         unchanged = play(observer, algo)
     finally:
