@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -44,23 +45,31 @@ def put_at(env: CourseVectorEnv, i: int, *qpos: float) -> None:
 def test_a_seed_is_a_course_and_pieces_laid_one_by_one_are_those_laid_at_once(env_id, curriculum):
     course = Course(COURSES[env_id], CourseSettings(body="ant", curriculum=curriculum))
     whole = course.pieces(7, 0, 40, course.kind.start)
-    front, centres = course.kind.start, []
+    parts: list[Any] = []
     for first, count in ((0, 1), (1, 12), (13, 27)):
-        part = course.pieces(7, first, count, front)
-        front, centres = part.front, [*centres, part.centre]
-    assert np.array_equal(np.concatenate(centres), whole.centre)
-    assert front == whole.front
-    assert not np.array_equal(course.pieces(8, 0, 40, course.kind.start).centre, whole.centre)
-    assert (np.diff(whole.near) > 0).all()
+        parts += course.pieces(7, first, count, parts[-1].front if parts else course.kind.start)
+    assert parts == whole
+    assert course.pieces(8, 0, 40, course.kind.start) != whole
+    assert (np.diff([piece.near for piece in whole]) > 0).all()
+
+
+def difficulties(course: Course, count: int) -> Any:
+    """[count] of the first pieces."""
+    drawn, lay = [], course.kind.lay
+
+    def record(sizes: Any, draw: Any, front: float) -> Any:
+        drawn.append(draw.difficulty)
+        return lay(sizes, draw, front)
+
+    course.kind = replace(course.kind, lay=record)
+    course.pieces(0, 0, count, 0.0)
+    return np.array(drawn)
 
 
 @ALL
 def test_a_course_becomes_harder_along_the_way_up_to_the_hardest(env_id):
     course = Course(COURSES[env_id], CourseSettings(body="ant", easiest=0.2, hardest=0.7, ramp=30.0))
-    drawn: list[Any] = []
-    course.kind = type(course.kind)(**vars(course.kind) | {"lay": lambda sizes, draw, front: drawn.append(draw)})
-    course.pieces(0, 0, 200, 0.0)
-    difficulty = drawn[0].difficulty
+    difficulty = difficulties(course, 200)
     assert difficulty[0] == 0.2
     assert (np.diff(difficulty) >= 0.0).all()
     reached = np.flatnonzero(np.isclose(difficulty, 0.7))[0] * course.kind.pitch
@@ -71,10 +80,8 @@ def test_a_course_becomes_harder_along_the_way_up_to_the_hardest(env_id):
 def test_without_a_curriculum_obstacles_are_as_hard_everywhere(env_id):
     settings = {"curriculum": "none", "easiest": 0.3, "hardest": 0.6}
     course = Course(COURSES[env_id], CourseSettings(**settings))
-    drawn: list[Any] = []
-    course.kind = type(course.kind)(**vars(course.kind) | {"lay": lambda sizes, draw, front: drawn.append(draw)})
-    course.pieces(0, 0, 1200, 0.0)
-    first, last = drawn[0].difficulty[:600], drawn[0].difficulty[600:]
+    difficulty = difficulties(course, 1200)
+    first, last = difficulty[:600], difficulty[600:]
     for half in (first, last):
         assert 0.3 <= half.min() < 0.34
         assert 0.56 < half.max() <= 0.6
@@ -160,11 +167,13 @@ def test_pieces_that_are_moved_to_the_front_are_those_of_a_longer_course(env_id)
     count = int(env._next[0])
     whole = env.course.pieces(11, 0, count, env.course.kind.start)
     order = np.arange(count - env.course.kind.num_pieces, count)
-    assert np.array_equal(env._centre[0, order % env.course.kind.num_pieces], whole.centre[order])
+    assert np.array_equal(
+        env._centre[0, order % env.course.kind.num_pieces], np.array([piece.centre for piece in whole])[order].reshape(len(order), -1, 3)
+    )
     assert env._near.min() < 40.0 - 1.0  # what lies behind is still there, and 3 m ahead there is a course
     assert env._far.max() > 40.0 + 3.0
     measures = env.episode_measures()
-    expected = env.course.kind.obstacles(np.array((whole.passed <= measures["distance"][0]).sum()))
+    expected = env.course.kind.obstacles(np.array(sum(piece.passed <= measures["distance"][0] for piece in whole)))
     assert measures["obstacles_passed"][0] == expected > 0
 
 

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from rlx.envs.mujoco.batch import MujocoVectorEnv
 from rlx.envs.mujoco.course_model import CAMERA, course_model
 from rlx.envs.mujoco.course_settings import COURSES, course_settings
-from rlx.envs.mujoco.courses import TRACK, Course, Pieces
+from rlx.envs.mujoco.courses import TRACK, Course
 from rlx.envs.mujoco.robots import Ant, Humanoid, Robot, Walker2d
 from rlx.spaces import ScaledBox
 from rlx.tree_ops import Tree, map_tree, pick
@@ -95,12 +95,15 @@ class CourseVectorEnv(MujocoVectorEnv):
         num_pieces, boxes = self.course.kind.num_pieces, len(self.course.kind.boxes)
         self._next = np.full(num_envs, num_pieces)  # [B] number of the piece that comes next
         self._front = np.zeros(num_envs)
-        self._centre = np.full((num_envs, num_pieces, boxes, 3), -10.0)  # piece p of a course is at p % num_pieces
-        self._near, self._far, self._level, self._passed = (np.zeros((num_envs, num_pieces)) for _ in range(4))
+        self._pieces = np.zeros((num_envs, num_pieces, 4 + 3 * boxes))  # piece p of a course is at p % num_pieces
+        self._near, self._far, self._level, self._passed = np.moveaxis(self._pieces[:, :, :4], 2, 0)  # [B, P], views
+        self._centre = self._pieces[:, :, 4:].reshape(num_envs, num_pieces, boxes, 3, copy=False)
+        self._centre[...] = -10.0
         super().__init__(
             BODIES[self.settings.body], num_envs, env_id=env_id, max_episode_steps=self.settings.max_episode_steps,
             rescale_actions=rescale_actions, threads=threads,
         )  # fmt: skip
+        self._mocap_pos = [data.mocap_pos.reshape(num_pieces, boxes, 3) for data in self._data]
 
     def _load_model(self) -> Any:
         return copy.copy(course_model(self.robot.xml, COURSES[self.env_id], self.settings.body))  # a batch may change its own
@@ -118,19 +121,17 @@ class CourseVectorEnv(MujocoVectorEnv):
 
     def _begin_episode(self, i: int, rng: np.random.Generator) -> None:
         super()._begin_episode(i, rng)
-        kind = self.course.kind
         self._next[i] = 0
-        self._lay(i, self.course.pieces(int(self._seeds[i]), 0, kind.num_pieces, kind.start))
+        self._lay(i, self.course.kind.num_pieces, self.course.kind.start)
 
-    def _lay(self, i: int, pieces: Pieces) -> None:
-        """Put pieces at the front of a course, in the place of the ones that lie furthest behind."""
-        count = len(pieces.near)
-        at = (self._next[i] + np.arange(count)) % self.course.kind.num_pieces
-        for name in ("centre", "near", "far", "level", "passed"):
-            getattr(self, f"_{name}")[i, at] = getattr(pieces, name)
-        self._next[i] += count
-        self._front[i] = pieces.front
-        self._data[i].mocap_pos[:] = self._centre[i].reshape(-1, 3)
+    def _lay(self, i: int, count: int, front: float) -> None:
+        """Put the pieces that come next at x = front and on, in the place of the ones that lie furthest behind."""
+        first, places = int(self._next[i]), self._pieces[i]
+        pieces = self.course.pieces(int(self._seeds[i]), first, count, front)
+        for number, (*along, _, centre) in enumerate(pieces, first):
+            places[number % len(places)] = (*along, *centre)
+        self._next[i], self._front[i] = first + count, pieces[-1].front
+        self._mocap_pos[i][...] = self._centre[i]
 
     def step(self, actions: Array) -> tuple[Tree, Array, Array, Array, dict[str, Any]]:
         obs, reward, terminated, truncated, info = super().step(actions)
@@ -140,7 +141,7 @@ class CourseVectorEnv(MujocoVectorEnv):
         if behind.any():  # further than a body sees, and so are the places that they are moved to
             for i, count in enumerate(behind.sum(1).tolist()):
                 if count:
-                    self._lay(i, self.course.pieces(int(self._seeds[i]), int(self._next[i]), count, float(self._front[i])))
+                    self._lay(i, count, float(self._front[i]))
         return obs, reward, terminated, truncated, info
 
     def level(self) -> Array:
@@ -214,7 +215,7 @@ class CourseVectorEnv(MujocoVectorEnv):
     # What the future depends on.
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("next", "front", "centre", "near", "far", "level", "passed")
+        names = ("next", "front", "pieces")
         return super().state_dict() | {"course": {name: getattr(self, f"_{name}").copy() for name in names}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -44,15 +44,15 @@ _WORDS = 4
 """Random numbers for each piece."""
 
 
-class Pieces(NamedTuple):
-    """n consecutive pieces of a course."""
+class Piece(NamedTuple):
+    """A piece of a course."""
 
-    centre: Array  # [n, boxes, 3] of the boxes
-    near: Array  # [n] x where a piece begins, and from where its level holds
-    far: Array  # [n] x where it ends
-    level: Array  # [n]
-    passed: Array  # [n] x from which its obstacle is behind
+    near: float  # x where it begins, and from where its level holds
+    far: float  # x where it ends
+    level: float
+    passed: float  # x from which its obstacle is behind
     front: float  # x at which the next piece continues
+    centre: tuple[float, ...]  # x, y and z of each of its boxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,90 +75,94 @@ SIZES = {
 }
 
 
+_BITS = 2**64 - 1
+
+
+def _mixed_bits(z: int) -> int:
+    """splitmix64 (Steele, Lea and Flood 2014) of a number below 2^64."""
+    z = (z + 0x9E3779B97F4A7C15) & _BITS
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _BITS
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _BITS
+    return z ^ (z >> 31)
+
+
 class Draw(NamedTuple):
-    """What is drawn for n pieces."""
+    """What is drawn for a piece: Python's numbers, which are faster than arrays of the few pieces that are laid at once."""
 
-    number: Array  # [n] of the pieces in the course, from 0
-    difficulty: Array  # [n] in [0, 1]
-    uniform: Array  # [n, 4] in [0, 1); the last is the difficulty where there is no curriculum
+    number: int  # of the piece in the course, from 0
+    difficulty: float  # in [0, 1]
+    stream: int  # a hash of the seed
+    word: int  # number of its first random word
 
+    def uniform(self, k: int) -> float:
+        """Number k of 4 in [0, 1); the last is the difficulty where there is no curriculum."""
+        return (_mixed_bits(self.stream ^ (self.word + k)) >> 11) * 2.0**-53
 
-Lay = Callable[[Sizes, Draw, float], Pieces]
-"""A function from the sizes, what was drawn for some pieces, and the x of the front, to these pieces."""
-
-
-def _along(front: float, steps: Array) -> Array:
-    """[n] the positions that these steps [n] from the front lead to; the rounding is that of one step after the other."""
-    return np.add.accumulate(np.concatenate(([front], steps)))[1:]
-
-
-def _nearly(draw: Draw) -> Array:
-    """[n] factors of 0.8 to 1, so that obstacles of one difficulty differ."""
-    return 0.8 + 0.2 * draw.uniform[:, 1]
+    def size(self) -> float:
+        """Of an obstacle, as a share of the hardest: 0.8 to 1 times its difficulty, so that obstacles of one difficulty differ."""
+        return self.difficulty * (0.8 + 0.2 * self.uniform(1))
 
 
-def _centres(x: Array, top: Array, *, floor: float = 0.0, y: Array | float = 0.0) -> Array:
-    """[n, 3] of boxes by the heights [n] of their tops; those that do not stand out of the floor are sunk."""
-    centre = np.empty((len(x), 3))
-    centre[:, 0], centre[:, 1] = x, y
-    centre[:, 2] = np.where(top - floor < _NONE, floor - _SUNK, top) - _TALL
-    return centre
+Lay = Callable[[Sizes, Draw, float], Piece]
+"""A function from the sizes, what was drawn for a piece, and the x of the front, to this piece."""
 
 
-def _hurdles(sizes: Sizes, draw: Draw, front: float) -> Pieces:
-    x = _along(front, 3.0 + 1.5 * draw.uniform[:, 0])
-    top = sizes.hurdle * draw.difficulty * _nearly(draw)
+def _centre(x: float, top: float, *, floor: float = 0.0, y: float = 0.0) -> tuple[float, float, float]:
+    """Of a box by the height of its top; one that does not stand out of the floor is sunk."""
+    return x, y, (floor - _SUNK if top - floor < _NONE else top) - _TALL
+
+
+def _hurdles(sizes: Sizes, draw: Draw, front: float) -> Piece:
+    x = front + (3.0 + 1.5 * draw.uniform(0))
     far = x + _HURDLE
-    return Pieces(_centres(x, top)[:, None], x - _HURDLE, far, np.zeros(len(x)), far, float(x[-1]))
+    return Piece(x - _HURDLE, far, 0.0, far, x, _centre(x, sizes.hurdle * draw.size()))
 
 
-def _gaps(sizes: Sizes, draw: Draw, front: float) -> Pieces:
-    gap = np.where(draw.number == 0, 0.0, sizes.gap * draw.difficulty * _nearly(draw))
-    far = _along(front, gap + 2.0 * _PLATFORM)
-    near, level = far - 2.0 * _PLATFORM, np.zeros(len(far))
-    return Pieces(_centres(far - _PLATFORM, level, floor=-DEPTH)[:, None], near, far, level, near, float(far[-1]))
+def _gaps(sizes: Sizes, draw: Draw, front: float) -> Piece:
+    far = front + ((sizes.gap * draw.size() if draw.number else 0.0) + 2.0 * _PLATFORM)
+    near = far - 2.0 * _PLATFORM
+    return Piece(near, far, 0.0, near, far, _centre(far - _PLATFORM, 0.0, floor=-DEPTH))
 
 
-def _platforms(sizes: Sizes, draw: Draw, front: float) -> Pieces:
-    far = _along(front, 2.0 + draw.uniform[:, 0] + 2.0 * _PLATFORM)
-    top = sizes.platform * draw.difficulty * _nearly(draw)
-    return Pieces(_centres(far - _PLATFORM, top)[:, None], far - 2.0 * _PLATFORM, far, top, far, float(far[-1]))
+def _platforms(sizes: Sizes, draw: Draw, front: float) -> Piece:
+    far = front + (2.0 + draw.uniform(0) + 2.0 * _PLATFORM)
+    top = sizes.platform * draw.size()
+    return Piece(far - 2.0 * _PLATFORM, far, top, far, far, _centre(far - _PLATFORM, top))
 
 
-def _stairs(sizes: Sizes, draw: Draw, front: float) -> Pieces:
+def _stairs(sizes: Sizes, draw: Draw, front: float) -> Piece:
     phase = draw.number % _CYCLE
-    steps = np.minimum(np.minimum(phase + 1, _FLIGHT), np.maximum(2 * _FLIGHT + _REST - 1 - phase, 0))
-    far = _along(front, np.full(len(phase), 2.0 * _STEP))
-    top = steps * sizes.step * draw.difficulty * _nearly(draw)
-    return Pieces(_centres(far - _STEP, top)[:, None], far - 2.0 * _STEP, far, top, far, float(far[-1]))
+    steps = min(phase + 1, _FLIGHT, max(2 * _FLIGHT + _REST - 1 - phase, 0))
+    far = front + 2.0 * _STEP
+    top = steps * sizes.step * draw.size() if steps else 0.0
+    return Piece(far - 2.0 * _STEP, far, top, far, far, _centre(far - _STEP, top))
 
 
-def _rumble(sizes: Sizes, draw: Draw, front: float) -> Pieces:
-    x = _along(front, 0.3 + 0.2 * draw.uniform[:, 0])
-    top = sizes.rumble * draw.difficulty * (0.3 + 0.7 * draw.uniform[:, 1])
+def _rumble(sizes: Sizes, draw: Draw, front: float) -> Piece:
+    x = front + (0.4 + 0.2 * draw.uniform(0))
     far = x + _RUMBLE
-    return Pieces(_centres(x, top)[:, None], x - _RUMBLE, far, np.zeros(len(x)), far, float(x[-1]))
+    top = sizes.rumble * draw.difficulty * (0.3 + 0.7 * draw.uniform(1))
+    return Piece(x - _RUMBLE, far, 0.0, far, x, _centre(x, top))
 
 
-def _mixed(sizes: Sizes, draw: Draw, front: float) -> Pieces:
-    """Platforms, each of which follows a gap, is higher than the others, or has a hurdle in its middle; the first is plain."""
-    kind = np.where(draw.number == 0, -1, (3.0 * draw.uniform[:, 2]).astype(np.int64))
-    size = draw.difficulty * _nearly(draw)
-    far = _along(front, 2.0 * _PLATFORM + np.where(kind == 0, sizes.gap * size, 0.0))
-    level = np.where(kind == 1, sizes.platform * size, 0.0)
-    hurdle = np.where(kind == 2, sizes.hurdle * size, -DEPTH)
-    centre = np.stack([_centres(far - _PLATFORM, top, floor=-DEPTH) for top in (level, hurdle)], axis=1)
-    return Pieces(centre, far - 2.0 * _PLATFORM, far, level, far, float(far[-1]))
+def _mixed(sizes: Sizes, draw: Draw, front: float) -> Piece:
+    """A platform that follows a gap, is higher than the others, or has a hurdle in its middle; the first is plain."""
+    kind = int(3.0 * draw.uniform(2)) if draw.number else -1
+    size = draw.size()
+    far = front + (2.0 * _PLATFORM + (sizes.gap * size if kind == 0 else 0.0))
+    level = sizes.platform * size if kind == 1 else 0.0
+    hurdle = sizes.hurdle * size if kind == 2 else -DEPTH
+    centre = _centre(far - _PLATFORM, level, floor=-DEPTH) + _centre(far - _PLATFORM, hurdle, floor=-DEPTH)
+    return Piece(far - 2.0 * _PLATFORM, far, level, far, far, centre)
 
 
-def _slalom(sizes: Sizes, draw: Draw, front: float) -> Pieces:
-    """Walls from the left or the right edge of the track to its middle and, where they are harder, beyond it."""
-    x = _along(front, 4.0 + draw.uniform[:, 0])
-    side = np.where(draw.uniform[:, 2] < 0.5, -1.0, 1.0)
-    reach = (1.0 + sizes.wall) * draw.difficulty * _nearly(draw) - 1.0
-    top = np.where(draw.difficulty < _NONE, 0.0, 0.8)
+def _slalom(sizes: Sizes, draw: Draw, front: float) -> Piece:
+    """A wall from the left or the right edge of the track to its middle and, where it is harder, beyond it."""
+    x = front + (4.0 + draw.uniform(0))
+    reach = (1.0 + sizes.wall) * draw.size() - 1.0
+    y = (TRACK - reach) * (-1.0 if draw.uniform(2) < 0.5 else 1.0)
     far = x + _WALL
-    return Pieces(_centres(x, top, y=side * (TRACK - reach))[:, None], x - _WALL, far, np.zeros(len(x)), far, float(x[-1]))
+    return Piece(x - _WALL, far, 0.0, far, x, _centre(x, 0.0 if draw.difficulty < _NONE else 0.8, y=y))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,15 +198,17 @@ def _without_start(passed: Array) -> Array:
 
 _WHOLE = None
 KINDS = {
-    "hurdles": Kind(lay=_hurdles, start=0.0, pitch=3.75, num_pieces=8, boxes=((_HURDLE, _WHOLE),)),
-    "gaps": Kind(lay=_gaps, start=-1.5, pitch=3.75, num_pieces=8, boxes=((_PLATFORM, _WHOLE),), lowered=True, obstacles=_without_start),
-    "platforms": Kind(lay=_platforms, start=0.5, pitch=6.0, num_pieces=6, boxes=((_PLATFORM, _WHOLE),)),
-    "stairs": Kind(lay=_stairs, start=2.5, pitch=2.0 * _STEP, num_pieces=16, boxes=((_STEP, _WHOLE),), group=_CYCLE, obstacles=_flights),
-    "rumble": Kind(lay=_rumble, start=2.0, pitch=0.4, num_pieces=16, boxes=((_RUMBLE, _WHOLE),), behind=1.5),
-    "mixed": Kind(lay=_mixed, start=-1.5, pitch=3.6, num_pieces=6, boxes=((_PLATFORM, _WHOLE), (_HURDLE, _WHOLE)), lowered=True,
+    "hurdles": Kind(lay=_hurdles, start=0.0, pitch=3.75, num_pieces=4, boxes=((_HURDLE, _WHOLE),)),
+    "gaps": Kind(lay=_gaps, start=-1.5, pitch=3.75, num_pieces=4, boxes=((_PLATFORM, _WHOLE),), lowered=True, obstacles=_without_start),
+    "platforms": Kind(lay=_platforms, start=0.5, pitch=6.0, num_pieces=3, boxes=((_PLATFORM, _WHOLE),)),
+    "stairs": Kind(lay=_stairs, start=2.5, pitch=2.0 * _STEP, num_pieces=11, boxes=((_STEP, _WHOLE),), behind=3.0, group=_CYCLE,
+                   obstacles=_flights),
+    "rumble": Kind(lay=_rumble, start=2.0, pitch=0.5, num_pieces=12, boxes=((_RUMBLE, _WHOLE),), behind=1.2),
+    "mixed": Kind(lay=_mixed, start=-1.5, pitch=3.6, num_pieces=4, boxes=((_PLATFORM, _WHOLE), (_HURDLE, _WHOLE)), lowered=True,
                   obstacles=_without_start),
-    "slalom": Kind(lay=_slalom, start=0.0, pitch=4.5, num_pieces=8, boxes=((_WALL, TRACK),)),
+    "slalom": Kind(lay=_slalom, start=0.0, pitch=4.5, num_pieces=4, boxes=((_WALL, TRACK),)),
 }  # fmt: skip
+"""Every box adds about 1.5 % to the physics of Walker2d, so that there are as many as reach from `behind` the body to what it sees."""
 NARROW = 0.6
 """Half the width of the boxes of a body that moves in a plane."""
 
@@ -224,35 +230,17 @@ class Course:
         self.floor = -DEPTH if self.kind.lowered else 0.0
         self._ramp = settings.ramp or self._sizes.ramp
 
-    def pieces(self, seed: int, first: int, count: int, front: float) -> Pieces:
+    def pieces(self, seed: int, first: int, count: int, front: float) -> list[Piece]:
         """The pieces with the numbers first to first + count - 1 of the course with this seed, from x = front on."""
-        number = np.arange(first, first + count)
-        group = number // self.kind.group
-        uniform = _uniform(seed, group)
-        easiest, hardest = self._settings.easiest, self._settings.hardest
-        if self._settings.curriculum == "course":
-            share = np.minimum(group * (self.kind.group * self.kind.pitch / self._ramp), 1.0)
-        else:
-            share = uniform[:, _WORDS - 1]
-        return self.kind.lay(self._sizes, Draw(number, easiest + (hardest - easiest) * share, uniform), front)
-
-
-_STEP_OF_STREAM = np.uint64(0x9E3779B97F4A7C15)
-_SHIFTS = tuple(map(np.uint64, (30, 27, 31, 11)))
-_FACTORS = tuple(map(np.uint64, (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)))
-
-
-def _mixed_bits(z: Array) -> Array:
-    """splitmix64 (Steele, Lea and Flood 2014) of an array of uint64."""
-    z = z + _STEP_OF_STREAM
-    z = (z ^ (z >> _SHIFTS[0])) * _FACTORS[0]
-    z = (z ^ (z >> _SHIFTS[1])) * _FACTORS[1]
-    return z ^ (z >> _SHIFTS[2])
-
-
-def _uniform(seed: int, number: Array) -> Array:
-    """[n, 4] numbers in [0, 1), a hash of the seed and the numbers [n]."""
-    words = np.uint64(_WORDS) * number.astype(np.uint64)[:, None] + np.arange(_WORDS, dtype=np.uint64)
-    stream = _mixed_bits(np.array([seed], dtype=np.uint64))
-    uniform: Array = (_mixed_bits(stream ^ words) >> _SHIFTS[3]) * 2.0**-53
-    return uniform
+        kind, sizes, easiest = self.kind, self._sizes, self._settings.easiest
+        span, pitch, stream = self._settings.hardest - easiest, self.kind.group * self.kind.pitch / self._ramp, _mixed_bits(seed)
+        laid = []
+        for number in range(first, first + count):
+            group = number // kind.group
+            draw = Draw(number, easiest + span * min(group * pitch, 1.0), stream, _WORDS * group)
+            if self._settings.curriculum == "none":
+                draw = draw._replace(difficulty=easiest + span * draw.uniform(_WORDS - 1))
+            piece = kind.lay(sizes, draw, front)
+            front = piece.front
+            laid.append(piece)
+        return laid
