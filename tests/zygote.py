@@ -6,6 +6,7 @@ such a process, has no queue. Which tests ran before must not matter, so that ch
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import json
 import os
@@ -32,6 +33,7 @@ def start() -> None:
             os._exit(0)
     theirs.close()
     _server = ours
+    atexit.register(ours.close)
 
 
 def in_child(function: Callable[[], Any], *, preload: tuple[str, ...] = ()) -> Any:
