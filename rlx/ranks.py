@@ -150,7 +150,9 @@ def follow(world: World | None = None) -> int:
         work = world.broadcast(work)
         assert work is not None
         config = parse_config(work.config, Path(work.run), import_plugins=True)
-        return _train(world, work, config)
+        trained = _train(world, work, config)
+        world.close()  # its threads would abort this process at its exit
+        return trained
     except LostRankError as error:
         code = world.note(_ENDED, wait_s=_ANSWER_S if world.note(_FAILED) else _REPORT_S)
         if code is not None:
