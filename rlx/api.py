@@ -40,11 +40,14 @@ from rlx.errors import ConfigError
 from rlx.evaluation.evaluate import EvaluationResult, evaluate_run
 from rlx.evaluation.loading import choose_checkpoint, usable_device
 from rlx.evaluation.robustness import ProbeResult, probe_run
+from rlx.launcher import check_is_alone
 from rlx.policy import Policy, only_trainer
 from rlx.rng import GlobalRNG, isolated_rng
 from rlx.store.labels import Labels
 from rlx.store.layout import runs_directory
 from rlx.store.runs import RunDir
+
+_COMMAND = "start the command `rlx train` by torchrun, or `rlx train --ranks N`"
 
 
 class Run:
@@ -177,6 +180,7 @@ def train(
         RlxError: if training fails; the run can be resumed from its last checkpoint.
         KeyboardInterrupt: after a Ctrl-C, when everything is saved.
     """
+    check_is_alone("rlx.train trains in one process", _COMMAND)
     words, labels = _words(overrides), _labels(notes, tags)
     with only_trainer(), _torch_as_it_was():
         composed = start.compose(words, None if config_dir is None else Path(config_dir))
@@ -200,6 +204,7 @@ def resume(run: str | Path | Run = "latest", overrides: Sequence[str] = (), *, t
 
     Raises as `train` does.
     """
+    check_is_alone("rlx.resume trains in one process", _COMMAND)
     words = _words(overrides)
     with only_trainer(), _torch_as_it_was():
         started = start.to_resume(str(_directory_of(run).path), words, trust=trust)

@@ -25,6 +25,7 @@ _GRACE_S = 60.0
 """How long the other ranks may take to end after the first one has."""
 _LOOK_EVERY_S = 0.05
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+_RLX = (sys.executable, "-P", "-m", "rlx.cli.main")
 _RUN = "run"
 """The file with the name of the run, which rank 0 may choose."""
 
@@ -32,6 +33,12 @@ _RUN = "run"
 def is_rank() -> bool:
     """Whether this process was started as one of several ranks, by `launch`, torchrun or SLURM."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
+
+
+def check_is_alone(what: str, instead: str) -> None:
+    """Raise a ConfigError if this process is one of several ranks, for what is done in one process."""
+    if is_rank():
+        raise ConfigError(f"{what}, and torchrun or SLURM has started {os.environ['WORLD_SIZE']} ranks (WORLD_SIZE): {instead}")
 
 
 def check_num_ranks(num_ranks: int) -> None:
@@ -57,12 +64,54 @@ def variables(rank: int, num_ranks: int, directory: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+@contextlib.contextmanager
+def leading_others(num_ranks: int) -> Iterator[None]:
+    """Make this process rank 0 during the block, and start the others, which end with it and print where it prints."""
+    with tempfile.TemporaryDirectory(prefix="rlx-ranks-") as directory, contextlib.ExitStack() as undo:
+        mine, before = variables(0, num_ranks, directory), dict(os.environ)
+        with _without_signals():
+            others = [
+                subprocess.Popen([*_RLX, "train"], env=variables(rank, num_ranks, directory), stdin=subprocess.DEVNULL)
+                for rank in range(1, num_ranks)
+            ]
+        undo.callback(_wait_for, others)
+        os.environ.update(mine)
+        try:
+            yield
+        finally:
+            for name in mine.keys() - before.keys():
+                del os.environ[name]
+            os.environ.update(before)
+
+
+def _wait_for(others: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Wait until ranks have ended that will by themselves; those that do not are killed."""
+    deadline = time.monotonic() + _GRACE_S
+    for rank in others:
+        try:
+            rank.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            rank.kill()
+            rank.wait()
+
+
+@contextlib.contextmanager
+def _without_signals() -> Iterator[None]:
+    """Let processes that are started in the block ignore requests to save, until they handle them: they would end them."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def start_rank(rank: int, num_ranks: int, directory: str, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     """Start `rlx ARGUMENTS` as one of several ranks; all but the first write into a file."""
     with contextlib.ExitStack() as files:
         log = files.enter_context(Path(directory, f"rank-{rank}.log").open("wb")) if rank else None
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "rlx.cli.main", *arguments], env=variables(rank, num_ranks, directory), stdout=log,
+            [*_RLX, *arguments], env=variables(rank, num_ranks, directory), stdout=log,
             stderr=log, stdin=subprocess.DEVNULL if rank else None, start_new_session=True,  # Ctrl-C reaches them once, from here
         )  # fmt: skip
 
@@ -73,10 +122,9 @@ def launch(arguments: Sequence[str], num_ranks: int) -> int:
     Raises:
         RankError: if rank 0 could not say how the run ended.
     """
-    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # the ranks inherit it until they handle it
     with tempfile.TemporaryDirectory(prefix="rlx-ranks-") as directory:
-        ranks = [start_rank(rank, num_ranks, directory, arguments) for rank in range(num_ranks)]
-        signal.signal(signal.SIGUSR1, before)
+        with _without_signals():
+            ranks = [start_rank(rank, num_ranks, directory, arguments) for rank in range(num_ranks)]
         try:
             with _forwarding(ranks):
                 first = _wait(ranks)

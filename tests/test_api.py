@@ -28,6 +28,13 @@ from rlx.store.record import read_metrics
 from rlx.store.runs import RunDir, new_meta
 
 
+def test_training_under_torchrun_is_refused_with_the_command_to_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for train in (lambda: rlx.train(["algo=ppo", "env=cartpole"]), rlx.resume):
+        with pytest.raises(rlx.errors.ConfigError, match="start the command `rlx train` by torchrun, or `rlx train --ranks N`"):
+            train()
+
+
 class Odd(gymnasium.Env[Any, Any]):
     """A dictionary with bytes, numbers and a choice; continuous actions within uneven bounds."""
 

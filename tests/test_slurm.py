@@ -323,6 +323,21 @@ def test_a_preempted_job_saves_is_requeued_and_its_run_ends_as_if_nothing_had_be
     assert "preempted" in (run.path / "log.txt").read_text() or "timed-out" in (run.path / "log.txt").read_text()
 
 
+@pytest.mark.slow
+def test_a_preempted_job_of_two_ranks_saves_is_requeued_and_ends_as_if_nothing_had_been(here: Path, local: SlurmExecutor) -> None:
+    words = ["loop.total_env_steps=60_000"]
+    job, alone = (new_job(here / "runs", name, *words, ranks=2, cores=2) for name in ("r", "alone"))
+    local.start(job)
+    until(lambda: training(job), local)
+    run = RunDir(Path(job.run))
+    os.kill(run.segments[-1]["pid"], signal.SIGUSR2)
+    assert [(j, r.status) for j, r in drain(local)] == [(job, "finished")]
+    assert [(s["ranks"], s["status"]) for s in run.segments] == [(2, "paused"), (2, "finished")]
+    local.start(alone)
+    assert [r.status for _, r in drain(local)] == ["finished"]
+    assert lines(RunDir(Path(alone.run))) == lines(run)
+
+
 # The whole command, on a SLURM of shell scripts that runs what it is given
 
 RUNS = {

@@ -9,20 +9,23 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch import finish, left_over, lines, run_main, start, wait_for
+from launch import SETTINGS, finish, left_over, lines, new_job, run_main, start, wait_for
 
+from rlx.checkpoint import find_checkpoints
 from rlx.config.override_types import read_overrides
 from rlx.errors import ConfigError
 from rlx.store.runs import RunDir
 from rlx.store.sweep_spec import Search, Spec
 from rlx.store.sweeps import SweepDir
 from rlx.sweep.executors import local
+from rlx.sweep.executors.choose import job_maker
 from rlx.sweep.executors.executor import Job, Result
 from rlx.sweep.executors.local import LocalExecutor
 from rlx.sweep.launch import make_plan
@@ -278,6 +281,29 @@ def test_jobs_times_cores_never_exceed_the_cores_there_are(monkeypatch: pytest.M
         local._slots(0, 1, 0)
 
 
+def test_a_job_of_several_ranks_needs_the_cores_of_each(here: Path) -> None:
+    run = RunDir(Path(new_job(here, "r", "runtime.threads=2").run))
+    config = run.config(trust=False)
+    job = job_maker([config], ranks=3)(run, config)
+    assert (job.ranks, job.cores) == (3, 6)
+
+
+@pytest.mark.slow
+def test_a_run_of_a_sweep_whose_rank_is_killed_goes_on_and_equals_one_that_was_trained_on_as_many(here: Path) -> None:
+    words = [*SETTINGS, "loop.total_env_steps=30000"]
+    process = start("sweep", *words, "seed=1,2", "--name", "w", "--ranks", "2", "--jobs", "1", cwd=here)
+    run = RunDir(here / "runs" / "w" / "000-s1")
+    wait_for(lambda: find_checkpoints(run.checkpoints)[0], process)
+    first = run.segments[-1]["pid"]
+    other = subprocess.run(["pgrep", "-P", str(first)], capture_output=True, text=True, check=True).stdout.split()
+    os.kill(int(other[0]), signal.SIGKILL)
+    code, out, err = finish(process)
+    assert code == 0, (out, err)
+    assert [(s["ranks"], s["status"]) for s in run.segments] == [(2, "failed"), (2, "finished")]
+    assert finish(start("train", *words, "seed=1", "--name", "alone", "--ranks", "2", cwd=here))[0] == 0
+    assert lines(RunDir(here / "runs" / "alone")) == lines(run)
+
+
 def test_every_gpu_job_gets_a_gpu_of_its_own_and_gives_it_back(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "available_cores", lambda: 8)
     executor = LocalExecutor(2, gpus=["4", "7"])
@@ -399,6 +425,13 @@ def test_meta_names_the_sweep_for_wandb_groups(swept: SweepDir) -> None:
 # What is refused
 
 
+def test_a_sweep_under_torchrun_is_refused_by_each_process(here: Path, run_command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, _, err = run_command("sweep --seeds 2")
+    assert code == 2
+    assert "leave the launcher out, and say `rlx sweep --ranks N`" in err
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -429,6 +462,10 @@ def test_meta_names_the_sweep_for_wandb_groups(swept: SweepDir) -> None:
         ("--seeds 2 --jobs -1 --dry-run", "--jobs -1: expected at least 1"),
         ("--seeds 2 --retries -1 --dry-run", "--retries -1: expected at least 0"),
         ("--seeds 2 --stall-timeout -1 --dry-run", "--stall-timeout -1: expected at least 0"),
+        ("--seeds 2 --ranks 0 --dry-run", "--ranks 0: expected a number from 1"),
+        ("--seeds 2 --ranks 2 --executor ray --dry-run", "use --executor local or slurm"),
+        ("algo=ppo env.num_envs=4,6 --ranks 4 --dry-run", "env.num_envs=6 cannot be divided among 4 ranks"),
+        ("algo=ppo,dqn --ranks 2", "algo=dqn learns in one process"),
         ("--retry-failed", "add --resume NAME"),
         ("algo.clipp=1", "did you mean algo.clip?"),
         ("algo=ppo", "nothing to sweep"),

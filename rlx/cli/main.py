@@ -106,7 +106,7 @@ def main() -> None:
         expect_requests()
     _prepare_streams()
     try:
-        with _as_rank() if trains and is_rank() else contextlib.nullcontext():
+        with _as_rank() if sys.argv[1:2] in (["train"], ["resume"]) and is_rank() else contextlib.nullcontext():
             app()
     except SystemExit as ended:
         if _is_foreign(ended):

@@ -43,6 +43,8 @@ def sweep(
                                                 rich_help_panel=_SEARCH)] = None,
     executor: Annotated[str, typer.Option(help="local, ray or slurm.", rich_help_panel=_WHERE)] = "local",
     address: Annotated[str | None, typer.Option(help="Ray: address of a cluster, host:port or auto.", rich_help_panel=_WHERE)] = None,
+    ranks: Annotated[int, typer.Option(help="Processes of each run, on one machine, see `rlx train --ranks`; cores are counted for each.",
+                                       rich_help_panel=_WHERE)] = 1,
     slurm: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="SLURM: partition=gpu, timeout_min=60, …; can be repeated.",
                                                     rich_help_panel=_WHERE)] = None,
     retries: Annotated[int, typer.Option(help="How often a run is continued from its checkpoint when its process dies or hangs.",
@@ -72,13 +74,16 @@ def sweep(
     """
     from rlx.config.choices import check_choice
     from rlx.errors import ConfigError, SweepError
+    from rlx.launcher import check_is_alone
     from rlx.render.numbers import count
     from rlx.render.sweep_view import make_watcher, print_end
     from rlx.store.labels import Labels
     from rlx.store.layout import runs_directory
     from rlx.store.sweep_spec import AGGREGATES
+    from rlx.sweep.executors.choose import check_ranks_of_runs
     from rlx.sweep.launch import check_executor, run_sweep, to_resume, to_start
 
+    check_is_alone("rlx sweep starts the processes of its runs itself", "leave the launcher out, and say `rlx sweep --ranks N`")
     check_choice("--executor", executor, _EXECUTORS)
     if aggregate is not None:
         check_choice("--aggregate", aggregate, AGGREGATES)
@@ -108,9 +113,10 @@ def sweep(
         launch = to_start(root, overrides or [], seeds=seeds, name=name, config_dir=config_dir, objective=objective, minimize=minimize,
                           aggregate=aggregate or "iqm", search=search, trust=trust)  # fmt: skip
     if dry_run:
+        check_ranks_of_runs(launch.prepared.configs, ranks, where=executor)
         _print_points(launch.prepared)
         return
-    options = {"jobs": jobs, "address": address, "slurm": slurm or []}
+    options = {"jobs": jobs, "address": address, "slurm": slurm or [], "ranks": ranks}
     ended = run_sweep(launch, labels=labels, executor=executor, options=options, retries=retries, stall_s=stall_timeout,
                       retry_failed=retry_failed, make_watcher=make_watcher)  # fmt: skip
     print_end(root, ended.drive)

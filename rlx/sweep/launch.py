@@ -15,7 +15,7 @@ from rlx.store.labels import NO_LABELS, Labels
 from rlx.store.sweep_spec import Spec
 from rlx.store.sweeps import SweepDir
 from rlx.sweep.drive import Drive, Watcher
-from rlx.sweep.executors.choose import job_maker, make_executor
+from rlx.sweep.executors.choose import check_ranks_of_runs, job_maker, make_executor
 from rlx.sweep.plan import GridPlan, SearchPlan
 from rlx.sweep.prepare import Prepared, extend, find, prepare
 from rlx.track.wandb import why_offline
@@ -106,7 +106,7 @@ def run_sweep(
     Args:
         launch: what is trained.
         executor: local, ray or slurm.
-        options: jobs, address and slurm of the executor.
+        options: jobs, address and slurm of the executor, and the ranks of each run.
         retries: how often a run is continued when its process dies or hangs.
         stall_s: seconds without a heartbeat after which a run counts as hung; 0 is never.
         retry_failed: try the runs again that failed before.
@@ -117,6 +117,7 @@ def run_sweep(
         RlxError: if the executor is not available, or the sweep cannot be written.
     """
     prepared, spec, found = launch.prepared, launch.spec, launch.found
+    check_ranks_of_runs(prepared.configs, options["ranks"], where=executor)
     place = make_executor(executor, prepared.configs, options, folder=launch.root / prepared.name)
     try:
         points = {key: point for key, (point, _) in prepared.points.items()}
@@ -132,7 +133,7 @@ def run_sweep(
                     sweep.log("retry", run=run)
                 failures = {}
             try:
-                plan = make_plan(sweep, spec, prepared, where=executor, failed=list(failures))
+                plan = make_plan(sweep, spec, prepared, where=executor, ranks=options["ranks"], failed=list(failures))
             except RlxError:
                 if found is None:
                     shutil.rmtree(sweep.path, ignore_errors=True)  # its study cannot be opened, so the new sweep cannot be continued
@@ -152,7 +153,7 @@ def run_sweep(
     return Ended(drive=drive, stopped_by=signals.stopped_by)
 
 
-def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, failed: list[str]) -> GridPlan | SearchPlan:
+def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, failed: list[str], ranks: int = 1) -> GridPlan | SearchPlan:
     """The plan of a sweep's runs, from its spec, its ledger and its study.
 
     Args:
@@ -161,11 +162,12 @@ def make_plan(sweep: SweepDir, spec: Spec, prepared: Prepared, *, where: str, fa
         prepared: its points, composed.
         where: the name of the executor.
         failed: runs that failed before and are not tried again.
+        ranks: processes of each run.
 
     Raises:
         ConfigError: if the study of a search cannot be opened.
     """
-    make_job = job_maker(prepared.configs, where=where)
+    make_job = job_maker(prepared.configs, where=where, ranks=ranks)
     if spec.search is None:
         return GridPlan(sweep, spec, prepared.points, make_job=make_job, failed=failed, required=prepared.required)
     from rlx.sweep.study import Study  # imports optuna

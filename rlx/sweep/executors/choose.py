@@ -22,7 +22,8 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
     Raises:
         ConfigError: if it is not available here.
     """
-    most = max(map(cores, configs))
+    ranks = options["ranks"]
+    most = ranks * max(map(cores, configs))
     if where == "ray":
         from rlx.sweep.executors.ray import RayExecutor
 
@@ -32,7 +33,7 @@ def make_executor(where: str, configs: Sequence[RunConfig], options: dict[str, A
 
         any(map(asks_for_gpu, configs))  # raises for GPUs that a job elsewhere cannot request
         return SlurmExecutor(folder / ".submitit", slots=options["jobs"], options=options["slurm"])
-    return LocalExecutor(options["jobs"], cores=most, gpus=_gpus(configs))
+    return LocalExecutor(options["jobs"], cores=most, gpus=_gpus(configs), gpus_each=ranks)
 
 
 def asks_for_gpu(config: RunConfig) -> bool:
@@ -68,13 +69,30 @@ def _gpus(configs: Sequence[RunConfig]) -> list[str]:
     return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 
 
-def job_maker(configs: Sequence[RunConfig], *, where: str = "local") -> MakeJob:
+def check_ranks_of_runs(configs: Sequence[RunConfig], num_ranks: int, *, where: str) -> None:
+    """Raise a ConfigError if runs cannot be trained by so many processes each."""
+    from rlx.launcher import check_num_ranks
+
+    check_num_ranks(num_ranks)
+    if num_ranks == 1:
+        return
+    if where == "ray":
+        raise ConfigError(f"--ranks {num_ranks}: Ray neither counts nor ends the processes that a task of its own starts; "
+                          "use --executor local or slurm")  # fmt: skip
+    from rlx.build import check_ranks  # imports torch
+
+    for config in configs:
+        check_ranks(config, num_ranks)
+
+
+def job_maker(configs: Sequence[RunConfig], *, where: str = "local", ranks: int = 1) -> MakeJob:
     needs_gpu = _wants_gpu if where == "local" else asks_for_gpu
     modes = {c.log.wandb.value for c in configs}
     mirror = {mode: mirrors(mode) for mode in modes}
 
     def make(run: RunDir, config: RunConfig) -> Job:
         mirrored = mirror.get(config.log.wandb.value, True)
-        return Job(run=str(run.path.resolve()), config=run.digest(), cores=cores(config), gpus=int(needs_gpu(config)), mirror=mirrored)
+        return Job(run=str(run.path.resolve()), config=run.digest(), ranks=ranks, cores=ranks * cores(config),
+                   gpus=ranks * needs_gpu(config), mirror=mirrored)  # fmt: skip
 
     return make

@@ -36,6 +36,8 @@ class Job:
     config: str | None = None
     """SHA-256 of the config.yaml that the sweep has checked; None: the worker decides by the run's signature."""
     attempt: int = 1
+    ranks: int = 1
+    """Processes that train it together, on one machine."""
     cores: int = 1
     """CPU cores that it keeps busy."""
     gpus: int = 0

@@ -37,7 +37,7 @@ class _Open:
 
     process: Any
     answer: connection.Connection
-    gpu: str | None
+    gpus: list[str]
 
 
 class LocalExecutor:
@@ -46,26 +46,31 @@ class LocalExecutor:
     Args:
         slots: jobs at once.
         cores: CPU cores that a job keeps busy at most; slots × cores are at most the cores there are.
-        gpus: names of the GPUs, as in CUDA_VISIBLE_DEVICES; every job that needs one gets one to itself.
+        gpus: names of the GPUs, as in CUDA_VISIBLE_DEVICES; every job that needs some gets them to itself.
+        gpus_each: GPUs that a job needs at most.
 
     Raises:
         ConfigError: if that is more than the machine has.
     """
 
-    def __init__(self, slots: int | None = None, *, cores: int = 1, gpus: Sequence[str] = ()) -> None:
-        self.slots = _slots(slots, cores, len(gpus))
+    def __init__(self, slots: int | None = None, *, cores: int = 1, gpus: Sequence[str] = (), gpus_each: int = 1) -> None:
+        if gpus and len(gpus) < gpus_each:
+            raise ConfigError(
+                f"--ranks {gpus_each}: each rank gets a GPU of its own, and there are {len(gpus)} here: use --ranks {len(gpus)}"
+            )
+        self.slots = _slots(slots, cores, len(gpus) // gpus_each)
         self.description = f"{self.slots} process{'es' if self.slots > 1 else ''} of {cores} core{'s' if cores > 1 else ''} on this machine"
         self._free_gpus = list(gpus)
         self._open: dict[Job, _Open] = {}
         self._context = warm_up()
 
     def start(self, job: Job) -> None:
-        gpu = self._free_gpus.pop(0) if job.gpus and self._free_gpus else None
+        gpus, self._free_gpus = self._free_gpus[: job.gpus], self._free_gpus[job.gpus :]
         answer, theirs = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_child, args=(job, gpu, theirs), name=job.name)
+        process = self._context.Process(target=_child, args=(job, ",".join(gpus), theirs), name=job.name)
         process.start()
         theirs.close()
-        self._open[job] = _Open(process=process, answer=answer, gpu=gpu)
+        self._open[job] = _Open(process=process, answer=answer, gpus=gpus)
 
     def wait(self, timeout_s: float) -> list[tuple[Job, Result]]:
         connection.wait([o.process.sentinel for o in self._open.values()], timeout_s)
@@ -99,8 +104,7 @@ class LocalExecutor:
 
     def _result(self, job: Job, opened: _Open) -> Result:
         del self._open[job]
-        if opened.gpu is not None:
-            self._free_gpus.append(opened.gpu)
+        self._free_gpus += opened.gpus
         result = None
         with contextlib.suppress(EOFError, OSError), opened.answer:
             result = opened.answer.recv() if opened.answer.poll() else None
@@ -136,7 +140,7 @@ def _slots(wanted: int | None, cores: int, gpus: int) -> int:
     there = available_cores()
     if cores > there:
         raise ConfigError(
-            f"one run keeps {cores} cores busy (runtime.threads, env.threads, env.workers) and this machine has {there}: lower these"
+            f"one run keeps {cores} cores busy (--ranks, runtime.threads, env.threads, env.workers) and {there} are here: lower these"
         )
     most = there // cores
     if wanted is None:
@@ -158,14 +162,14 @@ def _cause(code: int) -> str:
     return f"its process was ended by {name}" + (", as the system does when memory runs out" if -code == signal.SIGKILL else "")
 
 
-def _child(job: Job, gpu: str | None, answer: connection.Connection) -> None:
+def _child(job: Job, gpus: str, answer: connection.Connection) -> None:
     """The process of a job."""
     os.setsid()  # Ctrl-C in the terminal goes to the sweep, which stops its runs
     log = open_log(Path(job.run))
     os.dup2(log, 1)
     os.dup2(log, 2)
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
+    if gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus
     threading.Thread(target=_follow_the_sweep, name="rlx-sweep", daemon=True).start()
     from rlx.sweep.executors.worker import work
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
-from rlx.errors import RlxError
+from rlx.errors import RankError, RlxError
 from rlx.store.runs import RunDir
 from rlx.sweep.executors.executor import Job, Result
 from rlx.track.heartbeat import HeartbeatConsole
@@ -28,14 +30,18 @@ def work(job: Job) -> Result:
         deadline = time.monotonic() + _LOCK_PATIENCE_S
         while run.is_locked() and time.monotonic() < deadline:
             time.sleep(0.1)
-        outcome = train(
-            run,
-            config,
-            overrides=[],
-            console=HeartbeatConsole(run.path),
-            wandb=None if job.mirror else "disabled",
-            should_pause=job.should_pause,
-        )
+        with _ranks(job.ranks):
+            outcome = train(
+                run,
+                config,
+                overrides=[],
+                console=HeartbeatConsole(run.path),
+                wandb=None if job.mirror else "disabled",
+                should_pause=job.should_pause,
+            )
+    except RankError as error:
+        print(f"rlx: {error}", flush=True)
+        return Result(status="lost", error=str(error), exit_code=error.exit_code)
     except RlxError as error:  # the run has logged the traceback, if the user's code raised
         print(f"rlx: {error}", flush=True)
         return Result(status="failed", error=str(error), exit_code=error.exit_code)
@@ -45,3 +51,16 @@ def work(job: Job) -> Result:
     if outcome.finished:
         return Result(status="finished")
     return Result(status="stopped" if outcome.exit_code else "paused", exit_code=outcome.exit_code)
+
+
+@contextlib.contextmanager
+def _ranks(num_ranks: int) -> Iterator[None]:
+    """Train with so many processes in the block, of which this one is the first."""
+    if num_ranks == 1:
+        yield
+        return
+    from rlx.launcher import leading_others
+    from rlx.ranks import leading
+
+    with leading_others(num_ranks), leading():
+        yield
