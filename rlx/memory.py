@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ _REFUSALS = ("can't allocate memory", "not enough memory", "out of memory", "siz
 
 
 def free_bytes() -> int | None:
-    """Memory that this process could still get, within the limit of its cgroup; None if unknown."""
+    """Memory that this process could still get, within the limit of its cgroup, if its ranks take equal parts; None if unknown."""
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024
@@ -22,7 +23,8 @@ def free_bytes() -> int | None:
     with contextlib.suppress(OSError, ValueError):
         most, used = (int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current"))
         free = min(free, max(0, most - used))
-    return free
+    ranks = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return free // max(1, int(ranks)) if ranks.isdecimal() else free
 
 
 def check_fits(num_bytes: float, what: str, *, share: float = 1.0, advice: Callable[[float], str] = lambda _: "") -> None:

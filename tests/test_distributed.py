@@ -12,7 +12,7 @@ import torch
 from gymnasium import spaces
 from ranks import on_ranks
 
-from rlx import distributed
+from rlx import distributed, memory
 from rlx.distributed import World, launched, start
 from rlx.errors import ConfigError
 from rlx.nn.networks import Network
@@ -260,3 +260,10 @@ def test_a_rank_that_has_left_is_missed(on_one_machine: bool) -> None:
     first, second = on_ranks(2, leave, on_one_machine=on_one_machine)
     assert first.startswith("LostRankError: another rank has ended or cannot be reached")
     assert second == "left"
+
+
+def test_free_memory_is_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.Path, "read_text", lambda path: "MemAvailable: 1000 kB" if path.name == "meminfo" else "max")
+    assert memory.free_bytes() == 1_024_000
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert memory.free_bytes() == 256_000
