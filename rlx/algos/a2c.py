@@ -36,7 +36,7 @@ class A2C(AblatesMemory):
         self.net = Network(spec, **config.network()).to(device)
         self.optimizer = FlatAdam(self.net, max_grad_norm=config.max_grad_norm)
         self.estimator = Estimator(kind=config.advantage.value, discount=config.discount, lam=config.gae_lambda, num_steps=config.n_step)
-        self.q = ActionAdvantage(self.net, spec, **config.trunk()) if config.advantage is Advantage.q else None
+        self.q = ActionAdvantage(self.net, spec, num_steps=config.q_steps, **config.trunk()) if config.advantage is Advantage.q else None
         self.world: World = ALONE
 
     def join(self, world: World) -> None:

@@ -49,7 +49,7 @@ class Reinforce(AblatesMemory):
             kind=config.advantage.value, discount=config.discount, num_steps=config.n_step,
             lam=config.gae_lambda if config.advantage is Advantage.gae else 1.0,
         )  # fmt: skip
-        self.q = ActionAdvantage(self.net, spec, **config.trunk()) if config.advantage is Advantage.q else None
+        self.q = ActionAdvantage(self.net, spec, num_steps=config.q_steps, **config.trunk()) if config.advantage is Advantage.q else None
         self.pending: dict[str, Tree] = {}
         self.unabsorbed = 0
         self.world: World = ALONE

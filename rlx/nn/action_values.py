@@ -29,6 +29,7 @@ class ActionAdvantage:
     Args:
         net: the actor-critic, whose inputs are used.
         spec: for messages.
+        num_steps: gradient steps of `learn`. A that is far behind is noise, which normalised advantages make as large as a signal.
         hidden_sizes, activation, layer_norm: as of `Network`.
         max_grad_norm: as of `FlatAdam`.
 
@@ -37,7 +38,15 @@ class ActionAdvantage:
     """
 
     def __init__(
-        self, net: Network, spec: EnvSpec, *, hidden_sizes: Sequence[int], activation: str, layer_norm: bool, max_grad_norm: float
+        self,
+        net: Network,
+        spec: EnvSpec,
+        *,
+        num_steps: int,
+        hidden_sizes: Sequence[int],
+        activation: str,
+        layer_norm: bool,
+        max_grad_norm: float,
     ) -> None:
         if net.records:
             raise ConfigError(f"algo.advantage=q learns Q(s, a) from vectors, and algo.memory or the encoder for env={spec.id} has weights "
@@ -45,6 +54,7 @@ class ActionAdvantage:
         if isinstance(net.head, ProductHead):
             raise ConfigError(f"algo.advantage=q needs actions of one kind, and those of env={spec.id} are "
                               f"{describe_space(spec.action_space)}; use algo.advantage=gae")  # fmt: skip
+        self.num_steps = num_steps
         self._net, self._head = net, net.head
         device = next(net.parameters()).device
         sizes = [net.encoder.num_features + action_width(net.head), *hidden_sizes, 1]
@@ -65,7 +75,12 @@ class ActionAdvantage:
 
     @torch.no_grad()
     def learn(self, inputs: Tree, action: Tensor, target: Tensor, learning_rate: float) -> Tensor:
-        """One gradient step on the mean squared error to returns minus values [N] of all ranks; returns the loss before it."""
+        """Gradient steps on the mean squared error to returns minus values [N] of all ranks; returns the loss before them."""
+        before, *_ = [self._step(inputs, action, target, learning_rate) for _ in range(self.num_steps)]
+        return before
+
+    def _step(self, inputs: Tree, action: Tensor, target: Tensor, learning_rate: float) -> Tensor:
+        """One of them; returns the loss before it."""
         self.optimizer.zero_grad()
         loss = self._gradient(inputs, action, target) if len(target) else target.new_zeros(())  # a rank may have no row
         world = self.optimizer.world

@@ -19,6 +19,8 @@ class A2CConfig(PolicyGradientConfig):
     Q(s, a) minus V(s). return, to_go and baseline are for whole episodes, which only algo=reinforce waits for."""
     n_step: int = setting(5, at_least=1, at_most=100_000, used_if="algo.advantage=nstep")
     """Rewards that are added up before the value, n; fewer where the rollout ends on the way."""
+    q_steps: int = setting(1, at_least=1, at_most=10_000, used_if="algo.advantage=q")
+    """Gradient steps on Q(s, a) for each update of the policy."""
     gae_lambda: float = setting(1.0, within="[0, 1]", used_if="algo.advantage=gae or q")
     """Trace decay of the advantage estimate, and of the returns that Q learns; 1 is the n-step return of the paper, n up to the end of the
     rollout."""

@@ -22,6 +22,8 @@ class ReinforceConfig(PolicyGradientConfig):
     two learn no V."""
     n_step: int = setting(5, at_least=1, at_most=100_000, used_if="algo.advantage=nstep")
     """Rewards that are added up before the value, n."""
+    q_steps: int = setting(20, at_least=1, at_most=10_000, used_if="algo.advantage=q")
+    """Gradient steps on Q(s, a) for each update of the policy; with 1 Q stays noise, and CartPole is never learned."""
     gae_lambda: float = setting(0.95, within="[0, 1]", used_if="algo.advantage=gae")
     """Trace decay of the advantage estimate: 1 is baseline, 0 is the error of one step."""
     value_coef: float = setting(0.5, at_least=0, used_if="algo.advantage=baseline or q or nstep or gae")
