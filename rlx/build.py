@@ -217,6 +217,11 @@ def replay_notes(algo: Algorithm, config: RunConfig) -> list[str]:
     return [f"the replay takes {num_bytes / 1e9:.1f} GB once it is full; algo.{setting} sets its length"]
 
 
+def run_notes(algo: Algorithm, spec: EnvSpec, config: RunConfig) -> list[str]:
+    """Warnings about a run that are known before it starts, whatever the number of its ranks."""
+    return image_notes(config.algo, spec) + replay_notes(algo, config) + budget_notes(config)
+
+
 def budget_notes(config: RunConfig) -> list[str]:
     """A warning where the budget ends before learning begins."""
     first, budget = getattr(config.algo, "initial_steps", 0), config.loop.total_env_steps

@@ -10,15 +10,13 @@ from typing import Any
 import torch
 
 from rlx.build import (
-    budget_notes,
     build_algorithm,
     check_ranks,
     env_factory,
     env_spec,
-    image_notes,
     known_best,
     ranks_notes,
-    replay_notes,
+    run_notes,
     setup_torch,
     spaces_in_words,
 )
@@ -99,8 +97,6 @@ def build(config: RunConfig, checkpoints: Path, device: torch.device, *, inexact
         ),
         network=algo.network_report() if isinstance(algo, ReportsNetwork) else None,
         notes=[f"env={spec.id}: {text}" for text in (env.notes if isinstance(env, HasNotes) else [])]
-        + image_notes(config.algo, spec)
-        + replay_notes(algo, config)
-        + budget_notes(config)
+        + run_notes(algo, spec, config)
         + ranks_notes(algo, config, world),
     )

@@ -32,7 +32,7 @@ from rlx.launcher import MEETING, keep_name
 from rlx.metrics import MetricBuffer
 from rlx.parts import Parts, build
 from rlx.signals import SignalHandler
-from rlx.types import Distributes, Progress
+from rlx.types import Progress
 
 _FAILED, _ENDED, _SPEAKER = "failed", "ended", "speaker"
 """Notes: why a rank failed, the exit code of rank 0, and which rank says that rank 0 has died."""
@@ -117,10 +117,8 @@ def send_work(world: World, work: Work) -> None:
 
 
 def begin_together(world: World, parts: Parts) -> None:
-    """Let the algorithms of all ranks learn together, from the weights and statistics of rank 0."""
+    """Let the algorithms of all ranks, which `build` has joined, begin with the weights and statistics of rank 0."""
     if world.size > 1:
-        assert isinstance(parts.algo, Distributes)
-        parts.algo.join(world)
         parts.algo.load_state_dict(world.broadcast(parts.algo.state_dict()))
 
 

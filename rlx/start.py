@@ -200,14 +200,12 @@ def check_parts(config: RunConfig, source: Source | None = None, *, num_ranks: i
     import gymnasium
 
     from rlx.build import (
-        budget_notes,
         build_algorithm,
         check_ranks,
         env_factory,
         env_spec,
-        image_notes,
-        replay_notes,
         resolve_device,
+        run_notes,
         spaces_in_words,
     )
     from rlx.distributed import current
@@ -226,7 +224,7 @@ def check_parts(config: RunConfig, source: Source | None = None, *, num_ranks: i
         raise ConfigError(f"env.rescale_actions=false has no effect: env={spec.id} has discrete actions; leave it out")
     algo = build_algorithm(config, spec, device)
     check_ranks(config, current().size if num_ranks is None else num_ranks)
-    notes = image_notes(config.algo, spec) + replay_notes(algo, config) + budget_notes(config)
+    notes = run_notes(algo, spec, config)
     network = algo.network_report() if isinstance(algo, ReportsNetwork) else None
     if source is None:
         return Checked(warnings=notes, network=network)

@@ -76,22 +76,22 @@ class ActionAdvantage:
     @torch.no_grad()
     def learn(self, inputs: Tree, action: Tensor, target: Tensor, learning_rate: float) -> Tensor:
         """Gradient steps on the mean squared error to returns minus values [N] of all ranks; returns the loss before them."""
-        before, *_ = [self._step(inputs, action, target, learning_rate) for _ in range(self.num_steps)]
+        features, world = self._features(inputs, action), self.optimizer.world
+        share = 1.0 if world.size == 1 else len(target) / world.sum_float64(np.array([float(len(target))]))[0]
+        before, *_ = [self._step(features, target, share, learning_rate) for _ in range(self.num_steps)]
         return before
 
-    def _step(self, inputs: Tree, action: Tensor, target: Tensor, learning_rate: float) -> Tensor:
-        """One of them; returns the loss before it."""
+    def _step(self, features: Tensor, target: Tensor, share: float, learning_rate: float) -> Tensor:
+        """One of them, on rows that are this share of those of all ranks; returns the loss before it."""
         self.optimizer.zero_grad()
-        loss = self._gradient(inputs, action, target) if len(target) else target.new_zeros(())  # a rank may have no row
-        world = self.optimizer.world
-        if world.size > 1:
-            (loss,) = self.optimizer.reduce(len(target) / world.sum_float64(np.array([float(len(target))]))[0], loss.unsqueeze(0))
+        loss = self._gradient(features, target) if len(target) else target.new_zeros(())  # a rank may have no row
+        if self.optimizer.world.size > 1:
+            (loss,) = self.optimizer.reduce(share, loss.unsqueeze(0))
         self.optimizer.step(loss, learning_rate)
         return loss
 
-    def _gradient(self, inputs: Tree, action: Tensor, target: Tensor) -> Tensor:
+    def _gradient(self, features: Tensor, target: Tensor) -> Tensor:
         """Add the gradient of the loss, and return the loss."""
-        features = self._features(inputs, action)
         out, backward = self.mlp.forward_vjp(features)
         loss, d_out = ops.value_loss(out[:, 0], target)
         backward(d_out.unsqueeze(1))
